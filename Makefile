@@ -1,0 +1,175 @@
+# tpomesh: one file that sets up, builds, tests, benches and runs everything.
+#
+#   make run            set up, build, start the mesh, ask it real questions       make stop     end it
+#   make test           set up, build, run every test (T=attention: only those whose path or case holds it)
+#   make test SAN=address|thread|undefined                                         the same under a sanitizer
+#   make parity KIT=DIR every golden case below DIR
+#   make bench B=hop    one bench of tests/bench/ (hop, cache, ask, matmul, ...)
+#   make                build only            make cuda     build/libtpo_cuda.so   make format   settle all spacing
+#   make clean
+
+CC      ?= gcc
+CXX     ?= g++
+SAN     ?=
+T       ?=
+B       ?=
+KIT     ?= tests/golden
+BUILD   := build$(if $(SAN),/$(SAN))
+
+SAN_FLAGS_address   := -fsanitize=address -fno-omit-frame-pointer
+SAN_FLAGS_undefined := -fsanitize=undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+SAN_FLAGS_thread    := -fsanitize=thread -fno-omit-frame-pointer
+SAN_FLAGS           := $(SAN_FLAGS_$(SAN))
+
+# x86-64-v2 is the floor; kernels choose wider code at run time. Other machines build the generic path.
+ARCH     := $(if $(filter x86_64,$(shell uname -m)),-march=x86-64-v2)
+# -ffp-contract=off: a fused multiply-add where the compiler feels like one would make bits depend on flags.
+CFLAGS   := -std=c11 -D_GNU_SOURCE -O2 -g $(ARCH) -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -MMD -MP $(SAN_FLAGS)
+CXXFLAGS := -std=c++17 -O2 -g $(ARCH) -Wall -Wextra -Werror -MMD -MP $(SAN_FLAGS)
+CPPFLAGS := -I. -I$(BUILD)/proto -I/usr/share/include
+LDFLAGS  := $(SAN_FLAGS) -Wl,--as-needed -Wl,-rpath,'$$ORIGIN'
+LDLIBS   := -lgrpc -lgpr -lprotobuf-c -lhiredis -ljansson -lcrypto -ldnnl -lsentencepiece -lstdc++ -luv -lyaml -lpng -ldl -lm -lpthread
+
+SERVICES := encoder router region
+PROGRAMS := $(addprefix $(BUILD)/,tpo tpo-media tpo-gateway tpo-trainer $(addprefix tpo-,$(SERVICES)))
+
+.PHONY: all build run stop test parity bench cuda format clean setup
+.DEFAULT_GOAL := all
+all: setup
+	@$(MAKE) --no-print-directory -j$$(nproc) build
+
+# --- what Debian provides -------------------------------------------------------------------------------------------------------
+# Installing is skipped where nothing is missing, so that a second `make` needs neither root nor a network.
+setup:
+	@tools/setup.sh
+
+# --- generated code -------------------------------------------------------------------------------------------------------------
+PROTOS    := $(patsubst proto/%.proto,%,$(wildcard proto/*.proto proto/google/*.proto))
+PROTO_C   := $(PROTOS:%=$(BUILD)/proto/%.pb-c.c) $(BUILD)/proto/grpc/health/v1/health.pb-c.c
+PROTO_H   := $(PROTO_C:.c=.h)
+PROTO_O   := $(PROTO_C:.c=.o)
+$(BUILD)/proto/grpc/health/v1/health.pb-c.c:
+	@mkdir -p $(BUILD)/proto
+	protoc -I/usr/share/grpc-proto --c_out=$(BUILD)/proto grpc/health/v1/health.proto
+$(BUILD)/proto/%.pb-c.c: proto/%.proto
+	@mkdir -p $(BUILD)/proto
+	protoc -Iproto --c_out=$(BUILD)/proto $*.proto
+%.pb-c.h: %.pb-c.c ;
+.SECONDARY: $(PROTO_C)
+
+# llhttp comes as C sources in Debian's node-llhttp; strict mode refuses `Host : x`.
+LLHTTP_O := $(patsubst %,$(BUILD)/llhttp/%.o,api http llhttp)
+$(BUILD)/llhttp/%.o: /usr/share/llhttp/%.c
+	@mkdir -p $(@D)
+	$(CC) -O2 -w -DLLHTTP_STRICT_MODE=1 -I/usr/share/include/llhttp $(SAN_FLAGS) -c -o $@ $<
+
+# --- objects and archives, one per folder -----------------------------------------------------------------------------------------
+objects   = $(patsubst %,$(BUILD)/obj/%.o,$(basename $(1)))
+COMMON_O  := $(call objects,$(wildcard common/*.c common/rpc/*.c common/media/*.c)) $(PROTO_O)
+KERNELS_O := $(call objects,$(wildcard kernels/*.c))
+NN_O      := $(call objects,$(wildcard nn/*.c nn/*.cc))
+HOST_O    := $(call objects,$(wildcard services/host/*.c))
+MODEL_O   := $(call objects,$(filter-out %/main.c %/rpc.c,$(foreach s,$(SERVICES),$(wildcard services/$(s)/*.c))))
+GATEWAY_O := $(call objects,$(filter-out gateway/main.c,$(wildcard gateway/*.c))) $(LLHTTP_O)
+TRAINER_O := $(call objects,$(filter-out trainer/main.c,$(wildcard trainer/*.c trainer/steps/*.c trainer/data/*.c trainer/world/*.c trainer/eval/*.c)))
+WORKER_O  := $(call objects,$(wildcard common/media/worker/*.c))
+CLI_O     := $(call objects,$(wildcard cli/*.c))
+
+ARCHIVES  := trainer gateway model host nn kernels common
+$(BUILD)/libcommon.a: $(COMMON_O)
+$(BUILD)/libkernels.a: $(KERNELS_O)
+$(BUILD)/libnn.a: $(NN_O)
+$(BUILD)/libhost.a: $(HOST_O)
+$(BUILD)/libmodel.a: $(MODEL_O)
+$(BUILD)/libgateway.a: $(GATEWAY_O)
+$(BUILD)/libtrainer.a: $(TRAINER_O)
+$(BUILD)/lib%.a:
+	@rm -f $@
+	@ar rcs $@ $^
+
+$(BUILD)/obj/%.o: %.c | $(PROTO_H)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(EXTRA) $(CPPFLAGS) -c -o $@ $<
+$(BUILD)/obj/%.o: %.cc
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) $(CPPFLAGS) -c -o $@ $<
+$(PROTO_O): %.o: %.c
+	$(CC) -std=c11 -O2 -g $(SAN_FLAGS) -I$(BUILD)/proto -c -o $@ $<
+$(PROTO_O): | $(PROTO_H)
+
+# A kernel file compiled for one instruction set says so in its name: matvec_avx512.c.
+$(BUILD)/obj/%_avx2.o:   EXTRA := $(if $(ARCH),-march=x86-64-v3)
+$(BUILD)/obj/%_avx512.o: EXTRA := $(if $(ARCH),-march=x86-64-v4 -mprefer-vector-width=512)
+
+# --- programs ---------------------------------------------------------------------------------------------------------------------
+archives = $(foreach a,$(1),$(BUILD)/lib$(a).a)
+link     = $(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(LDLIBS)
+$(BUILD)/tpo: $(CLI_O) $(call archives,common)
+	$(link)
+$(BUILD)/tpo-gateway: $(call objects,gateway/main.c) $(call archives,gateway common)
+	$(link)
+$(BUILD)/tpo-trainer: $(call objects,trainer/main.c) $(call archives,trainer model host nn kernels common)
+	$(link)
+# FFmpeg is GPL in Debian's build: this program is linked alone with it and is the only one that is (contracts.md 10).
+$(BUILD)/tpo-media: $(WORKER_O) $(call archives,common)
+	$(CC) $(LDFLAGS) -o $@ $(WORKER_O) $(BUILD)/libcommon.a -lavformat -lavcodec -lswscale -lavutil -lseccomp -lcrypto -lm -lpthread
+define service_program
+$(BUILD)/tpo-$(1): $(call objects,services/$(1)/main.c services/$(1)/rpc.c) $(call archives,model host nn kernels common)
+	$$(link)
+endef
+$(foreach s,$(SERVICES),$(eval $(call service_program,$(s))))
+
+build: $(PROGRAMS) $(BUILD)/tests/run
+-include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
+
+# --- tests: tests/**/test_X.c is a program of its own; tests/run starts one process per case ----------------------------------------
+TEST_C   := $(shell find tests -name 'test_*.c' 2>/dev/null)
+TESTS    := $(TEST_C:%.c=$(BUILD)/%)
+TEST_HELP_O := $(call objects,$(wildcard tests/support/*.c))
+BENCH_C  := $(wildcard tests/bench/bench_*.c)
+BENCHES  := $(BENCH_C:%.c=$(BUILD)/%)
+.SECONDARY: $(TEST_C:%.c=$(BUILD)/obj/%.o) $(BENCH_C:%.c=$(BUILD)/obj/%.o) $(TEST_HELP_O)
+$(BUILD)/tests/run: $(BUILD)/obj/tests/run.o
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -o $@ $^
+$(TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_HELP_O) $(call archives,$(ARCHIVES))
+	@mkdir -p $(@D)
+	$(link) -lcmocka
+$(BENCHES): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_HELP_O) $(call archives,$(ARCHIVES))
+	@mkdir -p $(@D)
+	$(link)
+$(BUILD)/tests/parity: $(BUILD)/obj/tests/parity/main.o $(call objects,$(filter-out tests/parity/main.c,$(wildcard tests/parity/*.c))) $(call archives,$(ARCHIVES))
+	@mkdir -p $(@D)
+	$(link)
+
+.PHONY: build-tests
+build-tests: build $(TESTS) $(BUILD)/tests/parity
+test: setup
+	@$(MAKE) --no-print-directory -j$$(nproc) build-tests
+	@ASAN_OPTIONS=detect_leaks=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1 TPO_BUILD=$(BUILD) $(BUILD)/tests/run $(if $(T),--only $(T)) $(TESTS)
+parity: setup
+	@$(MAKE) --no-print-directory -j$$(nproc) $(BUILD)/tests/parity
+	@$(BUILD)/tests/parity $(KIT)
+bench: setup
+	@tools/setup.sh bench
+	@$(MAKE) --no-print-directory -j$$(nproc) build $(BUILD)/tests/bench/bench_$(B)
+	@TPO_BUILD=$(BUILD) $(BUILD)/tests/bench/bench_$(B)
+
+# --- run --------------------------------------------------------------------------------------------------------------------------
+run: all
+	@tools/run.sh
+stop:
+	@[ ! -x build/tpo ] || build/tpo down
+
+# --- CUDA: one library, loaded at run time ------------------------------------------------------------------------------------------
+NVCC ?= nvcc
+CUDA_ARCHS := $(foreach a,80 90,-gencode arch=compute_$(a),code=sm_$(a))
+cuda: build/libtpo_cuda.so
+build/libtpo_cuda.so: $(wildcard kernels/*.cu kernels/*.h common/status.h)
+	@mkdir -p build
+	$(NVCC) -std=c++17 -O3 -I. $(CUDA_ARCHS) -Xcompiler -fPIC,-fvisibility=hidden,-Wall -shared -o $@ $(filter %.cu,$^) -lcublas
+
+format:
+	@git ls-files '*.c' '*.h' '*.cc' '*.cu' | xargs clang-format -i
+clean:
+	rm -rf build

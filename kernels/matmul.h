@@ -1,0 +1,33 @@
+/* matmul.h -- products with a weight stored as [out, in], the checkpoint's own layout, in place.
+ *
+ *   tpo_matmul      y (M, N)  = x (M, K) w (N, K)^T + bias (N)             prefill, encoders, training
+ *   tpo_matvec      the same for 1..16 rows, M < 17                        decode: one pass over the weights
+ *   tpo_matmul_dx   dx (M, K) = dy (M, N) w (N, K)                         gradient of x
+ *   tpo_matmul_dw   dw (N, K) = dy (M, N)^T x (M, K)                       gradient of w; bias_grad below for b
+ *
+ * `bias` may be NULL. `add` non-zero adds to what the output holds (bias included once). All f32; leading dimensions ldx, ldy, ... are
+ * the distance between rows in elements, so that a slice of a wider matrix is an operand. No operand may alias the output.
+ *
+ * A row of y (of dx) has the same bits whatever M is: rows go to the library in blocks of TPO_MATMUL_ROWS, the last one padded, and
+ * columns in panels cut by N alone. matvec has an order of its own (different bits from matmul), equal for every number of rows.
+ *
+ * TPO_EINVAL when a size is not positive or a leading dimension is too small; the output is untouched then. */
+#ifndef TPO_KERNELS_MATMUL_H
+#define TPO_KERNELS_MATMUL_H
+
+#include "kernels/stream.h"
+
+#define TPO_MATMUL_ROWS 64
+#define TPO_MATVEC_ROWS 16
+
+int tpo_matmul(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, const float *w, const float *bias, int add, int M,
+               int N, int K);
+int tpo_matvec(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, const float *w, const float *bias, int add, int M,
+               int N, int K);
+int tpo_matmul_dx(struct tpo_stream *s, float *dx, int lddx, const float *dy, int lddy, const float *w, int add, int M, int N, int K);
+int tpo_matmul_dw(struct tpo_stream *s, float *dw, const float *dy, int lddy, const float *x, int ldx, int add, int M, int N, int K);
+
+/* db (N) = sum of the rows of dy (M, N), added in row order; `add` as above. */
+int tpo_bias_grad(struct tpo_stream *s, float *db, const float *dy, int lddy, int add, int M, int N);
+
+#endif

@@ -1,0 +1,70 @@
+/* params.h -- the named tensors of one service: schema, memory, loading.
+ *
+ * A model declares its schema once (services/X: tpo_X_schema); from that one list come the check of a model folder, random weights, the
+ * loader and the export. Names and shapes are the published checkpoint's (core-model.md 7.4); linear weights are [out, in].
+ *
+ * A parameter's f32 data is the mapped file itself where that is F32, else a converted copy. Frozen and trainable parameters look alike
+ * to a model; `grad` is NULL while frozen, and otherwise the sums of the lane being run (contracts.md 8): backward only ever adds to it. */
+#ifndef TPO_NN_PARAMS_H
+#define TPO_NN_PARAMS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/status.h"
+#include "kernels/stream.h"
+
+#define TPO_NAME_MAX 128
+#define TPO_DIMS_MAX 5
+
+enum tpo_dtype { TPO_F32 = 1, TPO_BF16 = 2, TPO_F16 = 3, TPO_U8 = 4, TPO_I32 = 5, TPO_I64 = 6 }; /* numbers of proto DType */
+
+/* How a fresh tensor starts (tpo model random, and training from nothing). */
+enum tpo_init {
+    TPO_INIT_ZERO,
+    TPO_INIT_ONE,
+    TPO_INIT_NORMAL,     /* N(0, scale) */
+    TPO_INIT_FAN_IN,     /* N(0, scale / sqrt(elements / shape[0])) */
+    TPO_INIT_ORTHOGONAL, /* scale times an orthogonal matrix */
+    TPO_INIT_SINCOS_2D,  /* rows = patches of a square grid: 2-D sine-cosine table, times scale */
+};
+
+struct tpo_param {
+    char name[TPO_NAME_MAX];
+    int n_dims;
+    int64_t shape[TPO_DIMS_MAX];
+    int64_t size; /* elements */
+    bool ignored; /* checked, never read: position_ids (I64) and parts this build does not use */
+    enum tpo_init init;
+    float scale;
+    float *data; /* f32 of the stream's device; NULL until loaded, and for an ignored one */
+    float *grad; /* NULL while frozen */
+};
+
+struct tpo_params {
+    struct tpo_param **items; /* pointers stay valid as the list grows, so models keep them */
+    int n;
+    struct tpo_params_memory *memory; /* mappings and copies */
+};
+
+/* Adds a tensor to the schema and returns it; NULL when out of memory (a later load then fails with TPO_ENOMEM). shape ends with 0. */
+struct tpo_param *tpo_params_declare(struct tpo_params *p, enum tpo_init init, float scale, const int64_t *shape, const char *name_format,
+                                     ...) __attribute__((format(printf, 5, 6)));
+#define TPO_SHAPE(...) ((const int64_t[]){__VA_ARGS__, 0})
+struct tpo_param *tpo_params_find(const struct tpo_params *p, const char *name);
+
+/* Maps `folder` (model.safetensors or the shards of its index) and fills data of every declared tensor. `stage` is the owner in the prefix
+ * table (common/prefixes.h). FAILED_PRECONDITION naming the tensor when one is missing, extra, misshapen or mistyped. */
+int tpo_params_load(struct tpo_params *p, struct tpo_stream *s, const char *folder, const char *stage, struct tpo_error *err);
+
+/* Fresh memory, every tensor by its init; the values of a tensor depend on (seed, name) alone. */
+int tpo_params_random(struct tpo_params *p, struct tpo_stream *s, uint64_t seed, struct tpo_error *err);
+
+/* SHA-256 in hex over (name, dtype, shape, SHA-256 of data) of what this service owns, contracts.md 5; out holds 72 bytes.
+ * A folder with manifest.json is not read; headers_only marks the digest with "header:". */
+int tpo_params_digest(char out[72], const char *folder, const char *stage, bool headers_only, struct tpo_error *err);
+
+void tpo_params_free(struct tpo_params *p, struct tpo_stream *s);
+
+#endif

@@ -1,0 +1,91 @@
+/* learner.h -- one protocol for all that train (contracts.md 7), as a struct of functions with two implementations: direct calls into a model
+ * of this process (tpo_learner_open_direct) and, over the mesh, a gRPC stub of learner.proto. The trainer sees nothing else.
+ *
+ * A step: Forward and Backward for every micro-batch, then Norms, Prepare, Commit. Gradients of micro-batch m of M add into lane
+ * floor(m * lanes / M) in index order; Norms folds the lanes as a binary tree, so replicas and one process sum alike.
+ * Optimiser state (f32 weights, moments) lives behind the learner; Prepare writes version v+1 beside v and Commit swaps. */
+#ifndef TPO_SERVICES_HOST_LEARNER_H
+#define TPO_SERVICES_HOST_LEARNER_H
+
+#include "nn/model.h"
+
+struct tpo_key {
+    char run[64];
+    uint64_t step, version;
+    uint32_t micro_batch;
+};
+
+enum tpo_optimiser { TPO_ADAMW, TPO_MUON };
+
+struct tpo_group {
+    char name[32];
+    const char *const *patterns; /* tensor names; a `*` matches any run of characters; the first group that matches owns the tensor */
+    int n_patterns;
+    enum tpo_optimiser optimiser;
+    float beta1, beta2, eps, weight_decay;
+    bool clipped; /* whether the global norm counts it and the clip factor scales it */
+};
+
+struct tpo_loss_weight {
+    const char *name;
+    float weight;
+};
+
+struct tpo_plan {
+    uint64_t seed;
+    int lanes, micro_batches;
+    const struct tpo_group *groups;
+    int n_groups;
+    const struct tpo_loss_weight *losses;
+    int n_losses;
+};
+
+struct tpo_begun {
+    char instance[64];
+    uint64_t version, prepared_step;
+    int tapes;
+};
+
+/* What Forward answers: tensors and losses, readable until the next call with another key. */
+struct tpo_forwarded {
+    struct tpo_named_tensor outputs[TPO_PORTS_MAX];
+    int n_outputs;
+    struct {
+        const char *name;
+        float value;
+    } losses[TPO_PORTS_MAX];
+    int n_losses;
+    const struct tpo_row *rows;
+    int n_rows;
+};
+
+struct tpo_norm {
+    const char *name; /* tensor */
+    int group;        /* index into plan.groups */
+    double squared;
+};
+
+struct tpo_learner {
+    const char *stage;
+    void *self;
+    int (*begin)(void *self, const char *run, const struct tpo_plan *plan, struct tpo_begun *out, struct tpo_error *err);
+    int (*forward)(void *self, const struct tpo_key *key, const struct tpo_sample *samples, int n_samples, const struct tpo_named_tensor *inputs,
+                   int n_inputs, const char *const *wants, int n_wants, struct tpo_forwarded *out, struct tpo_error *err);
+    /* gradients of outputs in; gradients of the wanted inputs out, in `inputs_out` (n_wants entries). Weights of the losses come from the plan. */
+    int (*backward)(void *self, const struct tpo_key *key, const struct tpo_named_tensor *gradients, int n_gradients,
+                    struct tpo_named_tensor *inputs_out, int *n_inputs_out, struct tpo_error *err);
+    int (*norms)(void *self, const struct tpo_key *key, const struct tpo_norm **out, int *n, struct tpo_error *err);
+    int (*prepare)(void *self, const struct tpo_key *key, float clip, const float *rates, struct tpo_error *err);
+    int (*commit)(void *self, const struct tpo_key *key, struct tpo_error *err);
+    int (*abort)(void *self, const struct tpo_key *key, struct tpo_error *err);
+    /* Every trainable tensor and its moments, one call per part ("weight", "m", "v"), in name order. */
+    int (*export_state)(void *self, int (*sink)(void *arg, const char *part, const struct tpo_named_tensor *x), void *arg, struct tpo_error *err);
+    int (*import_state)(void *self, uint64_t version, const char *part, const struct tpo_named_tensor *x, struct tpo_error *err);
+    int (*end)(void *self, struct tpo_error *err);
+    void (*close)(void *self);
+};
+
+/* The model is borrowed; its parameters that a group of the plan matches become trainable at begin. */
+int tpo_learner_open_direct(struct tpo_learner *out, struct tpo_model *model, struct tpo_stream *s, struct tpo_error *err);
+
+#endif

@@ -1,0 +1,139 @@
+/* run.c -- starts one process per test case, each with a time limit and a directory of its own, some at a time, and counts.
+ *
+ *   run [--only TEXT] [--jobs N] [--seconds S] TEST_PROGRAM...
+ *
+ * A line per case as it ends; the output of failed cases; `N passed, N failed` last. The exit status is the verdict. */
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+struct job {
+    const char *program;
+    char name[128];
+    pid_t pid;
+    double started;
+    char dir[64];
+};
+
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static int remove_one(const char *path, const struct stat *st, int flag, struct FTW *ftw)
+{
+    (void)st, (void)flag, (void)ftw;
+    return remove(path);
+}
+
+static int list_cases(const char *program, const char *only, struct job **jobs, int n)
+{
+    char command[PATH_MAX + 16], line[128];
+    snprintf(command, sizeof(command), "%s --list", program);
+    FILE *list = popen(command, "r");
+    while (list != NULL && fgets(line, sizeof(line), list) != NULL) {
+        line[strcspn(line, "\n")] = '\0';
+        if (only != NULL && strstr(program, only) == NULL && strstr(line, only) == NULL) continue;
+        *jobs = realloc(*jobs, (size_t)(n + 1) * sizeof(**jobs));
+        (*jobs)[n] = (struct job){.program = program};
+        snprintf((*jobs)[n].name, sizeof((*jobs)[n].name), "%s", line);
+        n++;
+    }
+    if (list == NULL || pclose(list) != 0) {
+        fprintf(stderr, "run: %s --list failed\n", program);
+        exit(2);
+    }
+    return n;
+}
+
+static void start(struct job *j)
+{
+    char path[PATH_MAX];
+    if (realpath(j->program, path) == NULL) exit(2);
+    snprintf(j->dir, sizeof(j->dir), "/tmp/tpo-test-XXXXXX");
+    if (mkdtemp(j->dir) == NULL) exit(2);
+    j->started = now_s();
+    fflush(stdout);
+    j->pid = fork();
+    if (j->pid != 0) return;
+    /* A group of its own, so that a time-out also ends what the case started. */
+    setpgid(0, 0);
+    if (chdir(j->dir) != 0) _exit(2);
+    int out = open("output.log", O_CREAT | O_WRONLY | O_TRUNC, 0644);
+    dup2(out, 1);
+    dup2(out, 2);
+    execl(path, path, j->name, (char *)NULL);
+    _exit(127);
+}
+
+static void print_log(const struct job *j)
+{
+    char path[96], line[4096];
+    snprintf(path, sizeof(path), "%s/output.log", j->dir);
+    FILE *log = fopen(path, "r");
+    while (log != NULL && fgets(line, sizeof(line), log) != NULL) printf("    %s", line);
+    if (log != NULL) fclose(log);
+}
+
+static int finish(struct job *j, int status, int timed_out)
+{
+    int ok = !timed_out && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    const char *base = strrchr(j->program, '/');
+    printf("%-6s %s %s (%.2f s)%s\n", ok ? "ok" : "FAILED", base != NULL ? base + 1 : j->program, j->name, now_s() - j->started,
+           timed_out ? " time limit" : "");
+    if (!ok) print_log(j);
+    kill(-j->pid, SIGKILL); /* whatever it left running */
+    nftw(j->dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    return ok;
+}
+
+int main(int argc, char **argv)
+{
+    const char *only = NULL;
+    int n_parallel = (int)sysconf(_SC_NPROCESSORS_ONLN), n = 0, i = 1;
+    double limit_s = 300;
+    struct job *jobs = NULL;
+    for (; i + 1 < argc && strncmp(argv[i], "--", 2) == 0; i += 2) {
+        if (strcmp(argv[i], "--only") == 0) only = argv[i + 1];
+        if (strcmp(argv[i], "--jobs") == 0) n_parallel = atoi(argv[i + 1]);
+        if (strcmp(argv[i], "--seconds") == 0) limit_s = atof(argv[i + 1]);
+    }
+    char cwd[PATH_MAX], build[PATH_MAX];
+    if (getcwd(cwd, sizeof(cwd)) == NULL) return 2;
+    setenv("TPO_SOURCE", cwd, 1);
+    if (realpath(getenv("TPO_BUILD") != NULL ? getenv("TPO_BUILD") : "build", build) != NULL) setenv("TPO_BUILD", build, 1);
+    for (; i < argc; i++) n = list_cases(argv[i], only, &jobs, n);
+
+    int next = 0, running = 0, passed = 0, failed = 0;
+    while (next < n || running > 0) {
+        while (running < n_parallel && next < n) start(&jobs[next++]), running++;
+        usleep(5000);
+        for (int k = 0; k < next; k++) {
+            int status = 0, timed_out = 0;
+            if (jobs[k].pid == 0) continue;
+            if (waitpid(jobs[k].pid, &status, WNOHANG) == 0) {
+                if (now_s() - jobs[k].started < limit_s) continue;
+                kill(-jobs[k].pid, SIGKILL);
+                waitpid(jobs[k].pid, &status, 0);
+                timed_out = 1;
+            }
+            if (finish(&jobs[k], status, timed_out)) passed++;
+            else failed++;
+            jobs[k].pid = 0;
+            running--;
+        }
+    }
+    free(jobs);
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed == 0 && passed > 0 ? 0 : 1;
+}
