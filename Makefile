@@ -4,6 +4,7 @@
 #   make test           set up, build, run every test (T=attention: only those whose path or case holds it)
 #   make test SAN=address|thread|undefined                                         the same under a sanitizer
 #   make parity KIT=DIR every golden case below DIR
+#   make fuzz           every fuzzer of tests/fuzz/ for SECONDS_EACH
 #   make bench B=hop    one bench of tests/bench/ (hop, cache, ask, matmul, ...)
 #   make                build only            make cuda     build/libtpo_cuda.so   make format   settle all spacing
 #   make clean
@@ -14,11 +15,16 @@ SAN     ?=
 T       ?=
 B       ?=
 KIT     ?= tests/golden
+SECONDS_EACH ?= 60
+V       ?=
+# One short line per command; V=1 shows the commands.
+say     = $(if $(V),,@printf '  %-6s %s\n' '$(1)' '$(patsubst $(BUILD)/%,%,$@)';)
 BUILD   := build$(if $(SAN),/$(SAN))
 
 SAN_FLAGS_address   := -fsanitize=address -fno-omit-frame-pointer
 SAN_FLAGS_undefined := -fsanitize=undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SAN_FLAGS_thread    := -fsanitize=thread -fno-omit-frame-pointer
+SAN_FLAGS_fuzzer    := -fsanitize=fuzzer-no-link,address -fno-omit-frame-pointer
 SAN_FLAGS           := $(SAN_FLAGS_$(SAN))
 
 # x86-64-v2 is the floor; kernels choose wider code at run time. Other machines build the generic path.
@@ -33,7 +39,7 @@ LDLIBS   := -lgrpc -lgpr -lprotobuf-c -lhiredis -ljansson -lcrypto -ldnnl -lsent
 SERVICES := encoder router region
 PROGRAMS := $(addprefix $(BUILD)/,tpo tpo-media tpo-gateway tpo-trainer $(addprefix tpo-,$(SERVICES)))
 
-.PHONY: all build run stop test parity bench cuda format clean setup
+.PHONY: all build run stop test parity bench fuzz cuda format clean setup
 .DEFAULT_GOAL := all
 all: setup
 	@$(MAKE) --no-print-directory -j$$(nproc) build
@@ -50,10 +56,10 @@ PROTO_H   := $(PROTO_C:.c=.h)
 PROTO_O   := $(PROTO_C:.c=.o)
 $(BUILD)/proto/grpc/health/v1/health.pb-c.c:
 	@mkdir -p $(BUILD)/proto
-	protoc -I/usr/share/grpc-proto --c_out=$(BUILD)/proto grpc/health/v1/health.proto
+	$(call say,PROTO)protoc -I/usr/share/grpc-proto --c_out=$(BUILD)/proto grpc/health/v1/health.proto
 $(BUILD)/proto/%.pb-c.c: proto/%.proto
 	@mkdir -p $(BUILD)/proto
-	protoc -Iproto --c_out=$(BUILD)/proto $*.proto
+	$(call say,PROTO)protoc -Iproto --c_out=$(BUILD)/proto $*.proto
 %.pb-c.h: %.pb-c.c ;
 .SECONDARY: $(PROTO_C)
 
@@ -61,7 +67,7 @@ $(BUILD)/proto/%.pb-c.c: proto/%.proto
 LLHTTP_O := $(patsubst %,$(BUILD)/llhttp/%.o,api http llhttp)
 $(BUILD)/llhttp/%.o: /usr/share/llhttp/%.c
 	@mkdir -p $(@D)
-	$(CC) -O2 -w -DLLHTTP_STRICT_MODE=1 -I/usr/share/include/llhttp $(SAN_FLAGS) -c -o $@ $<
+	$(call say,CC)$(CC) -O2 -w -DLLHTTP_STRICT_MODE=1 -I/usr/share/include/llhttp $(SAN_FLAGS) -c -o $@ $<
 
 # --- objects and archives, one per folder -----------------------------------------------------------------------------------------
 objects   = $(patsubst %,$(BUILD)/obj/%.o,$(basename $(1)))
@@ -89,12 +95,12 @@ $(BUILD)/lib%.a:
 
 $(BUILD)/obj/%.o: %.c | $(PROTO_H)
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(EXTRA) $(CPPFLAGS) -c -o $@ $<
+	$(call say,CC)$(CC) $(CFLAGS) $(EXTRA) $(CPPFLAGS) -c -o $@ $<
 $(BUILD)/obj/%.o: %.cc
 	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS) $(CPPFLAGS) -c -o $@ $<
+	$(call say,CXX)$(CXX) $(CXXFLAGS) $(CPPFLAGS) -c -o $@ $<
 $(PROTO_O): %.o: %.c
-	$(CC) -std=c11 -O2 -g $(SAN_FLAGS) -I$(BUILD)/proto -c -o $@ $<
+	$(call say,CC)$(CC) -std=c11 -O2 -g $(SAN_FLAGS) -I$(BUILD)/proto -c -o $@ $<
 $(PROTO_O): | $(PROTO_H)
 
 # A kernel file compiled for one instruction set says so in its name: matvec_avx512.c.
@@ -103,7 +109,7 @@ $(BUILD)/obj/%_avx512.o: EXTRA := $(if $(ARCH),-march=x86-64-v4 -mprefer-vector-
 
 # --- programs ---------------------------------------------------------------------------------------------------------------------
 archives = $(foreach a,$(1),$(BUILD)/lib$(a).a)
-link     = $(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(LDLIBS)
+link     = $(call say,LINK)$(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(LDLIBS)
 $(BUILD)/tpo: $(CLI_O) $(call archives,common)
 	$(link)
 $(BUILD)/tpo-gateway: $(call objects,gateway/main.c) $(call archives,gateway common)
@@ -112,7 +118,7 @@ $(BUILD)/tpo-trainer: $(call objects,trainer/main.c) $(call archives,trainer mod
 	$(link)
 # FFmpeg is GPL in Debian's build: this program is linked alone with it and is the only one that is (contracts.md 10).
 $(BUILD)/tpo-media: $(WORKER_O) $(call archives,common)
-	$(CC) $(LDFLAGS) -o $@ $(WORKER_O) $(BUILD)/libcommon.a -lavformat -lavcodec -lswscale -lavutil -lseccomp -lcrypto -lm -lpthread
+	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $(WORKER_O) $(BUILD)/libcommon.a -lavformat -lavcodec -lswscale -lavutil -lseccomp -lcrypto -lm -lpthread
 define service_program
 $(BUILD)/tpo-$(1): $(call objects,services/$(1)/main.c services/$(1)/rpc.c) $(call archives,model host nn kernels common)
 	$$(link)
@@ -131,7 +137,7 @@ BENCHES  := $(BENCH_C:%.c=$(BUILD)/%)
 .SECONDARY: $(TEST_C:%.c=$(BUILD)/obj/%.o) $(BENCH_C:%.c=$(BUILD)/obj/%.o) $(TEST_HELP_O)
 $(BUILD)/tests/run: $(BUILD)/obj/tests/run.o
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -o $@ $^
+	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^
 $(TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_HELP_O) $(call archives,$(ARCHIVES))
 	@mkdir -p $(@D)
 	$(link) -lcmocka
@@ -155,6 +161,18 @@ bench: setup
 	@$(MAKE) --no-print-directory -j$$(nproc) build $(BUILD)/tests/bench/bench_$(B)
 	@TPO_BUILD=$(BUILD) $(BUILD)/tests/bench/bench_$(B)
 
+# --- fuzzers: tests/fuzz/fuzz_X.c holds LLVMFuzzerTestOneInput; everything is compiled by clang with coverage ------------------------
+FUZZERS  := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.c))
+$(FUZZERS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(call archives,$(ARCHIVES))
+	@mkdir -p $(@D)
+	$(call say,LINK)$(CC) -fsanitize=fuzzer,address -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(LDLIBS)
+.PHONY: fuzzers
+fuzzers: $(FUZZERS)
+fuzz: setup
+	@tools/setup.sh fuzz
+	@$(MAKE) --no-print-directory -j$$(nproc) fuzzers SAN=fuzzer CC=clang CXX=clang++
+	@tools/fuzz.sh $(SECONDS_EACH) build/fuzzer/tests/fuzz/fuzz_*
+
 # --- run --------------------------------------------------------------------------------------------------------------------------
 run: all
 	@tools/run.sh
@@ -167,7 +185,7 @@ CUDA_ARCHS := $(foreach a,80 90,-gencode arch=compute_$(a),code=sm_$(a))
 cuda: build/libtpo_cuda.so
 build/libtpo_cuda.so: $(wildcard kernels/*.cu kernels/*.h common/status.h)
 	@mkdir -p build
-	$(NVCC) -std=c++17 -O3 -I. $(CUDA_ARCHS) -Xcompiler -fPIC,-fvisibility=hidden,-Wall -shared -o $@ $(filter %.cu,$^) -lcublas
+	$(call say,NVCC)$(NVCC) -std=c++17 -O3 -I. $(CUDA_ARCHS) -Xcompiler -fPIC,-fvisibility=hidden,-Wall -shared -o $@ $(filter %.cu,$^) -lcublas
 
 format:
 	@git ls-files '*.c' '*.h' '*.cc' '*.cu' | xargs clang-format -i
