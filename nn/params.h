@@ -27,7 +27,10 @@ enum tpo_init {
     TPO_INIT_NORMAL,     /* N(0, scale) */
     TPO_INIT_FAN_IN,     /* N(0, scale / sqrt(elements / shape[0])) */
     TPO_INIT_ORTHOGONAL, /* scale times an orthogonal matrix */
-    TPO_INIT_SINCOS_2D,  /* rows = patches of a square grid: 2-D sine-cosine table, times scale */
+    TPO_INIT_SINCOS_2D,  /* 2-D sine-cosine table, times scale. Rows (all dimensions but the last) are the cells, row by row, of the squarest grid
+                            that has at least as many columns as rows: 64 is 8 x 8, 32 is 8 columns x 4 rows */
+    TPO_INIT_NORMAL_LATER, /* N(0, scale), the first row zero: a table of frames */
+    TPO_INIT_BOX,        /* (4): .5 - scale, .5 - scale, .5 + scale, .5 + scale */
 };
 
 struct tpo_param {
@@ -38,6 +41,8 @@ struct tpo_param {
     bool ignored; /* checked, never read: position_ids (I64) and parts this build does not use */
     enum tpo_init init;
     float scale;
+    const struct tpo_param *like; /* NULL, or draw ORTHOGONAL from this tensor's name instead of the own one, so that both start equal; */
+    bool like_transposed;         /* and transposed */
     float *data; /* f32 of the stream's device; NULL until loaded, and for an ignored one */
     float *grad; /* NULL while frozen */
 };

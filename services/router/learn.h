@@ -1,0 +1,22 @@
+/* learn.h -- the router's training forward pass: samples with their conversations in, e and losses out (core-model.md 6, small-model.md 1.1).
+ *
+ * Every conversation of a sample is packed behind one visual prefix: segment 0 is everything up to and including the visual block and is shared,
+ * conversation i is segment i + 1, sees the prefix and itself, and its positions go on from the prefix's end. */
+#ifndef TPO_SERVICES_ROUTER_LEARN_H
+#define TPO_SERVICES_ROUTER_LEARN_H
+
+#include "nn/model.h"
+#include "services/router/decoder.h"
+
+struct tpo_tokenizer; /* nn/tokenizer.h */
+
+struct tpo_router_learn {
+    struct tpo_model model; /* what tpo_router_model answers */
+    struct tpo_decoder *decoder;
+    struct tpo_tokenizer *tokenizer;
+};
+
+/* All borrowed; owns no memory, so there is nothing to close. */
+void tpo_router_learn_open(struct tpo_router_learn *l, struct tpo_decoder *d, struct tpo_params *p, struct tpo_tokenizer *tokenizer);
+
+#endif
