@@ -12,13 +12,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/dtype.h"
 #include "common/status.h"
 #include "kernels/stream.h"
 
 #define TPO_NAME_MAX 128
 #define TPO_DIMS_MAX 5
-
-enum tpo_dtype { TPO_F32 = 1, TPO_BF16 = 2, TPO_F16 = 3, TPO_U8 = 4, TPO_I32 = 5, TPO_I64 = 6 }; /* numbers of proto DType */
 
 /* How a fresh tensor starts (tpo model random, and training from nothing). */
 enum tpo_init {
@@ -62,6 +61,12 @@ struct tpo_param *tpo_params_find(const struct tpo_params *p, const char *name);
 /* Maps `folder` (model.safetensors or the shards of its index) and fills data of every declared tensor. `stage` is the owner in the prefix
  * table (common/prefixes.h). FAILED_PRECONDITION naming the tensor when one is missing, extra, misshapen or mistyped. */
 int tpo_params_load(struct tpo_params *p, struct tpo_stream *s, const char *folder, const char *stage, struct tpo_error *err);
+
+/* Compares the schema with files (common/safetensors.h): every missing, misshapen or mistyped tensor, and every extra one (under a prefix of
+ * `stage` but not in the schema, or under no prefix), goes to on_fault as a sentence that starts with its name. Stops when that is not TPO_OK. */
+struct tpo_safetensors;
+int tpo_params_match(const struct tpo_params *p, const struct tpo_safetensors *files, const char *stage,
+                     int (*on_fault)(void *owner, const char *text), void *owner);
 
 /* Fresh memory, every tensor by its init; the values of a tensor depend on (seed, name) alone. */
 int tpo_params_random(struct tpo_params *p, struct tpo_stream *s, uint64_t seed, struct tpo_error *err);

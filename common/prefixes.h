@@ -1,0 +1,15 @@
+/* prefixes.h -- which service owns a tensor, by the start of its name (contracts.md 5).
+ *
+ * One table holds every prefix of the published checkpoint (core-model.md 7.1), heads that are not built yet and tensors that nothing
+ * reads included, and `ext.SERVICE.` for what the published model lacks. A name under none of them belongs to no model of ours. */
+#ifndef TPO_COMMON_PREFIXES_H
+#define TPO_COMMON_PREFIXES_H
+
+/* "encoder", "router", "region", "temporal", "mask"; "dead" for published tensors that nothing uses; NULL when the name is under no
+ * prefix. The answer is a literal. */
+const char *tpo_prefix_owner(const char *tensor_name);
+
+/* Row i of the table; NULL past the end. A prefix that ends with '.' covers all names that start so, any other one that name alone. */
+const char *tpo_prefix_at(int i, const char **owner);
+
+#endif
