@@ -13,14 +13,14 @@
 #include <unistd.h>
 
 #define HEADER_BYTES_MAX 100000000u /* the format's own bound */
-#define FAULTS_MAX 4096
-#define INDEX_NAME "model.safetensors.index.json"
+#define FAULTS_MAX       4096
+#define INDEX_NAME       "model.safetensors.index.json"
 
 struct mapping {
     const uint8_t *bytes;
     size_t size;
     bool borrowed;
-    char *name; /* base name */
+    char *name;     /* base name */
     json_t *header; /* the entries' names live in its keys */
 };
 
@@ -102,8 +102,9 @@ static const char *parse_entry(struct tpo_entry *e, const json_t *value, const u
     const char *key;
     json_t *item;
     if (!json_is_object(value)) return "its description is not an object";
-    json_object_foreach ((json_t *)value, key, item)
-        if (strcmp(key, "dtype") != 0 && strcmp(key, "shape") != 0 && strcmp(key, "data_offsets") != 0) return "an unknown key beside dtype, shape and data_offsets";
+    json_object_foreach((json_t *)value, key,
+                        item) if (strcmp(key, "dtype") != 0 && strcmp(key, "shape") != 0 &&
+                                  strcmp(key, "data_offsets") != 0) return "an unknown key beside dtype, shape and data_offsets";
     const char *dtype = json_string_value(json_object_get(value, "dtype"));
     e->dtype = dtype != NULL ? tpo_dtype_parse(dtype) : 0;
     if (e->dtype == 0) return "its dtype is none of F32, BF16, F16, U8, I32, I64";
@@ -115,7 +116,8 @@ static const char *parse_entry(struct tpo_entry *e, const json_t *value, const u
     json_int_t begin = json_integer_value(b), end = json_integer_value(t), bytes;
     if (begin < 0 || end < begin) return "data_offsets run backwards";
     if ((uint64_t)end > data_bytes) return "data_offsets point past the end of the file";
-    if (__builtin_mul_overflow(e->size, (int64_t)tpo_dtype_size(e->dtype), &bytes) || bytes != end - begin) return "shape and data_offsets tell different sizes";
+    if (__builtin_mul_overflow(e->size, (int64_t)tpo_dtype_size(e->dtype), &bytes) || bytes != end - begin)
+        return "shape and data_offsets tell different sizes";
     e->size_bytes = (size_t)bytes;
     e->data = data + begin;
     return NULL;
@@ -134,7 +136,8 @@ static int by_name(const void *a, const void *b)
 }
 
 /* No overlap and no hole: a byte of the data belongs to exactly one tensor. `items` are those of one file. */
-static int check_cover(struct tpo_safetensors *s, const char *file, struct tpo_entry *items, int n, const uint8_t *data, uint64_t data_bytes)
+static int check_cover(struct tpo_safetensors *s, const char *file, struct tpo_entry *items, int n, const uint8_t *data,
+                       uint64_t data_bytes)
 {
     int rc = TPO_OK;
     const uint8_t *at = data;
@@ -142,13 +145,16 @@ static int check_cover(struct tpo_safetensors *s, const char *file, struct tpo_e
     for (int i = 0; i < n && rc == TPO_OK; i++) {
         const uint8_t *begin = items[i].data;
         if (begin < at)
-            rc = fault(s, TPO_FAILED_PRECONDITION, "%s: %s: its bytes overlap those of %s", file, items[i].name, items[i > 0 ? i - 1 : 0].name);
+            rc = fault(s, TPO_FAILED_PRECONDITION, "%s: %s: its bytes overlap those of %s", file, items[i].name,
+                       items[i > 0 ? i - 1 : 0].name);
         else if (begin > at)
-            rc = fault(s, TPO_FAILED_PRECONDITION, "%s: %s: %zu bytes before it belong to no tensor", file, items[i].name, (size_t)(begin - at));
+            rc = fault(s, TPO_FAILED_PRECONDITION, "%s: %s: %zu bytes before it belong to no tensor", file, items[i].name,
+                       (size_t)(begin - at));
         if (begin + items[i].size_bytes > at) at = begin + items[i].size_bytes;
     }
     if (rc == TPO_OK && at != data + data_bytes)
-        rc = fault(s, TPO_FAILED_PRECONDITION, "%s: the last %zu bytes belong to no tensor", file, (size_t)(data + data_bytes - at));
+        rc =
+            fault(s, TPO_FAILED_PRECONDITION, "%s: the last %zu bytes belong to no tensor", file, (size_t)(data + data_bytes - at));
     return rc;
 }
 
@@ -160,7 +166,8 @@ static int read_header(struct tpo_safetensors *s, struct mapping *m)
     uint64_t length = 0;
     for (int i = 0; i < 8; i++) length |= (uint64_t)m->bytes[i] << (8 * i);
     if (length > HEADER_BYTES_MAX || length > m->size - 8)
-        return fault(s, TPO_FAILED_PRECONDITION, "%s: a header of %llu bytes in a file of %zu", m->name, (unsigned long long)length, m->size);
+        return fault(s, TPO_FAILED_PRECONDITION, "%s: a header of %llu bytes in a file of %zu", m->name, (unsigned long long)length,
+                     m->size);
     m->header = parse_object(s, m->name, (const char *)m->bytes + 8, (size_t)length, &rc);
     if (m->header == NULL) return rc;
 
@@ -172,7 +179,8 @@ static int read_header(struct tpo_safetensors *s, struct mapping *m)
     s->items = grown;
     const char *key;
     json_t *value;
-    json_object_foreach (m->header, key, value) {
+    json_object_foreach(m->header, key, value)
+    {
         if (strcmp(key, "__metadata__") == 0) continue;
         struct tpo_entry *e = &s->items[s->n + sound];
         memset(e, 0, sizeof(*e));
@@ -217,7 +225,8 @@ static int read_file(struct tpo_safetensors *s, const char *path)
         int why = errno;
         bool regular = fd < 0;
         if (fd >= 0) close(fd);
-        return fault(s, why == ENOENT && regular ? TPO_NOT_FOUND : TPO_FAILED_PRECONDITION, "%s: %s", m->name, regular ? strerror(why) : "not a file");
+        return fault(s, why == ENOENT && regular ? TPO_NOT_FOUND : TPO_FAILED_PRECONDITION, "%s: %s", m->name,
+                     regular ? strerror(why) : "not a file");
     }
     m->size = (size_t)st.st_size;
     if (m->size > 0) {
@@ -243,7 +252,8 @@ static int read_shards(struct tpo_safetensors *s, const char *folder, const json
     const char *name;
     json_t *file;
     int rc = TPO_OK;
-    json_object_foreach ((json_t *)map, name, file) {
+    json_object_foreach((json_t *)map, name, file)
+    {
         const char *shard = json_string_value(file);
         char path[4096];
         if (shard == NULL || shard[0] == '\0' || shard[0] == '.' || strchr(shard, '/') != NULL) {
@@ -273,10 +283,12 @@ static int check_index(struct tpo_safetensors *s, const json_t *map)
         else if (strcmp(shard, s->items[i].file) != 0)
             rc = fault(s, TPO_FAILED_PRECONDITION, "%s: %s: the index puts it into %s", s->items[i].file, s->items[i].name, shard);
     }
-    json_object_foreach ((json_t *)map, name, file) {
+    json_object_foreach((json_t *)map, name, file)
+    {
         if (rc != TPO_OK) return rc;
         if (tpo_safetensors_find(s, name) == NULL)
-            rc = fault(s, TPO_FAILED_PRECONDITION, "%s: %s: missing, the index promises it", json_is_string(file) ? json_string_value(file) : INDEX_NAME, name);
+            rc = fault(s, TPO_FAILED_PRECONDITION, "%s: %s: missing, the index promises it",
+                       json_is_string(file) ? json_string_value(file) : INDEX_NAME, name);
     }
     return rc;
 }

@@ -38,8 +38,8 @@ static json_t *describe(const struct tpo_entry *e, uint64_t *at)
         bytes *= (uint64_t)e->shape[i];
         json_array_append_new(shape, json_integer(e->shape[i]));
     }
-    json_t *row = json_pack("{s:s, s:o, s:[I, I]}", "dtype", tpo_dtype_name(e->dtype), "shape", shape, "data_offsets", (json_int_t)*at,
-                            (json_int_t)(*at + bytes));
+    json_t *row = json_pack("{s:s, s:o, s:[I, I]}", "dtype", tpo_dtype_name(e->dtype), "shape", shape, "data_offsets",
+                            (json_int_t)*at, (json_int_t)(*at + bytes));
     *at += bytes;
     return row;
 }
@@ -111,7 +111,8 @@ fail:
 int tpo_safetensors_put(struct tpo_safetensors_writer *w, const void *data, size_t bytes, struct tpo_error *err)
 {
     if (bytes > w->left) return tpo_fail(err, TPO_INVALID_ARGUMENT, "write", "%s: more data than its header tells", w->path);
-    if (write_all(w->fd, data, bytes) != 0) return tpo_fail(err, TPO_FAILED_PRECONDITION, "write", "%s: %s", w->part, strerror(errno));
+    if (write_all(w->fd, data, bytes) != 0)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "write", "%s: %s", w->part, strerror(errno));
     w->left -= bytes;
     return TPO_OK;
 }
@@ -119,7 +120,8 @@ int tpo_safetensors_put(struct tpo_safetensors_writer *w, const void *data, size
 int tpo_safetensors_finish(struct tpo_safetensors_writer *w, struct tpo_error *err)
 {
     int rc = TPO_OK;
-    if (w->left != 0) rc = tpo_fail(err, TPO_INVALID_ARGUMENT, "write", "%s: %llu bytes are missing", w->path, (unsigned long long)w->left);
+    if (w->left != 0)
+        rc = tpo_fail(err, TPO_INVALID_ARGUMENT, "write", "%s: %llu bytes are missing", w->path, (unsigned long long)w->left);
     if (rc == TPO_OK && (fsync(w->fd) != 0 || rename(w->part, w->path) != 0))
         rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "write", "%s: %s", w->path, strerror(errno));
     if (rc == TPO_OK) {

@@ -35,7 +35,8 @@ static int append(struct tpo_params *p, struct tpo_param *item)
     return TPO_OK;
 }
 
-struct tpo_param *tpo_params_declare(struct tpo_params *p, enum tpo_init init, float scale, const int64_t *shape, const char *name_format, ...)
+struct tpo_param *tpo_params_declare(struct tpo_params *p, enum tpo_init init, float scale, const int64_t *shape,
+                                     const char *name_format, ...)
 {
     struct tpo_params_memory *m = memory_of(p);
     struct tpo_param *item = m != NULL ? calloc(1, sizeof(*item)) : NULL;
@@ -141,15 +142,16 @@ int tpo_params_match(const struct tpo_params *p, const struct tpo_safetensors *f
         if (wrong == NULL) continue;
         shape_text(want, sizeof(want), p->items[i]->shape, p->items[i]->n_dims);
         if (e != NULL) shape_text(have, sizeof(have), e->shape, e->n_dims);
-        snprintf(text, sizeof(text), "%s %s: %s %s, the config asks for %s", p->items[i]->name, wrong, e != NULL ? tpo_dtype_name(e->dtype) : "nothing",
-                 e != NULL ? have : "there", want);
+        snprintf(text, sizeof(text), "%s %s: %s %s, the config asks for %s", p->items[i]->name, wrong,
+                 e != NULL ? tpo_dtype_name(e->dtype) : "nothing", e != NULL ? have : "there", want);
         rc = on_fault(owner, text);
     }
     for (int i = 0; i < files->n && rc == TPO_OK; i++) {
         const char *owns = tpo_prefix_owner(files->items[i].name);
         bool mine = owns != NULL && strcmp(owns, stage) == 0;
         if (owns != NULL && (!mine || tpo_params_find(p, files->items[i].name) != NULL)) continue;
-        snprintf(text, sizeof(text), "%s is extra: %s", files->items[i].name, mine ? "the config builds no such tensor" : "no service owns this name");
+        snprintf(text, sizeof(text), "%s is extra: %s", files->items[i].name,
+                 mine ? "the config builds no such tensor" : "no service owns this name");
         rc = on_fault(owner, text);
     }
     return rc;

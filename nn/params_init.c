@@ -72,7 +72,8 @@ static void sincos_2d(float *y, int64_t rows, int64_t cols, float scale)
     for (int64_t r = 0; r < rows; r++)
         for (int64_t k = 0; k < quarter; k++) {
             double rate = pow(10000, -(double)k / (double)quarter);
-            double across = GRID * ((double)(r % wide) + .5) / (double)wide * rate, down = GRID * ((double)(r / wide) + .5) / (double)high * rate;
+            double across = GRID * ((double)(r % wide) + .5) / (double)wide * rate,
+                   down = GRID * ((double)(r / wide) + .5) / (double)high * rate;
             float *row = y + r * cols + k;
             row[0] = scale * (float)sin(across);
             row[quarter] = scale * (float)cos(across);
@@ -87,14 +88,23 @@ int tpo_param_init(float *host, const struct tpo_param *item, uint64_t seed)
     int64_t last = item->n_dims > 0 ? item->shape[item->n_dims - 1] : 1;
     double fan_in = item->n_dims > 0 ? (double)item->size / (double)item->shape[0] : 1;
     switch (item->init) {
-    case TPO_INIT_ZERO: memset(host, 0, (size_t)item->size * sizeof(float)); break;
+    case TPO_INIT_ZERO:
+        memset(host, 0, (size_t)item->size * sizeof(float));
+        break;
     case TPO_INIT_ONE:
         for (int64_t i = 0; i < item->size; i++) host[i] = 1;
         break;
-    case TPO_INIT_NORMAL: normal(host, item->size, item->scale, key); break;
-    case TPO_INIT_FAN_IN: normal(host, item->size, item->scale / (float)sqrt(fan_in), key); break;
-    case TPO_INIT_ORTHOGONAL: return orthogonal(host, item, key, item->like != NULL && item->like_transposed);
-    case TPO_INIT_SINCOS_2D: sincos_2d(host, item->size / last, last, item->scale); break;
+    case TPO_INIT_NORMAL:
+        normal(host, item->size, item->scale, key);
+        break;
+    case TPO_INIT_FAN_IN:
+        normal(host, item->size, item->scale / (float)sqrt(fan_in), key);
+        break;
+    case TPO_INIT_ORTHOGONAL:
+        return orthogonal(host, item, key, item->like != NULL && item->like_transposed);
+    case TPO_INIT_SINCOS_2D:
+        sincos_2d(host, item->size / last, last, item->scale);
+        break;
     case TPO_INIT_NORMAL_LATER:
         normal(host, item->size, item->scale, key);
         memset(host, 0, (size_t)last * sizeof(float));
