@@ -46,7 +46,8 @@ static double oracle(const double *src, int i, int j, int h, int w, int H, int W
     return sum;
 }
 
-static const int sizes[][4] = {{7, 5, 12, 9}, {16, 16, 8, 8}, {9, 31, 14, 10}, {33, 31, 13, 17}, {1, 1, 4, 4}, {2, 3, 2, 7}, {40, 1, 3, 5}, {31, 33, 1, 1}};
+static const int sizes[][4] = {{7, 5, 12, 9}, {16, 16, 8, 8}, {9, 31, 14, 10}, {33, 31, 13, 17},
+                               {1, 1, 4, 4},  {2, 3, 2, 7},   {40, 1, 3, 5},   {31, 33, 1, 1}};
 
 static uint8_t *noise(size_t n)
 {
@@ -73,7 +74,9 @@ static void equals_the_sum_in_two_dimensions(void **state)
                 for (int i = 0; i < H * W; i++) plane[i] = src[3 * i + ch], fsrc[i] = src[3 * i + ch];
                 assert_int_equal(tpo_resize_f32_cpu(NULL, fdst, h, w, fsrc, 1, H, W, antialias), TPO_OK);
                 for (int i = 0; i < h * w; i++) {
-                    double want = oracle(plane, i / w, i % w, h, w, H, W, antialias), shown = want < 0 ? 0 : want > 255 ? 255 : want;
+                    double want = oracle(plane, i / w, i % w, h, w, H, W, antialias), shown = want < 0     ? 0
+                                                                                              : want > 255 ? 255
+                                                                                                           : want;
                     if (fabs(fdst[i] - want) > 1e-3) fail_msg("f32: got %f, want %f", fdst[i], want);
                     if (fabs(dst[3 * i + ch] - shown) > 0.501) fail_msg("u8: got %d, want %f", dst[3 * i + ch], want);
                 }
@@ -152,6 +155,7 @@ static void normalises_into_planes(void **state)
     assert_int_equal(tpo_normalise_cpu(NULL, dst, src, mean, std, 0, 3), TPO_EINVAL);
 }
 
-TPO_TESTS(cmocka_unit_test(equals_the_sum_in_two_dimensions), cmocka_unit_test(equal_sizes_are_a_copy), cmocka_unit_test(a_flat_picture_stays_flat),
-          cmocka_unit_test(f32_overshoots_and_u8_clamps), cmocka_unit_test(planes_do_not_mix), cmocka_unit_test(a_long_side_shrinks_to_one),
+TPO_TESTS(cmocka_unit_test(equals_the_sum_in_two_dimensions), cmocka_unit_test(equal_sizes_are_a_copy),
+          cmocka_unit_test(a_flat_picture_stays_flat), cmocka_unit_test(f32_overshoots_and_u8_clamps),
+          cmocka_unit_test(planes_do_not_mix), cmocka_unit_test(a_long_side_shrinks_to_one),
           cmocka_unit_test(normalises_into_planes))

@@ -1,0 +1,235 @@
+/* This file owns the CPU's matrix products: how they are cut into blocks that the library computes, and the loop for what it refuses.
+ *
+ * y and dx: blocks of TPO_MATMUL_ROWS rows by panels of PANEL columns. The last block of rows goes through padded copies with the same
+ * distances between rows, so that the very same code computes it. dw: panels of its own rows, the sum over M in chunks of DEPTH rows. */
+#include <string.h>
+
+#include "kernels/cpu.h"
+#include "kernels/products.h"
+
+#define PANEL   256 /* columns of y, of dx and of dw in one call */
+#define DW_ROWS 64  /* rows of dw in one part */
+#define DEPTH   256 /* rows of x and dy summed in one call */
+
+struct blocks {
+    const struct tpo_product *full, *last; /* panels of PANEL columns, and what remains */
+    struct tpo_product_shape shape;        /* of a full block */
+    float *y;
+    const float *x, *w, *bias;
+    int64_t w_step; /* from one column's weights to the next column's */
+    int M, cols, n_row_blocks;
+    char *scratch;
+    size_t scratch_stride;
+};
+
+/* What the library computes, for shapes it refuses. */
+static void plain_product(const struct tpo_product_shape *s, int cols, float *y, const float *x, const float *w, const float *bias)
+{
+    for (int r = 0; r < s->rows; r++) {
+        for (int c = 0; c < cols; c++) {
+            float sum = s->bias ? bias[c] : 0.0f;
+            for (int d = 0; d < s->depth; d++) {
+                float a = x[s->x_t ? (int64_t)d * s->ldx + r : (int64_t)r * s->ldx + d];
+                sum += a * w[s->w_t ? (int64_t)c * s->ldw + d : (int64_t)d * s->ldw + c];
+            }
+            float *out = &y[(int64_t)r * s->ldy + c];
+            *out = s->add ? *out + sum : sum;
+        }
+    }
+}
+
+static void product(const struct blocks *b, int cols, int member, float *y, const float *x, const float *w, const float *bias)
+{
+    const struct tpo_product *p = cols == PANEL ? b->full : b->last;
+    if (p != NULL)
+        tpo_product_run(p, member, y, x, w, bias);
+    else
+        plain_product(&b->shape, cols, y, x, w, bias);
+}
+
+static void copy_rows(float *to, int ld_to, const float *from, int ld_from, int rows, int cols)
+{
+    for (int r = 0; r < rows; r++) memcpy(to + (int64_t)r * ld_to, from + (int64_t)r * ld_from, (size_t)cols * sizeof(*to));
+}
+
+static void run_block(void *arg, int part, int member)
+{
+    const struct blocks *b = arg;
+    const struct tpo_product_shape *s = &b->shape;
+    int panel = part / b->n_row_blocks, m0 = part % b->n_row_blocks * TPO_MATMUL_ROWS;
+    int rows = (int)tpo_min64(TPO_MATMUL_ROWS, b->M - m0), c0 = panel * PANEL, cols = (int)tpo_min64(PANEL, b->cols - c0);
+    const float *x = b->x + (int64_t)m0 * s->ldx, *w = b->w + c0 * b->w_step, *bias = b->bias != NULL ? b->bias + c0 : NULL;
+    float *y = b->y + (int64_t)m0 * s->ldy + c0;
+    if (rows == TPO_MATMUL_ROWS) {
+        product(b, cols, member, y, x, w, bias);
+        return;
+    }
+    float *px = (float *)(b->scratch + b->scratch_stride * (size_t)member), *py = px + (int64_t)TPO_MATMUL_ROWS * s->ldx;
+    copy_rows(px, s->ldx, x, s->ldx, rows, s->depth);
+    for (int r = rows; r < TPO_MATMUL_ROWS; r++) memset(px + (int64_t)r * s->ldx, 0, (size_t)s->depth * sizeof(*px));
+    if (s->add) copy_rows(py, s->ldy, y, s->ldy, rows, cols);
+    product(b, cols, member, py, px, w, bias);
+    copy_rows(y, s->ldy, py, s->ldy, rows, cols);
+}
+
+/* y (M, cols) = x (M, depth) w; w is (cols, depth) when w_t, else (depth, cols). */
+static int run_blocks(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, const float *w, int w_t, const float *bias,
+                      int add, int M, int cols, int depth)
+{
+    struct blocks b = {.y = y, .x = x, .w = w, .bias = bias, .w_step = w_t ? depth : 1, .M = M, .cols = cols};
+    b.shape = (struct tpo_product_shape){.rows = TPO_MATMUL_ROWS,
+                                         .cols = PANEL,
+                                         .depth = depth,
+                                         .ldx = ldx,
+                                         .ldw = w_t ? depth : cols,
+                                         .ldy = ldy,
+                                         .w_t = w_t,
+                                         .bias = bias != NULL,
+                                         .add = add != 0};
+    struct tpo_products *products = tpo_cpu_of(s)->products;
+    if (cols >= PANEL) b.full = tpo_product_get(products, &b.shape);
+    if (cols % PANEL != 0) {
+        struct tpo_product_shape last = b.shape;
+        last.cols = cols % PANEL;
+        b.last = tpo_product_get(products, &last);
+    }
+    if (M % TPO_MATMUL_ROWS != 0) {
+        b.scratch = tpo_cpu_scratch(s, ((size_t)ldx + (size_t)ldy) * TPO_MATMUL_ROWS * sizeof(float), &b.scratch_stride);
+        if (b.scratch == NULL) return TPO_ENOMEM;
+    }
+    b.n_row_blocks = tpo_parts(M, TPO_MATMUL_ROWS);
+    tpo_team_run(s->team, run_block, &b, b.n_row_blocks * tpo_parts(cols, PANEL));
+    return TPO_OK;
+}
+
+int tpo_matmul_cpu(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, const float *w, const float *bias, int add,
+                   int M, int N, int K)
+{
+    if (M < 1 || N < 1 || K < 1 || ldx < K || ldy < N) return TPO_EINVAL;
+    return run_blocks(s, y, ldy, x, ldx, w, 1, bias, add, M, N, K);
+}
+
+int tpo_matmul_dx_cpu(struct tpo_stream *s, float *dx, int lddx, const float *dy, int lddy, const float *w, int add, int M, int N,
+                      int K)
+{
+    if (M < 1 || N < 1 || K < 1 || lddx < K || lddy < N) return TPO_EINVAL;
+    return run_blocks(s, dx, lddx, dy, lddy, w, 0, NULL, add, M, K, N);
+}
+
+/* --- gradient of w -------------------------------------------------------------------------------------------------------------- */
+
+struct dw {
+    float *dw;
+    const float *dy, *x;
+    int lddy, ldx, add, M, N, K, n_panels;
+    /* [rows is short][columns are short][adds], for whole chunks in place and for the padded rest */
+    const struct tpo_product *whole[2][2][2], *rest[2][2][2];
+    char *scratch;
+    size_t scratch_stride;
+};
+
+static int rest_depth(int M)
+{
+    return (M % DEPTH + TPO_MATMUL_ROWS - 1) / TPO_MATMUL_ROWS * TPO_MATMUL_ROWS;
+}
+
+static void dw_shape(const struct dw *d, struct tpo_product_shape *s, int rest, int short_rows, int short_cols, int add)
+{
+    *s = (struct tpo_product_shape){.rows = short_rows ? d->N % DW_ROWS : DW_ROWS,
+                                    .cols = short_cols ? d->K % PANEL : PANEL,
+                                    .depth = rest ? rest_depth(d->M) : DEPTH,
+                                    .ldx = rest ? DW_ROWS : d->lddy,
+                                    .ldw = rest ? PANEL : d->ldx,
+                                    .ldy = d->K,
+                                    .x_t = 1,
+                                    .add = add};
+}
+
+static void find_dw_products(struct dw *d, struct tpo_products *products)
+{
+    struct tpo_product_shape s;
+    for (int i = 0; i < 8; i++) {
+        int r = i >> 2, c = i >> 1 & 1, add = i & 1;
+        if ((r ? d->N % DW_ROWS == 0 : d->N < DW_ROWS) || (c ? d->K % PANEL == 0 : d->K < PANEL)) continue;
+        int chunks = d->M / DEPTH, begins = d->add ? 1 : 0;
+        dw_shape(d, &s, 0, r, c, add);
+        if (add ? chunks + begins > 1 : chunks > 0 && !begins) d->whole[r][c][add] = tpo_product_get(products, &s);
+        dw_shape(d, &s, 1, r, c, add);
+        if (d->M % DEPTH != 0 && add == (chunks + begins > 0)) d->rest[r][c][add] = tpo_product_get(products, &s);
+    }
+}
+
+static void run_dw_product(const struct dw *d, int rest, int r, int c, int add, int member, float *dw, const float *dy,
+                           const float *x)
+{
+    const struct tpo_product *p = rest ? d->rest[r][c][add] : d->whole[r][c][add];
+    if (p != NULL) {
+        tpo_product_run(p, member, dw, dy, x, NULL);
+        return;
+    }
+    struct tpo_product_shape s;
+    dw_shape(d, &s, rest, r, c, add);
+    plain_product(&s, s.cols, dw, dy, x, NULL);
+}
+
+static void run_dw(void *arg, int part, int member)
+{
+    const struct dw *d = arg;
+    int n0 = part / d->n_panels * DW_ROWS, k0 = part % d->n_panels * PANEL;
+    int rows = (int)tpo_min64(DW_ROWS, d->N - n0), cols = (int)tpo_min64(PANEL, d->K - k0);
+    float *dw = d->dw + (int64_t)n0 * d->K + k0;
+    int add = d->add != 0, m = 0;
+    for (; m + DEPTH <= d->M; m += DEPTH, add = 1)
+        run_dw_product(d, 0, rows < DW_ROWS, cols < PANEL, add, member, dw, d->dy + (int64_t)m * d->lddy + n0,
+                       d->x + (int64_t)m * d->ldx + k0);
+    if (m == d->M) return;
+    float *dy = (float *)(d->scratch + d->scratch_stride * (size_t)member), *x = dy + DEPTH * DW_ROWS;
+    int left = d->M - m, depth = rest_depth(d->M);
+    copy_rows(dy, DW_ROWS, d->dy + (int64_t)m * d->lddy + n0, d->lddy, left, rows);
+    copy_rows(x, PANEL, d->x + (int64_t)m * d->ldx + k0, d->ldx, left, cols);
+    memset(dy + left * DW_ROWS, 0, (size_t)(depth - left) * DW_ROWS * sizeof(*dy));
+    memset(x + left * PANEL, 0, (size_t)(depth - left) * PANEL * sizeof(*x));
+    run_dw_product(d, 1, rows < DW_ROWS, cols < PANEL, add, member, dw, dy, x);
+}
+
+int tpo_matmul_dw_cpu(struct tpo_stream *s, float *dw, const float *dy, int lddy, const float *x, int ldx, int add, int M, int N,
+                      int K)
+{
+    if (M < 1 || N < 1 || K < 1 || lddy < N || ldx < K) return TPO_EINVAL;
+    struct dw d = {
+        .dw = dw, .dy = dy, .x = x, .lddy = lddy, .ldx = ldx, .add = add, .M = M, .N = N, .K = K, .n_panels = tpo_parts(K, PANEL)};
+    d.scratch = tpo_cpu_scratch(s, DEPTH * (DW_ROWS + PANEL) * sizeof(float), &d.scratch_stride);
+    if (d.scratch == NULL) return TPO_ENOMEM;
+    find_dw_products(&d, tpo_cpu_of(s)->products);
+    tpo_team_run(s->team, run_dw, &d, tpo_parts(N, DW_ROWS) * d.n_panels);
+    return TPO_OK;
+}
+
+/* --- gradient of the bias ---------------------------------------------------------------------------------------------------------- */
+
+struct bias_grad {
+    float *db;
+    const float *dy;
+    int lddy, add, M, N;
+};
+
+static void run_bias_grad(void *arg, int part, int member)
+{
+    (void)member;
+    const struct bias_grad *b = arg;
+    int c0 = part * TPO_COLUMNS, cols = (int)tpo_min64(TPO_COLUMNS, b->N - c0);
+    float sum[TPO_COLUMNS] = {0};
+    for (int m = 0; m < b->M; m++) {
+        const float *dy = b->dy + (int64_t)m * b->lddy + c0;
+        for (int c = 0; c < cols; c++) sum[c] += dy[c];
+    }
+    for (int c = 0; c < cols; c++) b->db[c0 + c] = b->add ? b->db[c0 + c] + sum[c] : sum[c];
+}
+
+int tpo_bias_grad_cpu(struct tpo_stream *s, float *db, const float *dy, int lddy, int add, int M, int N)
+{
+    if (M < 1 || N < 1 || lddy < N) return TPO_EINVAL;
+    struct bias_grad b = {db, dy, lddy, add, M, N};
+    tpo_team_run(s->team, run_bias_grad, &b, tpo_parts(N, TPO_COLUMNS));
+    return TPO_OK;
+}
