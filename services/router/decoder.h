@@ -47,6 +47,8 @@ struct tpo_decoder_batch {
     const int32_t *segments;  /* (B, T), attention.h's rule; NULL: one conversation each */
 };
 
+struct tpo_attention_shape tpo_decoder_shape(const struct tpo_decoder *d, const struct tpo_decoder_batch *batch);
+
 /* What one attention layer saw, for the attention losses: q, k after rotation, (B*T, heads*head_dim) and (B*T, kv heads*head_dim). */
 struct tpo_decoder_seen {
     struct tpo_tensor *q, *k;
