@@ -1,0 +1,33 @@
+/* protojson.h -- the canonical proto3 JSON mapping, both ways, for every message that protobuf-c describes.
+ *
+ * https://protobuf.dev/programming-guides/json/ : lowerCamelCase out, both spellings in; bytes as base64 (in: standard or URL-safe,
+ * padded or not); 64-bit integers as strings (in: numbers too); enums by name (in: numbers too); null means absent.
+ * Ours, on top: out, zeros are printed in messages that are present and empty lists as []; in, unknown fields, duplicate keys (also
+ * one field in both spellings), two members of a oneof, nesting beyond 16, ill-formed UTF-8, NUL in a string, a number out of its
+ * range and any NaN or infinity are refused, with the field's path in the message.
+ *
+ * Both directions recurse at most 16 deep, whatever comes in. Thread-safe: nothing is shared. */
+#ifndef TPO_COMMON_PROTOJSON_H
+#define TPO_COMMON_PROTOJSON_H
+
+#include <protobuf-c/protobuf-c.h>
+
+#include "common/status.h"
+#include "common/text.h"
+
+#define TPO_PROTOJSON_DEPTH 16
+
+/* *out is to be freed with protobuf_c_message_free_unpacked(*out, NULL). INVALID_ARGUMENT, reasons: "json" (not JSON),
+ * "json_field" (unknown, duplicate), "json_value" (wrong type or range), "json_depth"; RESOURCE_EXHAUSTED "memory". */
+int tpo_protojson_decode(ProtobufCMessage **out, const ProtobufCMessageDescriptor *type, const char *json, size_t size,
+                         struct tpo_error *err);
+
+/* Appends to *out. INTERNAL "json_value" for a NaN, an infinity or ill-formed UTF-8, which no message of ours should hold;
+ * RESOURCE_EXHAUSTED "memory". */
+int tpo_protojson_encode(struct tpo_text *out, const ProtobufCMessage *message, struct tpo_error *err);
+
+/* Every string of the message, at any depth, is well-formed UTF-8: what protobuf-c doesn't check when it unpacks. (It also cuts
+ * strings at a NUL, so none is seen here.) INVALID_ARGUMENT "utf8" with the field's path. */
+int tpo_proto_check_utf8(const ProtobufCMessage *message, struct tpo_error *err);
+
+#endif

@@ -1,0 +1,134 @@
+/* This file owns text that grows. */
+#include "common/text.h"
+
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static bool grow(struct tpo_text *t, size_t more)
+{
+    if (t->failed || more > SIZE_MAX / 4 - t->size) return !(t->failed = true);
+    if (t->size + more + 1 <= t->capacity) return true;
+    size_t capacity = t->capacity < 128 ? 128 : t->capacity;
+    while (capacity < t->size + more + 1) capacity *= 2;
+    char *data = realloc(t->data, capacity);
+    if (data == NULL) return !(t->failed = true);
+    t->data = data;
+    t->capacity = capacity;
+    return true;
+}
+
+void tpo_text_add(struct tpo_text *t, const void *data, size_t size)
+{
+    if (!grow(t, size)) return;
+    if (size > 0) memcpy(t->data + t->size, data, size);
+    t->size += size;
+    t->data[t->size] = '\0';
+}
+
+void tpo_text_puts(struct tpo_text *t, const char *text)
+{
+    tpo_text_add(t, text, strlen(text));
+}
+
+void tpo_text_printf(struct tpo_text *t, const char *format, ...)
+{
+    va_list args, again;
+    va_start(args, format);
+    va_copy(again, args);
+    int n = vsnprintf(NULL, 0, format, args);
+    if (n < 0) t->failed = true;
+    if (n >= 0 && grow(t, (size_t)n)) {
+        vsnprintf(t->data + t->size, (size_t)n + 1, format, again);
+        t->size += (size_t)n;
+    }
+    va_end(again);
+    va_end(args);
+}
+
+void tpo_text_json(struct tpo_text *t, const char *text, size_t size)
+{
+    static const char *const named[] = {
+        ['"'] = "\\\"", ['\\'] = "\\\\", ['\n'] = "\\n", ['\r'] = "\\r", ['\t'] = "\\t", ['\b'] = "\\b", ['\f'] = "\\f"};
+    tpo_text_add(t, "\"", 1);
+    size_t from = 0;
+    for (size_t i = 0; i < size; i++) {
+        unsigned char c = (unsigned char)text[i];
+        const char *name = c < sizeof(named) / sizeof(named[0]) ? named[c] : NULL;
+        if (name == NULL && c >= 0x20 && c != 0x7f) continue;
+        tpo_text_add(t, text + from, i - from);
+        if (name != NULL)
+            tpo_text_puts(t, name);
+        else
+            tpo_text_printf(t, "\\u%04x", c);
+        from = i + 1;
+    }
+    tpo_text_add(t, text + from, size - from);
+    tpo_text_add(t, "\"", 1);
+}
+
+void tpo_text_base64(struct tpo_text *t, const unsigned char *data, size_t size)
+{
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for (size_t i = 0; i < size; i += 3) {
+        size_t have = size - i < 3 ? size - i : 3;
+        uint32_t v = (uint32_t)data[i] << 16 | (have > 1 ? (uint32_t)data[i + 1] << 8 : 0) | (have > 2 ? data[i + 2] : 0u);
+        char out[4] = {digits[v >> 18], digits[v >> 12 & 63], have > 1 ? digits[v >> 6 & 63] : '=',
+                       have > 2 ? digits[v & 63] : '='};
+        tpo_text_add(t, out, sizeof(out));
+    }
+}
+
+void tpo_text_reset(struct tpo_text *t)
+{
+    t->size = 0;
+    t->failed = false;
+    if (t->data != NULL) t->data[0] = '\0';
+}
+
+void tpo_text_free(struct tpo_text *t)
+{
+    free(t->data);
+    *t = (struct tpo_text){0};
+}
+
+char *tpo_text_take(struct tpo_text *t)
+{
+    tpo_text_add(t, "", 0);
+    char *data = t->failed ? NULL : t->data;
+    if (t->failed) free(t->data);
+    *t = (struct tpo_text){0};
+    return data;
+}
+
+/* Length of the well-formed sequence at p, 0 where there is none. The second byte's range is what rules out overlong forms,
+ * surrogates and code points past the end (RFC 3629, section 4). */
+static size_t sequence(const unsigned char *p, size_t left)
+{
+    if (p[0] < 0x80) return 1;
+    size_t n = p[0] >= 0xc2 && p[0] <= 0xdf ? 2 : (p[0] & 0xf0) == 0xe0 ? 3 : p[0] >= 0xf0 && p[0] <= 0xf4 ? 4 : 0;
+    if (n == 0 || n > left) return 0;
+    unsigned char low = p[0] == 0xe0 ? 0xa0 : p[0] == 0xf0 ? 0x90 : 0x80, high = p[0] == 0xed ? 0x9f : p[0] == 0xf4 ? 0x8f : 0xbf;
+    if (p[1] < low || p[1] > high) return 0;
+    for (size_t i = 2; i < n; i++)
+        if ((p[i] & 0xc0) != 0x80) return 0;
+    return n;
+}
+
+bool tpo_utf8_valid(const char *text, size_t size)
+{
+    for (size_t i = 0, n; i < size; i += n) {
+        n = sequence((const unsigned char *)text + i, size - i);
+        if (n == 0) return false;
+    }
+    return true;
+}
+
+size_t tpo_utf8_count(const char *text)
+{
+    size_t n = 0;
+    for (; *text != '\0'; text++) n += ((unsigned char)*text & 0xc0) != 0x80;
+    return n;
+}
