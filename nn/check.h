@@ -1,0 +1,18 @@
+/* check.h -- does a model folder hold exactly what a service needs? Answered from headers alone, without reading or mapping in any data.
+ *
+ * `tpo-SERVICE --check DIR` prints this and nothing else:
+ *
+ *   encoder: 632 tensors, 945306632 bytes, BF16 631, I64 1
+ *   encoder: fault: vision_layernorm.weight is missing: nothing there, the config asks for [1024]
+ *   encoder: sound                                   (or: encoder: 1 fault)
+ */
+#ifndef TPO_NN_CHECK_H
+#define TPO_NN_CHECK_H
+
+#include "nn/params.h"
+
+/* Prints the report of `stage`, whose tensors `schema` declares, on stdout. 0: sound; 1: at least one fault; 2: it could not look.
+ * These are exit statuses. */
+int tpo_check_folder(const char *stage, const struct tpo_params *schema, const char *folder);
+
+#endif

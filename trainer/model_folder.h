@@ -1,0 +1,18 @@
+/* model_folder.h -- `tpo model`: a model folder checked, made of random weights, or exported from a checkpoint. */
+#ifndef TPO_TRAINER_MODEL_FOLDER_H
+#define TPO_TRAINER_MODEL_FOLDER_H
+
+#include <stdint.h>
+
+#include "common/dtype.h"
+#include "common/status.h"
+
+/* Writes DIR with config.json, added_tokens.json and tokenizer.model of `from`, and every tensor that the services' schemas ask of that
+ * config: from the weights of `from`, or with `random` from `seed`. dtype F32 or BF16 (round to nearest even). Training-only tensors
+ * (ext.*.dense, ext.*.slot heads) are left out. DIR must not hold a model yet: ALREADY_EXISTS. */
+int tpo_model_folder_write(const char *dir, const char *from, int random, uint64_t seed, enum tpo_dtype dtype, struct tpo_error *err);
+
+/* The subcommand; its exit status. */
+int tpo_model_main(int argc, char **argv);
+
+#endif
