@@ -103,9 +103,9 @@ $(PROTO_O): %.o: %.c
 	$(call say,CC)$(CC) -std=c11 -O2 -g $(SAN_FLAGS) -I$(BUILD)/proto -c -o $@ $<
 $(PROTO_O): | $(PROTO_H)
 
-# A kernel file compiled for one instruction set says so in its name: matvec_avx512.c.
-$(BUILD)/obj/%_avx2.o:   EXTRA := $(if $(ARCH),-march=x86-64-v3)
-$(BUILD)/obj/%_avx512.o: EXTRA := $(if $(ARCH),-march=x86-64-v4 -mprefer-vector-width=512)
+# A kernel file compiled for one instruction set says so in its name: attention_avx512.c. There every a*b+c is one fused instruction.
+$(BUILD)/obj/%_avx2.o:   EXTRA := $(if $(ARCH),-march=x86-64-v3 -ffp-contract=fast)
+$(BUILD)/obj/%_avx512.o: EXTRA := $(if $(ARCH),-march=x86-64-v4 -mprefer-vector-width=512 -ffp-contract=fast)
 
 # --- programs ---------------------------------------------------------------------------------------------------------------------
 archives = $(foreach a,$(1),$(BUILD)/lib$(a).a)

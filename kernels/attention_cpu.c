@@ -1,7 +1,9 @@
 /* This file owns the CPU's attention over contiguous keys, forward and backward. */
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
+#include "kernels/attention_parts.h"
 #include "kernels/cpu.h"
 
 static int shape_ok(const struct tpo_attention_shape *p)
@@ -26,39 +28,153 @@ static float dot(const float *a, const float *b, int n)
     return sum;
 }
 
-struct forward {
-    float *out, *lse;
+/* The code for the widest instruction set of this machine; the bits may differ between them, not within one. */
+static tpo_attention_fn *forward_fn(void)
+{
+#if defined(__x86_64__)
+    if (tpo_cpu_has_avx512()) return tpo_attention_forward_avx512;
+    if (tpo_cpu_has_avx2()) return tpo_attention_forward_avx2;
+#endif
+    return tpo_attention_forward_portable;
+}
+
+static tpo_attention_fn *backward_fn(void)
+{
+#if defined(__x86_64__)
+    if (tpo_cpu_has_avx512()) return tpo_attention_backward_avx512;
+    if (tpo_cpu_has_avx2()) return tpo_attention_backward_avx2;
+#endif
+    return tpo_attention_backward_portable;
+}
+
+struct job {
+    float *out, *lse;           /* forward */
+    float *dq, *dk, *dv;        /* backward */
+    const float *dout, *old_out, *old_lse;
     const float *q, *k, *v;
+    int add;
     const struct tpo_attention_shape *p;
+    tpo_attention_fn *fn;
     char *scratch;
     size_t scratch_stride;
 };
 
+static int64_t up(int64_t n)
+{
+    return (n + TPO_ATTENTION_TILE - 1) / TPO_ATTENTION_TILE * TPO_ATTENTION_TILE;
+}
+
+/* Bytes of one member's scratch, and where each array lies in it. */
+static size_t lay_out(struct tpo_attention_part *a, struct tpo_attention_block *b, char *at, const struct tpo_attention_shape *p, int backward)
+{
+    int64_t Dp = up(p->D), Sp = up(p->S);
+    size_t used = 0;
+#define TAKE(member, type, count)                                                                                                  \
+    do {                                                                                                                           \
+        if (at != NULL) (member) = (type *)(at + used);                                                                            \
+        used += ((size_t)(count) * sizeof(type) + 63) & ~(size_t)63;                                                               \
+    } while (0)
+    int32_t *segments = NULL;
+    TAKE(segments, int32_t, Sp);
+    TAKE(a->kt, float, Dp * Sp);
+    TAKE(a->v, float, Sp * Dp);
+    TAKE(a->rows, float, TPO_ATTENTION_ROWS * Dp);
+    TAKE(a->score, float, TPO_ATTENTION_ROWS * Sp);
+    TAKE(a->out, float, TPO_ATTENTION_ROWS * Dp);
+    TAKE(b->tiles, int32_t, Sp / TPO_ATTENTION_TILE);
+    TAKE(b->open, uint8_t, Sp / TPO_ATTENTION_TILE);
+    if (backward) {
+        TAKE(a->k, float, Sp * Dp);
+        TAKE(a->vt, float, Dp * Sp);
+        TAKE(a->dk, float, Sp * Dp);
+        TAKE(a->dv, float, Sp * Dp);
+        TAKE(a->dout, float, TPO_ATTENTION_ROWS * Dp);
+        TAKE(a->ds, float, TPO_ATTENTION_ROWS * Sp);
+    }
+#undef TAKE
+    a->segments = segments;
+    a->D = p->D;
+    a->Dp = (int)Dp;
+    a->Sp = Sp;
+    a->scale = p->scale;
+    return used;
+}
+
+/* n rows of D with distance ld -> (N, Dp), what is past n or D zero. */
+static void pack_rows(float *packed, const float *x, int64_t ld, int n, int64_t N, int D, int64_t Dp)
+{
+    for (int64_t r = 0; r < N; r++) {
+        float *to = packed + r * Dp;
+        int used = r < n ? D : 0;
+        for (int i = 0; i < used; i++) to[i] = x[r * ld + i];
+        for (int64_t i = used; i < Dp; i++) to[i] = 0.0f;
+    }
+}
+
+/* (Sp, Dp) -> (D, Sp), in squares that stay in the cache. */
+static void transpose(float *packed, const float *rows, int64_t Sp, int D, int64_t Dp)
+{
+    for (int64_t s0 = 0; s0 < Sp; s0 += TPO_ATTENTION_TILE)
+        for (int d = 0; d < D; d++)
+            for (int64_t s = s0; s < s0 + TPO_ATTENTION_TILE; s++) packed[d * Sp + s] = rows[s * Dp + d];
+}
+
+/* Rows t0.. of sample b: how far each one sees, of which segment it is, and the tiles that matter. */
+static void block_open(struct tpo_attention_block *block, const struct tpo_attention_part *a, const struct tpo_attention_shape *p, int b, int t0)
+{
+    int n_keys = p->key_len != NULL && p->key_len[b] < p->S ? p->key_len[b] : p->S, furthest = -1, nearest = p->S;
+    block->n_rows = p->T - t0 < TPO_ATTENTION_ROWS ? p->T - t0 : TPO_ATTENTION_ROWS;
+    for (int r = 0; r < TPO_ATTENTION_ROWS; r++) {
+        int at = t0 + r + p->S - p->T, last = p->causal && at < n_keys ? at : n_keys - 1;
+        block->last[r] = r < block->n_rows && last >= 0 ? last : -1;
+        block->segment[r] = r < block->n_rows && p->segments != NULL && at >= 0 && at < p->S ? a->segments[at] : -1;
+        if (r < block->n_rows && block->last[r] > furthest) furthest = block->last[r];
+        if (block->last[r] < nearest) nearest = block->last[r];
+    }
+    block->n_tiles = 0;
+    for (int tile = 0; tile * TPO_ATTENTION_TILE <= furthest; tile++) {
+        const int32_t *segment = a->segments + tile * TPO_ATTENTION_TILE;
+        int shared = 0, seen = 0;
+        for (int i = 0; i < TPO_ATTENTION_TILE; i++) shared += segment[i] == 0;
+        for (int r = 0; r < block->n_rows && shared == 0 && !seen; r++)
+            for (int i = 0; i < TPO_ATTENTION_TILE; i++) seen |= segment[i] == block->segment[r];
+        if (shared == 0 && !seen) continue;
+        block->tiles[block->n_tiles] = tile;
+        block->open[block->n_tiles++] = shared == TPO_ATTENTION_TILE && (tile + 1) * TPO_ATTENTION_TILE - 1 <= nearest;
+    }
+}
+
+static void pack_keys(struct tpo_attention_part *a, const struct tpo_attention_shape *p, const struct job *f, int b, int g, int backward)
+{
+    int n_keys = p->key_len != NULL && p->key_len[b] < p->S ? p->key_len[b] : p->S;
+    int32_t *segments = (int32_t *)a->segments;
+    for (int64_t s = 0; s < a->Sp; s++) segments[s] = s < p->S && p->segments != NULL ? p->segments[(int64_t)b * p->S + s] : 0;
+    /* The rows of k pass through v's place where backward does not need them packed. */
+    float *rows = backward ? a->k : a->v;
+    pack_rows(rows, f->k + (int64_t)b * p->S * p->ldk + g * p->D, p->ldk, n_keys, a->Sp, p->D, a->Dp);
+    transpose(a->kt, rows, a->Sp, p->D, a->Dp);
+    pack_rows(a->v, f->v + (int64_t)b * p->S * p->ldv + g * p->D, p->ldv, n_keys, a->Sp, p->D, a->Dp);
+    if (backward) transpose(a->vt, a->v, a->Sp, p->D, a->Dp);
+}
+
 static void run_forward(void *arg, int part, int member)
 {
-    const struct forward *f = arg;
+    const struct job *f = arg;
     const struct tpo_attention_shape *p = f->p;
-    int h = part % p->H, b = part / p->H, g = h / (p->H / p->G);
-    float *score = (float *)(f->scratch + f->scratch_stride * (size_t)member);
-    for (int t = 0; t < p->T; t++) {
+    int h = part % p->H, b = part / p->H;
+    struct tpo_attention_part a;
+    struct tpo_attention_block block;
+    lay_out(&a, &block, f->scratch + f->scratch_stride * (size_t)member, p, 0);
+    pack_keys(&a, p, f, b, h / (p->H / p->G), 0);
+    for (int t = 0; t < p->T; t += TPO_ATTENTION_ROWS) {
         int64_t row = (int64_t)b * p->T + t;
-        const float *q = f->q + row * p->ldq + h * p->D;
-        float *out = f->out + row * p->ldo + h * p->D, top = -INFINITY, sum = 0.0f;
-        for (int s = 0; s < p->S; s++) {
-            score[s] =
-                visible(p, b, t, s) ? p->scale * dot(q, f->k + ((int64_t)b * p->S + s) * p->ldk + g * p->D, p->D) : -INFINITY;
-            top = score[s] > top ? score[s] : top;
+        block_open(&block, &a, p, b, t);
+        pack_rows(a.rows, f->q + row * p->ldq + h * p->D, p->ldq, block.n_rows, TPO_ATTENTION_ROWS, p->D, a.Dp);
+        f->fn(&a, &block);
+        for (int r = 0; r < block.n_rows; r++) {
+            memcpy(f->out + (row + r) * p->ldo + h * p->D, a.out + (int64_t)r * a.Dp, (size_t)p->D * sizeof(float));
+            if (f->lse != NULL) f->lse[(row + r) * p->H + h] = a.lse[r];
         }
-        for (int i = 0; i < p->D; i++) out[i] = 0.0f;
-        for (int s = 0; s < p->S && top != -INFINITY; s++) {
-            if (score[s] == -INFINITY) continue;
-            float e = expf(score[s] - top);
-            const float *v = f->v + ((int64_t)b * p->S + s) * p->ldv + g * p->D;
-            sum += e;
-            for (int i = 0; i < p->D; i++) out[i] += e * v[i];
-        }
-        for (int i = 0; i < p->D && sum > 0.0f; i++) out[i] /= sum;
-        if (f->lse != NULL) f->lse[row * p->H + h] = top == -INFINITY ? -INFINITY : top + logf(sum);
     }
 }
 
@@ -66,59 +182,55 @@ int tpo_attention_cpu(struct tpo_stream *s, float *out, float *lse, const float 
                       const struct tpo_attention_shape *shape)
 {
     if (!shape_ok(shape)) return TPO_EINVAL;
-    struct forward f = {out, lse, q, k, v, shape, NULL, 0};
-    f.scratch = tpo_cpu_scratch(s, (size_t)shape->S * sizeof(float), &f.scratch_stride);
+    struct tpo_attention_part a;
+    struct tpo_attention_block block;
+    struct job f = {.out = out, .lse = lse, .q = q, .k = k, .v = v, .p = shape, .fn = forward_fn()};
+    f.scratch = tpo_cpu_scratch(s, lay_out(&a, &block, NULL, shape, 0), &f.scratch_stride);
     if (f.scratch == NULL) return TPO_ENOMEM;
     tpo_team_run(s->team, run_forward, &f, shape->B * shape->H);
     return TPO_OK;
 }
 
-struct backward {
-    float *dq, *dk, *dv;
-    const float *dout, *out, *lse, *q, *k, *v;
-    int add;
-    const struct tpo_attention_shape *p;
-};
-
-static void clear_rows(float *x, int64_t row, int rows, int ld, int D)
+/* Writes or adds n rows of the packed (n, Dp) to x with distance ld. */
+static void unpack_rows(float *x, int64_t ld, const float *packed, int n, int D, int64_t Dp, int add)
 {
-    for (int r = 0; r < rows; r++)
-        for (int i = 0; i < D; i++) x[(row + r) * ld + i] = 0.0f;
+    for (int r = 0; r < n; r++)
+        for (int i = 0; i < D; i++) x[r * ld + i] = add ? x[r * ld + i] + packed[r * Dp + i] : packed[r * Dp + i];
+}
+
+static void backward_head(const struct job *f, struct tpo_attention_part *a, struct tpo_attention_block *block, int b, int h)
+{
+    const struct tpo_attention_shape *p = f->p;
+    for (int t = 0; t < p->T; t += TPO_ATTENTION_ROWS) {
+        int64_t row = (int64_t)b * p->T + t;
+        block_open(block, a, p, b, t);
+        pack_rows(a->rows, f->q + row * p->ldq + h * p->D, p->ldq, block->n_rows, TPO_ATTENTION_ROWS, p->D, a->Dp);
+        pack_rows(a->dout, f->dout + row * p->ldo + h * p->D, p->ldo, block->n_rows, TPO_ATTENTION_ROWS, p->D, a->Dp);
+        for (int r = 0; r < TPO_ATTENTION_ROWS; r++) {
+            const float *out = f->old_out + (row + r) * p->ldo + h * p->D;
+            a->delta[r] = r < block->n_rows ? dot(a->dout + (int64_t)r * a->Dp, out, p->D) : 0.0f;
+            a->lse[r] = r < block->n_rows ? f->old_lse[(row + r) * p->H + h] : -INFINITY;
+        }
+        f->fn(a, block);
+        unpack_rows(f->dq + row * p->ldq + h * p->D, p->ldq, a->out, block->n_rows, p->D, a->Dp, f->add);
+    }
 }
 
 /* One part is one key/value head of one sample with all query heads that read it. */
 static void run_backward(void *arg, int part, int member)
 {
-    (void)member;
-    const struct backward *f = arg;
+    const struct job *f = arg;
     const struct tpo_attention_shape *p = f->p;
     int g = part % p->G, b = part / p->G, per_group = p->H / p->G;
-    if (!f->add) {
-        clear_rows(f->dk + g * p->D, (int64_t)b * p->S, p->S, p->ldk, p->D);
-        clear_rows(f->dv + g * p->D, (int64_t)b * p->S, p->S, p->ldv, p->D);
-    }
-    for (int h = g * per_group; h < (g + 1) * per_group; h++) {
-        if (!f->add) clear_rows(f->dq + h * p->D, (int64_t)b * p->T, p->T, p->ldq, p->D);
-        for (int t = 0; t < p->T; t++) {
-            int64_t row = (int64_t)b * p->T + t;
-            float lse = f->lse[row * p->H + h];
-            if (lse == -INFINITY) continue;
-            const float *q = f->q + row * p->ldq + h * p->D, *dout = f->dout + row * p->ldo + h * p->D;
-            float *dq = f->dq + row * p->ldq + h * p->D, delta = dot(dout, f->out + row * p->ldo + h * p->D, p->D);
-            for (int s = 0; s < p->S; s++) {
-                if (!visible(p, b, t, s)) continue;
-                int64_t key = (int64_t)b * p->S + s;
-                const float *k = f->k + key * p->ldk + g * p->D, *v = f->v + key * p->ldv + g * p->D;
-                float *dk = f->dk + key * p->ldk + g * p->D, *dv = f->dv + key * p->ldv + g * p->D;
-                float weight = expf(p->scale * dot(q, k, p->D) - lse), ds = p->scale * weight * (dot(dout, v, p->D) - delta);
-                for (int i = 0; i < p->D; i++) {
-                    dv[i] += weight * dout[i];
-                    dk[i] += ds * q[i];
-                    dq[i] += ds * k[i];
-                }
-            }
-        }
-    }
+    struct tpo_attention_part a;
+    struct tpo_attention_block block;
+    lay_out(&a, &block, f->scratch + f->scratch_stride * (size_t)member, p, 1);
+    pack_keys(&a, p, f, b, g, 1);
+    memset(a.dk, 0, (size_t)(a.Sp * a.Dp) * sizeof(float));
+    memset(a.dv, 0, (size_t)(a.Sp * a.Dp) * sizeof(float));
+    for (int h = g * per_group; h < (g + 1) * per_group; h++) backward_head(f, &a, &block, b, h);
+    unpack_rows(f->dk + (int64_t)b * p->S * p->ldk + g * p->D, p->ldk, a.dk, p->S, p->D, a.Dp, f->add);
+    unpack_rows(f->dv + (int64_t)b * p->S * p->ldv + g * p->D, p->ldv, a.dv, p->S, p->D, a.Dp, f->add);
 }
 
 int tpo_attention_grad_cpu(struct tpo_stream *s, float *dq, float *dk, float *dv, const float *dout, const float *out,
@@ -126,7 +238,13 @@ int tpo_attention_grad_cpu(struct tpo_stream *s, float *dq, float *dk, float *dv
                            const struct tpo_attention_shape *shape)
 {
     if (!shape_ok(shape)) return TPO_EINVAL;
-    struct backward f = {dq, dk, dv, dout, out, lse, q, k, v, add, shape};
+    struct tpo_attention_part a;
+    struct tpo_attention_block block;
+    struct job f = {.dq = dq, .dk = dk, .dv = dv, .dout = dout, .old_out = out, .old_lse = lse, .q = q, .k = k, .v = v, .add = add};
+    f.p = shape;
+    f.fn = backward_fn();
+    f.scratch = tpo_cpu_scratch(s, lay_out(&a, &block, NULL, shape, 1), &f.scratch_stride);
+    if (f.scratch == NULL) return TPO_ENOMEM;
     tpo_team_run(s->team, run_backward, &f, shape->B * shape->G);
     return TPO_OK;
 }
