@@ -1,0 +1,204 @@
+/* This file owns the router's training pass: packing, the decoder, the language loss, the rows of e. */
+#include "services/router/learn.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/vector.h"
+#include "services/router/learn_batch.h"
+#include "services/router/router.h"
+
+static int prompts_make(struct tpo_learn_batch *b, struct tpo_error *err)
+{
+    const struct tpo_forward *f = b->f;
+    for (int s = 0; s < f->n_samples; s++) b->n_packed += f->samples[s].n_conversations;
+    if (b->n_packed == 0) return tpo_fail(err, TPO_INVALID_ARGUMENT, "no_conversations", "no sample holds a conversation");
+    b->packed = calloc((size_t)b->n_packed, sizeof(*b->packed));
+    if (b->packed == NULL) return tpo_fail(err, TPO_ENOMEM, "no_memory", "no memory for %d conversations", b->n_packed);
+    struct tpo_packed *p = b->packed;
+    for (int s = 0; s < f->n_samples; s++) {
+        for (int i = 0; i < f->samples[s].n_conversations; i++, p++) {
+            p->sample = s;
+            p->conversation = i;
+            p->source = &f->samples[s].conversations[i];
+            const char *kind = b->queries == 0 ? NULL : f->samples[s].n_frames == 1 ? "image" : "video";
+            const int code = tpo_prompt_train(&p->prompt, b->learn->tokenizer, b->learn->decoder->config, p->source, kind, b->queries, err);
+            if (code != TPO_OK) return code;
+            p->prefix = p->prompt.n_prefix;
+        }
+    }
+    return TPO_OK;
+}
+
+/* Lays the conversations out: each sample's prefix once, then every conversation's own rows. Answers the length of the longest sample. */
+static int starts_set(struct tpo_learn_batch *b, int32_t *lengths)
+{
+    int longest = 1;
+    for (int k = 0; k < b->n_packed; k++) {
+        struct tpo_packed *p = &b->packed[k];
+        int32_t *length = &lengths[p->sample];
+        if (p->conversation == 0) *length = p->prefix;
+        p->start = *length;
+        *length += p->prompt.n - p->prefix;
+        if (*length > longest) longest = *length;
+    }
+    return longest;
+}
+
+static void row_fill(struct tpo_learn_batch *b, const struct tpo_packed *p, int r, int32_t *positions, int32_t *segments)
+{
+    const int m = p->sample * b->rows.T + tpo_learn_row(p, r);
+    b->ids[m] = p->prompt.ids[r];
+    b->visual[m] = p->prompt.visual[r] < 0 ? -1 : p->sample * b->queries + p->prompt.visual[r];
+    positions[m] = r;
+    segments[m] = r < p->prefix ? 0 : p->conversation + 1;
+    if (p->prompt.ids[r] != b->learn->decoder->config->track_box_id || p->prompt.visual[r] >= 0) return;
+    /* Boxes follow the order of <track_box> in the rows; a token without a box of its own keeps the next one's from shifting. */
+    int before = 0;
+    for (int k = p->prefix; k < r; k++) before += p->prompt.ids[k] == p->prompt.ids[r];
+    if (before < p->source->n_user_boxes) memcpy(b->boxes + 4 * (size_t)b->n_boxes, p->source->user_boxes[before], 4 * sizeof(float));
+    b->n_boxes++;
+}
+
+static int pack(struct tpo_learn_batch *b, struct tpo_tape *t, struct tpo_error *err)
+{
+    struct tpo_arena *arena = tpo_tape_arena(t);
+    const int B = b->f->n_samples;
+    int32_t *lengths = tpo_arena_calloc(arena, (size_t)B * sizeof(*lengths));
+    if (lengths == NULL) goto no_memory;
+    b->rows = (struct tpo_decoder_batch){.B = B, .T = starts_set(b, lengths), .lengths = lengths};
+    const size_t n = (size_t)B * (size_t)b->rows.T;
+    int32_t *positions = tpo_arena_calloc(arena, n * sizeof(*positions)), *segments = tpo_arena_alloc(arena, n * sizeof(*segments));
+    b->ids = tpo_arena_calloc(arena, n * sizeof(*b->ids));
+    b->visual = tpo_arena_alloc(arena, n * sizeof(*b->visual));
+    b->boxes = tpo_arena_calloc(arena, n * 4 * sizeof(*b->boxes));
+    if (positions == NULL || segments == NULL || b->ids == NULL || b->visual == NULL || b->boxes == NULL) goto no_memory;
+    for (size_t m = 0; m < n; m++) b->visual[m] = segments[m] = -1;
+    for (int k = 0; k < b->n_packed; k++) {
+        const struct tpo_packed *p = &b->packed[k];
+        for (int r = p->conversation == 0 ? 0 : p->prefix; r < p->prompt.n; r++) row_fill(b, p, r, positions, segments);
+    }
+    b->rows.positions = positions;
+    b->rows.segments = segments;
+    return TPO_OK;
+no_memory:
+    return tpo_fail(err, TPO_ENOMEM, "no_memory", "no memory for a micro-batch of %d samples", B);
+}
+
+/* Weighted mean cross entropy over all labelled tokens of the micro-batch; the head runs on the rows that predict one, and no other. */
+static struct tpo_tensor *language_loss(struct tpo_tape *t, const struct tpo_learn_batch *b, struct tpo_tensor *hidden, float dropout)
+{
+    struct tpo_arena *arena = tpo_tape_arena(t);
+    int most = 0, n = 0;
+    for (int k = 0; k < b->n_packed; k++) most += b->packed[k].prompt.n;
+    int32_t *row = tpo_arena_alloc(arena, (size_t)most * sizeof(*row)), *label = tpo_arena_alloc(arena, (size_t)most * sizeof(*label));
+    float *weight = tpo_arena_alloc(arena, (size_t)most * sizeof(*weight));
+    if (row == NULL || label == NULL || weight == NULL) return NULL;
+    double sum = 0;
+    for (int k = 0; k < b->n_packed; k++) {
+        const struct tpo_packed *p = &b->packed[k];
+        for (int r = p->prefix > 0 ? p->prefix : 1; r < p->prompt.n; r++) {
+            if (p->prompt.labels[r] == TPO_LABEL_NONE || p->prompt.weights[r] <= 0) continue;
+            row[n] = p->sample * b->rows.T + tpo_learn_row(p, r - 1);
+            label[n] = p->prompt.labels[r];
+            weight[n] = p->prompt.weights[r];
+            sum += (double)weight[n++];
+        }
+    }
+    if (n == 0) return NULL;
+    struct tpo_tensor *logits = tpo_decoder_logits(t, b->learn->decoder, tpo_take_rows(t, hidden, row, n), dropout, tpo_random_u64(b->f->noise, 1));
+    return tpo_loss_cross_entropy(t, logits, label, weight, (float)(1 / sum));
+}
+
+static int slots_count(const struct tpo_learn_batch *b)
+{
+    int n = 0;
+    for (int k = 0; k < b->n_packed; k++) n += b->packed[k].prompt.n_slots;
+    return n;
+}
+
+/* Outputs e.NAME and the list of where their rows came from. */
+static int outputs_make(struct tpo_tape *t, const struct tpo_learn_batch *b, struct tpo_forward *f, struct tpo_tensor *hidden)
+{
+    const struct tpo_config *c = b->learn->decoder->config;
+    const int most = slots_count(b);
+    if (most == 0) return TPO_OK;
+    struct tpo_arena *arena = tpo_tape_arena(t);
+    struct tpo_row *rows = tpo_arena_alloc(arena, (size_t)most * sizeof(*rows));
+    int32_t *index = tpo_arena_alloc(arena, (size_t)most * sizeof(*index)), *of_task = tpo_arena_alloc(arena, (size_t)most * sizeof(*of_task));
+    if (rows == NULL || index == NULL || of_task == NULL) return TPO_ENOMEM;
+    int n = 0;
+    for (int k = 0; k < b->n_packed; k++) {
+        const struct tpo_packed *p = &b->packed[k];
+        for (int i = 0; i < p->prompt.n_slots; i++) {
+            const struct tpo_slot *slot = &p->prompt.slots[i];
+            index[n] = p->sample * b->rows.T + tpo_learn_row(p, slot->position);
+            rows[n++] = (struct tpo_row){.sample = p->sample, .conversation = p->conversation, .position = slot->position, .task = slot->task};
+        }
+    }
+    f->rows = rows;
+    f->n_rows = n;
+    for (int task = 0; task < c->n_tasks; task++) {
+        int of = 0;
+        for (int i = 0; i < n; i++)
+            if (rows[i].task == task) of_task[of++] = index[i];
+        char *name = tpo_arena_alloc(arena, sizeof(c->tasks[task].name) + 2);
+        if (name == NULL) return TPO_ENOMEM;
+        snprintf(name, sizeof(c->tasks[task].name) + 2, "e.%s", c->tasks[task].name);
+        if (of > 0) tpo_forward_output(f, name, tpo_take_rows(t, hidden, of_task, of));
+    }
+    return TPO_OK;
+}
+
+static bool wanted(const struct tpo_forward *f, const char *name) { return f->wants_loss != NULL && f->wants_loss(f->plan, name); }
+
+static int pass(struct tpo_learn_batch *b, struct tpo_tape *t, struct tpo_forward *f, struct tpo_tensor *visual, struct tpo_error *err)
+{
+    const struct tpo_decoder *d = b->learn->decoder;
+    const float dropout = f->training ? d->config->llm.lora_dropout : 0;
+    struct tpo_tensor *projected = visual != NULL ? tpo_decoder_project(t, d, visual) : NULL;
+    struct tpo_tensor *boxes = b->n_boxes > 0 ? tpo_decoder_box(t, d, tpo_input(t, b->boxes, b->n_boxes, 4, false)) : NULL;
+    struct tpo_tensor *x = tpo_decoder_splice(t, d, b->ids, b->visual, b->rows.B * b->rows.T, projected, boxes);
+    struct tpo_decoder_seen *seen = tpo_arena_calloc(tpo_tape_arena(t), (size_t)d->config->llm.num_hidden_layers * sizeof(*seen));
+    if (x == NULL || seen == NULL) return tpo_tape_error(t) != TPO_OK ? tpo_tape_error(t) : TPO_ENOMEM;
+    struct tpo_tensor *hidden = tpo_decoder_forward(t, d, x, &b->rows, dropout, tpo_random_u64(f->noise, 0), seen);
+    if (hidden == NULL) return tpo_tape_error(t) != TPO_OK ? tpo_tape_error(t) : TPO_ENOMEM;
+
+    const int code = outputs_make(t, b, f, hidden);
+    if (code != TPO_OK) return code;
+    struct tpo_tensor *language = wanted(f, "language") ? language_loss(t, b, hidden, dropout) : NULL;
+    struct tpo_tensor *slot = d->slot_box_w != NULL && projected != NULL && wanted(f, "slot") ? tpo_learn_slot_loss(t, b, projected, err) : NULL;
+    struct tpo_tensor *attention = wanted(f, "attention") ? tpo_learn_attention_loss(t, b, seen, err) : NULL;
+    if (err->code != TPO_OK) return err->code;
+    if (language != NULL) tpo_forward_loss(f, "language", language);
+    if (slot != NULL) tpo_forward_loss(f, "slot", slot);
+    if (attention != NULL) tpo_forward_loss(f, "attention", attention);
+    return tpo_tape_error(t);
+}
+
+static int learn_forward(void *self, struct tpo_tape *t, struct tpo_forward *f, struct tpo_error *err)
+{
+    const struct tpo_router_learn *l = self;
+    struct tpo_tensor *visual = tpo_forward_input(f, "visual");
+    struct tpo_learn_batch b = {.learn = l, .f = f, .queries = visual != NULL ? tpo_config_queries(l->decoder->config) : 0};
+    struct tpo_error own = {0};
+    int code = TPO_OK;
+    if (visual != NULL && visual->rows != f->n_samples * b.queries)
+        code = tpo_fail(&own, TPO_INVALID_ARGUMENT, "visual_rows", "visual has %d rows; %d samples need %d each", visual->rows, f->n_samples, b.queries);
+    if (code == TPO_OK) code = prompts_make(&b, &own);
+    if (code == TPO_OK) code = pack(&b, t, &own);
+    if (code == TPO_OK) code = pass(&b, t, f, visual, &own);
+    for (int k = 0; k < b.n_packed && b.packed != NULL; k++) tpo_prompt_free(&b.packed[k].prompt);
+    free(b.packed);
+    if (code == TPO_OK) return TPO_OK;
+    if (own.code == TPO_OK) tpo_fail(&own, code, "router_forward", "the router's training pass failed: %s", tpo_status_sentence(code));
+    if (err != NULL) *err = own;
+    return code;
+}
+
+void tpo_router_learn_open(struct tpo_router_learn *l, struct tpo_decoder *d, struct tpo_params *p, struct tpo_tokenizer *tokenizer)
+{
+    *l = (struct tpo_router_learn){.decoder = d, .tokenizer = tokenizer};
+    l->model = (struct tpo_model){.stage = "router", .self = l, .params = p, .forward = learn_forward};
+}
