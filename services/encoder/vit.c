@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "kernels/rows.h"
+#include "nn/tables.h"
 
 #define ENCODER "vision_encoder.encoder."
 #define FINAL_EPS 1e-12F /* vision_layernorm's, a constant of the published model */
@@ -59,41 +60,6 @@ void tpo_vit_close(struct tpo_vit *v)
     memset(v, 0, sizeof(*v));
 }
 
-static float sine(int position, int channel, int width)
-{
-    const double angle = position / pow(10000.0, 2.0 * (channel / 2) / width);
-    return (float)(channel % 2 == 0 ? sin(angle) : cos(angle));
-}
-
-static void sine_rows(float *table, int rows, int width)
-{
-    for (int p = 0; p < rows; p++)
-        for (int j = 0; j < width; j++) table[(int64_t)p * width + j] = sine(p, j, width);
-}
-
-bool tpo_vit_sine_table(float *table, int n_frames, int patches, int width, int checkpoint_frames)
-{
-    if (n_frames == 1) {
-        sine_rows(table, patches, width);
-        return true;
-    }
-    const int64_t frame = (int64_t)patches * width;
-    float *base = malloc((size_t)checkpoint_frames * (size_t)frame * sizeof(*base));
-    if (base == NULL) return false;
-    sine_rows(base, checkpoint_frames * patches, width);
-    for (int t = 0; t < n_frames; t++) {
-        /* Half-pixel centres, clamped at the first frame; in f32, as the reference's interpolation does. */
-        const float ratio = (float)checkpoint_frames / (float)n_frames;
-        const float s = fmaxf(((float)t + 0.5F) * ratio - 0.5F, 0);
-        const int i = (int)s < checkpoint_frames - 1 ? (int)s : checkpoint_frames - 1;
-        const int next = i + 1 < checkpoint_frames ? i + 1 : i;
-        const float w = s - (float)i;
-        for (int64_t j = 0; j < frame; j++) table[t * frame + j] = (1 - w) * base[i * frame + j] + w * base[next * frame + j];
-    }
-    free(base);
-    return true;
-}
-
 /* Learned positions: row p of `position` for patch p, and from the second frame on row t of `frame_position`, so that an image is a clip of one. */
 static struct tpo_tensor *learned_table(struct tpo_tape *t, const struct tpo_vit *v, int n_frames, int patches, int C)
 {
@@ -116,7 +82,7 @@ static struct tpo_tensor *position_table(struct tpo_tape *t, const struct tpo_vi
     const int C = v->config->vision_encoder.encoder_embed_dim, patches = tpo_config_patches(v->config);
     if (v->position != NULL) return learned_table(t, v, n_frames, patches, C);
     float *table = tpo_arena_alloc(tpo_tape_arena(t), (size_t)n_frames * (size_t)patches * (size_t)C * sizeof(*table));
-    if (table == NULL || !tpo_vit_sine_table(table, n_frames, patches, C, v->config->vision_encoder.checkpoint_frames)) return NULL;
+    if (table == NULL || !tpo_table_video(table, n_frames, patches, C, v->config->vision_encoder.checkpoint_frames)) return NULL;
     return tpo_input(t, table, n_frames * patches, C, false);
 }
 

@@ -21,10 +21,6 @@ struct tpo_vit {
 int tpo_vit_declare(struct tpo_vit *v, struct tpo_params *p, const struct tpo_config *c);
 void tpo_vit_close(struct tpo_vit *v);
 
-/* The fixed table of core-model.md 2.3: n_frames * patches rows of `width`. One frame: the plain sine table; more: the table of
- * checkpoint_frames frames, interpolated along time. False when memory runs out. */
-bool tpo_vit_sine_table(float *table, int n_frames, int patches, int width, int checkpoint_frames);
-
 /* Normalised pixels (B, T, 3, H, W) on the stream's device -> tokens (B * T/tubelet * patches, width) before vision_layernorm. */
 struct tpo_tensor *tpo_vit_forward(struct tpo_tape *t, const struct tpo_vit *v, const float *pixels, int B, int T);
 struct tpo_tensor *tpo_vit_norm(struct tpo_tape *t, const struct tpo_vit *v, struct tpo_tensor *tokens);

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/matmul.h"
+#include "kernels/vector.h"
 #include "services/router/router.h"
 
 #define LM "lm.base_model.model."
@@ -93,6 +95,21 @@ void tpo_decoder_close(struct tpo_decoder *d)
 {
     free(d->layers);
     memset(d, 0, sizeof(*d));
+}
+
+int tpo_decoder_merge(struct tpo_stream *s, float *merged, const struct tpo_lora *l, float scale)
+{
+    const int out = (int)l->w->shape[0], in = (int)l->w->shape[1];
+    int code = tpo_scale(s, merged, 1, l->w->data, l->w->size);
+    if (code != TPO_OK || l->a == NULL) return code;
+    const int r = (int)l->a->shape[0];
+    float *scaled = tpo_device_alloc(s, (size_t)l->b->size * sizeof(*scaled));
+    if (scaled == NULL) return TPO_ENOMEM;
+    code = tpo_scale(s, scaled, scale, l->b->data, l->b->size);
+    /* The product of two matrices as they lie, b (out, r) a (r, in), is what matmul_dx computes. */
+    if (code == TPO_OK) code = tpo_matmul_dx(s, merged, in, scaled, r, l->a->data, 1, out, r, in);
+    tpo_device_free(s, scaled);
+    return code;
 }
 
 void tpo_router_schema(struct tpo_params *p, const struct tpo_config *c, int aids)

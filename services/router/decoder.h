@@ -39,6 +39,9 @@ struct tpo_decoder {
 int tpo_decoder_declare(struct tpo_decoder *d, struct tpo_params *p, const struct tpo_config *c, int aids);
 void tpo_decoder_close(struct tpo_decoder *d);
 
+/* merged (out, in) = w + (alpha / r) b a, in f32; w alone without LoRA. merged may not be w. */
+int tpo_decoder_merge(struct tpo_stream *s, float *merged, const struct tpo_lora *l, float scale);
+
 /* Where the rows of a batch lie: B sequences of T rows, the short ones padded on the right. Arrays are borrowed until the tape is reset. */
 struct tpo_decoder_batch {
     int B, T;
@@ -49,9 +52,9 @@ struct tpo_decoder_batch {
 
 struct tpo_attention_shape tpo_decoder_shape(const struct tpo_decoder *d, const struct tpo_decoder_batch *batch);
 
-/* What one attention layer saw, for the attention losses: q, k after rotation, (B*T, heads*head_dim) and (B*T, kv heads*head_dim). */
+/* What one attention layer saw, for the attention losses and the tests: q (B*T, heads*head_dim), k, v (B*T, kv heads*head_dim), after rotation. */
 struct tpo_decoder_seen {
-    struct tpo_tensor *q, *k;
+    struct tpo_tensor *q, *k, *v;
 };
 
 /* x (B*T, hidden) -> hidden states after the final norm. `dropout` 0 outside training; `noise` keys it. seen: num_hidden_layers entries or NULL. */

@@ -32,8 +32,8 @@ static struct tpo_tensor *layer_forward(struct pass *s, const struct tpo_decoder
     struct tpo_tensor *r = tpo_norm_rms(s->t, x, l->input_norm, eps);
     struct tpo_tensor *q = tpo_rotate(s->t, linear(s, r, &l->q), &s->angles, s->shape.H);
     struct tpo_tensor *k = tpo_rotate(s->t, linear(s, r, &l->k), &s->angles, s->shape.G);
-    struct tpo_tensor *o = tpo_attend(s->t, q, k, linear(s, r, &l->v), &s->shape);
-    if (seen != NULL) *seen = (struct tpo_decoder_seen){.q = q, .k = k};
+    struct tpo_tensor *v = linear(s, r, &l->v), *o = tpo_attend(s->t, q, k, v, &s->shape);
+    if (seen != NULL) *seen = (struct tpo_decoder_seen){.q = q, .k = k, .v = v};
     x = tpo_plus(s->t, x, linear(s, o, &l->o));
     r = tpo_norm_rms(s->t, x, l->post_norm, eps);
     struct tpo_tensor *gate = linear(s, r, &l->gate), *up = linear(s, r, &l->up);
