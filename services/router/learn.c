@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernels/vector.h"
+#include "nn/tokenizer.h"
 #include "services/router/learn_batch.h"
 #include "services/router/router.h"
 
@@ -201,4 +202,45 @@ void tpo_router_learn_open(struct tpo_router_learn *l, struct tpo_decoder *d, st
 {
     *l = (struct tpo_router_learn){.decoder = d, .tokenizer = tokenizer};
     l->model = (struct tpo_model){.stage = "router", .self = l, .params = p, .forward = learn_forward};
+}
+
+struct tpo_router_trainee {
+    struct tpo_stream *stream;
+    struct tpo_config config;
+    struct tpo_params params;
+    struct tpo_decoder decoder;
+    struct tpo_tokenizer *tokenizer;
+    struct tpo_router_learn learn;
+};
+
+int tpo_router_trainee_open(struct tpo_router_trainee **out, struct tpo_stream *s, const struct tpo_config *c, const char *folder, bool random,
+                            uint64_t seed, int aids, struct tpo_error *err)
+{
+    struct tpo_router_trainee *r = calloc(1, sizeof(*r));
+    *out = r;
+    if (r == NULL) return tpo_fail(err, TPO_ENOMEM, "no_memory", "no memory for a router");
+    r->stream = s;
+    r->config = *c;
+    int code = tpo_decoder_declare(&r->decoder, &r->params, &r->config, aids);
+    if (code != TPO_OK) tpo_fail(err, code, "no_memory", "no memory for the router's tensors");
+    if (code == TPO_OK) code = tpo_tokenizer_open(&r->tokenizer, folder, err);
+    if (code == TPO_OK) code = random ? tpo_params_random(&r->params, s, seed, err) : tpo_params_load(&r->params, s, folder, "router", err);
+    if (code != TPO_OK) {
+        tpo_router_trainee_close(r);
+        *out = NULL;
+        return code;
+    }
+    tpo_router_learn_open(&r->learn, &r->decoder, &r->params, r->tokenizer);
+    return TPO_OK;
+}
+
+struct tpo_model *tpo_router_trainee_model(struct tpo_router_trainee *r) { return &r->learn.model; }
+
+void tpo_router_trainee_close(struct tpo_router_trainee *r)
+{
+    if (r == NULL) return;
+    tpo_tokenizer_close(r->tokenizer);
+    tpo_decoder_close(&r->decoder);
+    tpo_params_free(&r->params, r->stream);
+    free(r);
 }

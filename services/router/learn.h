@@ -16,7 +16,15 @@ struct tpo_router_learn {
     struct tpo_tokenizer *tokenizer;
 };
 
-/* All borrowed; owns no memory, so there is nothing to close. */
+/* A router that only learns: no pool, no scheduler. Tokenizer from `folder`; weights too, or random ones of `seed`. LoRA stays apart from its base.
+ * Borrowed: the stream. close accepts NULL. */
+struct tpo_router_trainee;
+int tpo_router_trainee_open(struct tpo_router_trainee **out, struct tpo_stream *s, const struct tpo_config *c, const char *folder, bool random,
+                            uint64_t seed, int aids, struct tpo_error *err);
+struct tpo_model *tpo_router_trainee_model(struct tpo_router_trainee *r);
+void tpo_router_trainee_close(struct tpo_router_trainee *r);
+
+/* The model alone, of parts that lie elsewhere. All borrowed; owns no memory, so there is nothing to close. */
 void tpo_router_learn_open(struct tpo_router_learn *l, struct tpo_decoder *d, struct tpo_params *p, struct tpo_tokenizer *tokenizer);
 
 #endif
