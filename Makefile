@@ -107,6 +107,9 @@ $(PROTO_O): | $(PROTO_H)
 $(BUILD)/obj/%_avx2.o:   EXTRA := $(if $(ARCH),-march=x86-64-v3 -ffp-contract=fast)
 $(BUILD)/obj/%_avx512.o: EXTRA := $(if $(ARCH),-march=x86-64-v4 -mprefer-vector-width=512 -ffp-contract=fast)
 
+# The phrasings of the world are inside the program.
+$(BUILD)/obj/trainer/world/phrases.o: trainer/data/templates.yaml
+
 # --- programs ---------------------------------------------------------------------------------------------------------------------
 archives = $(foreach a,$(1),$(BUILD)/lib$(a).a)
 link     = $(call say,LINK)$(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(LDLIBS)

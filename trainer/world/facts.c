@@ -1,0 +1,86 @@
+/* This file owns the finding of facts: who shares what with whom, and who lies where. */
+#include "trainer/world/facts.h"
+
+#include <math.h>
+#include <string.h>
+
+#define TARGET_VISIBLE .65f
+#define MOVING_VISIBLE .5f
+#define NARROW         .8f
+#define WIDE           1.25f
+
+static bool shows(const struct tpo_scene_object *o, int frame, float share)
+{
+    return o->visible[frame] >= share * o->whole[frame];
+}
+
+static void find_eligible(struct tpo_facts *f)
+{
+    for (int o = 0; o < f->n; o++) {
+        const struct tpo_scene_object *object = &f->scene->objects[o];
+        bool reserved = tpo_world_is_reserved(object->attributes[TPO_WORLD_COLOUR], object->attributes[TPO_WORLD_SHAPE]);
+        uint8_t bit = (uint8_t)(1 << o);
+        f->all |= bit;
+        if (f->reserved || !reserved) f->anchors |= bit;
+        if (reserved != f->reserved || !shows(object, 0, TARGET_VISIBLE)) continue;
+        f->targets |= bit;
+        bool always = true;
+        for (int t = 1; t < f->scene->n_frames; t++) always = always && shows(object, t, MOVING_VISIBLE);
+        if (always) f->moving |= bit;
+    }
+}
+
+static void find_same(struct tpo_facts *f, int o)
+{
+    for (int set = 0; set < TPO_NAMED_SETS; set++) {
+        for (int p = 0; p < f->n; p++) {
+            bool same = true;
+            for (int a = 0; a < TPO_NAMED; a++) {
+                same = same && (!(set >> a & 1) || f->scene->objects[o].attributes[a] == f->scene->objects[p].attributes[a]);
+            }
+            if (same) f->same[o][set] |= (uint8_t)(1 << p);
+        }
+    }
+}
+
+/* How far p is out on that side of o, and how far aside. */
+static void offset_of(const struct tpo_facts *f, int o, int p, int side, float *out, float *aside)
+{
+    float dx = f->centre[p][0] - f->centre[o][0], dy = f->centre[p][1] - f->centre[o][1];
+    *out = side == TPO_SIDE_LEFT ? -dx : side == TPO_SIDE_RIGHT ? dx : side == TPO_SIDE_ABOVE ? -dy : dy;
+    *aside = fabsf(side == TPO_SIDE_LEFT || side == TPO_SIDE_RIGHT ? dy : dx);
+}
+
+static void find_sides(struct tpo_facts *f, int o)
+{
+    for (int p = 0; p < f->n; p++) {
+        if (p == o) continue;
+        f->distance[o][p] = hypotf(f->centre[p][0] - f->centre[o][0], f->centre[p][1] - f->centre[o][1]);
+        for (int side = 0; side < TPO_SIDES; side++) {
+            float out, aside;
+            offset_of(f, o, p, side, &out, &aside);
+            if (out <= 0) continue;
+            uint8_t bit = (uint8_t)(1 << p);
+            f->beyond[o][side] |= bit;
+            if (aside < NARROW * out) f->cone[o][side] |= bit;
+            if (aside < WIDE * out) f->wide[o][side] |= bit;
+        }
+    }
+}
+
+void tpo_facts_find(struct tpo_facts *f, const struct tpo_scene *scene, bool reserved)
+{
+    memset(f, 0, sizeof(*f));
+    f->scene = scene;
+    f->n = scene->n_objects;
+    f->reserved = reserved;
+    for (int o = 0; o < f->n; o++) {
+        tpo_scene_box(scene, o, 0, f->box[o]);
+        for (int i = 0; i < 2; i++) f->centre[o][i] = (f->box[o][i] + f->box[o][i + 2]) / 2;
+    }
+    find_eligible(f);
+    for (int o = 0; o < f->n; o++) {
+        find_same(f, o);
+        find_sides(f, o);
+    }
+}
