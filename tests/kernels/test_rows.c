@@ -1,0 +1,220 @@
+/* Moving rows, whole-array arithmetic, rotary embedding and the counter-based generator. */
+#include "tests/kernels/check.h"
+
+static void gather_and_scatter_are_transposes(void **state)
+{
+    (void)state;
+    static const int widths[] = {1, 31, 33, 130};
+    struct tpo_stream *s = check_stream(2);
+    for (int w = 0; w < 4; w++) {
+        int M = 300, C = widths[w], n_rows = 40;
+        int32_t index[300];
+        for (int m = 0; m < M; m++) index[m] = (int32_t)(tpo_random_u64(tpo_test_seed(), (uint64_t)m) % 41) - 1;
+        float *table = check_numbers("table", n_rows * C, 1, 0), *y = check_numbers("y", M * C, 1, 0), *y0 = check_copy(y, M * C);
+        assert_int_equal(tpo_rows_gather(s, y, table, index, M, C, n_rows), TPO_OK);
+        for (int i = 0; i < M * C; i++) assert_true(y[i] == (index[i / C] < 0 ? y0[i] : table[index[i / C] * C + i % C]));
+        float *sum = check_copy(table, n_rows * C), *put = check_copy(table, n_rows * C);
+        assert_int_equal(tpo_rows_scatter(s, sum, y0, index, 1, M, C, n_rows), TPO_OK);
+        assert_int_equal(tpo_rows_scatter(s, put, y0, index, 0, M, C, n_rows), TPO_OK);
+        float *want = check_copy(table, n_rows * C);
+        for (int i = 0; i < M * C; i++)
+            if (index[i / C] >= 0) want[index[i / C] * C + i % C] += y0[i];
+        check_same_bits("sums in row order", sum, want, (size_t)(n_rows * C) * sizeof(float));
+        memcpy(want, table, (size_t)(n_rows * C) * sizeof(float));
+        for (int i = 0; i < M * C; i++)
+            if (index[i / C] >= 0) want[index[i / C] * C + i % C] = y0[i];
+        check_same_bits("the last row wins", put, want, (size_t)(n_rows * C) * sizeof(float));
+        index[299] = n_rows;
+        assert_int_equal(tpo_rows_gather(s, y, table, index, M, C, n_rows), TPO_EINVAL);
+        assert_int_equal(tpo_rows_scatter(s, y, table, index, 1, M, C, n_rows), TPO_EINVAL);
+        free(table), free(y), free(y0), free(sum), free(put), free(want);
+    }
+    tpo_stream_close(s);
+}
+
+static void periods_add_and_sum(void **state)
+{
+    (void)state;
+    struct tpo_stream *s = check_stream(2);
+    int M = 103, period = 33, C = 31;
+    float *y = check_numbers("y", M * C, 1, 0), *y0 = check_copy(y, M * C), *x = check_numbers("x", period * C, 1, 0),
+          *sum = check_copy(x, period * C);
+    assert_int_equal(tpo_add_rows(s, y, x, M, period, C), TPO_OK);
+    for (int i = 0; i < M * C; i++) assert_true(y[i] == y0[i] + x[i / C % period * C + i % C]);
+    assert_int_equal(tpo_sum_rows(s, sum, y0, M, period, C), TPO_OK);
+    for (int i = 0; i < M * C; i++) x[i / C % period * C + i % C] += y0[i];
+    check_same_bits("sums", sum, x, (size_t)(period * C) * sizeof(float));
+    assert_int_equal(tpo_add_rows(s, y, x, M, 0, C), TPO_EINVAL);
+    assert_int_equal(tpo_sum_rows(s, y, x, 0, 1, C), TPO_EINVAL);
+    free(y), free(y0), free(x), free(sum);
+    tpo_stream_close(s);
+}
+
+static void patches_are_im2col(void **state)
+{
+    (void)state;
+    struct tpo_stream *s = check_stream(2);
+    int B = 2, T = 4, H = 6, W = 9, p = 3, u = 2, n = B * T * 3 * H * W;
+    float *pixels = check_numbers("pixels", n, 1, 0), *rows = check_zeros(n), *at = rows;
+    assert_int_equal(tpo_patchify(s, rows, pixels, B, T, H, W, p, u), TPO_OK);
+    for (int b = 0; b < B; b++)
+        for (int t = 0; t < T; t += u)
+            for (int y = 0; y < H; y += p)
+                for (int x = 0; x < W; x += p)
+                    for (int c = 0; c < 3; c++)
+                        for (int k = 0; k < u; k++)
+                            for (int i = 0; i < p; i++)
+                                for (int j = 0; j < p; j++)
+                                    assert_true(*at++ == pixels[(((b * T + t + k) * 3 + c) * H + y + i) * W + x + j]);
+    assert_int_equal(tpo_patchify(s, rows, pixels, B, T, H, W, 4, u), TPO_EINVAL);
+    assert_int_equal(tpo_patchify(s, rows, pixels, B, T, H, W, p, 3), TPO_EINVAL);
+    free(pixels), free(rows);
+    tpo_stream_close(s);
+}
+
+static void rotation_is_exact_and_undone(void **state)
+{
+    (void)state;
+    static const int32_t positions[] = {0, 1, 31, 1000, 4095, 131071, 2000000000};
+    static const int widths[] = {2, 6, 32, 64, 128};
+    struct tpo_stream *s = check_stream(2);
+    for (int w = 0; w < 5; w++) {
+        int D = widths[w], half = D / 2, H = 3, ld = H * D + 5, M = 7;
+        float *c = check_zeros(M * half), *sn = check_zeros(M * half), *x = check_numbers("x", M * ld, 1, 0),
+              *x0 = check_copy(x, M * ld);
+        assert_int_equal(tpo_rope_table(s, c, sn, positions, 10000.0, M, D), TPO_OK);
+        assert_int_equal(tpo_rope(s, x, ld, c, sn, 0, M, H, D), TPO_OK);
+        for (int m = 0; m < M; m++)
+            for (int h = 0; h < H; h++)
+                for (int i = 0; i < half; i++) {
+                    double angle = positions[m] * pow(10000.0, -2.0 * i / D);
+                    assert_true(fabs(c[m * half + i] - cos(angle)) < 2e-6 && fabs(sn[m * half + i] - sin(angle)) < 2e-6);
+                    const float *a = x0 + m * ld + h * D + i, *b = x + m * ld + h * D + i;
+                    assert_true(fabs(b[0] - (a[0] * cos(angle) - a[half] * sin(angle))) < 1e-5);
+                    assert_true(fabs(b[half] - (a[half] * cos(angle) + a[0] * sin(angle))) < 1e-5);
+                }
+        for (int m = 0; m < M; m++) check_same_bits("between rows", x + m * ld + H * D, x0 + m * ld + H * D, 5 * sizeof(float));
+        assert_int_equal(tpo_rope(s, x, ld, c, sn, 1, M, H, D), TPO_OK);
+        for (int i = 0; i < M * ld; i++) assert_true(fabsf(x[i] - x0[i]) < 2e-6f * 4);
+        assert_int_equal(tpo_rope(s, x, H * D - 1, c, sn, 0, M, H, D), TPO_EINVAL);
+        assert_int_equal(tpo_rope_table(s, c, sn, positions, 10000.0, M, 3), TPO_EINVAL);
+        free(c), free(sn), free(x), free(x0);
+    }
+    tpo_stream_close(s);
+}
+
+static void arithmetic_is_elementwise(void **state)
+{
+    (void)state;
+    static const int lengths[] = {1, 15, 33, 40001};
+    struct tpo_stream *s = check_stream(2);
+    for (int l = 0; l < 4; l++) {
+        int n = lengths[l];
+        float *a = check_numbers("a", n, 1, 0), *b = check_numbers("b", n, 1, 0), *y = check_zeros(n);
+        assert_int_equal(tpo_add(s, y, a, b, n), TPO_OK);
+        for (int i = 0; i < n; i++) assert_true(y[i] == a[i] + b[i]);
+        assert_int_equal(tpo_scale(s, y, 3.0f, a, n), TPO_OK);
+        for (int i = 0; i < n; i++) assert_true(y[i] == 3.0f * a[i]);
+        assert_int_equal(tpo_axpy(s, y, 2.0f, b, n), TPO_OK);
+        for (int i = 0; i < n; i++) assert_true(fabsf(y[i] - (3.0f * a[i] + 2.0f * b[i])) < 1e-5f);
+        assert_int_equal(tpo_fill(s, y, 7.0f, n), TPO_OK);
+        for (int i = 0; i < n; i++) assert_true(y[i] == 7.0f);
+        free(a), free(b), free(y);
+    }
+    float x = 0;
+    assert_int_equal(tpo_add(s, &x, &x, &x, 0), TPO_EINVAL);
+    assert_int_equal(tpo_dropout(s, &x, &x, 1.0f, 1, 1), TPO_EINVAL);
+    tpo_stream_close(s);
+}
+
+static void sums_are_f64_in_order(void **state)
+{
+    (void)state;
+    static const int lengths[] = {1, 31, 4096, 4097, 300000};
+    struct tpo_stream *one = check_stream(1), *three = check_stream(3);
+    for (int l = 0; l < 5; l++) {
+        int n = lengths[l];
+        float *x = check_numbers("x", n, 1, 1000);
+        double a, b, sum = 0.0, square = 0.0;
+        for (int i = 0; i < n; i++) sum += x[i], square += (double)x[i] * x[i];
+        assert_int_equal(tpo_sum(one, &a, x, n), TPO_OK);
+        assert_int_equal(tpo_sum(three, &b, x, n), TPO_OK);
+        assert_true(fabs(a - sum) < 1e-12 * sum && a == b);
+        assert_int_equal(tpo_sumsq(one, &a, x, n), TPO_OK);
+        assert_int_equal(tpo_sumsq(three, &b, x, n), TPO_OK);
+        assert_true(fabs(a - square) < 1e-12 * square && a == b);
+        free(x);
+    }
+    tpo_stream_close(one), tpo_stream_close(three);
+}
+
+static void dropout_keeps_its_share(void **state)
+{
+    (void)state;
+    struct tpo_stream *s = check_stream(2);
+    int n = 100000, kept = 0;
+    float *x = check_zeros(n), *y = check_zeros(n), *again = check_zeros(n);
+    tpo_fill(s, x, 3.0f, n);
+    assert_int_equal(tpo_dropout(s, y, x, 0.25f, tpo_test_seed(), n), TPO_OK);
+    for (int i = 0; i < n; i++) {
+        int keep = tpo_random(tpo_test_seed(), (uint64_t)i) >= 0.25f;
+        assert_true(keep ? fabsf(y[i] - 4.0f) < 1e-6f : y[i] == 0.0f);
+        kept += keep;
+    }
+    assert_true(kept > 74000 && kept < 76000);
+    tpo_dropout(s, again, x, 0.25f, tpo_test_seed(), n);
+    check_same_bits("twice", y, again, (size_t)n * sizeof(float));
+    free(x), free(y), free(again);
+    tpo_stream_close(s);
+}
+
+static void halves_round_trip(void **state)
+{
+    (void)state;
+    struct tpo_stream *s = check_stream(2);
+    uint16_t *all = check_alloc(65536, 2), *back = check_alloc(65536, 2);
+    float *f = check_zeros(65536);
+    for (int i = 0; i < 65536; i++) all[i] = (uint16_t)i;
+    assert_int_equal(tpo_bf16_to_f32(s, f, all, 65536), TPO_OK);
+    assert_int_equal(tpo_f32_to_bf16(s, back, f, 65536), TPO_OK);
+    for (int i = 0; i < 65536; i++) assert_true(isnan(f[i]) ? (back[i] & 0x7fff) > 0x7f80 : back[i] == all[i]);
+    float ties[4] = {1.00390625f, 1.01171875f, 3.4e38f,
+                     -1.0039064f}; /* halfway to even, down and up; past the largest; just past half */
+    assert_int_equal(tpo_f32_to_bf16(s, back, ties, 4), TPO_OK);
+    assert_int_equal(back[0], 0x3f80);
+    assert_int_equal(back[1], 0x3f82);
+    assert_int_equal(back[2], 0x7f80);
+    assert_int_equal(back[3], 0xbf81);
+    assert_int_equal(tpo_f16_to_f32(s, f, all, 65536), TPO_OK);
+    for (int i = 0; i < 65536; i++) {
+        int exponent = i >> 10 & 31, fraction = i & 1023;
+        double want = exponent == 0    ? ldexp(fraction, -24)
+                      : exponent == 31 ? (fraction ? NAN : INFINITY)
+                                       : ldexp(1024 + fraction, exponent - 25);
+        if (i & 0x8000) want = -want;
+        assert_true(isnan(want) ? isnan(f[i]) : f[i] == want);
+    }
+    free(all), free(back), free(f);
+    tpo_stream_close(s);
+}
+
+/* Numbers that were printed once: weights and dropout of a seed must be the same on every machine and in every later version. */
+static void the_generator_is_pinned(void **state)
+{
+    (void)state;
+    double mean = 0.0, square = 0.0, uniform = 0.0;
+    for (int i = 0; i < 100000; i++) {
+        float z = tpo_random_normal(99, (uint64_t)i), u = tpo_random(99, (uint64_t)i);
+        assert_true(u >= 0.0f && u < 1.0f && isfinite(z));
+        mean += z / 1e5, square += (double)z * z / 1e5, uniform += u / 1e5;
+    }
+    assert_true(fabs(mean) < 0.02 && fabs(square - 1.0) < 0.02 && fabs(uniform - 0.5) < 0.01);
+    assert_true(tpo_random_u64(1, 2) == 0xf18d6ce93d6cf1eeu);
+    assert_true(tpo_random(1, 2) == 0x1.e31ad8p-1f);
+    assert_true(tpo_random_normal(1, 2) == 0x1.60a1b4p-6f);
+}
+
+TPO_TESTS(cmocka_unit_test(gather_and_scatter_are_transposes), cmocka_unit_test(periods_add_and_sum),
+          cmocka_unit_test(patches_are_im2col), cmocka_unit_test(rotation_is_exact_and_undone),
+          cmocka_unit_test(arithmetic_is_elementwise), cmocka_unit_test(sums_are_f64_in_order),
+          cmocka_unit_test(dropout_keeps_its_share), cmocka_unit_test(halves_round_trip), cmocka_unit_test(the_generator_is_pinned))
