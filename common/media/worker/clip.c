@@ -228,7 +228,8 @@ static int open_decoder(struct tpo_clip *c)
     if (c->stream != NULL) rc = avcodec_parameters_to_context(c->codec, c->stream->codecpar);
     if (rc < 0) return rc;
     c->codec->thread_count = 1;
-    c->codec->max_pixels = c->max_pixels;
+    /* libavcodec compares a size that it has padded; the frame's own is compared when it is out. */
+    c->codec->max_pixels = 2 * c->max_pixels + (1 << 20);
     /* The stream was not probed by decoding, so the decoder of a Matroska file would find its delay by trial and give frames out of order. */
     if (id == AV_CODEC_ID_H264 && c->codec->has_b_frames < c->depth) c->codec->has_b_frames = c->depth;
     if (c->stream != NULL) c->codec->pkt_timebase = c->stream->time_base;

@@ -1,0 +1,224 @@
+/* Files that lie, break off or are something else: each gets a typed error in bounded time, and the next file opens. */
+#include <signal.h>
+
+#include "tests/common/media/files.h"
+
+static int refused(tpo_media_t *m, const char *path, const char *reason)
+{
+    struct tpo_error err = {0};
+    tpo_media_file_t *f;
+    int rc = tpo_media_file_open(m, &f, path, 0, &err);
+    if (rc == TPO_OK) fail_msg("%s was opened", path);
+    if (strcmp(err.reason, reason) != 0) fail_msg("%s: %s (%s), want %s", path, err.reason, err.message, reason);
+    assert_null(f);
+    assert_true(err.message[0] != '\0');
+    return rc;
+}
+
+static void still_works(tpo_media_t *m)
+{
+    uint8_t rgb[32 * 16 * 3];
+    tpo_media_file_t *f = opened(m, "good.png");
+    frame_of(f, 0, rgb, NULL);
+    tpo_media_file_close(f);
+}
+
+static tpo_media_t *begin(void)
+{
+    shell(FFMPEG "-f lavfi -i testsrc2=size=32x16 -frames:v 1 good.png");
+    shell(FFMPEG "-f lavfi -i testsrc2=size=96x64:rate=25:duration=2 -c:v libx264 -g 10 -pix_fmt yuv420p -movflags faststart good.mp4");
+    return workers(1, 0, 0);
+}
+
+static void what_is_no_medium(void **state)
+{
+    (void)state;
+    tpo_media_t *m = begin();
+    spill("empty.mp4", "", 0);
+    refused(m, "empty.mp4", "media_unreadable");
+    spill("list.mp4", "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:1,\n/etc/passwd\n", 57);
+    refused(m, "list.mp4", "media_unreadable");
+    spill("concat.mp4", "ffconcat version 1.0\nfile good.png\n", 35);
+    refused(m, "concat.mp4", "media_unreadable");
+    spill("text.png", "hello", 5);
+    refused(m, "text.png", "media_unreadable");
+    shell(FFMPEG "-i good.mp4 -c copy -bsf:v h264_mp4toannexb raw.h264; mv raw.h264 raw.mp4");
+    refused(m, "raw.mp4", "media_unreadable");
+    shell(FFMPEG "-i good.mp4 -c copy a.avi; mv a.avi avi.mp4");
+    refused(m, "avi.mp4", "media_unreadable");
+    shell(FFMPEG "-f lavfi -i sine=duration=1 sound.mp4");
+    refused(m, "sound.mp4", "media_unreadable");
+    assert_int_equal(refused(m, "absent.mp4", "media_missing"), TPO_NOT_FOUND);
+    refused(m, ".", "media_unreadable");
+    refused(m, "/dev/zero", "media_unreadable");
+    shell("mkfifo pipe.mp4");
+    refused(m, "pipe.mp4", "media_unreadable");
+    uint8_t noise[4096];
+    for (size_t i = 0; i < sizeof(noise); i++) noise[i] = (uint8_t)(i * 2654435761u >> 13);
+    memcpy(noise + 4, "ftypisom", 8);
+    spill("noise.mp4", noise, sizeof(noise));
+    refused(m, "noise.mp4", "media_unreadable");
+    memcpy(noise, "\x1a\x45\xdf\xa3", 4);
+    spill("noise.webm", noise, sizeof(noise));
+    refused(m, "noise.webm", "media_unreadable");
+    still_works(m);
+    tpo_media_close(m);
+}
+
+static void what_breaks_off(void **state)
+{
+    (void)state;
+    tpo_media_t *m = begin();
+    size_t size;
+    uint8_t *film = slurp("good.mp4", &size);
+    spill("head.mp4", film, 600); /* within moov */
+    refused(m, "head.mp4", "media_unreadable");
+    spill("half.mp4", film, size / 2);
+    tpo_media_file_t *f = opened(m, "half.mp4");
+    int64_t n = tpo_media_file_info(f)->n_frames;
+    assert_true(n > 5 && n < 45);
+    uint8_t rgb[96 * 64 * 3];
+    frame_of(f, (int32_t)n - 1, rgb, NULL);
+    tpo_media_file_close(f);
+    free(film);
+    uint8_t *picture = slurp("good.png", &size);
+    for (size_t cut = 1; cut < size - 12; cut += size / 9) {
+        spill("cut.png", picture, cut);
+        refused(m, "cut.png", "media_unreadable");
+    }
+    free(picture);
+    shell(FFMPEG "-f lavfi -i testsrc2=size=320x240 -frames:v 1 good.jpg");
+    picture = slurp("good.jpg", &size);
+    for (size_t cut = 1; cut < size - size / 9; cut += size / 9) {
+        spill("cut.jpg", picture, cut);
+        refused(m, "cut.jpg", "media_unreadable");
+    }
+    free(picture);
+    still_works(m);
+    tpo_media_close(m);
+}
+
+static void put_be(uint8_t *p, uint32_t v, int bytes)
+{
+    for (int i = bytes - 1; i >= 0; i--, v >>= 8) p[i] = (uint8_t)v;
+}
+
+static void what_is_too_large(void **state)
+{
+    (void)state;
+    tpo_media_t *m = begin();
+    size_t size;
+    uint8_t *png = slurp("good.png", &size);
+    put_be(png + 16, 20000, 4), put_be(png + 20, 20000, 4);
+    spill("huge.png", png, size);
+    refused(m, "huge.png", "media_too_large");
+    put_be(png + 16, 0xffffffff, 4);
+    spill("negative.png", png, size);
+    refused(m, "negative.png", "media_too_large");
+    free(png);
+    shell(FFMPEG "-f lavfi -i testsrc2=size=32x16 -frames:v 1 good.jpg");
+    uint8_t *jpeg = slurp("good.jpg", &size);
+    for (size_t i = 2; i + 9 < size; i++)
+        if (jpeg[i] == 0xff && jpeg[i + 1] == 0xc0) {
+            put_be(jpeg + i + 5, 65500, 2), put_be(jpeg + i + 7, 65500, 2);
+            break;
+        }
+    spill("huge.jpg", jpeg, size);
+    refused(m, "huge.jpg", "media_too_large");
+    free(jpeg);
+    shell(FFMPEG "-f lavfi -i testsrc2=size=32x16 -frames:v 1 good.gif");
+    uint8_t *gif = slurp("good.gif", &size);
+    memset(gif + 6, 0xff, 4);
+    spill("huge.gif", gif, size);
+    refused(m, "huge.gif", "media_too_large");
+    free(gif);
+    /* A bomb: 400 MB of one colour in half a megabyte. */
+    shell(FFMPEG "-f lavfi -i color=black:size=12000x12000 -frames:v 1 -compression_level 9 bomb.png");
+    refused(m, "bomb.png", "media_too_large");
+    still_works(m);
+    tpo_media_close(m);
+    m = workers(1, 95 * 64, 0);
+    refused(m, "good.mp4", "media_too_large");
+    tpo_media_close(m);
+}
+
+/* Pixels so oblong that the displayed picture is the bomb. */
+static void a_shape_that_is_too_large(void **state)
+{
+    (void)state;
+    tpo_media_t *m = workers(1, 0, 0);
+    shell(FFMPEG "-f lavfi -i testsrc2=size=512x512 -frames:v 3 -c:v libx264 -pix_fmt yuv420p -aspect 60000:1 wide.mp4");
+    struct tpo_error err = {0};
+    tpo_media_file_t *f;
+    int rc = tpo_media_file_open(m, &f, "wide.mp4", 0, &err);
+    if (rc == TPO_OK) {
+        const struct tpo_media_info *i = tpo_media_file_info(f);
+        assert_true(i->width <= 65535 && (int64_t)i->width * i->height <= 1 << 26);
+        tpo_media_file_close(f);
+    } else assert_string_equal(err.reason, "media_too_large");
+    tpo_media_close(m);
+}
+
+/* moov's sample table says there are ten million frames, in a file of a few kilobytes. */
+static void a_header_that_claims_hours(void **state)
+{
+    (void)state;
+    tpo_media_t *m = begin();
+    size_t size;
+    uint8_t *film = slurp("good.mp4", &size);
+    for (size_t i = 0; i + 20 < size; i++)
+        if (memcmp(film + i, "stsz", 4) == 0) {
+            put_be(film + i + 8, 1, 4);         /* every sample has one byte */
+            put_be(film + i + 12, 10000000, 4); /* and there are so many */
+            break;
+        }
+    spill("claims.mp4", film, size);
+    struct tpo_error err = {0};
+    tpo_media_file_t *f;
+    if (tpo_media_file_open(m, &f, "claims.mp4", 5000, &err) == TPO_OK) {
+        assert_true(tpo_media_file_info(f)->n_frames <= (int64_t)size);
+        tpo_media_file_close(f);
+    }
+    free(film);
+    still_works(m);
+    tpo_media_close(m);
+}
+
+/* Bytes changed at random places: whatever comes of it, the pool stays of use. */
+static void mutated_files(void **state)
+{
+    (void)state;
+    tpo_media_t *m = begin();
+    uint64_t s = tpo_test_seed() | 1;
+    shell(FFMPEG "-i good.mp4 -c:v libvpx-vp9 -b:v 100k -deadline realtime -cpu-used 8 -frames:v 12 good.webm");
+    shell(FFMPEG "-f lavfi -i testsrc2=size=64x48 -frames:v 4 good.gif");
+    shell(FFMPEG "-f lavfi -i testsrc2=size=64x48 -frames:v 1 good.jpg");
+    const char *names[] = {"good.mp4", "good.webm", "good.gif", "good.jpg", "good.png"};
+    int opened_n = 0;
+    for (int round = 0; round < 150; round++) {
+        size_t size;
+        uint8_t *data = slurp(names[round % 5], &size);
+        for (int k = 0; k < 1 + round % 9; k++) {
+            s ^= s << 13, s ^= s >> 7, s ^= s << 17;
+            size_t at = (s >> 8) % (round % 2 ? size : size < 800 ? size : 800);
+            data[at] = (uint8_t)(s >> 40);
+        }
+        spill("mutant", data, size);
+        free(data);
+        tpo_media_file_t *f;
+        if (tpo_media_file_open(m, &f, "mutant", 2000, NULL) != TPO_OK) continue;
+        const struct tpo_media_info *i = tpo_media_file_info(f);
+        uint8_t *rgb = malloc((size_t)i->width * (size_t)i->height * 3);
+        int32_t last = (int32_t)i->n_frames - 1;
+        tpo_media_read_into(f, &last, 1, rgb, NULL, 2000, NULL);
+        free(rgb);
+        tpo_media_file_close(f);
+        opened_n++;
+    }
+    assert_true(opened_n > 10);
+    still_works(m);
+    tpo_media_close(m);
+}
+
+TPO_TESTS(cmocka_unit_test(what_is_no_medium), cmocka_unit_test(what_breaks_off), cmocka_unit_test(what_is_too_large),
+          cmocka_unit_test(a_shape_that_is_too_large), cmocka_unit_test(a_header_that_claims_hours), cmocka_unit_test(mutated_files))
