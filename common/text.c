@@ -103,29 +103,6 @@ char *tpo_text_take(struct tpo_text *t)
     return data;
 }
 
-/* Length of the well-formed sequence at p, 0 where there is none. The second byte's range is what rules out overlong forms,
- * surrogates and code points past the end (RFC 3629, section 4). */
-static size_t sequence(const unsigned char *p, size_t left)
-{
-    if (p[0] < 0x80) return 1;
-    size_t n = p[0] >= 0xc2 && p[0] <= 0xdf ? 2 : (p[0] & 0xf0) == 0xe0 ? 3 : p[0] >= 0xf0 && p[0] <= 0xf4 ? 4 : 0;
-    if (n == 0 || n > left) return 0;
-    unsigned char low = p[0] == 0xe0 ? 0xa0 : p[0] == 0xf0 ? 0x90 : 0x80, high = p[0] == 0xed ? 0x9f : p[0] == 0xf4 ? 0x8f : 0xbf;
-    if (p[1] < low || p[1] > high) return 0;
-    for (size_t i = 2; i < n; i++)
-        if ((p[i] & 0xc0) != 0x80) return 0;
-    return n;
-}
-
-bool tpo_utf8_valid(const char *text, size_t size)
-{
-    for (size_t i = 0, n; i < size; i += n) {
-        n = sequence((const unsigned char *)text + i, size - i);
-        if (n == 0) return false;
-    }
-    return true;
-}
-
 size_t tpo_utf8_count(const char *text)
 {
     size_t n = 0;

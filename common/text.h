@@ -8,6 +8,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "common/utf8.h"
+
 struct tpo_text {
     char *data;
     size_t size, capacity;
@@ -26,9 +28,6 @@ void tpo_text_free(struct tpo_text *t);
 /* The text, which is the caller's to free; NULL when it failed. The struct is empty afterwards. */
 char *tpo_text_take(struct tpo_text *t);
 
-/* Well-formed UTF-8: no overlong forms, no surrogates, nothing past U+10FFFF. NUL counts as well-formed; callers that need C
- * strings check for it. */
-bool tpo_utf8_valid(const char *text, size_t size);
 size_t tpo_utf8_count(const char *text); /* code points of valid UTF-8 */
 
 #endif

@@ -1,0 +1,23 @@
+/* queue.h -- a bounded queue of pointers between threads. Full is an answer, not a wait: whoever puts is told at once. */
+#ifndef TPO_COMMON_QUEUE_H
+#define TPO_COMMON_QUEUE_H
+
+#include "common/status.h"
+
+struct tpo_queue; /* any number of threads put and take */
+
+int tpo_queue_open(struct tpo_queue **out, int capacity);
+void tpo_queue_close(struct tpo_queue *q); /* accepts NULL; nobody may be inside; what is left is the caller's to have taken */
+
+/* TPO_RESOURCE_EXHAUSTED: full. TPO_UNAVAILABLE: ended. */
+int tpo_queue_put(struct tpo_queue *q, void *item);
+/* Back to the front, where it was taken from; never refused for capacity. */
+void tpo_queue_put_back(struct tpo_queue *q, void *item);
+/* The oldest item; waits up to timeout_ms (0: not at all, -1: for ever). NULL: none came, or the queue has ended and is empty. */
+void *tpo_queue_take(struct tpo_queue *q, int timeout_ms);
+/* Wakes every taker, with or without an item; a pending wake is not lost. */
+void tpo_queue_wake(struct tpo_queue *q);
+void tpo_queue_end(struct tpo_queue *q); /* no more puts; takers get what is left, then NULL */
+int tpo_queue_length(struct tpo_queue *q);
+
+#endif
