@@ -33,7 +33,8 @@ int tpo_world_corpus(const char *path, struct tpo_error *err)
             write_scene(f, w, &v);
         }
     }
-    if (f != NULL && fclose(f) != 0 && rc == TPO_OK) rc = tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "disk", "cannot write all of %s", path);
+    if (f != NULL && fclose(f) != 0 && rc == TPO_OK)
+        rc = tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "disk", "cannot write all of %s", path);
     tpo_world_close(w);
     tpo_arena_free(&arena);
     return rc;

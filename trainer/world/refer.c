@@ -83,6 +83,7 @@ bool tpo_refer_relation(const struct tpo_facts *f, struct tpo_rng *r, int hidden
 {
     struct lottery l = {r, 0};
     int target = -1, anchor = -1, side = -1, chosen = -1;
+    bool any_hard = false;
     for (int a = 0; a < f->n; a++) {
         if (!is_anchor(f, a)) continue;
         for (int s = 0; s < TPO_SIDES; s++) {
@@ -92,13 +93,15 @@ bool tpo_refer_relation(const struct tpo_facts *f, struct tpo_rng *r, int hidden
                     uint8_t match = f->same[o][set];
                     if ((set & hidden) || (match >> a & 1) || bits(match) < 2 || (match & f->wide[a][s]) != 1 << o) continue;
                     bool outermost = !(match & f->beyond[o][s]);
+                    any_hard = any_hard || !outermost;
                     if (!wins(&l, set_weight(set) * (outermost ? OUTERMOST_KEPT : 1))) continue;
                     target = o, anchor = a, side = s, chosen = set;
                 }
             }
         }
     }
-    if (target < 0) return false;
+    /* Where no choice was hard the outermost is dropped here; elsewhere its weight has done so. */
+    if (target < 0 || (!any_hard && !tpo_rng_chance(r, OUTERMOST_KEPT))) return false;
     out->head = noun_of(f, target, chosen);
     out->target = target;
     out->side = side;
