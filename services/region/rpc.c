@@ -1,0 +1,131 @@
+/* This file owns the region head's wire: a TaskCall's tensor to the model, its box to a TaskResult. */
+#include "services/region/rpc.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "head.pb-c.h"
+#include "kernels/stream.h"
+#include "nn/check.h"
+#include "services/region/region.h"
+
+struct service {
+    struct tpo_host *host;
+    struct tpo_stream *stream;
+    struct tpo_region *region;
+    struct tpo_config config;
+};
+
+static struct service the_service;
+
+static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
+{
+    struct service *s = self;
+    const struct tpo_host_settings *set = tpo_host_settings(h);
+    char digest[72];
+    s->host = h;
+    int rc = tpo_config_load(&s->config, set->model, err);
+    if (rc == TPO_OK) rc = tpo_stream_open(&s->stream, set->device, (int)set->threads, err);
+    if (rc == TPO_OK) rc = tpo_region_open(&s->region, s->stream, &s->config, set->model, 0, err);
+    if (rc == TPO_OK) rc = tpo_params_digest(digest, set->model, "region", false, err);
+    if (rc == TPO_OK) tpo_host_set_digest(h, digest);
+    return rc;
+}
+
+static int warm_up(void *self, struct tpo_error *err)
+{
+    struct service *s = self;
+    float box[4];
+    float *e = calloc((size_t)s->config.llm.hidden_size, sizeof(*e));
+    if (e == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a task embedding");
+    int rc = tpo_region_run(s->region, box, e, 1, err);
+    free(e);
+    return rc;
+}
+
+static void close_model(void *self)
+{
+    struct service *s = self;
+    tpo_region_close(s->region);
+    tpo_stream_close(s->stream);
+    s->region = NULL;
+    s->stream = NULL;
+}
+
+static void send_box(struct tpo_call *c, const float box[4])
+{
+    Tpo__V1__Rect rect = TPO__V1__RECT__INIT;
+    Tpo__V1__TaskResult result = TPO__V1__TASK_RESULT__INIT;
+    rect.x0 = box[0], rect.y0 = box[1], rect.x1 = box[2], rect.y1 = box[3];
+    result.kind_case = TPO__V1__TASK_RESULT__KIND_BOX;
+    result.box = &rect;
+    tpo_call_send(c, &result.base, NULL);
+}
+
+static void send_done(struct service *s, struct tpo_job *job)
+{
+    Tpo__V1__HeadDone done = TPO__V1__HEAD_DONE__INIT;
+    Tpo__V1__TaskResult result = TPO__V1__TASK_RESULT__INIT;
+    done.queue_ms = job->queue_ms;
+    done.run_ms = tpo_job_run_ms(job);
+    done.digest = (char *)tpo_host_digest(s->host);
+    result.kind_case = TPO__V1__TASK_RESULT__KIND_DONE;
+    result.done = &done;
+    tpo_call_send(job->call, &result.base, NULL);
+}
+
+static int run(void *self, struct tpo_job *job)
+{
+    struct service *s = self;
+    struct tpo_error err = {0};
+    const struct tpo_payload *e = &job->payload;
+    float box[4];
+    int rc = TPO_OK;
+    if (e->dtype != TPO_F32 || e->n_dims != 1 || e->shape[0] != s->config.llm.hidden_size)
+        rc = tpo_fail(&err, TPO_INVALID_ARGUMENT, "tensor_shape", "e must be f32 [%d]", s->config.llm.hidden_size);
+    if (rc == TPO_OK) rc = tpo_region_run(s->region, box, e->data, 1, &err);
+    if (rc == TPO_OK) {
+        tpo_metrics_add(tpo_host_metrics(s->host), "tpo_head_runs_total", "", 1);
+        send_box(job->call, box);
+        send_done(s, job);
+    }
+    tpo_job_finish(job, rc == TPO_OK ? NULL : &err);
+    return TPO_OK;
+}
+
+static int check(void *self, const char *dir)
+{
+    struct tpo_config config;
+    struct tpo_params schema = {0};
+    struct tpo_error err;
+    (void)self;
+    if (tpo_config_load(&config, dir, &err) != TPO_OK) {
+        printf("region: fault: %s\n", err.message);
+        return 2;
+    }
+    tpo_region_schema(&schema, &config);
+    int status = tpo_check_folder("region", &schema, dir);
+    tpo_params_free(&schema, NULL);
+    return status;
+}
+
+const struct tpo_host_service *tpo_region_service(void)
+{
+    static const struct tpo_host_method methods[] = {
+        {"/tpo.v1.Head/Run", &tpo__v1__task_call__descriptor, true, run},
+    };
+    static const struct tpo_host_service service = {
+        .stage = "region",
+        .about = "Turns a task embedding into a box: the region head of the mesh (loc_decoder of the model folder).",
+        .examples = "tpo-region --model models/small\ntpo-region --check models/small",
+        .default_port = 8450,
+        .methods = methods,
+        .n_methods = 1,
+        .self = &the_service,
+        .open = open_model,
+        .warm_up = warm_up,
+        .close = close_model,
+        .check = check,
+    };
+    return &service;
+}

@@ -1,0 +1,315 @@
+/* This file owns the router's wire: a GenerateRequest into the scheduler, its events out as they happen.
+ *
+ * A job lives from submit to on_done, which the scheduler owes every sequence it took. That a reader went away is noticed where its next event is
+ * sent: the sequence is cancelled there. */
+#include "services/router/rpc.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/stream.h"
+#include "nn/check.h"
+#include "router.pb-c.h"
+#include "services/router/router.h"
+
+struct service {
+    struct tpo_host *host;
+    struct tpo_stream *stream;
+    struct tpo_router *router;
+    struct tpo_config config;
+    int n_running;
+};
+
+static struct service the_service;
+static struct {
+    int64_t kv_bytes, sequences, prefill_tokens;
+    bool merge_lora;
+} set;
+
+/* One sequence in flight: it holds its job, hence its call, until on_done. */
+struct flight {
+    struct service *service;
+    struct tpo_job *job;
+};
+
+/* Messages that may wait for a slow reader before its answer is given up: it must not stall the others. */
+#define UNSENT_MAX 4096
+
+static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
+{
+    struct service *s = self;
+    const struct tpo_host_settings *host = tpo_host_settings(h);
+    struct tpo_router_options o = {.folder = host->model, .merge_lora = set.merge_lora, .kv_bytes = (size_t)set.kv_bytes,
+                                   .max_sequences = (int)set.sequences, .prefill_tokens = (int)set.prefill_tokens};
+    char digest[72];
+    s->host = h;
+    int rc = tpo_config_load(&s->config, host->model, err);
+    if (rc == TPO_OK) rc = tpo_stream_open(&s->stream, host->device, (int)host->threads, err);
+    if (rc == TPO_OK) rc = tpo_router_open(&s->router, s->stream, &s->config, &o, err);
+    if (rc == TPO_OK) rc = tpo_params_digest(digest, host->model, "router", true, err);
+    if (rc == TPO_OK) tpo_host_set_digest(h, digest);
+    return rc;
+}
+
+static void close_model(void *self)
+{
+    struct service *s = self;
+    tpo_router_close(s->router);
+    tpo_stream_close(s->stream);
+    s->router = NULL;
+    s->stream = NULL;
+}
+
+/* --- events of one sequence ------------------------------------------------------------------------------------------------------------ */
+
+static int send_event(struct flight *f, Tpo__V1__GenerateEvent *event)
+{
+    struct tpo_call *call = f->job->call;
+    if (tpo_call_cancelled(call) || tpo_call_unsent(call) > UNSENT_MAX) return 1;
+    tpo_call_send(call, &event->base, NULL);
+    return 0;
+}
+
+static int on_text(void *owner, const char *text, size_t length)
+{
+    struct flight *f = owner;
+    Tpo__V1__TextDelta delta = TPO__V1__TEXT_DELTA__INIT;
+    Tpo__V1__GenerateEvent event = TPO__V1__GENERATE_EVENT__INIT;
+    char *copy = strndup(text, length);
+    if (copy == NULL) return 1;
+    delta.text = copy;
+    event.kind_case = TPO__V1__GENERATE_EVENT__KIND_TEXT;
+    event.text = &delta;
+    int cancel = send_event(f, &event);
+    free(copy);
+    return cancel;
+}
+
+static int on_task(void *owner, const char *task, int index, int text_offset, const float *e, int D)
+{
+    struct flight *f = owner;
+    Tpo__V1__TaskEmbedding embedding = TPO__V1__TASK_EMBEDDING__INIT;
+    Tpo__V1__GenerateEvent event = TPO__V1__GENERATE_EVENT__INIT;
+    Tpo__V1__Tensor tensor = TPO__V1__TENSOR__INIT;
+    int64_t shape = D;
+    embedding.task = (char *)task;
+    embedding.index = (uint32_t)index;
+    embedding.text_offset = (uint32_t)text_offset;
+    /* The tensor is a field of a field here, so it is packed the ordinary way: 8 KB for the published model. */
+    tensor.dtype = TPO__V1__DTYPE__DTYPE_F32;
+    tensor.n_shape = 1;
+    tensor.shape = &shape;
+    tensor.data = (ProtobufCBinaryData){(size_t)D * sizeof(*e), (uint8_t *)e};
+    embedding.e = &tensor;
+    event.kind_case = TPO__V1__GENERATE_EVENT__KIND_TASK;
+    event.task = &embedding;
+    return send_event(f, &event);
+}
+
+static void count_running(struct service *s, int change)
+{
+    s->n_running += change;
+    tpo_metrics_set(tpo_host_metrics(s->host), "tpo_sequences_running", "", s->n_running);
+}
+
+static void send_done(struct flight *f, const char *finish_reason, int prompt_tokens, int completion_tokens)
+{
+    Tpo__V1__GenerateDone done = TPO__V1__GENERATE_DONE__INIT;
+    Tpo__V1__GenerateEvent event = TPO__V1__GENERATE_EVENT__INIT;
+    done.finish_reason = (char *)finish_reason;
+    done.prompt_tokens = (uint32_t)prompt_tokens;
+    done.completion_tokens = (uint32_t)completion_tokens;
+    done.queue_ms = f->job->queue_ms;
+    done.run_ms = tpo_job_run_ms(f->job);
+    done.digest = (char *)tpo_host_digest(f->service->host);
+    event.kind_case = TPO__V1__GENERATE_EVENT__KIND_DONE;
+    event.done = &done;
+    tpo_call_send(f->job->call, &event.base, NULL);
+}
+
+static void on_done(void *owner, int status, const char *finish_reason, int prompt_tokens, int completion_tokens, const struct tpo_error *err)
+{
+    struct flight *f = owner;
+    struct tpo_metrics *m = tpo_host_metrics(f->service->host);
+    count_running(f->service, -1);
+    tpo_metrics_add(m, "tpo_prompt_tokens_total", "", prompt_tokens);
+    tpo_metrics_add(m, "tpo_generated_tokens_total", "", completion_tokens);
+    if (status == TPO_OK) send_done(f, finish_reason, prompt_tokens, completion_tokens);
+    tpo_job_finish(f->job, status == TPO_OK ? NULL : err);
+    free(f);
+}
+
+/* --- a request ---------------------------------------------------------------------------------------------------------------------------- */
+
+/* Views of the message in the shape the router takes, until submit has returned. */
+struct request {
+    struct tpo_router_request q;
+    struct tpo_chat_turn *turns;
+    float (*boxes)[4];
+    double *times;
+};
+
+static void request_free(struct request *r)
+{
+    free(r->turns);
+    free(r->boxes);
+    free(r->times);
+}
+
+static int request_visual(struct request *r, const struct tpo_payload *visual, const struct tpo_config *c, struct tpo_error *err)
+{
+    int Q = tpo_config_queries(c), C = c->bridge.hidden_size;
+    if (visual->dtype == 0 && r->q.media_kind == NULL) return TPO_OK;
+    if (visual->dtype == 0 || r->q.media_kind == NULL)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "visual_shape", "media_kind and visual come together or not at all");
+    if (visual->dtype != TPO_F32 || visual->n_dims != 2 || visual->shape[0] != Q || visual->shape[1] != C)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "visual_shape", "visual must be f32 [%d,%d]", Q, C);
+    r->q.visual = visual->data;
+    return TPO_OK;
+}
+
+static int request_fill(struct request *r, const struct tpo_job *job, const struct tpo_config *c, struct tpo_error *err)
+{
+    const Tpo__V1__GenerateRequest *m = (const Tpo__V1__GenerateRequest *)job->message;
+    r->turns = calloc(m->n_turns + 1, sizeof(*r->turns));
+    r->boxes = calloc(m->n_boxes + 1, sizeof(*r->boxes));
+    r->times = calloc(m->n_frames + 1, sizeof(*r->times));
+    if (r->turns == NULL || r->boxes == NULL || r->times == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a request");
+    for (size_t i = 0; i < m->n_turns; i++) r->turns[i] = (struct tpo_chat_turn){m->turns[i]->role, m->turns[i]->text};
+    for (size_t i = 0; i < m->n_boxes; i++) {
+        const Tpo__V1__Rect *b = m->boxes[i];
+        r->boxes[i][0] = b->x0, r->boxes[i][1] = b->y0, r->boxes[i][2] = b->x1, r->boxes[i][3] = b->y1;
+    }
+    for (size_t i = 0; i < m->n_frames; i++) r->times[i] = m->frames[i]->time_s;
+    r->q.n_turns = (int)m->n_turns;
+    r->q.turns = r->turns;
+    r->q.n_boxes = (int)m->n_boxes;
+    r->q.boxes = (const float(*)[4])r->boxes;
+    r->q.n_frames = (int)m->n_frames;
+    r->q.frame_times_s = r->times;
+    r->q.task = m->task[0] != '\0' ? m->task : "auto";
+    r->q.media_kind = m->media_kind[0] != '\0' ? m->media_kind : NULL;
+    r->q.max_new_tokens = m->max_new_tokens == 0 ? 200 : m->max_new_tokens > 1u << 20 ? 1 << 20 : (int)m->max_new_tokens;
+    r->q.seed = m->seed == 0 ? 1 : m->seed;
+    r->q.temperature = m->temperature;
+    r->q.top_p = m->top_p == 0.0f ? 1.0f : m->top_p;
+    return request_visual(r, &job->payload, c, err);
+}
+
+static int run(void *self, struct tpo_job *job)
+{
+    struct service *s = self;
+    struct request r = {0};
+    struct tpo_error err = {0};
+    uint64_t handle;
+    struct flight *f = malloc(sizeof(*f));
+    int rc = f != NULL ? request_fill(&r, job, &s->config, &err) : tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for a request");
+    if (rc == TPO_OK) {
+        *f = (struct flight){s, job};
+        struct tpo_router_events on = {f, on_text, on_task, on_done};
+        rc = tpo_router_submit(s->router, &r.q, &on, &handle, &err);
+    }
+    request_free(&r);
+    if (rc == TPO_OK) {
+        count_running(s, 1);
+        return TPO_OK;
+    }
+    free(f);
+    if (rc == TPO_UNAVAILABLE) return rc; /* the pool is full: the job waits for the next step */
+    tpo_job_finish(job, &err);
+    return TPO_OK;
+}
+
+static int step(void *self)
+{
+    struct service *s = self;
+    return tpo_router_step(s->router);
+}
+
+/* --- the rest ------------------------------------------------------------------------------------------------------------------------------ */
+
+static int ignore_text(void *owner, const char *text, size_t length)
+{
+    (void)owner, (void)text, (void)length;
+    return 0;
+}
+
+static int ignore_task(void *owner, const char *task, int index, int text_offset, const float *e, int D)
+{
+    (void)owner, (void)task, (void)index, (void)text_offset, (void)e, (void)D;
+    return 0;
+}
+
+static void keep_status(void *owner, int status, const char *finish_reason, int prompt_tokens, int completion_tokens, const struct tpo_error *err)
+{
+    (void)finish_reason, (void)prompt_tokens, (void)completion_tokens;
+    struct tpo_error *kept = owner;
+    if (err != NULL) *kept = *err;
+    kept->code = status;
+}
+
+static int warm_up(void *self, struct tpo_error *err)
+{
+    struct service *s = self;
+    static const struct tpo_chat_turn turn = {"user", "hello"};
+    struct tpo_router_request q = {.n_turns = 1, .turns = &turn, .task = "none", .max_new_tokens = 2, .seed = 1, .top_p = 1.0f};
+    struct tpo_error ended = {0};
+    struct tpo_router_events on = {&ended, ignore_text, ignore_task, keep_status};
+    uint64_t handle;
+    int rc = tpo_router_submit(s->router, &q, &on, &handle, err);
+    while (rc == TPO_OK && tpo_router_step(s->router) > 0) continue;
+    if (rc == TPO_OK && ended.code != TPO_OK) {
+        if (err != NULL) *err = ended;
+        rc = ended.code;
+    }
+    return rc;
+}
+
+static int check(void *self, const char *dir)
+{
+    struct tpo_config config;
+    struct tpo_params schema = {0};
+    struct tpo_error err;
+    (void)self;
+    if (tpo_config_load(&config, dir, &err) != TPO_OK) {
+        printf("router: fault: %s\n", err.message);
+        return 2;
+    }
+    tpo_router_schema(&schema, &config, 0);
+    int status = tpo_check_folder("router", &schema, dir);
+    tpo_params_free(&schema, NULL);
+    return status;
+}
+
+const struct tpo_host_service *tpo_router_service(void)
+{
+    static const struct tpo_setting settings[] = {
+        {"kv-bytes", TPO_SET_BYTES, &set.kv_bytes, "64M", .min = 65536, .max = 1e12,
+         .help = "the pool of keys and values all sequences share; a request reserves its prompt and max_new_tokens in it"},
+        {"sequences", TPO_SET_INT, &set.sequences, "64", .min = 1, .max = 4096, .help = "answers in flight at once; others wait in the queue"},
+        {"prefill-tokens", TPO_SET_INT, &set.prefill_tokens, "512", .min = 1, .max = 65536,
+         .help = "prompt tokens one step takes at most, so that long prompts don't hold up answers that stream"},
+        {"merge-lora", TPO_SET_BOOL, &set.merge_lora, "yes", .help = "add the adapters to the weights once, at start"},
+    };
+    static const struct tpo_host_method methods[] = {
+        {"/tpo.v1.Router/Generate", &tpo__v1__generate_request__descriptor, true, run},
+    };
+    static const struct tpo_host_service service = {
+        .stage = "router",
+        .about = "The language model of the mesh: text and visual tokens in, text out, and a task call where it emits a task token.",
+        .examples = "tpo-router --model models/small\ntpo-router --model models/small --kv-bytes 1G --sequences 256\ntpo-router --check models/small",
+        .default_port = 8440,
+        .settings = settings,
+        .n_settings = sizeof(settings) / sizeof(settings[0]),
+        .methods = methods,
+        .n_methods = 1,
+        .self = &the_service,
+        .open = open_model,
+        .warm_up = warm_up,
+        .step = step,
+        .close = close_model,
+        .check = check,
+    };
+    return &service;
+}
