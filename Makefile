@@ -147,6 +147,14 @@ $(TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_HELP_O) $(call archive
 $(BENCHES): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_HELP_O) $(call archives,$(ARCHIVES))
 	@mkdir -p $(@D)
 	$(link)
+# bench_hop's peer in grpc++: protoc's C++ from the same .proto files.
+HOP_PROTOS := common encoder media echo
+$(BUILD)/tests/bench/hop_peer: tests/bench/hop_peer.cc tests/bench/echo.proto proto/common.proto proto/encoder.proto proto/media.proto
+	@mkdir -p $(@D)/hop
+	@protoc -Iproto -Itests/bench --cpp_out=$(@D)/hop --grpc_out=$(@D)/hop --plugin=protoc-gen-grpc=/usr/bin/grpc_cpp_plugin $(HOP_PROTOS:%=%.proto)
+	$(call say,CXX)$(CXX) -std=c++17 -O2 -w -I$(@D)/hop -o $@ $< $(HOP_PROTOS:%=$(@D)/hop/%.pb.cc) $(@D)/hop/echo.grpc.pb.cc -lgrpc++ -lgrpc -lgpr -lprotobuf -lpthread
+bench_peers_hop := $(BUILD)/tests/bench/hop_peer
+
 $(BUILD)/tests/parity: $(BUILD)/obj/tests/parity/main.o $(call objects,$(filter-out tests/parity/main.c,$(wildcard tests/parity/*.c))) $(call archives,$(ARCHIVES))
 	@mkdir -p $(@D)
 	$(link)
@@ -161,7 +169,7 @@ parity: setup
 	@$(BUILD)/tests/parity $(KIT)
 bench: setup
 	@tools/setup.sh bench
-	@$(MAKE) --no-print-directory -j$$(nproc) build $(BUILD)/tests/bench/bench_$(B)
+	@$(MAKE) --no-print-directory -j$$(nproc) build $(BUILD)/tests/bench/bench_$(B) $(bench_peers_$(B))
 	@TPO_BUILD=$(BUILD) $(BUILD)/tests/bench/bench_$(B)
 
 # --- fuzzers: tests/fuzz/fuzz_X.c holds LLVMFuzzerTestOneInput; everything is compiled by clang with coverage ------------------------
