@@ -1,0 +1,32 @@
+/* kv.h -- the pool of key/value blocks: who holds which, and where they lie (contracts.md 6).
+ *
+ * A block holds TPO_KV_TOKENS positions of every layer. A sequence takes all blocks it can ever need when it is admitted, so an admitted one
+ * never fails for memory; it gives them back when it ends. One thread owns a pool. */
+#ifndef TPO_SERVICES_ROUTER_KV_H
+#define TPO_SERVICES_ROUTER_KV_H
+
+#include "kernels/stream.h"
+#include "nn/config.h"
+
+#define TPO_KV_TOKENS 32
+
+struct tpo_kv {
+    struct tpo_stream *stream;
+    int n_layers, n_blocks, n_free, max_blocks, max_sequences;
+    float **k, **v;     /* per layer, (n_blocks, TPO_KV_TOKENS, G, D) */
+    int32_t *free_list; /* the first n_free are free */
+    int32_t *tables;    /* (max_sequences, max_blocks), on the host: kernels read it when they are called */
+    int *held;          /* (max_sequences) blocks held */
+};
+
+/* As many blocks as fit into `bytes`, at least one. TPO_ENOMEM. */
+int tpo_kv_open(struct tpo_kv *kv, struct tpo_stream *s, const struct tpo_config *c, size_t bytes, int max_sequences,
+                struct tpo_error *err);
+void tpo_kv_close(struct tpo_kv *kv);
+
+/* Gives sequence `slot` room for `tokens` positions: RESOURCE_EXHAUSTED "kv_full" when the whole pool is too small, UNAVAILABLE "kv_busy" when
+ * others hold too much of it now. */
+int tpo_kv_take(struct tpo_kv *kv, int slot, int tokens, struct tpo_error *err);
+void tpo_kv_give(struct tpo_kv *kv, int slot); /* returns them */
+
+#endif

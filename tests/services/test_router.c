@@ -1,0 +1,368 @@
+/* Proves the serving engine on random weights: the same answer in any company, task routing, both head contexts, memory, cancellation. */
+#include "services/router/router.h"
+
+#include <math.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "kernels/vector.h"
+#include "services/router/batch.h"
+#include "services/router/prompt.h"
+#include "services/router/sample.h"
+#include "tests/support/test.h"
+
+#define D         48
+#define QUERIES   6
+#define C         40
+#define CALLS_MAX 8
+
+static const char *const config_text =
+    "{\"model_config\":{\"bridge\":{\"num_query_token\":4,\"extra_num_query_token\":2,\"hidden_size\":40,\"num_attention_heads\":4}"
+    ","
+    "\"llm\":{\"hidden_size\":48,\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2,\"head_dim\":16,"
+    "\"intermediate_size\":96,"
+    "\"vocab_size\":32007,\"lora_r\":4,\"lora_alpha\":8},\"box_encoder\":{\"hidden_size\":20},\"head_context\":\"%s\"}}";
+static const char *const added_text =
+    "{\"<box_begin>\":32000,\"<boxes>\":32003,\"<temp>\":32002,\"<time_begin>\":32001,\"<track_begin>\":32004,"
+    "\"<track_box>\":32006,\"<tracking>\":32005}";
+
+static struct tpo_stream *stream;
+static struct tpo_config config;
+static struct tpo_router *router;
+static float visual[QUERIES * C];
+
+static void write_text(const char *path, const char *format, const char *word)
+{
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fprintf(f, format, word);
+    fclose(f);
+}
+
+static void open_router(const char *context, size_t kv_bytes, int max_sequences, int prefill_tokens, bool merge)
+{
+    char from[4096];
+    struct tpo_error err = {0};
+    mkdir("model", 0755);
+    write_text("model/config.json", config_text, context);
+    write_text("model/added_tokens.json", "%s", added_text);
+    snprintf(from, sizeof(from), "%s/tests/golden/tokenizer/tokenizer.model", tpo_test_source());
+    if (symlink(from, "model/tokenizer.model") != 0) unlink("never");
+    if (tpo_config_load(&config, "model", &err) != TPO_OK) fail_msg("%s", err.message);
+    if (stream == NULL) assert_int_equal(tpo_stream_open(&stream, "cpu", 2, &err), TPO_OK);
+    const struct tpo_router_options o = {.folder = "model",
+                                         .random = true,
+                                         .seed = 7,
+                                         .merge_lora = merge,
+                                         .kv_bytes = kv_bytes,
+                                         .max_sequences = max_sequences,
+                                         .prefill_tokens = prefill_tokens};
+    if (tpo_router_open(&router, stream, &config, &o, &err) != TPO_OK) fail_msg("%s", err.message);
+    /* Fresh adapters do nothing: give B some weight, as training would. */
+    struct tpo_params *p = tpo_router_model(router)->params;
+    for (int i = 0; i < p->n; i++)
+        if (!merge && strstr(p->items[i]->name, "lora_B") != NULL)
+            for (int64_t k = 0; k < p->items[i]->size; k++) p->items[i]->data[k] = 0.05F * tpo_random_normal(9, (uint64_t)k);
+    for (int i = 0; i < QUERIES * C; i++) visual[i] = tpo_random_normal(3, (uint64_t)i);
+}
+
+static void close_router(void)
+{
+    tpo_router_close(router);
+    tpo_stream_close(stream);
+    router = NULL;
+    stream = NULL;
+}
+
+/* What one request got. */
+struct heard {
+    char text[8192];
+    char tasks[CALLS_MAX][24];
+    float e[CALLS_MAX][D];
+    int offsets[CALLS_MAX];
+    int n_calls, n_done, status, prompt_tokens, completion_tokens, texts;
+    int cancel_after; /* texts; 0: never */
+    char finish[16];
+    struct tpo_error error;
+    uint64_t handle;
+};
+
+static int on_text(void *owner, const char *text, size_t length)
+{
+    struct heard *h = owner;
+    assert_int_equal(h->n_done, 0);
+    assert_int_equal(length, strlen(text));
+    strncat(h->text, text, sizeof(h->text) - strlen(h->text) - 1);
+    h->texts++;
+    return h->cancel_after > 0 && h->texts >= h->cancel_after;
+}
+
+static int on_task(void *owner, const char *task, int index, int text_offset, const float *e, int n)
+{
+    struct heard *h = owner;
+    assert_int_equal(n, D);
+    assert_int_equal(index, h->n_calls);
+    if (h->n_calls == CALLS_MAX) return 0;
+    snprintf(h->tasks[h->n_calls], sizeof(h->tasks[0]), "%s", task);
+    memcpy(h->e[h->n_calls], e, sizeof(h->e[0]));
+    h->offsets[h->n_calls++] = text_offset;
+    return 0;
+}
+
+static void on_done(void *owner, int status, const char *finish_reason, int prompt_tokens, int completion_tokens,
+                    const struct tpo_error *err)
+{
+    struct heard *h = owner;
+    h->n_done++;
+    h->status = status;
+    h->prompt_tokens = prompt_tokens;
+    h->completion_tokens = completion_tokens;
+    snprintf(h->finish, sizeof(h->finish), "%s", finish_reason);
+    if (err != NULL) h->error = *err;
+}
+
+static const char *const questions[9] = {
+    "Where is the red star?",
+    "How many cups are there in the picture, and what colours do they have? Tell me about each of them.",
+    "Find the dog.",
+    "What is this?",
+    "Describe the video in one or two sentences.",
+    "a",
+    "Is there a small blue ring left of the large cup?",
+    "Which half?",
+    "Track it."};
+
+static int submit(struct heard *h, int question, const char *task, int max_new, float temperature)
+{
+    const struct tpo_chat_turn turn = {"user", questions[question]};
+    const struct tpo_router_request q = {.n_turns = 1,
+                                         .turns = &turn,
+                                         .task = task,
+                                         .media_kind = question % 3 == 2 ? NULL : "image",
+                                         .visual = question % 3 == 2 ? NULL : visual,
+                                         .max_new_tokens = max_new,
+                                         .seed = (uint64_t)question,
+                                         .temperature = temperature,
+                                         .top_p = 0.9F};
+    const struct tpo_router_events on = {h, on_text, on_task, on_done};
+    return tpo_router_submit(router, &q, &on, &h->handle, &h->error);
+}
+
+static void run_all(void)
+{
+    for (int i = 0; i < 2000; i++)
+        if (tpo_router_step(router) == 0) return;
+    fail_msg("the router never came to an end");
+}
+
+static void same_answer_alone_and_among_eight(void **state)
+{
+    (void)state;
+    static struct heard alone[9], among[9];
+    for (int pass = 0; pass < 2; pass++) { /* small and large chunks of prompt */
+        memset(alone, 0, sizeof(alone));
+        memset(among, 0, sizeof(among));
+        open_router("trained", 8 << 20, 9, pass == 0 ? 5 : 512, false);
+        for (int i = 0; i < 9; i++) {
+            assert_int_equal(submit(&alone[i], i, i % 2 == 0 ? "region" : "auto", 12, i >= 6 ? 0.8F : 0), TPO_OK);
+            run_all();
+        }
+        for (int i = 0; i < 9; i++) {
+            int k = (i * 4 + pass) % 9;
+            assert_int_equal(submit(&among[k], k, k % 2 == 0 ? "region" : "auto", 12, k >= 6 ? 0.8F : 0), TPO_OK);
+            if (i % 2 == 0) tpo_router_step(router); /* they come in one after the other */
+        }
+        run_all();
+        for (int i = 0; i < 9; i++) {
+            assert_int_equal(alone[i].n_done, 1);
+            assert_int_equal(alone[i].status, TPO_OK);
+            assert_string_equal(alone[i].text, among[i].text);
+            assert_int_equal(alone[i].n_calls, among[i].n_calls);
+            assert_memory_equal(alone[i].e, among[i].e, sizeof(alone[i].e));
+            assert_int_equal(alone[i].completion_tokens, among[i].completion_tokens);
+            if (i % 2 == 0) assert_true(alone[i].n_calls > 0);
+        }
+        close_router();
+    }
+}
+
+/* The engine against a plain recomputation: each token is the best of a full pass over everything before it, on a tape. */
+static struct tpo_tensor *full_pass(struct tpo_tape *t, const struct tpo_decoder *d, struct tpo_tensor *x)
+{
+    int32_t positions[512];
+    for (int i = 0; i < x->rows; i++) positions[i] = i;
+    const struct tpo_decoder_batch batch = {.B = 1, .T = x->rows, .positions = positions};
+    return tpo_decoder_forward(t, d, x, &batch, 0, 0, NULL);
+}
+
+#include "services/router/prompt.h"
+
+static void task_vector_as_the_tape(void **state)
+{
+    const char *const contexts[] = {"trained", "reference"};
+    (void)state;
+    for (int mode = 0; mode < 2; mode++) {
+        static struct heard h;
+        struct tpo_prompt prompt = {0};
+        struct tpo_tokenizer *tokenizer = NULL;
+        struct tpo_decoder d;
+        struct tpo_params schema = {0};
+        struct tpo_tape *tape;
+        static const float box[1][4] = {{0.1F, 0.2F, 0.6F, 0.7F}};
+        const struct tpo_chat_turn turn = {"user", "Where is {box}?"};
+        const struct tpo_prompt_turn same = {"user", "Where is {box}?"};
+        memset(&h, 0, sizeof(h));
+        open_router(contexts[mode], 8 << 20, 2, 7, false);
+        const struct tpo_router_request q = {.n_turns = 1,
+                                             .turns = &turn,
+                                             .n_boxes = 1,
+                                             .boxes = box,
+                                             .task = "region",
+                                             .media_kind = "video",
+                                             .visual = visual,
+                                             .max_new_tokens = 2};
+        const struct tpo_router_events on = {&h, on_text, on_task, on_done};
+        assert_int_equal(tpo_router_submit(router, &q, &on, &h.handle, &h.error), TPO_OK);
+        run_all();
+        assert_int_equal(h.n_calls, 1);
+        assert_string_equal(h.tasks[0], "region");
+        assert_string_equal(h.finish, "length");
+
+        /* The same with tape functions: a decoder of our own over the router's weights. */
+        assert_int_equal(tpo_tokenizer_open(&tokenizer, "model", NULL), TPO_OK);
+        const struct tpo_prompt_request p = {
+            .n_turns = 1, .turns = &same, .n_boxes = 1, .media_kind = "video", .queries = QUERIES, .ids_max = 512};
+        assert_int_equal(tpo_prompt_serve(&prompt, tokenizer, &config, &p, NULL), TPO_OK);
+        assert_int_equal(h.prompt_tokens, prompt.n);
+        assert_int_equal(tpo_decoder_declare(&d, &schema, &config, 0), TPO_OK);
+        for (int i = 0; i < schema.n; i++)
+            schema.items[i]->data = tpo_params_find(tpo_router_model(router)->params, schema.items[i]->name)->data;
+        assert_int_equal(tpo_tape_open(&tape, stream, false), TPO_OK);
+        int n = prompt.n;
+        int32_t ids[512], rows[512];
+        memcpy(ids, prompt.ids, (size_t)n * sizeof(*ids));
+        memcpy(rows, prompt.visual, (size_t)n * sizeof(*rows));
+        if (mode == 0) ids[n] = config.tasks[0].trigger_id, rows[n++] = -1;
+        ids[n] = config.tasks[0].slot_id, rows[n++] = -1; /* the slot's row is v_i */
+        struct tpo_tensor *projected = tpo_decoder_project(tape, &d, tpo_input(tape, visual, QUERIES, C, false));
+        struct tpo_tensor *boxes = tpo_decoder_box(tape, &d, tpo_input(tape, box[0], 1, 4, false));
+        struct tpo_tensor *e = full_pass(tape, &d, tpo_decoder_splice(tape, &d, ids, rows, n, projected, boxes));
+        assert_int_equal(tpo_tape_error(tape), TPO_OK);
+        for (int i = 0; i < D; i++) assert_float_equal(h.e[0][i], e->data[(n - 1) * D + i], 2e-4);
+        tpo_tape_close(tape);
+        tpo_decoder_close(&d);
+        for (int i = 0; i < schema.n; i++) schema.items[i]->data = NULL;
+        tpo_params_free(&schema, stream);
+        tpo_prompt_free(&prompt);
+        tpo_tokenizer_close(tokenizer);
+        close_router();
+    }
+}
+
+static void merged_adapters_say_the_same(void **state)
+{
+    (void)state;
+    static struct heard apart, merged;
+    open_router("trained", 8 << 20, 2, 64, false);
+    struct tpo_params *p = tpo_router_model(router)->params;
+    for (int i = 0; i < p->n; i++)
+        if (strstr(p->items[i]->name, "lora_B") != NULL) memset(p->items[i]->data, 0, (size_t)p->items[i]->size * sizeof(float));
+    assert_int_equal(submit(&apart, 0, "region", 4, 0), TPO_OK);
+    run_all();
+    close_router();
+    open_router("trained", 8 << 20, 2, 64, true);
+    assert_int_equal(submit(&merged, 0, "region", 4, 0), TPO_OK);
+    run_all();
+    for (int i = 0; i < D; i++) assert_float_equal(apart.e[0][i], merged.e[0][i], 1e-4);
+    close_router();
+}
+
+static void tasks_are_banned_and_forced(void **state)
+{
+    (void)state;
+    static struct heard none, forced, unknown;
+    open_router("trained", 8 << 20, 4, 64, false);
+    /* A head that loves every task token. */
+    struct tpo_param *head = tpo_params_find(tpo_router_model(router)->params, "lm.base_model.model.lm_head.base_layer.weight");
+    for (int64_t i = (int64_t)32000 * D; i < head->size; i++) head->data[i] *= 1000;
+    assert_int_equal(submit(&none, 3, "none", 6, 0), TPO_OK);
+    assert_int_equal(submit(&forced, 3, "temporal", 6, 0), TPO_OK);
+    assert_int_equal(submit(&unknown, 3, "dance", 6, 0), TPO_INVALID_ARGUMENT);
+    assert_string_equal(unknown.error.reason, "task_unknown");
+    run_all();
+    assert_int_equal(none.n_calls, 0);
+    assert_int_equal(none.completion_tokens, 6);
+    assert_true(forced.n_calls >= 1);
+    for (int i = 0; i < forced.n_calls; i++) assert_string_equal(forced.tasks[i], "temporal");
+    assert_null(strchr(forced.text, '<'));
+    close_router();
+}
+
+static void memory_is_reserved_and_returned(void **state)
+{
+    (void)state;
+    static struct heard h[3];
+    const size_t block = (size_t)TPO_KV_TOKENS * 2 * 16 * 4 * 2 * 2; /* G, head, f32, k and v, layers */
+    open_router("trained", 4 * block, 8, 64, false);
+    assert_int_equal(submit(&h[0], 3, "none", 1000, 0), TPO_RESOURCE_EXHAUSTED);
+    assert_string_equal(h[0].error.reason, "kv_full");
+    for (int again = 0; again < 3; again++) {
+        memset(h, 0, sizeof(h));
+        assert_int_equal(submit(&h[0], 3, "none", 40, 0), TPO_OK);
+        assert_int_equal(submit(&h[1], 3, "none", 90, 0), TPO_UNAVAILABLE);
+        assert_string_equal(h[1].error.reason, "kv_busy");
+        run_all();
+        assert_int_equal(submit(&h[1], 3, "none", 90, 0), TPO_OK);
+        run_all();
+        assert_int_equal(h[0].n_done + h[1].n_done, 2);
+    }
+    close_router();
+}
+
+static void cancelled_ones_end_and_others_go_on(void **state)
+{
+    (void)state;
+    static struct heard h[3], alone;
+    open_router("trained", 8 << 20, 4, 8, false);
+    assert_int_equal(submit(&alone, 1, "none", 20, 0), TPO_OK);
+    run_all();
+    h[2].cancel_after = 3;
+    assert_int_equal(submit(&h[0], 0, "none", 50, 0), TPO_OK);
+    assert_int_equal(submit(&h[1], 1, "none", 20, 0), TPO_OK);
+    assert_int_equal(submit(&h[2], 3, "none", 50, 0), TPO_OK);
+    tpo_router_step(router);
+    tpo_router_cancel(router, h[0].handle);
+    assert_int_equal(h[0].n_done, 0); /* never from within cancel */
+    tpo_router_step(router);
+    assert_int_equal(h[0].n_done, 1);
+    assert_int_equal(h[0].status, TPO_CANCELLED);
+    run_all();
+    assert_int_equal(h[2].status, TPO_CANCELLED);
+    assert_int_equal(h[2].texts, 3);
+    assert_int_equal(h[1].status, TPO_OK);
+    assert_string_equal(h[1].text, alone.text);
+    close_router();
+}
+
+static void samples_from_the_nucleus(void **state)
+{
+    (void)state;
+    const float logits[6] = {1, 5, 4.9F, NAN, 5, -INFINITY};
+    const int32_t banned[] = {4};
+    struct tpo_candidate work[6];
+    struct tpo_sampling s = {0, 1, 1};
+    int seen[6] = {0};
+    assert_int_equal(tpo_sample(&s, 0, logits, 6, NULL, 0, work), 1);
+    s.temperature = 1;
+    s.top_p = 0.6F;
+    for (uint64_t i = 0; i < 400; i++) seen[tpo_sample(&s, i, logits, 6, banned, 1, work)]++;
+    assert_true(seen[1] > 100 && seen[2] > 100);
+    assert_int_equal(seen[1] + seen[2], 400);
+    const int32_t all[] = {0, 1, 2, 4, 5};
+    assert_int_equal(tpo_sample(&s, 0, logits, 6, all, 5, work), -1);
+}
+
+TPO_TESTS(cmocka_unit_test(same_answer_alone_and_among_eight), cmocka_unit_test(task_vector_as_the_tape),
+          cmocka_unit_test(merged_adapters_say_the_same), cmocka_unit_test(tasks_are_banned_and_forced),
+          cmocka_unit_test(memory_is_reserved_and_returned), cmocka_unit_test(cancelled_ones_end_and_others_go_on),
+          cmocka_unit_test(samples_from_the_nucleus))
