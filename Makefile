@@ -152,7 +152,7 @@ HOP_PROTOS := common encoder media echo
 $(BUILD)/tests/bench/hop_peer: tests/bench/hop_peer.cc tests/bench/echo.proto proto/common.proto proto/encoder.proto proto/media.proto
 	@mkdir -p $(@D)/hop
 	@protoc -Iproto -Itests/bench --cpp_out=$(@D)/hop --grpc_out=$(@D)/hop --plugin=protoc-gen-grpc=/usr/bin/grpc_cpp_plugin $(HOP_PROTOS:%=%.proto)
-	$(call say,CXX)$(CXX) -std=c++17 -O2 -w -I$(@D)/hop -o $@ $< $(HOP_PROTOS:%=$(@D)/hop/%.pb.cc) $(@D)/hop/echo.grpc.pb.cc -lgrpc++ -lgrpc -lgpr -lprotobuf -lpthread
+	$(call say,CXX)$(CXX) -std=c++17 -O2 -w -I$(@D)/hop -o $@ $< $(HOP_PROTOS:%=$(@D)/hop/%.pb.cc) $(@D)/hop/echo.grpc.pb.cc $$(pkg-config --libs grpc++ protobuf)
 bench_peers_hop := $(BUILD)/tests/bench/hop_peer
 
 $(BUILD)/tests/parity: $(BUILD)/obj/tests/parity/main.o $(call objects,$(filter-out tests/parity/main.c,$(wildcard tests/parity/*.c))) $(call archives,$(ARCHIVES))
