@@ -104,8 +104,9 @@ $(PROTO_O): %.o: %.c
 $(PROTO_O): | $(PROTO_H)
 
 # A kernel file compiled for one instruction set says so in its name: attention_avx512.c. There every a*b+c is one fused instruction.
-$(BUILD)/obj/%_avx2.o:   EXTRA := $(if $(ARCH),-march=x86-64-v3 -ffp-contract=fast)
-$(BUILD)/obj/%_avx512.o: EXTRA := $(if $(ARCH),-march=x86-64-v4 -mprefer-vector-width=512 -ffp-contract=fast)
+$(BUILD)/obj/%_portable.o: EXTRA := -O3 -Wno-psabi
+$(BUILD)/obj/%_avx2.o:   EXTRA := -O3 -Wno-psabi $(if $(ARCH),-march=x86-64-v3 -ffp-contract=fast)
+$(BUILD)/obj/%_avx512.o: EXTRA := -O3 -Wno-psabi $(if $(ARCH),-march=x86-64-v4 -mprefer-vector-width=512 -ffp-contract=fast)
 
 # The phrasings of the world are inside the program.
 $(BUILD)/obj/trainer/world/phrases.o: trainer/data/templates.yaml

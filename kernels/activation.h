@@ -14,7 +14,7 @@ int tpo_gelu_grad(struct tpo_stream *s, float *dx, const float *dy, const float 
 int tpo_relu(struct tpo_stream *s, float *y, const float *x, int64_t n);
 int tpo_relu_grad(struct tpo_stream *s, float *dx, const float *dy, const float *x, int add, int64_t n);
 int tpo_swiglu(struct tpo_stream *s, float *y, const float *g, const float *u, int ld, int M, int C);
-int tpo_swiglu_grad(struct tpo_stream *s, float *dg, float *du, const float *dy, const float *g, const float *u, int ld, int add, int M,
-                    int C);
+int tpo_swiglu_grad(struct tpo_stream *s, float *dg, float *du, const float *dy, const float *g, const float *u, int ld, int add,
+                    int M, int C);
 
 #endif

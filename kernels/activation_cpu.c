@@ -1,7 +1,6 @@
 /* This file owns the CPU's pointwise functions. */
-#include <math.h>
-
 #include "kernels/cpu.h"
+#include "kernels/simd.h"
 
 enum act { GELU, RELU };
 
@@ -13,36 +12,21 @@ struct act_job {
     int64_t n;
 };
 
-static float gelu(float x)
-{
-    return 0.5f * x * (1.0f + erff(x * 0.70710678f));
-}
-
-/* Phi(x) + x phi(x) */
-static float gelu_slope(float x)
-{
-    return 0.5f * (1.0f + erff(x * 0.70710678f)) + x * 0.39894228f * expf(-0.5f * x * x);
-}
-
 static void run_act(void *arg, int part, int member)
 {
     (void)member;
     const struct act_job *j = arg;
-    int64_t end = tpo_min64(j->n, (int64_t)(part + 1) * TPO_GRAIN);
-    for (int64_t i = (int64_t)part * TPO_GRAIN; i < end; i++) {
-        float x = j->x[i];
-        if (j->dy == NULL) {
-            j->y[i] = j->act == GELU ? gelu(x) : x > 0.0f ? x : 0.0f;
-            continue;
-        }
-        float d = j->dy[i] * (j->act == GELU ? gelu_slope(x) : x > 0.0f ? 1.0f : 0.0f);
-        j->y[i] = j->add ? j->y[i] + d : d;
-    }
+    const struct tpo_simd *v = tpo_simd();
+    int64_t i = (int64_t)part * TPO_GRAIN, n = tpo_min64(j->n - i, TPO_GRAIN);
+    if (j->dy == NULL)
+        (j->act == GELU ? v->gelu : v->relu)(j->y + i, j->x + i, n);
+    else
+        (j->act == GELU ? v->gelu_grad : v->relu_grad)(j->y + i, j->dy + i, j->x + i, j->add, n);
 }
 
 static int run(struct tpo_stream *s, struct act_job job)
 {
-    if (job.n < 1) return TPO_EINVAL;
+    if (job.n < 1 || job.n > (int64_t)TPO_TEAM_PARTS * TPO_GRAIN) return TPO_EINVAL;
     tpo_team_run(s->team, run_act, &job, tpo_parts(job.n, TPO_GRAIN));
     return TPO_OK;
 }
@@ -73,29 +57,19 @@ struct swiglu {
     int ld, add, M, C;
 };
 
-static float sigmoid(float x)
-{
-    return 1.0f / (1.0f + expf(-x));
-}
-
 static void run_swiglu(void *arg, int part, int member)
 {
     (void)member;
     const struct swiglu *j = arg;
+    const struct tpo_simd *v = tpo_simd();
     int grain = tpo_row_grain(j->C, TPO_GRAIN);
     int64_t end = tpo_min64(j->M, (int64_t)(part + 1) * grain);
     for (int64_t m = (int64_t)part * grain; m < end; m++) {
-        for (int c = 0; c < j->C; c++) {
-            int64_t in = m * j->ld + c, out = m * j->C + c;
-            float g = j->g[in], u = j->u[in], sig = sigmoid(g);
-            if (j->dy == NULL) {
-                j->y[out] = g * sig * u;
-                continue;
-            }
-            float dy = j->dy[out], dg = dy * u * sig * (1.0f + g * (1.0f - sig)), du = dy * g * sig;
-            j->dg[in] = j->add ? j->dg[in] + dg : dg;
-            j->du[in] = j->add ? j->du[in] + du : du;
-        }
+        int64_t in = m * j->ld, out = m * j->C;
+        if (j->dy == NULL)
+            v->swiglu(j->y + out, j->g + in, j->u + in, j->C);
+        else
+            v->swiglu_grad(j->dg + in, j->du + in, j->dy + out, j->g + in, j->u + in, j->add, j->C);
     }
 }
 

@@ -23,8 +23,8 @@
 
 struct tpo_attention_shape {
     int B, T, S, H, G, D;
-    int ldq, ldk, ldv, ldo;  /* elements between tokens of q (and dq), k (dk), v (dv), out (dout) */
-    float scale;             /* 1/sqrt(D) as a rule */
+    int ldq, ldk, ldv, ldo; /* elements between tokens of q (and dq), k (dk), v (dv), out (dout) */
+    float scale;            /* 1/sqrt(D) as a rule */
     int causal;
     const int32_t *key_len;  /* (B) or NULL */
     const int32_t *segments; /* (B, S) or NULL */

@@ -5,68 +5,11 @@
  * adding 0 changes no bit: so a row's result does not depend on the block it is in.
  *
  * The including file defines ATTENTION_NAME(x), the names for its instruction set. */
-#include <math.h>
-#include <string.h>
-
 #include "kernels/attention_parts.h"
+#include "kernels/vec.h"
 
-/* Vectors wider than a register change the calling convention of functions that take them: all of those are static here. */
-#pragma GCC diagnostic ignored "-Wpsabi"
-
-#define TILE 16
+#define TILE LANES
 #define ROWS TPO_ATTENTION_ROWS
-
-typedef float vec __attribute__((vector_size(64), aligned(64)));
-typedef int32_t ivec __attribute__((vector_size(64), aligned(64)));
-typedef float vec_any __attribute__((vector_size(64), aligned(4)));
-
-static inline vec splat(float x)
-{
-    return (vec){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
-}
-
-static inline ivec isplat(int32_t x)
-{
-    return (ivec){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
-}
-
-static inline vec choose(ivec mask, vec yes, vec no)
-{
-    return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask));
-}
-
-/* e^x for x <= 0 (a little above is fine): 2^n times a polynomial on |r| <= ln2/2, Cephes' coefficients; below -87.3 it is 0. */
-static inline vec exp_low(vec x)
-{
-    const vec magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to a whole number, which then lies in the low bits */
-    ivec tiny = x < splat(-87.3f);
-    x = choose(tiny, splat(0.0f), x);
-    vec shifted = x * splat(1.44269504f) + magic, n = shifted - magic;
-    vec r = x - n * splat(0.693359375f);
-    r = r - n * splat(-2.12194440e-4f);
-    vec y = splat(1.9875691500e-4f);
-    y = y * r + splat(1.3981999507e-3f);
-    y = y * r + splat(8.3334519073e-3f);
-    y = y * r + splat(4.1665795894e-2f);
-    y = y * r + splat(1.6666665459e-1f);
-    y = y * r + splat(5.0000001201e-1f);
-    y = y * (r * r) + r + splat(1.0f);
-    return choose(tiny, splat(0.0f), (vec)((ivec)y + ((ivec)shifted << 23)));
-}
-
-static inline float sum_lanes(vec x)
-{
-    float total = 0.0f;
-    for (int i = 0; i < TILE; i++) total += x[i];
-    return total;
-}
-
-static inline float top_lane(vec x)
-{
-    float top = x[0];
-    for (int i = 1; i < TILE; i++) top = x[i] > top ? x[i] : top;
-    return top;
-}
 
 /* Scores of the block against tile `t`: acc[r] = sum over d of rows[r][d] * packed[d][tile], d ascending. */
 static inline void block_dot(vec acc[ROWS], const float *rows, const float *packed, int D, int Dp, int64_t Sp, int tile)
@@ -79,7 +22,8 @@ static inline void block_dot(vec acc[ROWS], const float *rows, const float *pack
 }
 
 /* out[r][...] = sum over the block's tiles and their keys of weight[r][key] * packed[key][...], keys ascending. */
-static inline void block_sum(float *out, const float *weight, const float *packed, const struct tpo_attention_block *b, int Dp, int64_t Sp)
+static inline void block_sum(float *out, const float *weight, const float *packed, const struct tpo_attention_block *b, int Dp,
+                             int64_t Sp)
 {
     for (int c = 0; c < Dp; c += 2 * TILE) {
         int two = c + TILE < Dp;
@@ -103,7 +47,8 @@ static inline void block_sum(float *out, const float *weight, const float *packe
 }
 
 /* packed[key][...] += sum over the block's rows of weight[r][key] * rows[r][...], rows ascending. */
-static inline void block_spread(float *packed, const float *weight, const float *rows, const struct tpo_attention_block *b, int Dp, int64_t Sp)
+static inline void block_spread(float *packed, const float *weight, const float *rows, const struct tpo_attention_block *b, int Dp,
+                                int64_t Sp)
 {
     for (int c = 0; c < Dp; c += TILE) {
         vec x[ROWS];
@@ -121,7 +66,7 @@ static inline void block_spread(float *packed, const float *weight, const float 
 /* Scaled and masked scores of the block, tile by tile, into score[r][i * TILE]. */
 static void block_scores(float *score, const float *rows, const struct tpo_attention_part *a, const struct tpo_attention_block *b)
 {
-    const ivec lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const ivec lanes = lane_numbers();
     for (int i = 0; i < b->n_tiles; i++) {
         vec acc[ROWS];
         int tile = b->tiles[i];
@@ -151,7 +96,7 @@ void ATTENTION_NAME(forward)(struct tpo_attention_part *a, const struct tpo_atte
         }
         float most = top_lane(top);
         for (int i = 0; i < b->n_tiles; i++) {
-            vec e = most == -INFINITY ? splat(0.0f) : exp_low(*(vec *)(row + i * TILE) - splat(most));
+            vec e = most == -INFINITY ? splat(0.0f) : exp_vec(*(vec *)(row + i * TILE) - splat(most));
             *(vec *)(row + i * TILE) = e;
             total += e;
         }
@@ -172,7 +117,8 @@ void ATTENTION_NAME(backward)(struct tpo_attention_part *a, const struct tpo_att
         vec dp[ROWS];
         block_dot(dp, a->dout, a->vt, a->D, a->Dp, a->Sp, b->tiles[i]);
         for (int r = 0; r < ROWS; r++) {
-            vec p = r < b->n_rows && a->lse[r] != -INFINITY ? exp_low(*(vec *)(weight + r * a->Sp + i * TILE) - splat(a->lse[r])) : splat(0.0f);
+            vec p = r < b->n_rows && a->lse[r] != -INFINITY ? exp_vec(*(vec *)(weight + r * a->Sp + i * TILE) - splat(a->lse[r]))
+                                                            : splat(0.0f);
             *(vec *)(weight + r * a->Sp + i * TILE) = p;
             *(vec *)(ds + r * a->Sp + i * TILE) = p * (dp[r] - splat(a->delta[r])) * splat(a->scale);
         }

@@ -5,6 +5,7 @@
 
 #include "kernels/attention_parts.h"
 #include "kernels/cpu.h"
+#include "kernels/simd.h"
 
 static int shape_ok(const struct tpo_attention_shape *p)
 {
@@ -19,13 +20,6 @@ static int visible(const struct tpo_attention_shape *p, int b, int t, int s)
     if (p->segments == NULL) return 1;
     int32_t segment = p->segments[(int64_t)b * p->S + s];
     return segment == 0 || (at >= 0 && at < p->S && segment == p->segments[(int64_t)b * p->S + at]);
-}
-
-static float dot(const float *a, const float *b, int n)
-{
-    float sum = 0.0f;
-    for (int i = 0; i < n; i++) sum += a[i] * b[i];
-    return sum;
 }
 
 /* The code for the widest instruction set of this machine; the bits may differ between them, not within one. */
@@ -48,8 +42,8 @@ static tpo_attention_fn *backward_fn(void)
 }
 
 struct job {
-    float *out, *lse;           /* forward */
-    float *dq, *dk, *dv;        /* backward */
+    float *out, *lse;    /* forward */
+    float *dq, *dk, *dv; /* backward */
     const float *dout, *old_out, *old_lse;
     const float *q, *k, *v;
     int add;
@@ -65,7 +59,8 @@ static int64_t up(int64_t n)
 }
 
 /* Bytes of one member's scratch, and where each array lies in it. */
-static size_t lay_out(struct tpo_attention_part *a, struct tpo_attention_block *b, char *at, const struct tpo_attention_shape *p, int backward)
+static size_t lay_out(struct tpo_attention_part *a, struct tpo_attention_block *b, char *at, const struct tpo_attention_shape *p,
+                      int backward)
 {
     int64_t Dp = up(p->D), Sp = up(p->S);
     size_t used = 0;
@@ -76,20 +71,20 @@ static size_t lay_out(struct tpo_attention_part *a, struct tpo_attention_block *
     } while (0)
     int32_t *segments = NULL;
     TAKE(segments, int32_t, Sp);
-    TAKE(a->kt, float, Dp * Sp);
-    TAKE(a->v, float, Sp * Dp);
-    TAKE(a->rows, float, TPO_ATTENTION_ROWS * Dp);
-    TAKE(a->score, float, TPO_ATTENTION_ROWS * Sp);
-    TAKE(a->out, float, TPO_ATTENTION_ROWS * Dp);
+    TAKE(a->kt, float, Dp *Sp);
+    TAKE(a->v, float, Sp *Dp);
+    TAKE(a->rows, float, TPO_ATTENTION_ROWS *Dp);
+    TAKE(a->score, float, TPO_ATTENTION_ROWS *Sp);
+    TAKE(a->out, float, TPO_ATTENTION_ROWS *Dp);
     TAKE(b->tiles, int32_t, Sp / TPO_ATTENTION_TILE);
     TAKE(b->open, uint8_t, Sp / TPO_ATTENTION_TILE);
     if (backward) {
-        TAKE(a->k, float, Sp * Dp);
-        TAKE(a->vt, float, Dp * Sp);
-        TAKE(a->dk, float, Sp * Dp);
-        TAKE(a->dv, float, Sp * Dp);
-        TAKE(a->dout, float, TPO_ATTENTION_ROWS * Dp);
-        TAKE(a->ds, float, TPO_ATTENTION_ROWS * Sp);
+        TAKE(a->k, float, Sp *Dp);
+        TAKE(a->vt, float, Dp *Sp);
+        TAKE(a->dk, float, Sp *Dp);
+        TAKE(a->dv, float, Sp *Dp);
+        TAKE(a->dout, float, TPO_ATTENTION_ROWS *Dp);
+        TAKE(a->ds, float, TPO_ATTENTION_ROWS *Sp);
     }
 #undef TAKE
     a->segments = segments;
@@ -120,7 +115,8 @@ static void transpose(float *packed, const float *rows, int64_t Sp, int D, int64
 }
 
 /* Rows t0.. of sample b: how far each one sees, of which segment it is, and the tiles that matter. */
-static void block_open(struct tpo_attention_block *block, const struct tpo_attention_part *a, const struct tpo_attention_shape *p, int b, int t0)
+static void block_open(struct tpo_attention_block *block, const struct tpo_attention_part *a, const struct tpo_attention_shape *p,
+                       int b, int t0)
 {
     int n_keys = p->key_len != NULL && p->key_len[b] < p->S ? p->key_len[b] : p->S, furthest = -1, nearest = p->S;
     block->n_rows = p->T - t0 < TPO_ATTENTION_ROWS ? p->T - t0 : TPO_ATTENTION_ROWS;
@@ -144,7 +140,8 @@ static void block_open(struct tpo_attention_block *block, const struct tpo_atten
     }
 }
 
-static void pack_keys(struct tpo_attention_part *a, const struct tpo_attention_shape *p, const struct job *f, int b, int g, int backward)
+static void pack_keys(struct tpo_attention_part *a, const struct tpo_attention_shape *p, const struct job *f, int b, int g,
+                      int backward)
 {
     int n_keys = p->key_len != NULL && p->key_len[b] < p->S ? p->key_len[b] : p->S;
     int32_t *segments = (int32_t *)a->segments;
@@ -208,7 +205,7 @@ static void backward_head(const struct job *f, struct tpo_attention_part *a, str
         pack_rows(a->dout, f->dout + row * p->ldo + h * p->D, p->ldo, block->n_rows, TPO_ATTENTION_ROWS, p->D, a->Dp);
         for (int r = 0; r < TPO_ATTENTION_ROWS; r++) {
             const float *out = f->old_out + (row + r) * p->ldo + h * p->D;
-            a->delta[r] = r < block->n_rows ? dot(a->dout + (int64_t)r * a->Dp, out, p->D) : 0.0f;
+            a->delta[r] = r < block->n_rows ? tpo_simd()->dot(a->dout + (int64_t)r * a->Dp, out, p->D) : 0.0f;
             a->lse[r] = r < block->n_rows ? f->old_lse[(row + r) * p->H + h] : -INFINITY;
         }
         f->fn(a, block);
@@ -267,17 +264,14 @@ struct single_rows {
 static void log_row(const struct single_rows *r, float *score, int b, int t, int h)
 {
     const struct tpo_attention_shape *p = r->p;
+    const struct tpo_simd *v = tpo_simd();
     const float *q = r->q + ((int64_t)b * p->T + t) * p->ldq + h * p->D;
-    float top = -INFINITY, sum = 0.0f;
     for (int s = 0; s < p->S; s++) {
         const float *k = r->k + ((int64_t)b * p->S + s) * p->ldk + h / (p->H / p->G) * p->D;
-        score[s] = visible(p, b, t, s) ? p->scale * dot(q, k, p->D) : -INFINITY;
-        top = score[s] > top ? score[s] : top;
+        score[s] = visible(p, b, t, s) ? p->scale * v->dot(q, k, p->D) : -INFINITY;
     }
-    if (top == -INFINITY) return;
-    for (int s = 0; s < p->S; s++) sum += expf(score[s] - top);
-    float lse = top + logf(sum);
-    for (int s = 0; s < p->S; s++) score[s] -= lse;
+    float lse = v->log_sum_exp(score, p->S);
+    for (int s = 0; s < p->S && lse != -INFINITY; s++) score[s] -= lse;
 }
 
 static void run_row_losses(void *arg, int part, int member)
@@ -297,6 +291,7 @@ static void run_row_grads(void *arg, int part, int member)
 {
     const struct single_rows *r = arg;
     const struct tpo_attention_shape *p = r->p;
+    const struct tpo_simd *v = tpo_simd();
     float *score = (float *)(r->scratch + r->scratch_stride * (size_t)member);
     int per_group = p->H / p->G, b = part / p->G, g = part % p->G;
     for (int i = 0; i < r->n; i++) {
@@ -312,10 +307,8 @@ static void run_row_grads(void *arg, int part, int member)
             if (score[s] == -INFINITY) continue;
             int64_t key = ((int64_t)b * p->S + s) * p->ldk + g * p->D;
             float d = scale * (expf(score[s]) * total - target[s]);
-            for (int c = 0; c < p->D; c++) {
-                r->dq[at + c] += d * r->k[key + c];
-                r->dk[key + c] += d * r->q[at + c];
-            }
+            v->axpy(r->dq + at, d, r->k + key, p->D);
+            v->axpy(r->dk + key, d, r->q + at, p->D);
         }
     }
 }

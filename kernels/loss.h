@@ -14,15 +14,18 @@
 
 #include "kernels/stream.h"
 
-int tpo_cross_entropy(struct tpo_stream *s, float *loss, const float *logits, const int32_t *label, const float *weight, int M, int V);
+int tpo_cross_entropy(struct tpo_stream *s, float *loss, const float *logits, const int32_t *label, const float *weight, int M,
+                      int V);
 int tpo_cross_entropy_grad(struct tpo_stream *s, float *dlogits, const float *logits, const int32_t *label, const float *weight,
                            float upstream, int M, int V);
 int tpo_box_loss(struct tpo_stream *s, float *out, float *giou, const float *p, const float *g, int n);
 int tpo_box_loss_grad(struct tpo_stream *s, float *dp, const float *p, const float *g, float up_l1, float up_giou, int n);
 int tpo_l1_rows(struct tpo_stream *s, float *loss, const float *p, const float *g, const float *weight, int M, int C);
-int tpo_l1_rows_grad(struct tpo_stream *s, float *dp, const float *p, const float *g, const float *weight, float upstream, int M, int C);
+int tpo_l1_rows_grad(struct tpo_stream *s, float *dp, const float *p, const float *g, const float *weight, float upstream, int M,
+                     int C);
 int tpo_mse_rows(struct tpo_stream *s, float *loss, const float *p, const float *g, const float *weight, int M, int C);
-int tpo_mse_rows_grad(struct tpo_stream *s, float *dp, const float *p, const float *g, const float *weight, float upstream, int M, int C);
+int tpo_mse_rows_grad(struct tpo_stream *s, float *dp, const float *p, const float *g, const float *weight, float upstream, int M,
+                      int C);
 
 /* Row maximum's index, lowest on a tie: out (M) int32. */
 int tpo_argmax(struct tpo_stream *s, int32_t *out, const float *x, int M, int V);

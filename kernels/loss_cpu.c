@@ -1,7 +1,9 @@
 /* This file owns the CPU's losses of independent rows. The box loss has a file of its own. */
 #include <math.h>
+#include <string.h>
 
 #include "kernels/cpu.h"
+#include "kernels/simd.h"
 
 #define IGNORED (-100)
 
@@ -14,31 +16,28 @@ struct entropy {
     int grad, M, V;
 };
 
-static float log_sum_exp(const float *x, int n)
-{
-    float top = x[0], sum = 0.0f;
-    for (int i = 1; i < n; i++) top = x[i] > top ? x[i] : top;
-    for (int i = 0; i < n; i++) sum += expf(x[i] - top);
-    return top + logf(sum);
-}
-
 static void run_entropy(void *arg, int part, int member)
 {
     (void)member;
     const struct entropy *e = arg;
+    const struct tpo_simd *v = tpo_simd();
     int grain = tpo_row_grain(e->V, TPO_GRAIN / 4);
     int64_t end = tpo_min64(e->M, (int64_t)(part + 1) * grain);
     for (int64_t m = (int64_t)part * grain; m < end; m++) {
         const float *x = e->logits + m * e->V;
         float weight = e->label[m] == IGNORED ? 0.0f : e->weight != NULL ? e->weight[m] : 1.0f;
-        float lse = weight != 0.0f ? log_sum_exp(x, e->V) : 0.0f;
-        if (!e->grad) {
-            e->out[m] = weight != 0.0f ? weight * (lse - x[e->label[m]]) : 0.0f;
+        float *out = e->out + (e->grad ? m * e->V : m), scale = e->upstream * weight;
+        if (weight == 0.0f) {
+            memset(out, 0, (size_t)(e->grad ? e->V : 1) * sizeof(*out));
             continue;
         }
-        float *d = e->out + m * e->V, scale = e->upstream * weight;
-        for (int v = 0; v < e->V; v++) d[v] = weight != 0.0f ? scale * expf(x[v] - lse) : 0.0f;
-        if (weight != 0.0f) d[e->label[m]] -= scale;
+        float lse = v->log_sum_exp(x, e->V);
+        if (e->grad) {
+            v->exp_scaled(out, x, lse, scale, e->V);
+            out[e->label[m]] -= scale;
+        } else {
+            *out = weight * (lse - x[e->label[m]]);
+        }
     }
 }
 

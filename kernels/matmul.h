@@ -24,8 +24,10 @@ int tpo_matmul(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx,
                int N, int K);
 int tpo_matvec(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, const float *w, const float *bias, int add, int M,
                int N, int K);
-int tpo_matmul_dx(struct tpo_stream *s, float *dx, int lddx, const float *dy, int lddy, const float *w, int add, int M, int N, int K);
-int tpo_matmul_dw(struct tpo_stream *s, float *dw, const float *dy, int lddy, const float *x, int ldx, int add, int M, int N, int K);
+int tpo_matmul_dx(struct tpo_stream *s, float *dx, int lddx, const float *dy, int lddy, const float *w, int add, int M, int N,
+                  int K);
+int tpo_matmul_dw(struct tpo_stream *s, float *dw, const float *dy, int lddy, const float *x, int ldx, int add, int M, int N,
+                  int K);
 
 /* db (N) = sum of the rows of dy (M, N), added in row order; `add` as above. */
 int tpo_bias_grad(struct tpo_stream *s, float *db, const float *dy, int lddy, int add, int M, int N);

@@ -6,6 +6,7 @@
 
 #include "kernels/cpu.h"
 #include "kernels/products.h"
+#include "kernels/simd.h"
 
 #define PANEL   256 /* columns of y, of dx and of dw in one call */
 #define DW_ROWS 64  /* rows of dw in one part */
@@ -218,12 +219,9 @@ static void run_bias_grad(void *arg, int part, int member)
     (void)member;
     const struct bias_grad *b = arg;
     int c0 = part * TPO_COLUMNS, cols = (int)tpo_min64(TPO_COLUMNS, b->N - c0);
-    float sum[TPO_COLUMNS] = {0};
-    for (int m = 0; m < b->M; m++) {
-        const float *dy = b->dy + (int64_t)m * b->lddy + c0;
-        for (int c = 0; c < cols; c++) sum[c] += dy[c];
-    }
-    for (int c = 0; c < cols; c++) b->db[c0 + c] = b->add ? b->db[c0 + c] + sum[c] : sum[c];
+    float *db = b->db + c0;
+    if (!b->add) memset(db, 0, (size_t)cols * sizeof(*db));
+    tpo_simd()->column_sums(db, b->dy + c0, b->lddy, b->M, cols);
 }
 
 int tpo_bias_grad_cpu(struct tpo_stream *s, float *db, const float *dy, int lddy, int add, int M, int N)

@@ -13,8 +13,8 @@
 
 #include "kernels/stream.h"
 
-int tpo_layernorm(struct tpo_stream *s, float *y, float *mean, float *rstd, const float *x, const float *w, const float *b, float eps,
-                  int M, int C);
+int tpo_layernorm(struct tpo_stream *s, float *y, float *mean, float *rstd, const float *x, const float *w, const float *b,
+                  float eps, int M, int C);
 int tpo_layernorm_grad(struct tpo_stream *s, float *dx, float *dw, float *db, const float *dy, const float *x, const float *w,
                        const float *mean, const float *rstd, int add, int M, int C);
 int tpo_rmsnorm(struct tpo_stream *s, float *y, float *rstd, const float *x, const float *w, float eps, int M, int C);

@@ -131,14 +131,11 @@
     X(bf16_to_f32, (struct tpo_stream * s, float *y, const uint16_t *x, int64_t n), (s, y, x, n))                                  \
     X(f16_to_f32, (struct tpo_stream * s, float *y, const uint16_t *x, int64_t n), (s, y, x, n))                                   \
     X(f32_to_bf16, (struct tpo_stream * s, uint16_t * y, const float *x, int64_t n), (s, y, x, n))                                 \
-    X(resize_u8,                                                                                                                   \
-      (struct tpo_stream * s, uint8_t *dst, int h, int w, const uint8_t *src, int H, int W, int antialias),                        \
+    X(resize_u8, (struct tpo_stream * s, uint8_t * dst, int h, int w, const uint8_t *src, int H, int W, int antialias),            \
       (s, dst, h, w, src, H, W, antialias))                                                                                        \
-    X(resize_f32,                                                                                                                  \
-      (struct tpo_stream * s, float *dst, int h, int w, const float *src, int C, int H, int W, int antialias),                     \
+    X(resize_f32, (struct tpo_stream * s, float *dst, int h, int w, const float *src, int C, int H, int W, int antialias),         \
       (s, dst, h, w, src, C, H, W, antialias))                                                                                     \
-    X(normalise,                                                                                                                   \
-      (struct tpo_stream * s, float *dst, const uint8_t *src, const float mean[3], const float std[3], int H, int W),              \
+    X(normalise, (struct tpo_stream * s, float *dst, const uint8_t *src, const float mean[3], const float std[3], int H, int W),   \
       (s, dst, src, mean, std, H, W))                                                                                              \
     X(adamw,                                                                                                                       \
       (struct tpo_stream * s, float *w_next, float *m_next, float *v_next, const float *w, const float *m, const float *v,         \

@@ -2,12 +2,11 @@
 #include <math.h>
 
 #include "kernels/cpu.h"
+#include "kernels/simd.h"
 
 struct adamw_job {
-    float *w_next, *m_next, *v_next;
-    const float *w, *m, *v, *g;
+    struct tpo_adamw_span span;
     struct tpo_adamw step;
-    float fix_m, fix_v; /* 1 / (1 - beta^t) */
     int64_t n;
 };
 
@@ -15,24 +14,19 @@ static void run_adamw(void *arg, int part, int member)
 {
     (void)member;
     const struct adamw_job *j = arg;
-    const struct tpo_adamw a = j->step;
-    float rest1 = 1.0f - a.beta1, rest2 = 1.0f - a.beta2;
-    int64_t end = tpo_min64(j->n, (int64_t)(part + 1) * TPO_GRAIN);
-    for (int64_t i = (int64_t)part * TPO_GRAIN; i < end; i++) {
-        float g = j->g[i] * a.clip, m = a.beta1 * j->m[i] + rest1 * g, v = a.beta2 * j->v[i] + rest2 * g * g;
-        j->m_next[i] = m;
-        j->v_next[i] = v;
-        j->w_next[i] = j->w[i] - a.rate * (m * j->fix_m / (sqrtf(v * j->fix_v) + a.eps) + a.decay * j->w[i]);
-    }
+    struct tpo_adamw_span a = j->span;
+    int64_t i = (int64_t)part * TPO_GRAIN;
+    a.w_next += i, a.m_next += i, a.v_next += i, a.w += i, a.m += i, a.v += i, a.g += i;
+    tpo_simd()->adamw(&a, &j->step, tpo_min64(j->n - i, TPO_GRAIN));
 }
 
 int tpo_adamw_cpu(struct tpo_stream *s, float *w_next, float *m_next, float *v_next, const float *w, const float *m, const float *v,
                   const float *g, const struct tpo_adamw *step, int64_t n)
 {
     if (n < 1 || n > (int64_t)TPO_TEAM_PARTS * TPO_GRAIN || step->t < 1) return TPO_EINVAL;
-    struct adamw_job j = {w_next, m_next, v_next, w, m, v, g, *step, 0, 0, n};
-    j.fix_m = (float)(1.0 / (1.0 - pow(step->beta1, (double)step->t)));
-    j.fix_v = (float)(1.0 / (1.0 - pow(step->beta2, (double)step->t)));
+    struct adamw_job j = {{w_next, m_next, v_next, w, m, v, g, 0, 0}, *step, n};
+    j.span.fix_m = (float)(1.0 / (1.0 - pow(step->beta1, (double)step->t)));
+    j.span.fix_v = (float)(1.0 / (1.0 - pow(step->beta2, (double)step->t)));
     tpo_team_run(s->team, run_adamw, &j, tpo_parts(n, TPO_GRAIN));
     return TPO_OK;
 }

@@ -1,8 +1,8 @@
 /* This file owns the CPU's attention over paged keys. */
-#include <math.h>
 #include <string.h>
 
 #include "kernels/cpu.h"
+#include "kernels/simd.h"
 
 struct paged {
     float *out;
@@ -31,26 +31,15 @@ static int64_t place(const struct tpo_paged_shape *p, int m, int t, int g)
 static void run_paged(void *arg, int part, int member)
 {
     const struct paged *f = arg;
+    const struct tpo_simd *v = tpo_simd();
     const struct tpo_paged_shape *p = f->p;
     int m = part / p->H, h = part % p->H, g = h / (p->H / p->G), n = p->position[m] + 1;
     const float *q = f->q + (int64_t)m * p->ldq + h * p->D;
     float *out = f->out + (int64_t)m * p->ldo + h * p->D, *score = (float *)(f->scratch + f->scratch_stride * (size_t)member);
-    float top = -INFINITY, sum = 0.0f;
-    for (int t = 0; t < n; t++) {
-        const float *k = f->pool_k + place(p, m, t, g);
-        float dot = 0.0f;
-        for (int i = 0; i < p->D; i++) dot += q[i] * k[i];
-        score[t] = dot * p->scale;
-        top = score[t] > top ? score[t] : top;
-    }
-    for (int i = 0; i < p->D; i++) out[i] = 0.0f;
-    for (int t = 0; t < n; t++) {
-        const float *v = f->pool_v + place(p, m, t, g);
-        float e = expf(score[t] - top);
-        sum += e;
-        for (int i = 0; i < p->D; i++) out[i] += e * v[i];
-    }
-    for (int i = 0; i < p->D; i++) out[i] /= sum;
+    for (int t = 0; t < n; t++) score[t] = p->scale * v->dot(q, f->pool_k + place(p, m, t, g), p->D);
+    v->exp_scaled(score, score, v->log_sum_exp(score, n), 1.0f, n);
+    memset(out, 0, (size_t)p->D * sizeof(*out));
+    for (int t = 0; t < n; t++) v->axpy(out, score[t], f->pool_v + place(p, m, t, g), p->D);
 }
 
 int tpo_attention_paged_cpu(struct tpo_stream *s, float *out, const float *q, const float *pool_k, const float *pool_v,

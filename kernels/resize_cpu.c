@@ -71,8 +71,10 @@ static int side_init(struct side *s, int in, int out, int antialias)
         return TPO_ENOMEM;
     }
     for (int i = 0; i < out; i++) {
-        if (antialias) weigh_antialiased(s, i, scale, in);
-        else weigh_four(s, i, scale, in);
+        if (antialias)
+            weigh_antialiased(s, i, scale, in);
+        else
+            weigh_four(s, i, scale, in);
     }
     return TPO_OK;
 }
@@ -156,8 +158,10 @@ static int plan_init(struct plan *p, int h, int w, int H, int W, int channels, i
 {
     memset(p, 0, sizeof(*p));
     int rc = side_init(&p->y, H, h, antialias);
-    if (rc == TPO_OK) rc = side_init(&p->x, W, w, antialias);
-    else return rc;
+    if (rc == TPO_OK)
+        rc = side_init(&p->x, W, w, antialias);
+    else
+        return rc;
     p->row = rc == TPO_OK ? malloc((size_t)W * (size_t)channels * sizeof(*p->row)) : NULL;
     if (p->row != NULL) return TPO_OK;
     side_free(&p->y);

@@ -11,6 +11,7 @@
 #include "kernels/stream.h"
 
 int tpo_rope_table(struct tpo_stream *s, float *cos_table, float *sin_table, const int32_t *positions, double theta, int n, int D);
-int tpo_rope(struct tpo_stream *s, float *x, int ld, const float *cos_table, const float *sin_table, int inverse, int M, int H, int D);
+int tpo_rope(struct tpo_stream *s, float *x, int ld, const float *cos_table, const float *sin_table, int inverse, int M, int H,
+             int D);
 
 #endif

@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "kernels/cpu.h"
+#include "kernels/simd.h"
 
 struct table_job {
     float *cos_table, *sin_table;
@@ -41,25 +42,17 @@ struct rope_job {
     int ld, inverse, M, H, D;
 };
 
-static void rotate_head(float *restrict x, const float *restrict c, const float *restrict s, float sign, int half)
-{
-    for (int i = 0; i < half; i++) {
-        float a = x[i], b = x[i + half];
-        x[i] = a * c[i] - b * s[i] * sign;
-        x[i + half] = b * c[i] + a * s[i] * sign;
-    }
-}
-
 static void run_rope(void *arg, int part, int member)
 {
     (void)member;
     const struct rope_job *j = arg;
+    const struct tpo_simd *v = tpo_simd();
     int half = j->D / 2, grain = tpo_row_grain((int64_t)j->H * j->D, TPO_GRAIN);
     int64_t end = tpo_min64(j->M, (int64_t)(part + 1) * grain);
     for (int64_t m = (int64_t)part * grain; m < end; m++)
         for (int h = 0; h < j->H; h++)
-            rotate_head(j->x + m * j->ld + h * j->D, j->cos_table + m * half, j->sin_table + m * half, j->inverse ? -1.0f : 1.0f,
-                        half);
+            v->rotate(j->x + m * j->ld + h * j->D, j->cos_table + m * half, j->sin_table + m * half, j->inverse ? -1.0f : 1.0f,
+                      half);
 }
 
 int tpo_rope_cpu(struct tpo_stream *s, float *x, int ld, const float *cos_table, const float *sin_table, int inverse, int M, int H,

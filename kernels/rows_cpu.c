@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "kernels/cpu.h"
+#include "kernels/simd.h"
 
 struct rows_job {
     float *y;
@@ -40,12 +41,16 @@ static void run_scatter(void *arg, int part, int member)
 {
     (void)member;
     const struct rows_job *j = arg;
+    const struct tpo_simd *v = tpo_simd();
     int c0 = part * TPO_COLUMNS, cols = (int)tpo_min64(TPO_COLUMNS, j->C - c0);
     for (int m = 0; m < j->M; m++) {
         if (j->index[m] < 0) continue;
         float *y = j->y + (int64_t)j->index[m] * j->C + c0;
         const float *x = j->x + (int64_t)m * j->C + c0;
-        for (int c = 0; c < cols; c++) y[c] = j->add ? y[c] + x[c] : x[c];
+        if (j->add)
+            v->add(y, y, x, cols);
+        else
+            memcpy(y, x, (size_t)cols * sizeof(*y));
     }
 }
 
@@ -62,12 +67,13 @@ static void run_add_rows(void *arg, int part, int member)
 {
     (void)member;
     const struct rows_job *j = arg;
+    const struct tpo_simd *v = tpo_simd();
     int grain = tpo_row_grain(j->C, TPO_GRAIN);
     int64_t end = tpo_min64(j->M, (int64_t)(part + 1) * grain);
     for (int64_t m = (int64_t)part * grain; m < end; m++) {
         float *y = j->y + m * j->C;
         const float *x = j->x + m % j->period * j->C;
-        for (int c = 0; c < j->C; c++) y[c] += x[c];
+        v->add(y, y, x, j->C);
     }
 }
 
@@ -83,13 +89,14 @@ static void run_sum_rows(void *arg, int part, int member)
 {
     (void)member;
     const struct rows_job *j = arg;
+    const struct tpo_simd *v = tpo_simd();
     int grain = tpo_row_grain(j->C, TPO_GRAIN / 8);
     int64_t end = tpo_min64(j->period, (int64_t)(part + 1) * grain);
     for (int64_t r = (int64_t)part * grain; r < end; r++) {
         float *y = j->y + r * j->C;
         for (int64_t m = r; m < j->M; m += j->period) {
             const float *x = j->x + m * j->C;
-            for (int c = 0; c < j->C; c++) y[c] += x[c];
+            v->add(y, y, x, j->C);
         }
     }
 }

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "kernels/cpu.h"
+#include "kernels/simd.h"
 
 enum kind { ADD, AXPY, SCALE, FILL, DROPOUT, BF16_TO_F32, F16_TO_F32, F32_TO_BF16 };
 
@@ -37,44 +38,36 @@ static float half_to_float(uint16_t h)
     return float_of(sign | (exponent + 112) << 23 | fraction << 13);
 }
 
-static uint16_t float_to_bf16(float f)
-{
-    uint32_t bits = bits_of(f);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(bits >> 16 | 64); /* NaN stays one */
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 static void run_span(void *arg, int part, int member)
 {
     (void)member;
     const struct span_job *j = arg;
-    int64_t i = (int64_t)part * TPO_GRAIN, end = tpo_min64(j->n, i + TPO_GRAIN);
-    float *y = j->y, alpha = j->alpha, kept = 1.0f / (1.0f - alpha);
-    const float *a = j->a, *b = j->b;
+    const struct tpo_simd *v = tpo_simd();
+    int64_t i = (int64_t)part * TPO_GRAIN, n = tpo_min64(j->n - i, TPO_GRAIN);
     switch (j->kind) {
     case ADD:
-        for (; i < end; i++) y[i] = a[i] + b[i];
+        v->add((float *)j->y + i, (const float *)j->a + i, (const float *)j->b + i, n);
         break;
     case AXPY:
-        for (; i < end; i++) y[i] += alpha * a[i];
+        v->axpy((float *)j->y + i, j->alpha, (const float *)j->a + i, n);
         break;
     case SCALE:
-        for (; i < end; i++) y[i] = alpha * a[i];
+        v->scale((float *)j->y + i, j->alpha, (const float *)j->a + i, n);
         break;
     case FILL:
-        for (; i < end; i++) y[i] = alpha;
+        v->fill((float *)j->y + i, j->alpha, n);
         break;
     case DROPOUT:
-        for (; i < end; i++) y[i] = tpo_random(j->key, (uint64_t)i) >= alpha ? a[i] * kept : 0.0f;
+        v->dropout((float *)j->y + i, (const float *)j->a + i, j->alpha, j->key, (uint64_t)i, n);
         break;
     case BF16_TO_F32:
-        for (; i < end; i++) y[i] = float_of((uint32_t)((const uint16_t *)j->a)[i] << 16);
+        v->bf16_to_f32((float *)j->y + i, (const uint16_t *)j->a + i, n);
         break;
     case F16_TO_F32:
-        for (; i < end; i++) y[i] = half_to_float(((const uint16_t *)j->a)[i]);
+        for (int64_t at = i; at < i + n; at++) ((float *)j->y)[at] = half_to_float(((const uint16_t *)j->a)[at]);
         break;
     case F32_TO_BF16:
-        for (; i < end; i++) ((uint16_t *)j->y)[i] = float_to_bf16(a[i]);
+        v->f32_to_bf16((uint16_t *)j->y + i, (const float *)j->a + i, n);
         break;
     }
 }
@@ -142,10 +135,8 @@ static void run_sum(void *arg, int part, int member)
 {
     (void)member;
     const struct sum_job *j = arg;
-    int64_t i = (int64_t)part * BLOCK, end = tpo_min64(j->n, i + BLOCK);
-    double sum = 0.0;
-    for (; i < end; i++) sum += j->square ? (double)j->x[i] * j->x[i] : j->x[i];
-    j->blocks[part] = sum;
+    int64_t i = (int64_t)part * BLOCK;
+    j->blocks[part] = tpo_simd()->sum(j->x + i, j->square, tpo_min64(j->n - i, BLOCK));
 }
 
 static int run_sums(struct tpo_stream *s, double *out, const float *x, int square, int64_t n)

@@ -77,7 +77,8 @@ static void gradients_equal_differences(void **state)
     (void)state;
     struct tpo_stream *s = check_stream(2);
     for (size_t i = 0; i < N_SIZES; i++)
-        for (int centred = 0; centred < 2; centred++) check_size(s, sizes[i], centred, 0, 2e-5);
+        for (int centred = 0; centred < 2; centred++) /* of one channel nothing is left but what 1/sqrt(EPS) makes of rounding */
+            check_size(s, sizes[i], centred, 0, sizes[i][1] == 1 ? 2e-3 : 2e-5);
     tpo_stream_close(s);
 }
 

@@ -1,0 +1,64 @@
+/* simd.h -- the inner loops of the CPU's kernels, built once per instruction set from simd_body.h. Private to kernels/.
+ *
+ * They know rows and spans, no streams and no teams. Outputs may alias inputs element for element. */
+#ifndef TPO_KERNELS_SIMD_H
+#define TPO_KERNELS_SIMD_H
+
+#include <stdint.h>
+
+#include "kernels/optim.h"
+
+struct tpo_adamw_span {
+    float *w_next, *m_next, *v_next;
+    const float *w, *m, *v, *g;
+    float fix_m, fix_v; /* 1 / (1 - beta^t) */
+};
+
+#define TPO_SIMD(X)                                                                                                                \
+    /* pointwise */                                                                                                                \
+    X(void, add, (float *y, const float *a, const float *b, int64_t n))                                                            \
+    X(void, axpy, (float *y, float alpha, const float *x, int64_t n))                                                              \
+    X(void, scale, (float *y, float alpha, const float *x, int64_t n))                                                             \
+    X(void, fill, (float *y, float value, int64_t n))                                                                              \
+    X(void, bf16_to_f32, (float *y, const uint16_t *x, int64_t n))                                                                 \
+    X(void, f32_to_bf16, (uint16_t * y, const float *x, int64_t n))                                                                \
+    X(void, dropout, (float *y, const float *x, float p, uint64_t key, uint64_t counter, int64_t n))                               \
+    X(void, relu, (float *y, const float *x, int64_t n))                                                                           \
+    X(void, relu_grad, (float *dx, const float *dy, const float *x, int add, int64_t n))                                           \
+    X(void, gelu, (float *y, const float *x, int64_t n))                                                                           \
+    X(void, gelu_grad, (float *dx, const float *dy, const float *x, int add, int64_t n))                                           \
+    X(void, swiglu, (float *y, const float *g, const float *u, int64_t n))                                                         \
+    X(void, swiglu_grad, (float *dg, float *du, const float *dy, const float *g, const float *u, int add, int64_t n))              \
+    X(void, rotate, (float *x, const float *c, const float *s, float sign, int half))                                              \
+    X(void, adamw, (const struct tpo_adamw_span *a, const struct tpo_adamw *step, int64_t n))                                      \
+    /* sums: lane by lane, then over the lanes */                                                                                  \
+    X(float, dot, (const float *a, const float *b, int64_t n))                                                                     \
+    X(double, sum, (const float *x, int square, int64_t n))                                                                        \
+    /* y[m][n] for `rows` rows of x and `cols` rows of w: each a dot, plus bias, plus what y holds with `add` */                   \
+    X(void, dots,                                                                                                                  \
+      (float *y, int64_t ldy, const float *x, int64_t ldx, const float *w, int64_t ldw, const float *bias, int add, int rows,      \
+       int cols, int K))                                                                                                           \
+    /* sum[c] += over M rows, in order, of dy[m][c]; c < cols <= 64 */                                                             \
+    X(void, column_sums, (float *sum, const float *dy, int64_t ld, int M, int cols))                                               \
+    /* dw[c] += dy z and db[c] += dy over M rows, z = (x - mean) rstd; mean, dw, db may be NULL */                                 \
+    X(void, norm_columns,                                                                                                          \
+      (float *dw, float *db, const float *dy, const float *x, const float *mean, const float *rstd, int64_t ld, int M, int cols))  \
+    /* one row; mean NULL: RMS norm */                                                                                             \
+    X(void, norm, (float *y, float *mean, float *rstd, const float *x, const float *w, const float *b, float eps, int C))          \
+    X(void, norm_grad,                                                                                                             \
+      (float *dx, const float *dy, const float *x, const float *w, const float *mean, float rstd, int add, int C))                 \
+    X(float, log_sum_exp, (const float *x, int64_t n))                                   /* -INFINITY where all are */             \
+    X(void, exp_scaled, (float *y, const float *x, float minus, float scale, int64_t n)) /* scale e^(x - minus) */
+
+struct tpo_simd {
+#define X(type, name, parameters) type(*name) parameters;
+    TPO_SIMD(X)
+#undef X
+};
+
+/* The build for the widest instruction set of this machine. */
+const struct tpo_simd *tpo_simd(void);
+
+extern const struct tpo_simd tpo_simd_portable, tpo_simd_avx2, tpo_simd_avx512;
+
+#endif

@@ -1,0 +1,288 @@
+/* simd_body.h -- the inner loops of simd.h. The including file defines SIMD_TABLE, the name of its table, and is compiled for one instruction set. */
+#include "kernels/simd.h"
+#include "kernels/vec.h"
+#include "kernels/vector.h"
+
+#define EACH_VEC(i, count, n) for (int64_t i = 0, count; count = (n)-i < LANES ? (n)-i : LANES, i < (n); i += LANES)
+
+/* --- loops that the compiler turns into vectors: outputs alias inputs element for element at most, which ivdep says ---------------- */
+
+static void add(float *y, const float *a, const float *b, int64_t n)
+{
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; i++) y[i] = a[i] + b[i];
+}
+
+static void axpy(float *y, float alpha, const float *x, int64_t n)
+{
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; i++) y[i] += alpha * x[i];
+}
+
+static void scale(float *y, float alpha, const float *x, int64_t n)
+{
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; i++) y[i] = alpha * x[i];
+}
+
+static void fill(float *y, float value, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) y[i] = value;
+}
+
+static void bf16_to_f32(float *y, const uint16_t *x, int64_t n)
+{
+    uint32_t *bits = (uint32_t *)(void *)y;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; i++) bits[i] = (uint32_t)x[i] << 16;
+}
+
+static void f32_to_bf16(uint16_t *y, const float *x, int64_t n)
+{
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof(bits));
+        uint32_t even = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, nan = bits >> 16 | 64; /* NaN stays one */
+        y[i] = (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? nan : even);
+    }
+}
+
+static void dropout(float *y, const float *x, float p, uint64_t key, uint64_t counter, int64_t n)
+{
+    float kept = 1.0f / (1.0f - p);
+    for (int64_t i = 0; i < n; i++) y[i] = tpo_random(key, counter + (uint64_t)i) >= p ? x[i] * kept : 0.0f;
+}
+
+static void relu(float *y, const float *x, int64_t n)
+{
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] > 0.0f ? x[i] : 0.0f;
+}
+
+static void relu_grad(float *dx, const float *dy, const float *x, int add, int64_t n)
+{
+    EACH_VEC(i, count, n)
+    {
+        vec d = choose(load_n(x + i, count) > splat(0.0f), load_n(dy + i, count), splat(0.0f));
+        store_n(dx + i, add ? load_n(dx + i, count) + d : d, count);
+    }
+}
+
+/* g*g may not be fused into v: the step's gradient is squared first on every machine. */
+static void adamw(const struct tpo_adamw_span *a, const struct tpo_adamw *step, int64_t n)
+{
+    float b1 = step->beta1, b2 = step->beta2, rest1 = 1.0f - b1, rest2 = 1.0f - b2, clip = step->clip, eps = step->eps;
+    float rate = step->rate, decay = step->decay, fix_m = a->fix_m, fix_v = a->fix_v;
+    float *w_next = a->w_next, *m_next = a->m_next, *v_next = a->v_next;
+    const float *w0 = a->w, *m0 = a->m, *v0 = a->v, *g0 = a->g;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; i++) {
+        float g = g0[i] * clip, m = b1 * m0[i] + rest1 * g, v = b2 * v0[i] + rest2 * (g * g);
+        m_next[i] = m;
+        v_next[i] = v;
+        w_next[i] = w0[i] - rate * (m * fix_m / (sqrtf(v * fix_v) + eps) + decay * w0[i]);
+    }
+}
+
+/* --- functions ----------------------------------------------------------------------------------------------------------------------- */
+
+static void gelu(float *y, const float *x, int64_t n)
+{
+    EACH_VEC(i, count, n)
+    {
+        vec v = load_n(x + i, count), bell;
+        store_n(y + i, v * normal_vec(v, &bell), count);
+    }
+}
+
+/* d/dx x Phi(x) = Phi(x) + x phi(x); the bell is 0 long before x is too large to multiply with it. */
+static void gelu_grad(float *dx, const float *dy, const float *x, int add, int64_t n)
+{
+    EACH_VEC(i, count, n)
+    {
+        vec v = load_n(x + i, count), bell, phi = normal_vec(v, &bell);
+        vec d = load_n(dy + i, count) * (phi + v * (bell * splat(0.398942280f)));
+        store_n(dx + i, add ? load_n(dx + i, count) + d : d, count);
+    }
+}
+
+static void swiglu(float *y, const float *g, const float *u, int64_t n)
+{
+    EACH_VEC(i, count, n)
+    {
+        vec a = load_n(g + i, count);
+        store_n(y + i, a * sigmoid_vec(a) * load_n(u + i, count), count);
+    }
+}
+
+static void swiglu_grad(float *dg, float *du, const float *dy, const float *g, const float *u, int add, int64_t n)
+{
+    EACH_VEC(i, count, n)
+    {
+        vec a = load_n(g + i, count), b = load_n(u + i, count), d = load_n(dy + i, count), sig = sigmoid_vec(a), d_u = d * a * sig;
+        vec d_g = d * b * sig * (splat(1.0f) + a * (splat(1.0f) - sig));
+        store_n(dg + i, add ? load_n(dg + i, count) + d_g : d_g, count);
+        store_n(du + i, add ? load_n(du + i, count) + d_u : d_u, count);
+    }
+}
+
+static void rotate(float *x, const float *c, const float *s, float sign, int half)
+{
+    float *y = x + half;
+    EACH_VEC(i, count, half)
+    {
+        vec a = load_n(x + i, count), b = load_n(y + i, count), cosine = load_n(c + i, count),
+            sine = load_n(s + i, count) * splat(sign);
+        store_n(x + i, a * cosine - b * sine, count);
+        store_n(y + i, b * cosine + a * sine, count);
+    }
+}
+
+/* --- sums ------------------------------------------------------------------------------------------------------------------------------ */
+
+static float dot(const float *a, const float *b, int64_t n)
+{
+    vec sum = splat(0.0f);
+    EACH_VEC(i, count, n) sum += load_n(a + i, count) * load_n(b + i, count);
+    return sum_lanes(sum);
+}
+
+static double sum(const float *x, int square, int64_t n)
+{
+    double lanes[LANES] = {0}, total = 0.0;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) lanes[l] += square ? (double)x[i + l] * x[i + l] : x[i + l];
+    for (int l = 0; i + l < n; l++) lanes[l] += square ? (double)x[i + l] * x[i + l] : x[i + l];
+    for (int l = 0; l < LANES; l++) total += lanes[l];
+    return total;
+}
+
+#define DOT_COLS 4 /* rows of w at a time, so that enough loads are under way */
+
+/* R rows of x by DOT_COLS rows of w; every sum runs along K alike, whatever R is. */
+static inline __attribute__((always_inline)) void dots_block(float *y, int64_t ldy, const float *x, int64_t ldx, const float *w,
+                                                             int64_t ldw, const float *bias, int add, int R, int cols, int K)
+{
+    vec sums[4][DOT_COLS];
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < DOT_COLS; c++) sums[r][c] = splat(0.0f);
+    EACH_VEC(k, count, K)
+    {
+        vec a[4];
+        for (int r = 0; r < R; r++) a[r] = load_n(x + r * ldx + k, count);
+        for (int c = 0; c < DOT_COLS; c++) {
+            vec b = load_n(w + (c < cols ? c : 0) * ldw + k, count);
+            for (int r = 0; r < R; r++) sums[r][c] += a[r] * b;
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < DOT_COLS && c < cols; c++) {
+            float total = sum_lanes(sums[r][c]) + (bias != NULL ? bias[c] : 0.0f);
+            y[r * ldy + c] = add ? y[r * ldy + c] + total : total;
+        }
+}
+
+static void dots(float *y, int64_t ldy, const float *x, int64_t ldx, const float *w, int64_t ldw, const float *bias, int add,
+                 int rows, int cols, int K)
+{
+    for (int c = 0; c < cols; c += DOT_COLS) {
+        const float *wc = w + c * ldw, *bc = bias != NULL ? bias + c : NULL;
+        int left = cols - c, r = 0;
+        for (; r + 4 <= rows; r += 4) dots_block(y + r * ldy + c, ldy, x + r * ldx, ldx, wc, ldw, bc, add, 4, left, K);
+        if (rows - r == 3) dots_block(y + r * ldy + c, ldy, x + r * ldx, ldx, wc, ldw, bc, add, 3, left, K);
+        if (rows - r == 2) dots_block(y + r * ldy + c, ldy, x + r * ldx, ldx, wc, ldw, bc, add, 2, left, K);
+        if (rows - r == 1) dots_block(y + r * ldy + c, ldy, x + r * ldx, ldx, wc, ldw, bc, add, 1, left, K);
+    }
+}
+
+static void column_sums(float *sum, const float *dy, int64_t ld, int M, int cols)
+{
+    EACH_VEC(c, count, cols)
+    {
+        vec total = load_n(sum + c, count);
+        for (int m = 0; m < M; m++) total += load_n(dy + m * ld + c, count);
+        store_n(sum + c, total, count);
+    }
+}
+
+static void norm_columns(float *dw, float *db, const float *dy, const float *x, const float *mean, const float *rstd, int64_t ld,
+                         int M, int cols)
+{
+    EACH_VEC(c, count, cols)
+    {
+        vec w = splat(0.0f), b = splat(0.0f);
+        for (int m = 0; m < M; m++) {
+            vec d = load_n(dy + m * ld + c, count),
+                z = (load_n(x + m * ld + c, count) - splat(mean != NULL ? mean[m] : 0.0f)) * splat(rstd[m]);
+            w += d * z;
+            b += d;
+        }
+        if (dw != NULL) store_n(dw + c, load_n(dw + c, count) + w, count);
+        if (db != NULL) store_n(db + c, load_n(db + c, count) + b, count);
+    }
+}
+
+/* --- rows ------------------------------------------------------------------------------------------------------------------------------ */
+
+static void norm(float *y, float *mean, float *rstd, const float *x, const float *w, const float *b, float eps, int C)
+{
+    vec sum = splat(0.0f), square = splat(0.0f);
+    float middle = 0.0f;
+    if (mean != NULL) {
+        EACH_VEC(c, count, C) sum += load_n(x + c, count);
+        *mean = middle = sum_lanes(sum) / (float)C;
+    }
+    EACH_VEC(c, count, C)
+    {
+        vec off = first_n(load_n(x + c, count) - splat(middle), count, 0.0f);
+        square += off * off;
+    }
+    *rstd = 1.0f / sqrtf(sum_lanes(square) / (float)C + eps);
+    EACH_VEC(c, count, C)
+    {
+        vec z = (load_n(x + c, count) - splat(middle)) * splat(*rstd) * load_n(w + c, count);
+        store_n(y + c, b != NULL ? z + load_n(b + c, count) : z, count);
+    }
+}
+
+/* With z = (x - mean) rstd and g = dy w:  dx = rstd (g - mean(g) - z mean(g z)); RMS norm has no mean(g). */
+static void norm_grad(float *dx, const float *dy, const float *x, const float *w, const float *mean, float rstd, int add, int C)
+{
+    vec sum = splat(0.0f), sum_z = splat(0.0f), middle = splat(mean != NULL ? *mean : 0.0f);
+    EACH_VEC(c, count, C)
+    {
+        vec g = load_n(dy + c, count) * load_n(w + c, count), z = (load_n(x + c, count) - middle) * splat(rstd);
+        sum += g;
+        sum_z += g * z;
+    }
+    vec mean_g = splat(mean != NULL ? sum_lanes(sum) / (float)C : 0.0f), mean_gz = splat(sum_lanes(sum_z) / (float)C);
+    EACH_VEC(c, count, C)
+    {
+        vec g = load_n(dy + c, count) * load_n(w + c, count), z = (load_n(x + c, count) - middle) * splat(rstd);
+        vec d = splat(rstd) * (g - mean_g - z * mean_gz);
+        store_n(dx + c, add ? load_n(dx + c, count) + d : d, count);
+    }
+}
+
+static float log_sum_exp(const float *x, int64_t n)
+{
+    vec top = splat(-INFINITY), total = splat(0.0f);
+    EACH_VEC(i, count, n) top = larger(first_n(load_n(x + i, count), count, -INFINITY), top);
+    float most = top_lane(top);
+    if (most == -INFINITY) return most;
+    EACH_VEC(i, count, n) total += exp_vec(first_n(load_n(x + i, count), count, -INFINITY) - splat(most));
+    return most + logf(sum_lanes(total));
+}
+
+static void exp_scaled(float *y, const float *x, float minus, float scale, int64_t n)
+{
+    EACH_VEC(i, count, n) store_n(y + i, splat(scale) * exp_vec(load_n(x + i, count) - splat(minus)), count);
+}
+
+const struct tpo_simd SIMD_TABLE = {
+#define X(type, name, parameters) .name = name,
+    TPO_SIMD(X)
+#undef X
+};

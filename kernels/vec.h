@@ -1,0 +1,136 @@
+/* vec.h -- vectors of 16 floats and the functions of them that kernels share. Private to the kernels' _body.h files.
+ *
+ * A file that includes this is compiled once per instruction set; the compiler splits a vector where registers are narrower, so that all
+ * builds sum in the same order. Sums over the lanes are a tree. What lies past the end of an array is loaded as zero. */
+#ifndef TPO_KERNELS_VEC_H
+#define TPO_KERNELS_VEC_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Vectors wider than a register change the calling convention of functions that take them (-Wpsabi), so none of these is ever called. */
+#define VEC_FN static inline __attribute__((always_inline))
+
+#define LANES 16
+
+typedef float vec __attribute__((vector_size(64), aligned(64)));
+typedef int32_t ivec __attribute__((vector_size(64), aligned(64)));
+typedef float vec_any __attribute__((vector_size(64), aligned(4), may_alias));
+
+VEC_FN vec splat(float x)
+{
+    return (vec){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+}
+
+VEC_FN ivec isplat(int32_t x)
+{
+    return (ivec){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+}
+
+VEC_FN ivec lane_numbers(void)
+{
+    return (ivec){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+}
+
+VEC_FN vec choose(ivec mask, vec yes, vec no)
+{
+    return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask));
+}
+
+VEC_FN vec load(const float *p)
+{
+    return *(const vec_any *)p;
+}
+
+VEC_FN void store(float *p, vec x)
+{
+    *(vec_any *)p = x;
+}
+
+/* n of LANES or fewer floats */
+VEC_FN vec load_n(const float *p, int64_t n)
+{
+    if (n >= LANES) return load(p);
+    vec x = splat(0.0f);
+    memcpy(&x, p, (size_t)n * sizeof(float));
+    return x;
+}
+
+VEC_FN void store_n(float *p, vec x, int64_t n)
+{
+    if (n >= LANES)
+        store(p, x);
+    else
+        memcpy(p, &x, (size_t)n * sizeof(float));
+}
+
+/* The first n lanes, `rest` in the others. */
+VEC_FN vec first_n(vec x, int64_t n, float rest)
+{
+    return n >= LANES ? x : choose(lane_numbers() < isplat((int32_t)n), x, splat(rest));
+}
+
+VEC_FN float sum_lanes(vec x)
+{
+    x += __builtin_shuffle(x, (ivec){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
+    x += __builtin_shuffle(x, (ivec){4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3});
+    return (x[0] + x[2]) + (x[1] + x[3]);
+}
+
+VEC_FN vec larger(vec a, vec b)
+{
+    return choose(a > b, a, b);
+}
+
+VEC_FN float top_lane(vec x)
+{
+    x = larger(x, __builtin_shuffle(x, (ivec){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));
+    x = larger(x, __builtin_shuffle(x, (ivec){4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3}));
+    float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
+    return a > b ? a : b;
+}
+
+/* e^x: 2^n times a polynomial on |r| <= ln2/2 (Cephes' coefficients), within 2e-7 of the value. 0 below -87.3; stays at e^88 above 88. */
+VEC_FN vec exp_vec(vec x)
+{
+    const vec magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to a whole number, which then lies in the low bits */
+    ivec tiny = x < splat(-87.3f);
+    x = choose(tiny, splat(0.0f), x);
+    x = choose(x > splat(88.0f), splat(88.0f), x);
+    vec shifted = x * splat(1.44269504f) + magic, n = shifted - magic;
+    vec r = x - n * splat(0.693359375f);
+    r = r - n * splat(-2.12194440e-4f);
+    vec y = splat(1.9875691500e-4f);
+    y = y * r + splat(1.3981999507e-3f);
+    y = y * r + splat(8.3334519073e-3f);
+    y = y * r + splat(4.1665795894e-2f);
+    y = y * r + splat(1.6666665459e-1f);
+    y = y * r + splat(5.0000001201e-1f);
+    y = y * (r * r) + r + splat(1.0f);
+    return choose(tiny, splat(0.0f), (vec)((ivec)y + ((ivec)shifted << 23)));
+}
+
+VEC_FN vec sigmoid_vec(vec x)
+{
+    return splat(1.0f) / (splat(1.0f) + exp_vec(-x));
+}
+
+/* The normal distribution at x: returns its integral up to x, and e^(-x^2/2) in *bell. Phi(-|x|) = bell times a polynomial of
+ * 1/(1 + 0.33 |x|), fitted for the smallest largest error on 0..13: within 1e-7. */
+VEC_FN vec normal_vec(vec x, vec *bell)
+{
+    vec size = (vec)((ivec)x & isplat(0x7fffffff)), t = splat(1.0f) / (splat(1.0f) + splat(0.33f) * size);
+    *bell = exp_vec(x * x * splat(-0.5f));
+    vec y = splat(0.0445469752f);
+    y = y * t + splat(-0.215884848f);
+    y = y * t + splat(0.322117697f);
+    y = y * t + splat(-0.0799698392f);
+    y = y * t + splat(0.175731342f);
+    y = y * t + splat(0.121035181f);
+    y = y * t + splat(0.132423496f);
+    vec below = *bell * (y * t);
+    return choose(x < splat(0.0f), below, splat(1.0f) - below);
+}
+
+#endif
