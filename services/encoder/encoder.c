@@ -121,7 +121,7 @@ int tpo_encoder_run(struct tpo_encoder *e, float *visual, const uint8_t *pixels,
     struct tpo_tape *t = e->tape;
     tpo_tape_reset(t, false);
     const float *normal = pixels_in(e, t, &pixels, 1, T);
-    struct tpo_tensor *tokens = normal != NULL ? tpo_vit_norm(t, &e->vit, tpo_vit_forward(t, &e->vit, normal, 1, T)) : NULL;
+    struct tpo_tensor *tokens = normal != NULL ? tpo_vit_norm(t, &e->vit, tpo_vit_forward(t, &e->vit, tpo_vit_patches(t, &e->vit, normal, 1, T, false), 1)) : NULL;
     const struct tpo_qformer_input in = {.visual = tokens, .B = 1, .N = tokens != NULL ? tokens->rows : 0};
     struct tpo_tensor *rows = tokens != NULL ? tpo_qformer_forward(t, &e->qformer, &in) : NULL;
     code = rows != NULL ? tpo_read(t, visual, rows) : tpo_tape_error(t);
@@ -223,7 +223,7 @@ static int run_forward(struct tpo_encoder *e, struct tpo_tape *t, struct tpo_for
         clips[i] = s->pixels;
     }
     const float *normal = pixels_in(e, t, clips, n, T);
-    struct tpo_tensor *tokens = normal != NULL ? tpo_vit_norm(t, &e->vit, tpo_vit_forward(t, &e->vit, normal, n, T)) : NULL;
+    struct tpo_tensor *tokens = normal != NULL ? tpo_vit_norm(t, &e->vit, tpo_vit_forward(t, &e->vit, tpo_vit_patches(t, &e->vit, normal, n, T, false), n)) : NULL;
     if (tokens == NULL) return TPO_ENOMEM;
     if (dense) {
         out->dense = dense_loss(e, t, tokens, f->samples + first, n, (float)n / (float)f->n_samples, err);

@@ -99,15 +99,22 @@ static struct tpo_tensor *block_forward(struct tpo_tape *t, const struct tpo_vit
     return tpo_plus(t, x, tpo_linear(t, tpo_act_gelu(t, h), b->fc2_w, b->fc2_b));
 }
 
-struct tpo_tensor *tpo_vit_forward(struct tpo_tape *t, const struct tpo_vit *v, const float *pixels, int B, int T)
+struct tpo_tensor *tpo_vit_patches(struct tpo_tape *t, const struct tpo_vit *v, const float *pixels, int B, int T, bool needs_grad)
 {
     const int side = v->config->vision_encoder.img_size, patch = v->config->vision_encoder.patch_size;
     const int tubelet = v->config->vision_encoder.tubelet_size, K = 3 * tubelet * patch * patch;
     if (T < tubelet) return NULL;
-    struct tpo_tensor *rows = tpo_input(t, NULL, B * (T / tubelet) * tpo_config_patches(v->config), K, false);
+    struct tpo_tensor *rows = tpo_input(t, NULL, B * (T / tubelet) * tpo_config_patches(v->config), K, needs_grad);
     if (rows == NULL || tpo_patchify(tpo_tape_stream(t), rows->data, pixels, B, T, side, side, patch, tubelet) != TPO_OK) return NULL;
-    struct tpo_tensor *x = tpo_plus_rows(t, tpo_linear(t, rows, v->patch_w, v->patch_b), position_table(t, v, T / tubelet));
-    for (int i = 0; i < v->n_blocks; i++) x = block_forward(t, v, &v->blocks[i], x, B);
+    return rows;
+}
+
+struct tpo_tensor *tpo_vit_forward(struct tpo_tape *t, const struct tpo_vit *v, struct tpo_tensor *patches, int B)
+{
+    if (patches == NULL) return NULL;
+    const int frames = patches->rows / (B * tpo_config_patches(v->config));
+    struct tpo_tensor *x = tpo_plus_rows(t, tpo_linear(t, patches, v->patch_w, v->patch_b), position_table(t, v, frames));
+    for (int i = 0; i < v->n_blocks && x != NULL; i++) x = block_forward(t, v, &v->blocks[i], x, B);
     return x;
 }
 

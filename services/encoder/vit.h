@@ -21,8 +21,10 @@ struct tpo_vit {
 int tpo_vit_declare(struct tpo_vit *v, struct tpo_params *p, const struct tpo_config *c);
 void tpo_vit_close(struct tpo_vit *v);
 
-/* Normalised pixels (B, T, 3, H, W) on the stream's device -> tokens (B * T/tubelet * patches, width) before vision_layernorm. */
-struct tpo_tensor *tpo_vit_forward(struct tpo_tape *t, const struct tpo_vit *v, const float *pixels, int B, int T);
+/* Normalised pixels (B, T, 3, H, W) on the stream's device -> (B * T/tubelet * patches, 3 * tubelet * patch * patch), kernels/rows.h's order. */
+struct tpo_tensor *tpo_vit_patches(struct tpo_tape *t, const struct tpo_vit *v, const float *pixels, int B, int T, bool needs_grad);
+/* Those -> tokens (same rows, width) before vision_layernorm. */
+struct tpo_tensor *tpo_vit_forward(struct tpo_tape *t, const struct tpo_vit *v, struct tpo_tensor *patches, int B);
 struct tpo_tensor *tpo_vit_norm(struct tpo_tape *t, const struct tpo_vit *v, struct tpo_tensor *tokens);
 
 #endif
