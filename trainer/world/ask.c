@@ -344,16 +344,31 @@ static bool ask_description(struct fill *w)
     return true;
 }
 
+static void begin(struct tpo_asked *out, enum tpo_world_kind kind, bool unseen)
+{
+    memset(out, 0, sizeof(*out));
+    out->kind = kind;
+    out->unseen = unseen;
+    out->asked = out->target = out->outermost = -1;
+}
+
+bool tpo_ask_expression(struct tpo_asked *out, const struct tpo_facts *f, struct tpo_rng *r, enum tpo_world_kind kind)
+{
+    struct fill w = {.out = out, .f = f, .rng = r};
+    struct tpo_reference ref;
+    begin(out, kind, false);
+    if (!refer(&w, kind, 0, &ref)) return false;
+    put_reference(&w);
+    return true;
+}
+
 bool tpo_ask(struct tpo_asked *out, const struct tpo_facts *f, const struct tpo_phrases *p, struct tpo_rng *r,
              enum tpo_world_kind kind, bool unseen)
 {
     struct fill w = {.out = out, .f = f, .phrases = p, .rng = r, .unseen = unseen};
     struct tpo_reference ref;
     struct tpo_noun noun;
-    memset(out, 0, sizeof(*out));
-    out->kind = kind;
-    out->unseen = unseen;
-    out->asked = out->target = out->outermost = -1;
+    begin(out, kind, unseen);
     switch (kind) {
     case TPO_KIND_ATTRIBUTE_BOX:
     case TPO_KIND_RELATION_BOX:

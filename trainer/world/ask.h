@@ -31,6 +31,9 @@ struct tpo_asked {
 bool tpo_ask(struct tpo_asked *out, const struct tpo_facts *f, const struct tpo_phrases *p, struct tpo_rng *r,
              enum tpo_world_kind kind, bool unseen);
 
+/* The bare phrase of a kind that asks for a box, "the star left of the large cup", as `question`. */
+bool tpo_ask_expression(struct tpo_asked *out, const struct tpo_facts *f, struct tpo_rng *r, enum tpo_world_kind kind);
+
 /* "(A)" .. "(D)" */
 const char *tpo_ask_letter(int option);
 /* The objects of a description, in its order: left to right. */

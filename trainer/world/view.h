@@ -18,7 +18,7 @@ struct tpo_view {
 #define TPO_VIEW_TEXT 16
 
 /* Streams keep samples, items of each kind and files apart: no two share a scene. */
-enum tpo_view_stream { TPO_VIEW_SAMPLES, TPO_VIEW_ITEMS /* + kind */, TPO_VIEW_FILES = 64, TPO_VIEW_CORPUS = 65 };
+enum tpo_view_stream { TPO_VIEW_SAMPLES, TPO_VIEW_ITEMS /* + kind */, TPO_VIEW_FILES = 64, TPO_VIEW_CLIPS, TPO_VIEW_CORPUS };
 
 int tpo_view_alloc(struct tpo_view *v, const struct tpo_world *w, struct tpo_arena *arena, int n_frames);
 /* `attempt` counts up when a scene did not offer what was wanted. */

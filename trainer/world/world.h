@@ -56,13 +56,14 @@ int tpo_world_values(enum tpo_world_attribute a);                  /* 6, 8, 2, 3
 const char *tpo_world_word(enum tpo_world_attribute a, int value); /* "star"; one piece of the small tokenizer each */
 bool tpo_world_is_reserved(int colour, int shape);
 
-/*  kind                name                  image  clip   of a trained mix (small-model.md 1.1) */
+/*  kind                name                  image  clip: weights of a mix, such that the shares are those of small-model.md 1.1 once
+ *                                                           scenes that offer no relation have passed their turn on */
 #define TPO_WORLD_KIND_MAP(X)                                                                                                      \
     X(ATTRIBUTE_BOX, "attribute box", .18f, .18f) /* "Where is the small red star?" */                                             \
-    X(RELATION_BOX, "relation box", .15f, .09f)   /* "Find the star left of the large cup." */                                     \
+    X(RELATION_BOX, "relation box", .25f, .15f)   /* "Find the star left of the large cup." */                                     \
     X(NEXT_BOX, "next-to box", .10f, .06f)                                                                                         \
     X(ATTRIBUTE, "attribute", .10f, .07f)                   /* "What colour is the striped star?" */                               \
-    X(ATTRIBUTE_RELATION, "attribute relation", .06f, .00f) /* "What colour is the star left of the large cup?" */                 \
+    X(ATTRIBUTE_RELATION, "attribute relation", .11f, .00f) /* "What colour is the star left of the large cup?" */                 \
     X(COUNT, "how many", .14f, .08f)                                                                                               \
     X(EXIST, "is there", .06f, .04f)                                                                                               \
     X(HALF, "which half", .03f, .03f)                                                                                              \

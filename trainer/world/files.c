@@ -1,0 +1,72 @@
+/* This file owns media files: pictures by libpng, videos by the ffmpeg program. */
+#include "trainer/world/files.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <png.h>
+
+extern char **environ;
+
+int tpo_world_png(const char *path, const uint8_t *pixels, int side, struct tpo_error *err)
+{
+    png_image image = {
+        .version = PNG_IMAGE_VERSION, .width = (png_uint_32)side, .height = (png_uint_32)side, .format = PNG_FORMAT_RGB};
+    if (png_image_write_to_file(&image, path, 0, pixels, 0, NULL)) return TPO_OK;
+    return tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "bad_path", "cannot write %s: %s", path, image.message);
+}
+
+/* Starts ffmpeg with a pipe as its standard input. */
+static int spawn_ffmpeg(pid_t *pid, int *input, const char *path, int side, int frames_per_s)
+{
+    char size[32], rate[16];
+    int ends[2];
+    posix_spawn_file_actions_t actions;
+    snprintf(size, sizeof(size), "%dx%d", side, side);
+    snprintf(rate, sizeof(rate), "%d", frames_per_s);
+    /* Nearly lossless, every frame in the order drawn, and the index first, so that a reader may stream. */
+    char *argv[] = {"ffmpeg",  "-nostdin",  "-loglevel",  "error",      "-y", "-f",       "rawvideo", "-pix_fmt",
+                    "rgb24",   "-s",        size,         "-r",         rate, "-i",       "pipe:0",   "-c:v",
+                    "libx264", "-preset",   "veryfast",   "-crf",       "8",  "-threads", "1",        "-pix_fmt",
+                    "yuv420p", "-movflags", "+faststart", (char *)path, NULL};
+    if (pipe2(ends, O_CLOEXEC) != 0) return errno;
+    int rc = posix_spawn_file_actions_init(&actions);
+    if (rc == 0) {
+        rc = posix_spawn_file_actions_adddup2(&actions, ends[0], STDIN_FILENO);
+        if (rc == 0) rc = posix_spawnp(pid, "ffmpeg", &actions, NULL, argv, environ);
+        posix_spawn_file_actions_destroy(&actions);
+    }
+    close(ends[0]);
+    if (rc != 0) close(ends[1]);
+    *input = ends[1];
+    return rc;
+}
+
+static bool write_all(int fd, const uint8_t *data, size_t n)
+{
+    while (n > 0) {
+        ssize_t done = write(fd, data, n);
+        if (done < 0 && errno == EINTR) continue;
+        if (done <= 0) return false;
+        data += done;
+        n -= (size_t)done;
+    }
+    return true;
+}
+
+int tpo_world_mp4(const char *path, const uint8_t *pixels, int n_frames, int side, int frames_per_s, struct tpo_error *err)
+{
+    pid_t pid;
+    int input, status = -1, rc = spawn_ffmpeg(&pid, &input, path, side, frames_per_s);
+    if (rc != 0) return tpo_fail(err, TPO_FAILED_PRECONDITION, "no_ffmpeg", "cannot start ffmpeg: %s", strerror(rc));
+    bool whole = write_all(input, pixels, (size_t)n_frames * side * side * 3);
+    close(input);
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
+    if (whole && WIFEXITED(status) && WEXITSTATUS(status) == 0) return TPO_OK;
+    return tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "ffmpeg", "ffmpeg could not write %s", path);
+}
