@@ -1,0 +1,122 @@
+/* This file owns the bounded queue: a ring under one lock. */
+#include "common/queue.h"
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <time.h>
+
+struct tpo_queue {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    void **items; /* capacity + 1 places: put_back may need one more than put fills */
+    int places, capacity, first, n;
+    bool woken, ended;
+};
+
+int tpo_queue_open(struct tpo_queue **out, int capacity)
+{
+    struct tpo_queue *q = calloc(1, sizeof(*q));
+    pthread_condattr_t monotonic;
+    *out = NULL;
+    if (q == NULL) return TPO_ENOMEM;
+    q->capacity = capacity;
+    q->places = capacity + 1;
+    q->items = calloc((size_t)q->places, sizeof(*q->items));
+    if (q->items == NULL) {
+        free(q);
+        return TPO_ENOMEM;
+    }
+    pthread_mutex_init(&q->lock, NULL);
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&q->changed, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    *out = q;
+    return TPO_OK;
+}
+
+void tpo_queue_close(struct tpo_queue *q)
+{
+    if (q == NULL) return;
+    pthread_cond_destroy(&q->changed);
+    pthread_mutex_destroy(&q->lock);
+    free(q->items);
+    free(q);
+}
+
+int tpo_queue_put(struct tpo_queue *q, void *item)
+{
+    pthread_mutex_lock(&q->lock);
+    int rc = q->ended ? TPO_UNAVAILABLE : q->n >= q->capacity ? TPO_RESOURCE_EXHAUSTED : TPO_OK;
+    if (rc == TPO_OK) {
+        q->items[(q->first + q->n++) % q->places] = item;
+        pthread_cond_signal(&q->changed);
+    }
+    pthread_mutex_unlock(&q->lock);
+    return rc;
+}
+
+void tpo_queue_put_back(struct tpo_queue *q, void *item)
+{
+    pthread_mutex_lock(&q->lock);
+    /* One taker holds one item, so there is always a place; two takers that both put back could exceed it. */
+    TPO_ASSERT(q->n < q->places);
+    q->first = (q->first + q->places - 1) % q->places;
+    q->items[q->first] = item;
+    q->n++;
+    pthread_cond_signal(&q->changed);
+    pthread_mutex_unlock(&q->lock);
+}
+
+static struct timespec deadline_of(int timeout_ms)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    t.tv_sec += timeout_ms / 1000;
+    t.tv_nsec += (long)(timeout_ms % 1000) * 1000000;
+    if (t.tv_nsec >= 1000000000) t.tv_sec++, t.tv_nsec -= 1000000000;
+    return t;
+}
+
+void *tpo_queue_take(struct tpo_queue *q, int timeout_ms)
+{
+    struct timespec until = timeout_ms > 0 ? deadline_of(timeout_ms) : (struct timespec){0};
+    void *item = NULL;
+    int late = 0;
+    pthread_mutex_lock(&q->lock);
+    while (q->n == 0 && !q->ended && !q->woken && timeout_ms != 0 && late == 0)
+        late = timeout_ms < 0 ? pthread_cond_wait(&q->changed, &q->lock) : pthread_cond_timedwait(&q->changed, &q->lock, &until);
+    q->woken = false;
+    if (q->n > 0) {
+        item = q->items[q->first];
+        q->first = (q->first + 1) % q->places;
+        q->n--;
+    }
+    pthread_mutex_unlock(&q->lock);
+    return item;
+}
+
+void tpo_queue_wake(struct tpo_queue *q)
+{
+    pthread_mutex_lock(&q->lock);
+    q->woken = true;
+    pthread_cond_broadcast(&q->changed);
+    pthread_mutex_unlock(&q->lock);
+}
+
+void tpo_queue_end(struct tpo_queue *q)
+{
+    pthread_mutex_lock(&q->lock);
+    q->ended = true;
+    pthread_cond_broadcast(&q->changed);
+    pthread_mutex_unlock(&q->lock);
+}
+
+int tpo_queue_length(struct tpo_queue *q)
+{
+    pthread_mutex_lock(&q->lock);
+    int n = q->n;
+    pthread_mutex_unlock(&q->lock);
+    return n;
+}
