@@ -72,11 +72,11 @@ static json_t *parse_object(struct tpo_safetensors *s, const char *file, const c
         key_before(key, sizeof(key), text, length, e.position);
         *rc = fault(s, TPO_FAILED_PRECONDITION, "%s: %s: the name occurs twice", file, key);
     } else if (object == NULL) {
-        *rc = fault(s, TPO_FAILED_PRECONDITION, "%s: the header is not JSON: %s (byte %d)", file, e.text, e.position);
+        *rc = fault(s, TPO_FAILED_PRECONDITION, "%s: not JSON: %s (byte %d)", file, e.text, e.position);
     } else if (!json_is_object(object)) {
         json_decref(object);
         object = NULL;
-        *rc = fault(s, TPO_FAILED_PRECONDITION, "%s: the header is not a JSON object", file);
+        *rc = fault(s, TPO_FAILED_PRECONDITION, "%s: not a JSON object", file);
     }
     return object;
 }
@@ -305,16 +305,22 @@ static int sort_names(struct tpo_safetensors *s)
 
 static int read_index(struct tpo_safetensors *s, const char *folder, const char *path)
 {
-    json_error_t e;
-    char key[160];
-    s->memory->index = json_load_file(path, JSON_REJECT_DUPLICATES, &e);
-    if (s->memory->index == NULL) {
-        snprintf(key, sizeof(key), "%s", e.text);
-        return fault(s, TPO_FAILED_PRECONDITION, "%s: not JSON: %s", INDEX_NAME, key);
-    }
+    int rc = TPO_OK, fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat st;
+    char *text = NULL;
+    size_t n = 0;
+    if (fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size < HEADER_BYTES_MAX)
+        text = malloc((size_t)st.st_size + 1);
+    for (ssize_t got = 1; text != NULL && n < (size_t)st.st_size && got > 0; n += got > 0 ? (size_t)got : 0)
+        got = read(fd, text + n, (size_t)st.st_size - n);
+    if (fd >= 0) close(fd);
+    if (text == NULL) return fault(s, TPO_FAILED_PRECONDITION, "%s: it cannot be read, or is no index by its size", INDEX_NAME);
+    s->memory->index = parse_object(s, INDEX_NAME, text, n, &rc);
+    free(text);
+    if (s->memory->index == NULL) return rc;
     const json_t *map = json_object_get(s->memory->index, "weight_map");
     if (!json_is_object(map)) return fault(s, TPO_FAILED_PRECONDITION, "%s: no weight_map", INDEX_NAME);
-    int rc = read_shards(s, folder, map);
+    rc = read_shards(s, folder, map);
     if (rc == TPO_OK) rc = sort_names(s);
     if (rc == TPO_OK) rc = check_index(s, map);
     return rc;

@@ -2,6 +2,7 @@
 # Runs each fuzzer for some seconds in a directory of its own; `N passed, N failed` last.
 #   tools/fuzz.sh SECONDS FUZZER...
 set -u
+export TPO_SOURCE="${TPO_SOURCE:-$PWD}"
 seconds=$1 passed=0 failed=0
 shift
 for fuzzer in "$@"; do
