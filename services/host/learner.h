@@ -1,7 +1,10 @@
 /* learner.h -- one protocol for all that train (contracts.md 7), as a struct of functions with two implementations: direct calls into a model
  * of this process (tpo_learner_open_direct) and, over the mesh, a gRPC stub of learner.proto. The trainer sees nothing else.
  *
- * A step: Forward and Backward for every micro-batch, then Norms, Prepare, Commit. Gradients of micro-batch m of M add into lane
+ * A step: Forward and Backward for every micro-batch, then Norms, Prepare, Commit. Versions count commits of a run from 0: step s reads
+ * key.version and commits key.version + 1, so an aborted step does not count. Every call may be repeated: it answers the same and adds nothing
+ * twice. FAILED_PRECONDITION "wrong_version" or "wrong_step" when key and state disagree, RESOURCE_EXHAUSTED "tapes" past N live tapes.
+ * Backward's micro-batches come in index order within a lane. A Forward whose tape nobody needs (nothing trainable, no wants) keeps none. Gradients of micro-batch m of M add into lane
  * floor(m * lanes / M) in index order; Norms folds the lanes as a binary tree, so replicas and one process sum alike.
  * Optimiser state (f32 weights, moments) lives behind the learner; Prepare writes version v+1 beside v and Commit swaps. */
 #ifndef TPO_SERVICES_HOST_LEARNER_H
@@ -24,6 +27,7 @@ struct tpo_group {
     enum tpo_optimiser optimiser;
     float beta1, beta2, eps, weight_decay;
     bool clipped; /* whether the global norm counts it and the clip factor scales it */
+    int split;    /* Muon only: a matrix is this many matrices stacked by rows (3 for a fused q, k, v); 0 and 1 mean one */
 };
 
 struct tpo_loss_weight {
@@ -43,10 +47,11 @@ struct tpo_plan {
 struct tpo_begun {
     char instance[64];
     uint64_t version, prepared_step;
-    int tapes;
+    int tapes;     /* N: forwards that may await their Backward */
+    int trainable; /* tensors that a group owns; 0: nothing to learn here, Backward is needed only for wanted inputs */
 };
 
-/* What Forward answers: tensors and losses, readable until the next call with another key. */
+/* What Forward answers: tensors and losses, readable until Commit, Abort or End. */
 struct tpo_forwarded {
     struct tpo_named_tensor outputs[TPO_PORTS_MAX];
     int n_outputs;
@@ -85,7 +90,10 @@ struct tpo_learner {
     void (*close)(void *self);
 };
 
-/* The model is borrowed; its parameters that a group of the plan matches become trainable at begin. */
+/* The model is borrowed; its parameters that a group of the plan matches become trainable at begin: their data then lies in memory of the
+ * learner, stays there after end (so that a next run starts from it) and goes back to what was loaded at close.
+ * begin with the name of the run in progress answers its state; with another name it starts that run from the weights as they are,
+ * moments zero. */
 int tpo_learner_open_direct(struct tpo_learner *out, struct tpo_model *model, struct tpo_stream *s, struct tpo_error *err);
 
 #endif

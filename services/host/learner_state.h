@@ -1,0 +1,43 @@
+/* learner_state.h -- what a learner owns per trainable tensor: two buffers of weight and moments, and one gradient per lane.
+ *
+ * Buffer `now` is version v, the other is where Prepare writes v+1; Commit turns the index. Gradients of lane l are lanes[l]; folding adds
+ * them as a binary tree into lanes[0] (contracts.md 8). One thread owns a state. */
+#ifndef TPO_SERVICES_HOST_LEARNER_STATE_H
+#define TPO_SERVICES_HOST_LEARNER_STATE_H
+
+#include "services/host/learner.h"
+
+#define TPO_LANES_MAX 16
+
+struct tpo_trainable {
+    struct tpo_param *param;
+    int group; /* index into the plan's groups */
+    float *weight[2], *m[2], *v[2]; /* v is NULL under Muon */
+    float *lanes[TPO_LANES_MAX];
+};
+
+struct tpo_learner_state {
+    struct tpo_stream *stream;
+    struct tpo_trainable *items; /* by name */
+    int n, n_lanes, now;
+    float *scratch; /* Muon's */
+};
+
+/* Whether `pattern` ('*' matches any run of characters) matches the whole name. */
+bool tpo_pattern_match(const char *pattern, const char *name);
+
+/* Makes the tensors that a group matches trainable: weights are copies of what the parameters hold now. INVALID_ARGUMENT when Muon gets
+ * something that is no matrix or is not divisible by its split. */
+int tpo_learner_state_open(struct tpo_learner_state *s, struct tpo_stream *stream, struct tpo_params *params, const struct tpo_plan *plan,
+                           struct tpo_error *err);
+void tpo_learner_state_free(struct tpo_learner_state *s); /* accepts the half-built; parameters become frozen, their data is not touched */
+
+int tpo_learner_state_clear(struct tpo_learner_state *s);          /* gradients of all lanes to zero */
+void tpo_learner_state_lane(struct tpo_learner_state *s, int lane); /* parameters' grad = that lane; -1: none */
+int tpo_learner_state_fold(struct tpo_learner_state *s);           /* lanes added as a tree; once per step */
+int tpo_learner_state_norms(struct tpo_learner_state *s, struct tpo_norm *out);
+/* Weights and moments of update number t (from 1) into the other buffer. */
+int tpo_learner_state_prepare(struct tpo_learner_state *s, const struct tpo_plan *plan, float clip, const float *rates, int64_t t);
+void tpo_learner_state_commit(struct tpo_learner_state *s); /* turns the index and points the parameters at the new weights */
+
+#endif
