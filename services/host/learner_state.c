@@ -81,7 +81,7 @@ static int open_item(struct tpo_learner_state *s, struct tpo_trainable *x, enum 
     }
     for (int l = 0; l < s->n_lanes; l++)
         if ((x->lanes[l] = fresh(s->stream, n)) == NULL) return TPO_ENOMEM;
-    return tpo_scale(s->stream, x->weight[0], x->param->data, 1.0f, n);
+    return tpo_scale(s->stream, x->weight[0], 1.0f, x->param->data, n);
 }
 
 int tpo_learner_state_open(struct tpo_learner_state *s, struct tpo_stream *stream, struct tpo_params *params, const struct tpo_plan *plan,

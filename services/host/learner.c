@@ -1,0 +1,572 @@
+/* This file owns the direct learner: the protocol of contracts.md 7 over a model of this process. The arithmetic is learner_state.c's.
+ *
+ *   begun --Forward/Backward (m = 0..M-1)--> open step --Norms--> folded --Prepare--> prepared --Commit--> begun, version + 1
+ *                                                \------------- Abort, from any of them -------------/ */
+#include "services/host/learner.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/arena.h"
+#include "kernels/vector.h"
+#include "services/host/learner_state.h"
+
+#define TAPES 4
+
+enum pass_state { PASS_EMPTY, PASS_FORWARDED, PASS_DONE };
+
+/* One micro-batch of the open step. Replies lie in the step's arena. */
+struct pass {
+    enum pass_state state;
+    struct tpo_tape *tape; /* NULL: none was kept, or its Backward has replied */
+    struct tpo_forward f;
+    const char *wants[TPO_PORTS_MAX];
+    int n_wants;
+    struct tpo_forwarded reply;
+    struct tpo_named_tensor gradients[TPO_PORTS_MAX];
+    int n_gradients;
+};
+
+/* A tensor that was trained by an earlier run of this learner keeps its weights here. */
+struct kept {
+    float *copy, *loaded;
+};
+
+struct direct {
+    struct tpo_model *model;
+    struct tpo_stream *stream;
+    struct kept *kept; /* one per parameter */
+    char run[64], instance[64];
+    bool begun, folded;
+    struct tpo_arena plan_arena, step_arena;
+    struct tpo_plan plan;
+    struct tpo_learner_state state;
+    uint64_t version, step, prepared, committed; /* 0: no such step */
+    struct pass *passes;
+    int lane_next[TPO_LANES_MAX]; /* the least micro-batch whose Backward a lane still takes */
+    struct tpo_norm *norms;
+    struct tpo_tape *idle[TAPES];
+    int n_idle, n_live;
+};
+
+/* --- the plan ---------------------------------------------------------------------------------------------------------------------- */
+
+static const char *text_copy(struct tpo_arena *a, const char *text)
+{
+    return tpo_arena_copy(a, text, strlen(text));
+}
+
+static int plan_check(const struct tpo_plan *p, struct tpo_error *err)
+{
+    if (p->lanes < 1 || p->lanes > TPO_LANES_MAX || (p->lanes & (p->lanes - 1)) != 0)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "lanes", "%d lanes: a power of two up to %d is needed", p->lanes, TPO_LANES_MAX);
+    if (p->micro_batches < 1 || p->micro_batches > 4096)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "micro_batches", "%d micro-batches: 1..4096", p->micro_batches);
+    return TPO_OK;
+}
+
+static int plan_copy(struct direct *d, const struct tpo_plan *from)
+{
+    struct tpo_arena *a = &d->plan_arena;
+    tpo_arena_reset(a);
+    struct tpo_group *groups = tpo_arena_calloc(a, sizeof(*groups) * (size_t)(from->n_groups + 1));
+    struct tpo_loss_weight *losses = tpo_arena_calloc(a, sizeof(*losses) * (size_t)(from->n_losses + 1));
+    if (groups == NULL || losses == NULL) return TPO_ENOMEM;
+    for (int g = 0; g < from->n_groups; g++) {
+        groups[g] = from->groups[g];
+        const char **patterns = tpo_arena_calloc(a, sizeof(*patterns) * (size_t)(groups[g].n_patterns + 1));
+        if (patterns == NULL) return TPO_ENOMEM;
+        for (int i = 0; i < groups[g].n_patterns; i++)
+            if ((patterns[i] = text_copy(a, from->groups[g].patterns[i])) == NULL) return TPO_ENOMEM;
+        groups[g].patterns = patterns;
+    }
+    for (int i = 0; i < from->n_losses; i++) {
+        losses[i].weight = from->losses[i].weight;
+        if ((losses[i].name = text_copy(a, from->losses[i].name)) == NULL) return TPO_ENOMEM;
+    }
+    d->plan = *from;
+    d->plan.groups = groups;
+    d->plan.losses = losses;
+    return TPO_OK;
+}
+
+static float loss_weight(const struct tpo_plan *plan, const char *name)
+{
+    for (int i = 0; i < plan->n_losses; i++)
+        if (strcmp(plan->losses[i].name, name) == 0) return plan->losses[i].weight;
+    return 0;
+}
+
+static bool wants_loss(void *plan, const char *name)
+{
+    return loss_weight(plan, name) != 0;
+}
+
+/* --- runs and steps ---------------------------------------------------------------------------------------------------------------- */
+
+static void tape_return(struct direct *d, struct pass *p)
+{
+    if (p->tape == NULL) return;
+    d->idle[d->n_idle++] = p->tape;
+    d->n_live--;
+    p->tape = NULL;
+}
+
+/* Forgets the open step; weights stay as they are. */
+static int step_close(struct direct *d)
+{
+    for (int m = 0; m < d->plan.micro_batches && d->passes != NULL; m++) {
+        tape_return(d, &d->passes[m]);
+        memset(&d->passes[m], 0, sizeof(d->passes[m]));
+    }
+    memset(d->lane_next, 0, sizeof(d->lane_next));
+    tpo_arena_reset(&d->step_arena);
+    d->step = d->prepared = 0;
+    d->folded = false;
+    return tpo_learner_state_clear(&d->state);
+}
+
+static int run_end(struct direct *d)
+{
+    int rc = TPO_OK;
+    if (!d->begun) return TPO_OK;
+    step_close(d);
+    for (int i = 0; i < d->state.n && rc == TPO_OK; i++) {
+        struct tpo_trainable *x = &d->state.items[i];
+        int at = 0;
+        while (d->model->params->items[at] != x->param) at++;
+        struct kept *k = &d->kept[at];
+        if (k->copy == NULL && (k->copy = tpo_device_alloc(d->stream, sizeof(float) * (size_t)x->param->size)) == NULL) return TPO_ENOMEM;
+        rc = tpo_scale(d->stream, k->copy, 1.0f, x->weight[d->state.now], x->param->size);
+        x->param->data = k->copy;
+    }
+    if (rc != TPO_OK) return rc;
+    tpo_learner_state_free(&d->state);
+    free(d->passes);
+    free(d->norms);
+    d->passes = NULL;
+    d->norms = NULL;
+    d->begun = false;
+    return TPO_OK;
+}
+
+static int direct_begin(void *self, const char *run, const struct tpo_plan *plan, struct tpo_begun *out, struct tpo_error *err)
+{
+    struct direct *d = self;
+    int rc = plan_check(plan, err);
+    if (rc != TPO_OK) return rc;
+    if (strlen(run) >= sizeof(d->run)) return tpo_fail(err, TPO_INVALID_ARGUMENT, "run", "the run's name is longer than %zu", sizeof(d->run) - 1);
+    if (!d->begun || strcmp(run, d->run) != 0) {
+        rc = run_end(d);
+        if (rc == TPO_OK) rc = plan_copy(d, plan);
+        if (rc != TPO_OK) return tpo_fail(err, rc, "begin", "no memory for run %s", run);
+        rc = tpo_learner_state_open(&d->state, d->stream, d->model->params, &d->plan, err);
+        if (rc != TPO_OK) return rc;
+        d->begun = true;
+        d->version = d->step = d->prepared = d->committed = 0;
+        snprintf(d->run, sizeof(d->run), "%s", run);
+        d->passes = calloc((size_t)d->plan.micro_batches, sizeof(*d->passes));
+        d->norms = calloc((size_t)d->state.n + 1, sizeof(*d->norms));
+        if (d->passes == NULL || d->norms == NULL) {
+            run_end(d);
+            return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for run %s", run);
+        }
+        rc = step_close(d);
+    }
+    *out = (struct tpo_begun){.version = d->version, .prepared_step = d->prepared, .tapes = TAPES, .trainable = d->state.n};
+    snprintf(out->instance, sizeof(out->instance), "%s", d->instance);
+    return rc;
+}
+
+static int key_check(const struct direct *d, const struct tpo_key *key, struct tpo_error *err)
+{
+    if (!d->begun || strcmp(key->run, d->run) != 0)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_run", "%s: run \"%.40s\" is not in progress", d->model->stage, key->run);
+    if (key->version != d->version)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_version", "%s holds version %llu, asked for %llu", d->model->stage,
+                        (unsigned long long)d->version, (unsigned long long)key->version);
+    if (key->step == 0 || key->step <= d->committed || (d->step != 0 && key->step != d->step))
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_step", "%s is at step %llu, asked for %llu", d->model->stage,
+                        (unsigned long long)(d->step != 0 ? d->step : d->committed), (unsigned long long)key->step);
+    return TPO_OK;
+}
+
+/* key_check for calls about one micro-batch; *out is its pass. */
+static int pass_find(struct direct *d, const struct tpo_key *key, struct pass **out, struct tpo_error *err)
+{
+    int rc = key_check(d, key, err);
+    if (rc != TPO_OK) return rc;
+    if (key->micro_batch >= (uint32_t)d->plan.micro_batches)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "micro_batch", "micro-batch %u of %d", key->micro_batch, d->plan.micro_batches);
+    *out = &d->passes[key->micro_batch];
+    if ((*out)->state != PASS_DONE && d->folded)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_step", "step %llu is already folded", (unsigned long long)key->step);
+    return TPO_OK;
+}
+
+static int lane_of(const struct direct *d, uint32_t micro_batch)
+{
+    return (int)((uint64_t)micro_batch * (uint64_t)d->plan.lanes / (uint64_t)d->plan.micro_batches);
+}
+
+/* --- forward ----------------------------------------------------------------------------------------------------------------------- */
+
+static int tape_take(struct direct *d, bool record, struct tpo_tape **out, struct tpo_error *err)
+{
+    if (d->n_live == TAPES) return tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "tapes", "%d tapes await their Backward", TAPES);
+    int rc = TPO_OK;
+    if (d->n_idle > 0) {
+        *out = d->idle[--d->n_idle];
+        tpo_tape_reset(*out, record);
+    } else {
+        rc = tpo_tape_open(out, d->stream, record);
+    }
+    if (rc != TPO_OK) return tpo_fail(err, rc, "memory", "no memory for a tape");
+    d->n_live++;
+    return TPO_OK;
+}
+
+static bool named(const char *const *names, int n, const char *name)
+{
+    for (int i = 0; i < n; i++)
+        if (strcmp(names[i], name) == 0) return true;
+    return false;
+}
+
+static int inputs_place(struct pass *p, const struct tpo_named_tensor *inputs, int n, struct tpo_arena *arena, struct tpo_error *err)
+{
+    if (n > TPO_PORTS_MAX) return tpo_fail(err, TPO_INVALID_ARGUMENT, "inputs", "%d inputs, at most %d", n, TPO_PORTS_MAX);
+    for (int i = 0; i < n; i++) {
+        const struct tpo_named_tensor *x = &inputs[i];
+        int64_t rows = 1;
+        for (int k = 0; k + 1 < x->n_dims; k++) rows *= x->shape[k];
+        if (x->dtype != TPO_F32 || x->n_dims < 1 || rows < 1 || x->shape[x->n_dims - 1] < 1)
+            return tpo_fail(err, TPO_INVALID_ARGUMENT, "input", "%.64s: a non-empty F32 matrix is needed", x->name);
+        const char *name = text_copy(arena, x->name);
+        if (name == NULL) return TPO_ENOMEM;
+        p->f.inputs[i] = (struct tpo_port){name, tpo_input(p->tape, x->data, (int)rows, (int)x->shape[x->n_dims - 1],
+                                                           named(p->wants, p->n_wants, name))};
+    }
+    p->f.n_inputs = n;
+    return TPO_OK;
+}
+
+static int tensor_reply(struct direct *d, struct tpo_tape *t, struct tpo_named_tensor *out, const char *name, const float *data, int rows, int cols)
+{
+    float *host = tpo_arena_alloc(&d->step_arena, sizeof(float) * (size_t)rows * (size_t)cols);
+    if (host == NULL) return TPO_ENOMEM;
+    *out = (struct tpo_named_tensor){.name = text_copy(&d->step_arena, name), .dtype = TPO_F32, .n_dims = 2, .shape = {rows, cols}, .data = host};
+    if (out->name == NULL) return TPO_ENOMEM;
+    if (data == NULL) {
+        memset(host, 0, sizeof(float) * (size_t)rows * (size_t)cols);
+        return TPO_OK;
+    }
+    return tpo_copy_out(tpo_tape_stream(t), host, data, sizeof(float) * (size_t)rows * (size_t)cols);
+}
+
+static int forward_reply(struct direct *d, struct pass *p)
+{
+    struct tpo_forwarded *r = &p->reply;
+    int rc = TPO_OK;
+    for (int i = 0; i < p->f.n_outputs && rc == TPO_OK; i++) {
+        const struct tpo_tensor *x = p->f.outputs[i].tensor;
+        rc = tensor_reply(d, p->tape, &r->outputs[r->n_outputs++], p->f.outputs[i].name, x->data, x->rows, x->cols);
+    }
+    for (int i = 0; i < p->f.n_losses && rc == TPO_OK; i++) {
+        r->losses[r->n_losses].name = text_copy(&d->step_arena, p->f.losses[i].name);
+        r->losses[r->n_losses++].value = tpo_value(p->tape, p->f.losses[i].tensor);
+    }
+    if (rc == TPO_OK && p->f.n_rows > 0) {
+        r->rows = (const struct tpo_row *)tpo_arena_copy(&d->step_arena, p->f.rows, sizeof(*r->rows) * (size_t)p->f.n_rows);
+        if (r->rows == NULL) return TPO_ENOMEM;
+        r->n_rows = p->f.n_rows;
+    }
+    return rc;
+}
+
+static int pass_forward(struct direct *d, struct pass *p, const struct tpo_key *key, const struct tpo_sample *samples, int n_samples,
+                        const struct tpo_named_tensor *inputs, int n_inputs, struct tpo_error *err)
+{
+    const bool record = d->state.n > 0 || p->n_wants > 0;
+    int rc = tape_take(d, record, &p->tape, err);
+    if (rc != TPO_OK) return rc;
+    p->f = (struct tpo_forward){.samples = samples,
+                                .n_samples = n_samples,
+                                .wants_loss = wants_loss,
+                                .plan = &d->plan,
+                                .training = d->state.n > 0,
+                                .noise = tpo_random_u64(d->plan.seed, (key->step << 16) + key->micro_batch)};
+    rc = inputs_place(p, inputs, n_inputs, &d->step_arena, err);
+    tpo_learner_state_lane(&d->state, lane_of(d, key->micro_batch));
+    if (rc == TPO_OK) rc = d->model->forward(d->model->self, p->tape, &p->f, err);
+    tpo_learner_state_lane(&d->state, -1);
+    if (rc == TPO_OK) rc = tpo_tape_error(p->tape);
+    if (rc == TPO_OK) rc = forward_reply(d, p);
+    if (rc == TPO_OK) {
+        p->state = PASS_FORWARDED;
+        if (record) return TPO_OK;
+    } else if (err != NULL && err->code == TPO_OK) {
+        tpo_fail(err, rc, "forward", "%s: the forward pass failed", d->model->stage);
+    }
+    tape_return(d, p);
+    return rc;
+}
+
+static int direct_forward(void *self, const struct tpo_key *key, const struct tpo_sample *samples, int n_samples,
+                          const struct tpo_named_tensor *inputs, int n_inputs, const char *const *wants, int n_wants, struct tpo_forwarded *out,
+                          struct tpo_error *err)
+{
+    struct direct *d = self;
+    struct pass *p = NULL;
+    int rc = pass_find(d, key, &p, err);
+    if (rc != TPO_OK) return rc;
+    if (p->state == PASS_EMPTY) {
+        if (n_wants > TPO_PORTS_MAX) return tpo_fail(err, TPO_INVALID_ARGUMENT, "wants", "%d wants, at most %d", n_wants, TPO_PORTS_MAX);
+        d->step = key->step;
+        memset(p, 0, sizeof(*p));
+        for (int i = 0; i < n_wants; i++)
+            if ((p->wants[p->n_wants++] = text_copy(&d->step_arena, wants[i])) == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory");
+        rc = pass_forward(d, p, key, samples, n_samples, inputs, n_inputs, err);
+        if (rc != TPO_OK) {
+            memset(p, 0, sizeof(*p));
+            return rc;
+        }
+    }
+    *out = p->reply;
+    return TPO_OK;
+}
+
+/* --- backward ---------------------------------------------------------------------------------------------------------------------- */
+
+static struct tpo_tensor *output_find(const struct pass *p, const char *name)
+{
+    for (int i = 0; i < p->f.n_outputs; i++)
+        if (strcmp(p->f.outputs[i].name, name) == 0) return p->f.outputs[i].tensor;
+    return NULL;
+}
+
+static int seeds_place(struct direct *d, struct pass *p, const struct tpo_named_tensor *gradients, int n, struct tpo_error *err)
+{
+    for (int i = 0; i < n; i++) {
+        struct tpo_tensor *x = output_find(p, gradients[i].name);
+        if (x == NULL || gradients[i].dtype != TPO_F32 || gradients[i].n_dims != 2 || gradients[i].shape[0] != x->rows ||
+            gradients[i].shape[1] != x->cols)
+            return tpo_fail(err, TPO_INVALID_ARGUMENT, "gradient", "%.64s is no output of that shape", gradients[i].name);
+        tpo_seed(p->tape, x, gradients[i].data, 1);
+    }
+    for (int i = 0; i < p->f.n_losses; i++)
+        tpo_seed(p->tape, p->f.losses[i].tensor, NULL, loss_weight(&d->plan, p->f.losses[i].name) / (float)d->plan.micro_batches);
+    return TPO_OK;
+}
+
+static int pass_backward(struct direct *d, struct pass *p, const struct tpo_named_tensor *gradients, int n, struct tpo_error *err)
+{
+    int rc = seeds_place(d, p, gradients, n, err);
+    if (rc != TPO_OK) return rc;
+    rc = tpo_tape_backward(p->tape);
+    for (int i = 0; i < p->f.n_inputs && rc == TPO_OK; i++) {
+        const struct tpo_tensor *x = p->f.inputs[i].tensor;
+        if (named(p->wants, p->n_wants, p->f.inputs[i].name))
+            rc = tensor_reply(d, p->tape, &p->gradients[p->n_gradients++], p->f.inputs[i].name, x->grad, x->rows, x->cols);
+    }
+    if (rc != TPO_OK) tpo_fail(err, rc, "backward", "%s: the backward pass failed", d->model->stage);
+    return rc;
+}
+
+static int direct_backward(void *self, const struct tpo_key *key, const struct tpo_named_tensor *gradients, int n_gradients,
+                           struct tpo_named_tensor *inputs_out, int *n_inputs_out, struct tpo_error *err)
+{
+    struct direct *d = self;
+    struct pass *p = NULL;
+    int rc = pass_find(d, key, &p, err);
+    if (rc != TPO_OK) return rc;
+    if (p->state == PASS_EMPTY)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "no_forward", "micro-batch %u has had no Forward", key->micro_batch);
+    if (p->state == PASS_FORWARDED && p->tape != NULL) {
+        const int lane = lane_of(d, key->micro_batch);
+        if ((int)key->micro_batch < d->lane_next[lane])
+            return tpo_fail(err, TPO_FAILED_PRECONDITION, "order", "micro-batch %u comes after %d in its lane", key->micro_batch,
+                            d->lane_next[lane] - 1);
+        tpo_learner_state_lane(&d->state, lane);
+        rc = pass_backward(d, p, gradients, n_gradients, err);
+        tpo_learner_state_lane(&d->state, -1);
+        if (rc != TPO_OK) return rc;
+        d->lane_next[lane] = (int)key->micro_batch + 1;
+        tape_return(d, p);
+    }
+    p->state = PASS_DONE;
+    memcpy(inputs_out, p->gradients, sizeof(*inputs_out) * (size_t)p->n_gradients);
+    *n_inputs_out = p->n_gradients;
+    return TPO_OK;
+}
+
+/* --- the step ---------------------------------------------------------------------------------------------------------------------- */
+
+static int direct_norms(void *self, const struct tpo_key *key, const struct tpo_norm **out, int *n, struct tpo_error *err)
+{
+    struct direct *d = self;
+    int rc = key_check(d, key, err);
+    if (rc != TPO_OK) return rc;
+    if (d->n_live > 0)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "open_tapes", "%s: %d micro-batches await their Backward", d->model->stage, d->n_live);
+    if (!d->folded) {
+        d->step = key->step;
+        rc = tpo_learner_state_fold(&d->state);
+        if (rc == TPO_OK) rc = tpo_learner_state_norms(&d->state, d->norms);
+        if (rc != TPO_OK) return tpo_fail(err, rc, "norms", "%s: the norms failed", d->model->stage);
+        d->folded = true;
+    }
+    *out = d->norms;
+    *n = d->state.n;
+    return TPO_OK;
+}
+
+static int direct_prepare(void *self, const struct tpo_key *key, float clip, const float *rates, struct tpo_error *err)
+{
+    struct direct *d = self;
+    int rc = key_check(d, key, err);
+    if (rc != TPO_OK || d->prepared == key->step) return rc;
+    if (!d->folded) return tpo_fail(err, TPO_FAILED_PRECONDITION, "no_norms", "%s: Prepare comes after Norms", d->model->stage);
+    rc = tpo_learner_state_prepare(&d->state, &d->plan, clip, rates, (int64_t)d->version + 1);
+    if (rc != TPO_OK) return tpo_fail(err, rc, "prepare", "%s: the optimiser's step failed", d->model->stage);
+    d->prepared = key->step;
+    return TPO_OK;
+}
+
+static int direct_commit(void *self, const struct tpo_key *key, struct tpo_error *err)
+{
+    struct direct *d = self;
+    if (d->begun && d->committed == key->step && key->step != 0 && strcmp(key->run, d->run) == 0) return TPO_OK;
+    int rc = key_check(d, key, err);
+    if (rc != TPO_OK) return rc;
+    if (d->prepared != key->step) return tpo_fail(err, TPO_FAILED_PRECONDITION, "not_prepared", "%s: Commit comes after Prepare", d->model->stage);
+    tpo_learner_state_commit(&d->state);
+    d->version++;
+    d->committed = key->step;
+    rc = step_close(d);
+    return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "commit", "%s: the device failed", d->model->stage);
+}
+
+static int direct_abort(void *self, const struct tpo_key *key, struct tpo_error *err)
+{
+    struct direct *d = self;
+    if (d->begun && d->step == 0 && key->step > d->committed) return TPO_OK;
+    int rc = key_check(d, key, err);
+    if (rc == TPO_OK && step_close(d) != TPO_OK) rc = tpo_fail(err, TPO_INTERNAL, "abort", "%s: the device failed", d->model->stage);
+    return rc;
+}
+
+/* --- state in and out ---------------------------------------------------------------------------------------------------------------- */
+
+static float *part_of(struct direct *d, struct tpo_trainable *x, const char *part)
+{
+    const int now = d->state.now;
+    return strcmp(part, "weight") == 0 ? x->weight[now] : strcmp(part, "m") == 0 ? x->m[now] : strcmp(part, "v") == 0 ? x->v[now] : NULL;
+}
+
+static int direct_export(void *self, int (*sink)(void *arg, const char *part, const struct tpo_named_tensor *x), void *arg,
+                         struct tpo_error *err)
+{
+    static const char *const parts[] = {"weight", "m", "v"};
+    struct direct *d = self;
+    int rc = TPO_OK;
+    for (int i = 0; i < d->state.n; i++) {
+        struct tpo_trainable *x = &d->state.items[i];
+        struct tpo_named_tensor out = {.name = x->param->name, .dtype = TPO_F32, .n_dims = x->param->n_dims};
+        memcpy(out.shape, x->param->shape, sizeof(out.shape));
+        float *host = malloc(sizeof(float) * (size_t)x->param->size);
+        if (host == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory to export %s", x->param->name);
+        out.data = host;
+        for (int k = 0; k < 3 && rc == TPO_OK; k++) {
+            const float *data = part_of(d, x, parts[k]);
+            if (data == NULL) continue;
+            rc = tpo_copy_out(d->stream, host, data, sizeof(float) * (size_t)x->param->size);
+            if (rc == TPO_OK) rc = sink(arg, parts[k], &out);
+        }
+        free(host);
+        if (rc != TPO_OK) return rc;
+    }
+    return TPO_OK;
+}
+
+static int direct_import(void *self, uint64_t version, const char *part, const struct tpo_named_tensor *x, struct tpo_error *err)
+{
+    struct direct *d = self;
+    for (int i = 0; i < d->state.n; i++) {
+        struct tpo_trainable *own = &d->state.items[i];
+        if (strcmp(own->param->name, x->name) != 0) continue;
+        float *data = part_of(d, own, part);
+        int64_t size = 1;
+        for (int k = 0; k < x->n_dims; k++) size *= x->shape[k];
+        if (data == NULL || x->dtype != TPO_F32 || size != own->param->size)
+            return tpo_fail(err, TPO_INVALID_ARGUMENT, "import", "%.96s: part \"%.16s\" does not fit", x->name, part);
+        int rc = tpo_copy_in(d->stream, data, x->data, sizeof(float) * (size_t)size);
+        if (rc != TPO_OK) return tpo_fail(err, rc, "import", "%s: the device failed", x->name);
+        if (d->version != version) step_close(d);
+        d->version = version;
+        return TPO_OK;
+    }
+    return tpo_fail(err, TPO_NOT_FOUND, "import", "%.96s is not trained in this run", x->name);
+}
+
+static int direct_end(void *self, struct tpo_error *err)
+{
+    int rc = run_end(self);
+    return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "end", "no memory to keep the trained weights");
+}
+
+static void direct_close(void *self)
+{
+    struct direct *d = self;
+    if (d == NULL) return;
+    if (d->begun) step_close(d);
+    for (int i = 0; i < d->state.n; i++) d->state.items[i].param->data = NULL;
+    for (int i = 0; i < d->model->params->n && d->kept != NULL; i++) {
+        d->model->params->items[i]->data = d->kept[i].loaded;
+        tpo_device_free(d->stream, d->kept[i].copy);
+    }
+    if (d->begun) tpo_learner_state_free(&d->state);
+    for (int i = 0; i < d->n_idle; i++) tpo_tape_close(d->idle[i]);
+    tpo_arena_free(&d->plan_arena);
+    tpo_arena_free(&d->step_arena);
+    free(d->passes);
+    free(d->norms);
+    free(d->kept);
+    free(d);
+}
+
+int tpo_learner_open_direct(struct tpo_learner *out, struct tpo_model *model, struct tpo_stream *s, struct tpo_error *err)
+{
+    static unsigned count;
+    struct direct *d = calloc(1, sizeof(*d));
+    if (d == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a learner");
+    d->model = model;
+    d->stream = s;
+    tpo_arena_init(&d->plan_arena, 4096, 0);
+    tpo_arena_init(&d->step_arena, (size_t)1 << 20, 0);
+    snprintf(d->instance, sizeof(d->instance), "%ld-%lld-%u", (long)getpid(), (long long)time(NULL), __atomic_fetch_add(&count, 1, __ATOMIC_RELAXED));
+    d->kept = calloc((size_t)model->params->n + 1, sizeof(*d->kept));
+    if (d->kept == NULL) {
+        free(d);
+        return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a learner");
+    }
+    for (int i = 0; i < model->params->n; i++) d->kept[i].loaded = model->params->items[i]->data;
+    *out = (struct tpo_learner){.stage = model->stage,
+                                .self = d,
+                                .begin = direct_begin,
+                                .forward = direct_forward,
+                                .backward = direct_backward,
+                                .norms = direct_norms,
+                                .prepare = direct_prepare,
+                                .commit = direct_commit,
+                                .abort = direct_abort,
+                                .export_state = direct_export,
+                                .import_state = direct_import,
+                                .end = direct_end,
+                                .close = direct_close};
+    return TPO_OK;
+}

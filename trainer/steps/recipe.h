@@ -1,0 +1,63 @@
+/* recipe.h -- a training recipe: a .yaml file that lists stages (docs: docs/training.md).
+ *
+ *   name: small-joint          seed: 1        model: small (a folder beside the recipe: config.json, added_tokens.json, tokenizer.model)
+ *   stages:
+ *     - name: encoder          steps: 3000    micro_batches: 1   lanes: 1
+ *       warmup: 50 (steps)     floor: .03 (the cosine ends at this share of the rate)   clip: 1 (global norm, 0: none)
+ *       data:                  one is drawn per micro-batch, by share
+ *         - {share: 1, frames: 1, samples: 16, conversations: 0, objects: 5, keep: all|text|boxes, aids: none|questions|all,
+ *            dense: true, slots: false, description: .5, end: .2, mix: {"attribute box": .18, ...}}
+ *       losses: {dense: 1, language: 1, slot: .3, attention: 1, region: 1.5}
+ *       groups:                the first group that matches a tensor owns it; what no group matches is frozen
+ *         - {name: x, optimiser: muon|adamw, rate: 2e-3, momentum: .95 | betas: [.9, .98], eps: 1e-8, decay: .05, clipped: true,
+ *            split: 3, tensors: [pattern, ...]}
+ *
+ * Strict: an unknown key, a wrong type, a negative rate, a number out of range is INVALID_ARGUMENT "recipe", with the line. */
+#ifndef TPO_TRAINER_STEPS_RECIPE_H
+#define TPO_TRAINER_STEPS_RECIPE_H
+
+#include "services/host/learner.h"
+#include "trainer/world/world.h"
+
+#define TPO_STAGES_MAX 16
+#define TPO_GROUPS_MAX 16
+#define TPO_DATA_MAX 8
+#define TPO_LOSSES_MAX 8
+
+struct tpo_recipe_data {
+    float share;
+    int samples;
+    struct tpo_world_draw draw; /* word_id is the trainer's to set */
+};
+
+struct tpo_recipe_stage {
+    char name[32];
+    int steps, warmup;
+    float floor, clip;
+    int n_data;
+    struct tpo_recipe_data data[TPO_DATA_MAX];
+    struct tpo_plan plan; /* points into this struct and the recipe's arena */
+    struct tpo_group groups[TPO_GROUPS_MAX];
+    float rates[TPO_GROUPS_MAX];
+    struct tpo_loss_weight losses[TPO_LOSSES_MAX];
+};
+
+struct tpo_recipe {
+    char name[32];
+    char model[1024]; /* the folder's path */
+    uint64_t seed;
+    int n_stages;
+    struct tpo_recipe_stage stages[TPO_STAGES_MAX];
+    struct tpo_arena arena;
+};
+
+int tpo_recipe_load(struct tpo_recipe **out, const char *path, struct tpo_error *err);
+void tpo_recipe_close(struct tpo_recipe *r); /* accepts NULL */
+
+/* The share of its rate that a stage uses at `step` (from 1): linear warm-up, then a cosine to the floor. */
+float tpo_recipe_rate(const struct tpo_recipe_stage *s, int step);
+float tpo_recipe_loss(const struct tpo_recipe_stage *s, const char *name); /* weight, 0 where absent */
+/* Which of the stage's data micro-batch m of a step draws: a pure function of its arguments. */
+int tpo_recipe_pick(const struct tpo_recipe *r, int stage, int step, int micro_batch);
+
+#endif
