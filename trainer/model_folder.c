@@ -37,6 +37,13 @@ static int copy_file(const char *to_dir, const char *from_dir, const char *name,
     return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "model_folder", "%s: %s", to, strerror(errno));
 }
 
+int tpo_model_folder_companions(const char *dir, const char *from, struct tpo_error *err)
+{
+    int rc = TPO_OK;
+    for (size_t i = 0; i < sizeof(companions) / sizeof(companions[0]) && rc == TPO_OK; i++) rc = copy_file(dir, from, companions[i], err);
+    return rc;
+}
+
 static void declare(struct tpo_params *p, int stage, const struct tpo_config *c)
 {
     if (stage == 0) tpo_encoder_schema(p, c, 0);
@@ -132,7 +139,7 @@ int tpo_model_folder_write(const char *dir, const char *from, int random, uint64
     }
     if (rc == TPO_OK && mkdir(dir, 0755) != 0 && errno != EEXIST)
         rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "model_folder", "%s: %s", dir, strerror(errno));
-    for (size_t i = 0; i < sizeof(companions) / sizeof(companions[0]) && rc == TPO_OK; i++) rc = copy_file(dir, from, companions[i], err);
+    if (rc == TPO_OK) rc = tpo_model_folder_companions(dir, from, err);
     if (rc == TPO_OK) rc = write_tensors(dir, s, p, dtype, err);
     for (int k = 0; k < N_STAGES; k++) tpo_params_free(&p[k], s);
     tpo_stream_close(s);

@@ -12,6 +12,9 @@
  * (ext.*.dense, ext.*.slot heads) are left out. DIR must not hold a model yet: ALREADY_EXISTS. */
 int tpo_model_folder_write(const char *dir, const char *from, int random, uint64_t seed, enum tpo_dtype dtype, struct tpo_error *err);
 
+/* Copies config.json, added_tokens.json and tokenizer.model. */
+int tpo_model_folder_companions(const char *dir, const char *from, struct tpo_error *err);
+
 /* The subcommand; its exit status. */
 int tpo_model_main(int argc, char **argv);
 

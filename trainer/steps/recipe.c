@@ -2,6 +2,7 @@
 #include "trainer/steps/recipe.h"
 
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,0 +1,295 @@
+/* This file owns checkpoints: shards first, the manifest last. */
+#include "trainer/steps/checkpoint.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/safetensors.h"
+#include "common/sha256.h"
+#include "trainer/model_folder.h"
+
+static const char *const part_names[TPO_PARTS] = {"encoder", "router", "region"};
+
+/* --- files --------------------------------------------------------------------------------------------------------------------------- */
+
+static int fail_file(struct tpo_error *err, const char *path)
+{
+    return tpo_fail(err, errno == ENOSPC ? TPO_RESOURCE_EXHAUSTED : TPO_FAILED_PRECONDITION, "checkpoint", "%.180s: %s", path, strerror(errno));
+}
+
+/* Removes a folder of plain files. */
+static void folder_remove(const char *path)
+{
+    char file[4600];
+    DIR *d = opendir(path);
+    if (d == NULL) return;
+    for (struct dirent *e; (e = readdir(d)) != NULL;) {
+        if (e->d_name[0] == '.') continue;
+        snprintf(file, sizeof(file), "%s/%s", path, e->d_name);
+        unlink(file);
+    }
+    closedir(d);
+    rmdir(path);
+}
+
+static int file_hash(const char *path, char hex[TPO_SHA256_HEX], struct tpo_error *err)
+{
+    uint8_t digest[TPO_SHA256_BYTES];
+    struct stat st;
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &st) != 0 || st.st_size == 0) {
+        if (fd >= 0) close(fd);
+        return fail_file(err, path);
+    }
+    void *map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+    close(fd);
+    if (map == MAP_FAILED) return fail_file(err, path);
+    tpo_sha256(digest, map, (size_t)st.st_size);
+    munmap(map, (size_t)st.st_size);
+    tpo_sha256_hex(hex, digest);
+    return TPO_OK;
+}
+
+/* --- shards -------------------------------------------------------------------------------------------------------------------------- */
+
+struct shard {
+    struct tpo_entry *entries;
+    int n, capacity;
+    struct tpo_arena arena;
+};
+
+static int shard_add(void *arg, const char *part, const struct tpo_named_tensor *x)
+{
+    struct shard *s = arg;
+    if (s->n == s->capacity) {
+        const int capacity = s->capacity * 2 + 64;
+        struct tpo_entry *grown = realloc(s->entries, sizeof(*grown) * (size_t)capacity);
+        if (grown == NULL) return TPO_ENOMEM;
+        s->entries = grown;
+        s->capacity = capacity;
+    }
+    struct tpo_entry *e = &s->entries[s->n];
+    *e = (struct tpo_entry){.dtype = TPO_F32, .n_dims = x->n_dims, .size = 1};
+    for (int i = 0; i < x->n_dims; i++) e->size *= e->shape[i] = x->shape[i];
+    e->size_bytes = (size_t)e->size * sizeof(float);
+    char *name = tpo_arena_alloc(&s->arena, strlen(part) + strlen(x->name) + 2);
+    e->data = tpo_arena_copy(&s->arena, x->data, e->size_bytes);
+    if (name == NULL || e->data == NULL) return TPO_ENOMEM;
+    sprintf(name, "%s/%s", part, x->name);
+    e->name = name;
+    s->n++;
+    return TPO_OK;
+}
+
+static int shard_write(const char *path, struct tpo_learner *l, struct tpo_error *err)
+{
+    struct shard s = {0};
+    tpo_arena_init(&s.arena, (size_t)4 << 20, 0);
+    int rc = l->export_state(l->self, shard_add, &s, err);
+    if (rc != TPO_OK && err != NULL && err->code == TPO_OK) tpo_fail(err, rc, "checkpoint", "no memory to gather %s", l->stage);
+    if (rc == TPO_OK) rc = tpo_safetensors_write(path, s.entries, s.n, err);
+    free(s.entries);
+    tpo_arena_free(&s.arena);
+    return rc;
+}
+
+static int shard_read(const char *path, struct tpo_learner *l, uint64_t version, struct tpo_error *err)
+{
+    struct tpo_safetensors *files = NULL;
+    int rc = tpo_safetensors_open(&files, path, err);
+    for (int i = 0; rc == TPO_OK && i < files->n; i++) {
+        const struct tpo_entry *e = &files->items[i];
+        const char *slash = strchr(e->name, '/');
+        char part[16];
+        if (slash == NULL || slash - e->name >= (long)sizeof(part)) {
+            rc = tpo_fail(err, TPO_DATA_LOSS, "checkpoint", "%.120s: \"%.60s\" is no part of a checkpoint", path, e->name);
+            break;
+        }
+        snprintf(part, sizeof(part), "%.*s", (int)(slash - e->name), e->name);
+        struct tpo_named_tensor x = {.name = slash + 1, .dtype = e->dtype, .n_dims = e->n_dims, .data = e->data};
+        for (int k = 0; k < e->n_dims && k < TPO_DIMS_MAX; k++) x.shape[k] = e->shape[k];
+        rc = l->import_state(l->self, version, part, &x, err);
+    }
+    tpo_safetensors_close(files);
+    return rc;
+}
+
+/* --- writing ------------------------------------------------------------------------------------------------------------------------- */
+
+static int manifest_write(const char *dir, const char *run, const struct tpo_checkpoint *c, json_t *files, struct tpo_error *err)
+{
+    char path[4300];
+    json_t *j = json_pack("{s:s s:i s:I s:I s:I s:i s:i s:i s:I s:O}", "run", run, "step", c->step, "version", (json_int_t)c->version, "aborted",
+                          (json_int_t)c->aborted, "seed", (json_int_t)c->recipe_seed, "lanes", c->lanes, "micro_batches", c->micro_batches,
+                          "threads", c->threads, "next_sample", (json_int_t)(c->step + 1) * c->micro_batches * 1024, "files", files);
+    snprintf(path, sizeof(path), "%s/manifest.json", dir);
+    const int failed = j == NULL || json_dump_file(j, path, JSON_INDENT(2)) != 0;
+    json_decref(j);
+    return failed ? fail_file(err, path) : TPO_OK;
+}
+
+/* Removes every checkpoint but the newest two. */
+static void old_ones_remove(const char *stage_dir)
+{
+    struct dirent **found;
+    const int n = scandir(stage_dir, &found, NULL, alphasort);
+    int kept = 0;
+    for (int i = n - 1; i >= 0; i--) {
+        char path[4600];
+        snprintf(path, sizeof(path), "%s/%s", stage_dir, found[i]->d_name);
+        if (strncmp(found[i]->d_name, "step-", 5) == 0 && ++kept > 2) folder_remove(path);
+        free(found[i]);
+    }
+    if (n >= 0) free(found);
+}
+
+int tpo_checkpoint_write(const char *stage_dir, struct tpo_team_of_learners *t, const struct tpo_checkpoint *c, struct tpo_error *err)
+{
+    char part[4096], final[4096], path[4300], hex[TPO_SHA256_HEX];
+    snprintf(part, sizeof(part), "%.4000s/part", stage_dir);
+    snprintf(final, sizeof(final), "%.4000s/step-%08d", stage_dir, c->step);
+    folder_remove(part);
+    if (mkdir(part, 0755) != 0) return fail_file(err, part);
+    json_t *files = json_object();
+    int rc = TPO_OK;
+    for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++) {
+        if (t->trainable[p] == 0) continue;
+        snprintf(path, sizeof(path), "%s/%s.safetensors", part, part_names[p]);
+        rc = shard_write(path, &t->learners[p], err);
+        if (rc == TPO_OK) rc = file_hash(path, hex, err);
+        if (rc == TPO_OK) json_object_set_new(files, part_names[p], json_string(hex));
+    }
+    if (rc == TPO_OK) rc = manifest_write(part, t->run, c, files, err);
+    json_decref(files);
+    if (rc != TPO_OK) return rc;
+    folder_remove(final);
+    if (rename(part, final) != 0) return fail_file(err, final);
+    old_ones_remove(stage_dir);
+    return TPO_OK;
+}
+
+/* --- reading ------------------------------------------------------------------------------------------------------------------------- */
+
+static int number_of(const json_t *j, const char *key)
+{
+    return (int)json_integer_value(json_object_get(j, key));
+}
+
+/* NULL unless the manifest is there, is of this run, and every shard has its hash. */
+static json_t *manifest_read(const char *dir, const char *run)
+{
+    char path[4800], hex[TPO_SHA256_HEX];
+    snprintf(path, sizeof(path), "%s/manifest.json", dir);
+    json_t *j = json_load_file(path, 0, NULL);
+    const char *named = json_string_value(json_object_get(j, "run"));
+    bool sound = named != NULL && strcmp(named, run) == 0;
+    const char *name;
+    json_t *value;
+    json_object_foreach(json_object_get(j, "files"), name, value)
+    {
+        snprintf(path, sizeof(path), "%s/%.32s.safetensors", dir, name);
+        const char *expected = json_string_value(value);
+        sound = sound && expected != NULL && file_hash(path, hex, NULL) == TPO_OK && strcmp(hex, expected) == 0;
+    }
+    if (sound) return j;
+    json_decref(j);
+    return NULL;
+}
+
+static int checkpoint_take(const char *dir, const json_t *j, struct tpo_team_of_learners *t, struct tpo_checkpoint *c, struct tpo_error *err)
+{
+    char path[4800];
+    if ((uint64_t)json_integer_value(json_object_get(j, "seed")) != c->recipe_seed || number_of(j, "lanes") != c->lanes ||
+        number_of(j, "micro_batches") != c->micro_batches || number_of(j, "threads") != c->threads)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "checkpoint",
+                        "%.100s was made with seed %lld, %d lanes, %d micro-batches, %d threads: go on with the same", dir,
+                        (long long)json_integer_value(json_object_get(j, "seed")), number_of(j, "lanes"), number_of(j, "micro_batches"),
+                        number_of(j, "threads"));
+    const uint64_t version = (uint64_t)json_integer_value(json_object_get(j, "version"));
+    for (int p = 0; p < TPO_PARTS; p++) {
+        if (json_object_get(json_object_get(j, "files"), part_names[p]) == NULL) continue;
+        snprintf(path, sizeof(path), "%s/%s.safetensors", dir, part_names[p]);
+        int rc = shard_read(path, &t->learners[p], version, err);
+        if (rc != TPO_OK) return rc;
+    }
+    c->step = number_of(j, "step");
+    c->version = version;
+    c->aborted = (uint64_t)json_integer_value(json_object_get(j, "aborted"));
+    return TPO_OK;
+}
+
+int tpo_checkpoint_read(const char *stage_dir, struct tpo_team_of_learners *t, struct tpo_checkpoint *c, struct tpo_error *err)
+{
+    struct dirent **found;
+    const int n = scandir(stage_dir, &found, NULL, alphasort);
+    int rc = TPO_OK;
+    bool taken = false;
+    c->step = 0;
+    for (int i = n - 1; i >= 0; i--) {
+        char path[4600];
+        snprintf(path, sizeof(path), "%s/%s", stage_dir, found[i]->d_name);
+        json_t *j = !taken && strncmp(found[i]->d_name, "step-", 5) == 0 ? manifest_read(path, t->run) : NULL;
+        if (j != NULL) {
+            taken = true;
+            rc = checkpoint_take(path, j, t, c, err);
+            json_decref(j);
+        }
+        free(found[i]);
+    }
+    if (n >= 0) free(found);
+    return rc;
+}
+
+/* --- the end of a stage -------------------------------------------------------------------------------------------------------------- */
+
+static int models_write(const char *path, struct tpo_model *const *models, int n_models, struct tpo_error *err)
+{
+    int total = 0, n = 0;
+    for (int k = 0; k < n_models; k++) total += models[k]->params->n;
+    struct tpo_entry *entries = calloc((size_t)total + 1, sizeof(*entries));
+    void **copies = calloc((size_t)total + 1, sizeof(*copies));
+    int rc = entries != NULL && copies != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the list of tensors");
+    for (int k = 0; k < n_models && rc == TPO_OK; k++)
+        for (int i = 0; i < models[k]->params->n && rc == TPO_OK; i++, n++) {
+            const struct tpo_param *p = models[k]->params->items[i];
+            const size_t each = p->ignored ? sizeof(int64_t) : sizeof(float);
+            entries[n] = (struct tpo_entry){.name = p->name, .dtype = p->ignored ? TPO_I64 : TPO_F32, .n_dims = p->n_dims, .size = p->size};
+            memcpy(entries[n].shape, p->shape, sizeof(p->shape));
+            entries[n].size_bytes = each * (size_t)p->size;
+            entries[n].data = p->data;
+            if (!p->ignored) continue;
+            int64_t *ids = copies[n] = calloc((size_t)p->size, sizeof(*ids)); /* position_ids: 0, 1, 2, ... */
+            for (int64_t at = 0; ids != NULL && at < p->size; at++) ids[at] = at;
+            entries[n].data = ids;
+            if (ids == NULL) rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for %s", p->name);
+        }
+    if (rc == TPO_OK) rc = tpo_safetensors_write(path, entries, n, err);
+    for (int i = 0; copies != NULL && i < total; i++) free(copies[i]);
+    free(copies);
+    free(entries);
+    return rc;
+}
+
+int tpo_checkpoint_finish(const char *stage_dir, const char *from, struct tpo_model *const *models, int n_models, struct tpo_error *err)
+{
+    char part[4096], final[4096], path[4300];
+    snprintf(part, sizeof(part), "%.4000s/model.part", stage_dir);
+    snprintf(final, sizeof(final), "%.4000s/model", stage_dir);
+    snprintf(path, sizeof(path), "%s/model.safetensors", part);
+    folder_remove(part);
+    if (mkdir(part, 0755) != 0) return fail_file(err, part);
+    int rc = tpo_model_folder_companions(part, from, err);
+    if (rc == TPO_OK) rc = models_write(path, models, n_models, err);
+    if (rc != TPO_OK) return rc;
+    folder_remove(final);
+    return rename(part, final) == 0 ? TPO_OK : fail_file(err, final);
+}

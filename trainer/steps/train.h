@@ -1,0 +1,21 @@
+/* train.h -- `tpo train RECIPE`: the stages of a recipe one after the other, in one process, with checkpoints. */
+#ifndef TPO_TRAINER_STEPS_TRAIN_H
+#define TPO_TRAINER_STEPS_TRAIN_H
+
+#include "trainer/steps/recipe.h"
+
+struct tpo_train_options {
+    const char *recipe, *out;
+    int threads;          /* of the compute team */
+    int checkpoint_every; /* steps; 0: at the end of a stage only */
+    int log_every;        /* steps per line */
+    int stop_after;       /* stages; 0: all */
+    bool quiet;           /* no progress bar */
+};
+
+int tpo_train(const struct tpo_train_options *o, struct tpo_error *err);
+
+/* The subcommand; its exit status. */
+int tpo_train_main(int argc, char **argv);
+
+#endif
