@@ -496,6 +496,11 @@ static int direct_export(void *self, int (*sink)(void *arg, const char *part, co
 static int direct_import(void *self, uint64_t version, const char *part, const struct tpo_named_tensor *x, struct tpo_error *err)
 {
     struct direct *d = self;
+    if (part == NULL) {
+        if (d->version != version) step_close(d);
+        d->version = version;
+        return TPO_OK;
+    }
     for (int i = 0; i < d->state.n; i++) {
         struct tpo_trainable *own = &d->state.items[i];
         if (strcmp(own->param->name, x->name) != 0) continue;
@@ -506,8 +511,6 @@ static int direct_import(void *self, uint64_t version, const char *part, const s
             return tpo_fail(err, TPO_INVALID_ARGUMENT, "import", "%.96s: part \"%.16s\" does not fit", x->name, part);
         int rc = tpo_copy_in(d->stream, data, x->data, sizeof(float) * (size_t)size);
         if (rc != TPO_OK) return tpo_fail(err, rc, "import", "%s: the device failed", x->name);
-        if (d->version != version) step_close(d);
-        d->version = version;
         return TPO_OK;
     }
     return tpo_fail(err, TPO_NOT_FOUND, "import", "%.96s is not trained in this run", x->name);

@@ -85,6 +85,7 @@ struct tpo_learner {
     int (*abort)(void *self, const struct tpo_key *key, struct tpo_error *err);
     /* Every trainable tensor and its moments, one call per part ("weight", "m", "v"), in name order. */
     int (*export_state)(void *self, int (*sink)(void *arg, const char *part, const struct tpo_named_tensor *x), void *arg, struct tpo_error *err);
+    /* `part` NULL, after all tensors: the state is that of `version`. */
     int (*import_state)(void *self, uint64_t version, const char *part, const struct tpo_named_tensor *x, struct tpo_error *err);
     int (*end)(void *self, struct tpo_error *err);
     void (*close)(void *self);

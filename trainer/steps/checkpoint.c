@@ -216,9 +216,11 @@ static int checkpoint_take(const char *dir, const json_t *j, struct tpo_team_of_
                         number_of(j, "threads"));
     const uint64_t version = (uint64_t)json_integer_value(json_object_get(j, "version"));
     for (int p = 0; p < TPO_PARTS; p++) {
-        if (json_object_get(json_object_get(j, "files"), part_names[p]) == NULL) continue;
+        struct tpo_learner *l = &t->learners[p];
+        int rc = TPO_OK;
         snprintf(path, sizeof(path), "%s/%s.safetensors", dir, part_names[p]);
-        int rc = shard_read(path, &t->learners[p], version, err);
+        if (json_object_get(json_object_get(j, "files"), part_names[p]) != NULL) rc = shard_read(path, l, version, err);
+        if (rc == TPO_OK) rc = l->import_state(l->self, version, NULL, NULL, err);
         if (rc != TPO_OK) return rc;
     }
     c->step = number_of(j, "step");
