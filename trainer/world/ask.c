@@ -318,7 +318,7 @@ void tpo_ask_order(const struct tpo_facts *f, int order[TPO_WORLD_OBJECTS_MAX])
 {
     for (int i = 0; i < f->n; i++) {
         int k = i;
-        for (; k > 0 && f->centre[order[k - 1]][0] > f->centre[i][0]; k--) order[k] = order[k - 1];
+        for (; k > 0 && f->middle[order[k - 1]][0] > f->middle[i][0]; k--) order[k] = order[k - 1];
         order[k] = i;
     }
 }

@@ -1,13 +1,11 @@
 /* This file owns the finding of facts: who shares what with whom, and who lies where. */
 #include "trainer/world/facts.h"
 
-#include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define TARGET_VISIBLE .65f
 #define MOVING_VISIBLE .5f
-#define NARROW         .8f
-#define WIDE           1.25f
 
 static bool shows(const struct tpo_scene_object *o, int frame, float share)
 {
@@ -44,26 +42,27 @@ static void find_same(struct tpo_facts *f, int o)
 }
 
 /* How far p is out on that side of o, and how far aside. */
-static void offset_of(const struct tpo_facts *f, int o, int p, int side, float *out, float *aside)
+static void offset_of(const struct tpo_facts *f, int o, int p, int side, int *out, int *aside)
 {
-    float dx = f->centre[p][0] - f->centre[o][0], dy = f->centre[p][1] - f->centre[o][1];
+    int dx = f->middle[p][0] - f->middle[o][0], dy = f->middle[p][1] - f->middle[o][1];
     *out = side == TPO_SIDE_LEFT ? -dx : side == TPO_SIDE_RIGHT ? dx : side == TPO_SIDE_ABOVE ? -dy : dy;
-    *aside = fabsf(side == TPO_SIDE_LEFT || side == TPO_SIDE_RIGHT ? dy : dx);
+    *aside = abs(side == TPO_SIDE_LEFT || side == TPO_SIDE_RIGHT ? dy : dx);
 }
 
 static void find_sides(struct tpo_facts *f, int o)
 {
     for (int p = 0; p < f->n; p++) {
         if (p == o) continue;
-        f->distance[o][p] = hypotf(f->centre[p][0] - f->centre[o][0], f->centre[p][1] - f->centre[o][1]);
+        int dx = f->middle[p][0] - f->middle[o][0], dy = f->middle[p][1] - f->middle[o][1];
+        f->apart[o][p] = dx * dx + dy * dy;
         for (int side = 0; side < TPO_SIDES; side++) {
-            float out, aside;
+            int out, aside;
             offset_of(f, o, p, side, &out, &aside);
             if (out <= 0) continue;
             uint8_t bit = (uint8_t)(1 << p);
             f->beyond[o][side] |= bit;
-            if (aside < NARROW * out) f->cone[o][side] |= bit;
-            if (aside < WIDE * out) f->wide[o][side] |= bit;
+            if (5 * aside < 4 * out) f->cone[o][side] |= bit;
+            if (4 * aside < 5 * out) f->wide[o][side] |= bit;
         }
     }
 }
@@ -76,7 +75,10 @@ void tpo_facts_find(struct tpo_facts *f, const struct tpo_scene *scene, bool res
     f->reserved = reserved;
     for (int o = 0; o < f->n; o++) {
         tpo_scene_box(scene, o, 0, f->box[o]);
-        for (int i = 0; i < 2; i++) f->centre[o][i] = (f->box[o][i] + f->box[o][i + 2]) / 2;
+        for (int i = 0; i < 2; i++) {
+            f->middle[o][i] = scene->objects[o].edges[0][i] + scene->objects[o].edges[0][i + 2];
+            f->centre[o][i] = (float)f->middle[o][i] / (float)(2 * scene->side);
+        }
     }
     find_eligible(f);
     for (int o = 0; o < f->n; o++) {

@@ -17,11 +17,12 @@ struct tpo_facts {
     uint8_t all, targets, moving /* good for a direction */, anchors;
     bool reserved; /* targets are objects of reserved pairs, instead of all others */
     float box[TPO_WORLD_OBJECTS_MAX][4], centre[TPO_WORLD_OBJECTS_MAX][2];
-    uint8_t same[TPO_WORLD_OBJECTS_MAX][TPO_NAMED_SETS];          /* objects that share these attributes with o, o among them */
-    uint8_t cone[TPO_WORLD_OBJECTS_MAX][TPO_SIDES];               /* objects in the cone of .8 on that side of o */
-    uint8_t wide[TPO_WORLD_OBJECTS_MAX][TPO_SIDES];               /* ... of 1.25 */
-    uint8_t beyond[TPO_WORLD_OBJECTS_MAX][TPO_SIDES];             /* objects further out on that side than o, anywhere */
-    float distance[TPO_WORLD_OBJECTS_MAX][TPO_WORLD_OBJECTS_MAX]; /* between centres */
+    int middle[TPO_WORLD_OBJECTS_MAX][2]; /* twice the centre of the box in pixels: whole, so that no rounding decides */
+    uint8_t same[TPO_WORLD_OBJECTS_MAX][TPO_NAMED_SETS];     /* objects that share these attributes with o, o among them */
+    uint8_t cone[TPO_WORLD_OBJECTS_MAX][TPO_SIDES];          /* objects in the cone of .8 on that side of o */
+    uint8_t wide[TPO_WORLD_OBJECTS_MAX][TPO_SIDES];          /* ... of 1.25 */
+    uint8_t beyond[TPO_WORLD_OBJECTS_MAX][TPO_SIDES];        /* objects further out on that side than o, anywhere */
+    int apart[TPO_WORLD_OBJECTS_MAX][TPO_WORLD_OBJECTS_MAX]; /* squares of the distances between middles */
 };
 
 void tpo_facts_find(struct tpo_facts *f, const struct tpo_scene *scene, bool reserved);

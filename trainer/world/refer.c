@@ -6,7 +6,6 @@
 /* Short phrases are commoner, long ones occur. By the number of attributes named. */
 static const float weight_by_length[TPO_NAMED + 1] = {1.5f, 3, 3, 1.2f, .4f};
 #define OUTERMOST_KEPT .2f
-#define NEXT_MARGIN    1.5f
 
 static int bits(unsigned set)
 {
@@ -105,15 +104,16 @@ bool tpo_refer_relation(const struct tpo_facts *f, struct tpo_rng *r, int hidden
     out->head = noun_of(f, target, chosen);
     out->target = target;
     out->side = side;
-    out->outermost = outermost_of(f, out->head.matches, side);
-    out->hard = out->outermost != target;
+    out->hard = (out->head.matches & f->beyond[target][side]) != 0;
+    out->outermost = out->hard ? outermost_of(f, out->head.matches, side) : target;
     return unique_noun(f, r, anchor, 0, &out->anchor);
 }
 
 static bool nearest_by_far(const struct tpo_facts *f, int anchor, int o, uint8_t matches)
 {
     for (int p = 0; p < f->n; p++) {
-        if (p != o && (matches >> p & 1) && f->distance[anchor][p] < NEXT_MARGIN * f->distance[anchor][o]) return false;
+        if (p != o && (matches >> p & 1) && 4 * f->apart[anchor][p] < 9 * f->apart[anchor][o])
+            return false; /* 1.5 times, squared */
     }
     return true;
 }
