@@ -15,6 +15,13 @@ struct chunk {
     size_t size, used;
 };
 
+/* Gradients whose step has run, for the steps still to come: backward then works in memory that is warm. */
+#define IDLE_MAX 32
+struct idle {
+    float *block;
+    int64_t n;
+};
+
 struct tpo_tape {
     struct tpo_stream *stream;
     bool record;
@@ -23,6 +30,9 @@ struct tpo_tape {
     struct chunk *chunk;    /* newest first */
     size_t next_size;
     struct tpo_step *last;
+    struct idle idle[IDLE_MAX];
+    int n_idle;
+    const float *taken; /* the last gradient that tpo_grad_give handed on whole */
 };
 
 int tpo_tape_open(struct tpo_tape **out, struct tpo_stream *s, bool record)
@@ -55,6 +65,7 @@ void tpo_tape_reset(struct tpo_tape *t, bool record)
     }
     tpo_arena_reset(&t->arena);
     t->last = NULL;
+    t->n_idle = 0;
     t->error = TPO_OK;
     t->record = record;
 }
@@ -235,6 +246,25 @@ struct tpo_tensor *tpo_columns(struct tpo_tape *t, struct tpo_tensor *x, int fir
     return y;
 }
 
+static float *gradient_take(struct tpo_tape *t, int64_t n)
+{
+    for (int i = t->n_idle - 1; i >= 0; i--) {
+        if (t->idle[i].n != n) continue;
+        float *block = t->idle[i].block;
+        t->idle[i] = t->idle[--t->n_idle];
+        return block;
+    }
+    return tpo_tape_floats(t, n);
+}
+
+static void gradient_give_back(struct tpo_tape *t, struct tpo_tensor *x)
+{
+    /* The oldest makes room: it is the coldest. */
+    if (t->n_idle == IDLE_MAX) t->idle[0] = t->idle[--t->n_idle];
+    t->idle[t->n_idle++] = (struct idle){.block = x->grad, .n = (int64_t)x->rows * x->cols};
+    x->grad = NULL;
+}
+
 float *tpo_grad_begin(struct tpo_tape *t, struct tpo_tensor *x, int *add)
 {
     *add = 1;
@@ -246,7 +276,7 @@ float *tpo_grad_begin(struct tpo_tape *t, struct tpo_tensor *x, int *add)
     }
     if (x->grad != NULL) return x->grad;
     *add = 0;
-    x->grad = tpo_tape_floats(t, (int64_t)x->rows * x->cols);
+    x->grad = gradient_take(t, (int64_t)x->rows * x->cols);
     return x->grad;
 }
 
@@ -280,6 +310,7 @@ void tpo_grad_give(struct tpo_tape *t, struct tpo_tensor *x, float *dy)
         t->error = TPO_EINVAL;
     } else if (x->grad == NULL && !x->borrowed) {
         x->grad = dy;
+        t->taken = dy;
     } else {
         tpo_tape_check(t, tpo_axpy(t->stream, x->grad, 1, dy, (int64_t)x->rows * x->cols));
     }
@@ -297,8 +328,12 @@ void tpo_seed(struct tpo_tape *t, struct tpo_tensor *x, const float *upstream, f
 
 int tpo_tape_backward(struct tpo_tape *t)
 {
-    for (struct tpo_step *step = t->last; step != NULL && t->error == TPO_OK; step = step->before)
-        if (step->out->grad != NULL) step->backward(t, step);
+    for (struct tpo_step *step = t->last; step != NULL && t->error == TPO_OK; step = step->before) {
+        if (step->out->grad == NULL) continue;
+        t->taken = NULL;
+        step->backward(t, step);
+        if (t->taken != step->out->grad) gradient_give_back(t, step->out);
+    }
     t->last = NULL;
     return t->error;
 }

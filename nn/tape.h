@@ -18,7 +18,7 @@
 
 struct tpo_tensor {
     float *data;
-    float *grad; /* NULL until backward first adds to it (an input that asked and was never reached: zeros after backward) */
+    float *grad; /* NULL until backward first adds to it, and again once its own step has run; an input that asked keeps it (zeros where no loss reached it) */
     int rows, cols; /* everything is a matrix: leading dimensions folded into rows */
     int ld;         /* elements between rows; cols but for tpo_columns, which tpo_linear (as x), tpo_rotate and tpo_attend alone take */
     bool needs_grad;

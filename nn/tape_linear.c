@@ -90,10 +90,18 @@ static void lora_backward(struct tpo_tape *t, struct tpo_step *base)
     if (dd != NULL) tpo_tape_check(t, tpo_matmul_dx(s, dd, step->dropped->view_of != NULL ? step->dropped->ld : K, dh, r, step->a->data, add, M, r, K));
 }
 
+/* An adapter that has not begun (b still zero) and is frozen adds nothing: the base alone gives the same bits. */
+static bool lora_idle(struct tpo_tape *t, const struct tpo_param *a, const struct tpo_param *b)
+{
+    double squares = 1;
+    if (a->grad != NULL || b->grad != NULL || a->data == NULL || b->data == NULL) return false;
+    return tpo_sumsq(tpo_tape_stream(t), &squares, b->data, b->size) == TPO_OK && squares == 0;
+}
+
 struct tpo_tensor *tpo_linear_lora(struct tpo_tape *t, struct tpo_tensor *x, struct tpo_param *w, struct tpo_param *a, struct tpo_param *b,
                                    float scale, float dropout, uint64_t key)
 {
-    if (a == NULL) return tpo_linear(t, x, w, NULL);
+    if (a == NULL || (b != NULL && lora_idle(t, a, b))) return tpo_linear(t, x, w, NULL);
     if (x == NULL) return NULL;
     struct tpo_stream *s = tpo_tape_stream(t);
     struct tpo_tensor *wt = weight_tensor(t, w), *at = weight_tensor(t, a), *bt = weight_tensor(t, b);
