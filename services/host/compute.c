@@ -1,0 +1,77 @@
+/* This file owns the compute thread: it opens the model, runs jobs, steps what is in flight, closes the model. */
+#include <signal.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "common/rpc/loop.h"
+#include "services/host/host_private.h"
+
+static int open_model(struct tpo_host *h)
+{
+    const struct tpo_host_service *s = h->service;
+    struct tpo_error err = {0};
+    char quoted[300];
+    int64_t begun_us = tpo_now_us();
+    int rc = s->open(s->self, h, &err);
+    if (rc == TPO_OK && s->warm_up != NULL) rc = s->warm_up(s->self, &err);
+    if (rc != TPO_OK) {
+        tpo_log(TPO_LOG_ERROR, "open_failed", "code=%s reason=%s text=%s", tpo_status_name(rc), err.reason,
+                tpo_log_quote(quoted, sizeof(quoted), err.message));
+        return rc;
+    }
+    tpo_log(TPO_LOG_INFO, "ready", "ms=%lld digest=%.19s", (long long)(tpo_now_us() - begun_us) / 1000, h->digest);
+    return TPO_OK;
+}
+
+/* The job's own answer: TPO_UNAVAILABLE leaves it with us. */
+static int run_job(struct tpo_host *h, struct tpo_job *job)
+{
+    struct tpo_error err;
+    if (job->call != NULL && tpo_call_cancelled(job->call)) {
+        tpo_fail(&err, TPO_CANCELLED, "cancelled", "the caller went away before its turn came");
+        tpo_job_finish(job, &err);
+        return TPO_OK;
+    }
+    job->run_us = tpo_now_us();
+    job->queue_ms = (double)(job->run_us - job->queued_us) * 1e-3;
+    return job->run(h->service->self, job);
+}
+
+/* Takes what can be taken; a job that must wait goes back to the front. With nothing in flight waiting would last for ever: it is refused. */
+static void run_jobs(struct tpo_host *h, int timeout_ms)
+{
+    struct tpo_error err;
+    for (struct tpo_job *job = tpo_queue_take(h->queue, timeout_ms); job != NULL; job = tpo_queue_take(h->queue, 0)) {
+        if (run_job(h, job) == TPO_OK) {
+            if (h->service->step == NULL) return; /* one at a time, so that the loop sees a drain soon */
+            h->in_flight++;
+            continue;
+        }
+        if (h->in_flight > 0) {
+            tpo_queue_put_back(h->queue, job);
+            return;
+        }
+        tpo_fail(&err, TPO_RESOURCE_EXHAUSTED, "pool_full", "the request does not fit even when it is alone");
+        tpo_job_finish(job, &err);
+    }
+}
+
+void *tpo_host_compute(void *host)
+{
+    struct tpo_host *h = host;
+    const struct tpo_host_service *s = h->service;
+    if (open_model(h) == TPO_OK) {
+        int loading = TPO_HOST_LOADING;
+        if (atomic_compare_exchange_strong(&h->state, &loading, TPO_HOST_READY)) tpo_server_serving(h->server, true);
+        while (h->state == TPO_HOST_READY || tpo_queue_length(h->queue) > 0 || h->in_flight > 0) {
+            run_jobs(h, h->in_flight > 0 ? 0 : -1);
+            if (s->step != NULL) h->in_flight = s->step(s->self);
+        }
+    } else {
+        h->state = TPO_HOST_FAILED;
+        kill(getpid(), SIGTERM); /* main waits for signals only */
+    }
+    s->close(s->self);
+    return NULL;
+}
