@@ -24,7 +24,7 @@ BUILD   := build$(if $(SAN),/$(SAN))
 SAN_FLAGS_address   := -fsanitize=address -fno-omit-frame-pointer
 SAN_FLAGS_undefined := -fsanitize=undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SAN_FLAGS_thread    := -fsanitize=thread -fno-omit-frame-pointer
-SAN_FLAGS_fuzzer    := -fsanitize=fuzzer-no-link,address -fno-omit-frame-pointer
+SAN_FLAGS_fuzzer    := -fsanitize=fuzzer-no-link,address -fno-omit-frame-pointer -Wno-unknown-pragmas
 SAN_FLAGS           := $(SAN_FLAGS_$(SAN))
 
 # x86-64-v2 is the floor; kernels choose wider code at run time. Other machines build the generic path.

@@ -8,7 +8,7 @@ shift
 for fuzzer in "$@"; do
     [ -x "$fuzzer" ] || continue
     fuzzer=$(realpath "$fuzzer")
-    corpus=$(realpath "tests/fuzz/corpus/$(basename "$fuzzer")" 2>/dev/null || true)
+    corpus=$(realpath -e "tests/fuzz/corpus/$(basename "$fuzzer")" 2>/dev/null || true)
     dir=$(mktemp -d)
     if (cd "$dir" && mkdir new && "$fuzzer" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 new ${corpus:+"$corpus"} >log 2>&1); then
         echo "ok     $(basename "$fuzzer") $(grep -o 'number_of_executed_units: .*' "$dir/log")"
