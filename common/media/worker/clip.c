@@ -206,12 +206,18 @@ static double plausible(double fps, double otherwise)
     return isfinite(fps) && fps >= 1 && fps <= 1000 ? fps : otherwise;
 }
 
+double tpo_clip_seconds(const struct tpo_clip *c, int64_t index)
+{
+    /* Multiplied before divided: .7 and not .7000000000000001. Doubles, since a header may put frames an age apart. */
+    return ((double)c->pts[index] - (double)c->pts[0]) * c->stream->time_base.num / c->stream->time_base.den;
+}
+
 /* The mean rate between the first frame and the last; how long the last one stays is a header's claim. */
 static double mean_rate(const struct tpo_clip *c)
 {
     double declared = plausible(av_q2d(c->stream->avg_frame_rate), 25);
     if (c->untimed || c->n < 2) return declared;
-    double span = ((double)c->pts[c->n - 1] - (double)c->pts[0]) * av_q2d(c->stream->time_base);
+    double span = tpo_clip_seconds(c, c->n - 1);
     return span > 0 && isfinite(span) ? (double)(c->n - 1) / span : declared;
 }
 

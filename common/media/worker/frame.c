@@ -147,6 +147,6 @@ int tpo_clip_frame(struct tpo_clip *c, int64_t index, uint8_t *dst, size_t dst_b
     if (rc == 0) rc = tpo_picture_render(&c->picture, dst, c->shown, c->turn, c->stored_w, c->stored_h);
     if (rc < 0) return tpo_clip_fail_av(reply, rc, "a frame cannot be decoded");
     if (c->untimed) reply->time_s = (double)index / c->fps;
-    else reply->time_s = c->image ? 0 : (double)(c->pts[index] - c->pts[0]) * av_q2d(c->stream->time_base);
+    else reply->time_s = c->image ? 0 : tpo_clip_seconds(c, index);
     return TPO_OK;
 }

@@ -1,0 +1,452 @@
+/* This file owns the encoder's wire: a media id to its visual tokens, from the cache, from an equal request in flight, or from the model.
+ *
+ * A request moves  arrived (completion-queue thread: checked, queued)
+ *               -> looking (a media thread: joins an equal flight, or leads one and asks the cache)
+ *               -> loading (the same thread: decodes and resizes) -> encoding (compute thread) -> answered
+ * Only a leader goes past looking; its passengers are answered when it lands, whatever came of it. */
+#include "services/encoder/rpc.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/cache.h"
+#include "common/flight.h"
+#include "common/media/put.h"
+#include "encoder.pb-c.h"
+#include "media.pb-c.h"
+#include "nn/check.h"
+#include "services/encoder/encoder.h"
+#include "services/encoder/frames.h"
+
+#define THREADS_MAX 16
+#define RETRY_MS    200
+
+struct service;
+
+struct request {
+    struct tpo_passenger passenger; /* first: a flight gives it back as this */
+    struct request *next;
+    struct tpo_call *call;
+    struct tpo_cache_key key;
+    char id[TPO_SHA256_HEX];
+    double came_ms;
+};
+
+/* What a leader carries to the compute thread. */
+struct work {
+    struct tpo_job job;
+    struct service *service;
+    struct request *leader;
+    struct tpo_frames frames;
+    double began_ms; /* looking */
+};
+
+struct service {
+    struct tpo_host *host;
+    struct tpo_stream *stream;
+    struct tpo_encoder *encoder;
+    struct tpo_config config;
+    struct work *retired; /* the job that ran last: the host may look at it until the next one runs */
+
+    tpo_store_t *store;
+    tpo_media_t *media;
+    tpo_cache_t *cache; /* NULL: off */
+    tpo_flights_t *flights;
+
+    pthread_mutex_t lock;
+    pthread_cond_t arrived;
+    struct request *first, **last;
+    int n_open; /* requests not yet answered */
+    bool closing;
+    pthread_t threads[THREADS_MAX];
+    int n_threads;
+
+    /* settings */
+    const char *cache_address, *cache_secret, *media_dir, *media_program;
+    int64_t cache_ttl_ms, media_bytes, media_file_bytes, media_workers, media_timeout_ms, media_pixels;
+};
+
+static struct service the_service;
+
+static double now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
+}
+
+/* --- answering --------------------------------------------------------------------------------------------------------------------- */
+static void finish(struct service *s, struct request *r, const struct tpo_error *err)
+{
+    tpo_call_finish(r->call, err != NULL ? err->code : TPO_OK, err);
+    free(r);
+    pthread_mutex_lock(&s->lock);
+    s->n_open--;
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void answer(struct service *s, struct request *r, const struct tpo_cached *v, const char *cache, double began_ms)
+{
+    Tpo__V1__EncodeReply reply = TPO__V1__ENCODE_REPLY__INIT;
+    Tpo__V1__MediaInfo media = TPO__V1__MEDIA_INFO__INIT;
+    struct tpo_payload visual = {0};
+    struct tpo_error err = {0};
+    size_t n = (size_t)v->n_frames;
+    Tpo__V1__Frame *frames = calloc(n, sizeof(*frames)), **list = calloc(n, sizeof(*list));
+    if (frames == NULL || list == NULL || tpo_payload_alloc(&visual, v->dtype, v->n_dims, v->shape) != TPO_OK) {
+        tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for a reply");
+    } else {
+        for (size_t i = 0; i < n; i++) {
+            tpo__v1__frame__init(&frames[i]);
+            frames[i].index = v->indices[i];
+            frames[i].time_s = v->times[i];
+            list[i] = &frames[i];
+        }
+        memcpy(visual.data, v->data, v->data_bytes);
+        media.id = r->id;
+        media.width = v->width;
+        media.height = v->height;
+        media.duration_s = v->duration_s;
+        media.n_frames = n;
+        media.frames = list;
+        reply.media = &media;
+        reply.cache = (char *)cache;
+        reply.queue_ms = began_ms > r->came_ms ? began_ms - r->came_ms : 0;
+        reply.run_ms = now_ms() - (began_ms > r->came_ms ? began_ms : r->came_ms);
+        reply.digest = (char *)tpo_host_digest(s->host);
+        tpo_call_send(r->call, &reply.base, &visual);
+    }
+    free(frames), free(list);
+    finish(s, r, err.code == TPO_OK ? NULL : &err);
+}
+
+/* Ends the leader's flight: the leader and all who came aboard get the value, or the error where v is NULL. */
+static void land(struct service *s, struct request *leader, const struct tpo_cached *v, const char *own, const char *aboard, double began_ms,
+                 const struct tpo_error *err)
+{
+    struct tpo_passenger *p = tpo_flight_land(s->flights, &leader->key);
+    if (v != NULL) answer(s, leader, v, own, began_ms);
+    else finish(s, leader, err);
+    while (p != NULL) {
+        struct request *r = (struct request *)p;
+        p = p->next;
+        if (v != NULL) answer(s, r, v, aboard, began_ms);
+        else finish(s, r, err);
+    }
+}
+
+/* --- arriving ---------------------------------------------------------------------------------------------------------------------- */
+static void queue(struct service *s, struct request *r)
+{
+    r->next = NULL;
+    pthread_mutex_lock(&s->lock);
+    *s->last = r;
+    s->last = &r->next;
+    pthread_cond_signal(&s->arrived);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static bool take_place(struct service *s)
+{
+    pthread_mutex_lock(&s->lock);
+    bool room = s->n_open < tpo_host_settings(s->host)->queue;
+    s->n_open += room;
+    pthread_mutex_unlock(&s->lock);
+    return room;
+}
+
+static struct request *admit(struct service *s, struct tpo_call *call, const Tpo__V1__EncodeRequest *q, struct tpo_error *err)
+{
+    char rule[96];
+    if (!tpo_host_ready(s->host)) tpo_fail(err, TPO_UNAVAILABLE, "loading", "the encoder is not ready");
+    else if (!tpo_sha256_is_hex(q->media_id)) tpo_fail(err, TPO_INVALID_ARGUMENT, "media_id", "a media id is 64 lower-case hex digits");
+    else if (q->version != 0) tpo_fail(err, TPO_FAILED_PRECONDITION, "version", "version %llu is not here", (unsigned long long)q->version);
+    else if (!take_place(s)) tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "queue_full", "the encoder's queue is full");
+    if (err->code == TPO_RESOURCE_EXHAUSTED) err->retry_ms = RETRY_MS;
+    if (err->code != TPO_OK) return NULL;
+    struct request *r = calloc(1, sizeof(*r));
+    if (r == NULL) {
+        pthread_mutex_lock(&s->lock);
+        s->n_open--;
+        pthread_mutex_unlock(&s->lock);
+        tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a request");
+        return NULL;
+    }
+    r->call = call;
+    r->came_ms = now_ms();
+    memcpy(r->id, q->media_id, sizeof(r->id));
+    const char *const parts[] = {"encoder", r->id, tpo_frames_rule(rule, sizeof(rule), &s->config), tpo_host_digest(s->host), "f32"};
+    tpo_cache_key_make(&r->key, parts, 5);
+    return r;
+}
+
+static void on_encode(void *owner, struct tpo_call *call, ProtobufCMessage *message, struct tpo_payload *payload)
+{
+    struct service *s = owner;
+    struct tpo_error err = {0};
+    struct request *r = admit(s, call, (const Tpo__V1__EncodeRequest *)message, &err);
+    protobuf_c_message_free_unpacked(message, NULL);
+    (void)payload;
+    if (r != NULL) queue(s, r);
+    else tpo_call_finish(call, err.code, &err);
+}
+
+/* --- looking and loading ------------------------------------------------------------------------------------------------------------- */
+/* A caller that went away while it led: who came aboard starts anew, one of them as the leader. */
+static bool gave_up(struct service *s, struct request *leader)
+{
+    struct tpo_error err = {0};
+    if (!tpo_call_cancelled(leader->call)) return false;
+    struct tpo_passenger *p = tpo_flight_land(s->flights, &leader->key);
+    tpo_fail(&err, TPO_CANCELLED, "cancelled", "the caller went away");
+    finish(s, leader, &err);
+    while (p != NULL) {
+        struct request *r = (struct request *)p;
+        p = p->next;
+        queue(s, r);
+    }
+    return true;
+}
+
+static bool from_cache(struct service *s, struct request *r, double began_ms)
+{
+    struct tpo_cached v;
+    const int want[2] = {tpo_config_queries(&s->config), s->config.bridge.hidden_size};
+    if (s->cache == NULL || tpo_cache_get(s->cache, &r->key, &v) != TPO_CACHE_HIT) return false;
+    /* Another program with our secret could have put something else under the key. */
+    bool fits = v.dtype == TPO_F32 && v.n_dims == 2 && v.shape[0] == want[0] && v.shape[1] == want[1] && v.n_frames >= 1;
+    if (fits) land(s, r, &v, "hit", "hit", began_ms, NULL);
+    tpo_cached_free(&v);
+    return fits;
+}
+
+static int run_encode(void *self, struct tpo_job *job);
+
+static int load(struct service *s, struct work *w, struct tpo_stream *stream, struct tpo_error *err)
+{
+    int fd = tpo_store_fd(s->store, w->leader->id);
+    if (fd < 0) return tpo_fail(err, TPO_FAILED_PRECONDITION, "media_missing", "the encoder lacks the bytes of %s", w->leader->id);
+    int rc = tpo_frames_load(&w->frames, s->media, fd, &s->config, stream, (int)s->media_timeout_ms, err);
+    close(fd);
+    tpo_metrics_add(tpo_host_metrics(s->host), "tpo_media_decodes_total", rc == TPO_OK ? "result=\"ok\"" : "result=\"error\"", 1);
+    return rc;
+}
+
+static void work_free(struct work *w)
+{
+    if (w != NULL) tpo_frames_free(&w->frames);
+    free(w);
+}
+
+static void look(struct service *s, struct request *r, struct tpo_stream *stream)
+{
+    struct tpo_error err = {0};
+    double began_ms = now_ms();
+    if (!tpo_flight_join(s->flights, &r->key, &r->passenger)) return;
+    if (gave_up(s, r) || from_cache(s, r, began_ms)) return;
+    struct work *w = calloc(1, sizeof(*w));
+    int rc = TPO_OK;
+    if (w == NULL) rc = tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for a request");
+    if (rc == TPO_OK) {
+        *w = (struct work){.job = {.run = run_encode, .user = w}, .service = s, .leader = r, .began_ms = began_ms};
+        rc = load(s, w, stream, &err);
+    }
+    if (rc == TPO_OK && gave_up(s, r)) {
+        work_free(w);
+        return;
+    }
+    if (rc == TPO_OK) rc = tpo_host_submit(s->host, &w->job, &err);
+    if (rc == TPO_OK) return;
+    work_free(w);
+    land(s, r, NULL, "", "", began_ms, &err);
+}
+
+static void *media_thread(void *arg)
+{
+    struct service *s = arg;
+    struct tpo_stream *stream = NULL;
+    struct tpo_error err;
+    TPO_ASSERT(tpo_stream_open(&stream, "cpu", 1, &err) == TPO_OK);
+    for (;;) {
+        pthread_mutex_lock(&s->lock);
+        while (s->first == NULL && !s->closing) pthread_cond_wait(&s->arrived, &s->lock);
+        struct request *r = s->first;
+        if (r != NULL && (s->first = r->next) == NULL) s->last = &s->first;
+        pthread_mutex_unlock(&s->lock);
+        if (r == NULL) break;
+        look(s, r, stream);
+    }
+    tpo_stream_close(stream);
+    return NULL;
+}
+
+/* --- encoding ------------------------------------------------------------------------------------------------------------------------ */
+static int run_encode(void *self, struct tpo_job *job)
+{
+    struct service *s = self;
+    struct work *w = job->user;
+    struct tpo_error err = {0};
+    struct tpo_frames *f = &w->frames;
+    struct tpo_cached v = {.dtype = TPO_F32, .n_dims = 2, .shape = {tpo_config_queries(&s->config), s->config.bridge.hidden_size}};
+    v.data_bytes = (size_t)v.shape[0] * (size_t)v.shape[1] * sizeof(float);
+    v.width = (uint32_t)f->width, v.height = (uint32_t)f->height, v.duration_s = f->duration_s;
+    v.n_frames = f->T, v.indices = f->indices, v.times = f->times;
+    v.data = malloc(v.data_bytes);
+    int rc = v.data != NULL ? tpo_encoder_run(s->encoder, v.data, f->pixels, f->T, &err) : tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for tokens");
+    tpo_metrics_add(tpo_host_metrics(s->host), "tpo_encoder_runs_total", "", 1);
+    if (rc == TPO_OK && s->cache != NULL) {
+        tpo_cache_put(s->cache, &w->leader->key, &v);
+        tpo_cache_missed(s->cache, now_ms() - w->began_ms);
+    }
+    land(s, w->leader, rc == TPO_OK ? &v : NULL, s->cache != NULL ? "miss" : "off", "shared", w->began_ms, &err);
+    free(v.data);
+    work_free(s->retired);
+    s->retired = w;
+    return TPO_OK;
+}
+
+/* --- start and end --------------------------------------------------------------------------------------------------------------------- */
+static int prepare(void *self, struct tpo_host *h, struct tpo_error *err)
+{
+    struct service *s = self;
+    const struct tpo_store_options store = {.dir = s->media_dir, .budget_bytes = s->media_bytes, .file_bytes = s->media_file_bytes};
+    const struct tpo_media_options media = {.program = s->media_program[0] != '\0' ? s->media_program : NULL,
+                                            .n_workers = (int)s->media_workers,
+                                            .max_pixels = s->media_pixels,
+                                            .timeout_ms = (int)s->media_timeout_ms};
+    const struct tpo_cache_options cache = {.address = s->cache_address,
+                                            .secret_file = s->cache_secret,
+                                            .name = "encoder",
+                                            .metrics = tpo_host_metrics(h),
+                                            .ttl_s = (int)(s->cache_ttl_ms / 1000)};
+    s->host = h;
+    s->last = &s->first;
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->arrived, NULL);
+    s->flights = tpo_flights_open();
+    if (s->flights == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the encoder");
+    int rc = tpo_store_open(&s->store, &store, err);
+    if (rc == TPO_OK) rc = tpo_media_open(&s->media, &media, err);
+    if (rc == TPO_OK && s->cache_address[0] != '\0') rc = tpo_cache_open(&s->cache, &cache, err);
+    return rc;
+}
+
+static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
+{
+    struct service *s = self;
+    const struct tpo_host_settings *set = tpo_host_settings(h);
+    char digest[72];
+    int rc = tpo_config_load(&s->config, set->model, err);
+    if (rc == TPO_OK) rc = tpo_stream_open(&s->stream, set->device, (int)set->threads, err);
+    if (rc == TPO_OK) rc = tpo_encoder_open(&s->encoder, s->stream, &s->config, set->model, 0, 0, err);
+    if (rc == TPO_OK) rc = tpo_params_digest(digest, set->model, "encoder", false, err);
+    if (rc != TPO_OK) return rc;
+    tpo_host_set_digest(h, digest);
+    /* As many threads as workers: each waits for its own. */
+    for (; s->n_threads < (int)s->media_workers && s->n_threads < THREADS_MAX; s->n_threads++)
+        if (pthread_create(&s->threads[s->n_threads], NULL, media_thread, s) != 0) break;
+    return s->n_threads > 0 ? TPO_OK : tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "threads", "no thread can be started");
+}
+
+static int warm_up(void *self, struct tpo_error *err)
+{
+    struct service *s = self;
+    int T = s->config.vision_encoder.num_frames, side = s->config.vision_encoder.img_size;
+    float *visual = malloc((size_t)tpo_config_queries(&s->config) * (size_t)s->config.bridge.hidden_size * sizeof(*visual));
+    uint8_t *pixels = calloc((size_t)T, (size_t)side * (size_t)side * 3);
+    int rc = visual != NULL && pixels != NULL ? tpo_encoder_run(s->encoder, visual, pixels, T, err)
+                                              : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a clip");
+    free(visual), free(pixels);
+    return rc;
+}
+
+static void close_model(void *self)
+{
+    struct service *s = self;
+    pthread_mutex_lock(&s->lock);
+    s->closing = true;
+    pthread_cond_broadcast(&s->arrived);
+    pthread_mutex_unlock(&s->lock);
+    while (s->n_threads > 0) pthread_join(s->threads[--s->n_threads], NULL);
+    work_free(s->retired);
+    tpo_encoder_close(s->encoder);
+    tpo_stream_close(s->stream);
+    tpo_cache_close(s->cache);
+    tpo_media_close(s->media);
+    tpo_store_close(s->store);
+    tpo_flights_close(s->flights);
+    pthread_mutex_destroy(&s->lock);
+    pthread_cond_destroy(&s->arrived);
+}
+
+static int check(void *self, const char *dir)
+{
+    struct tpo_config config;
+    struct tpo_params schema = {0};
+    struct tpo_error err;
+    (void)self;
+    if (tpo_config_load(&config, dir, &err) != TPO_OK) {
+        printf("encoder: fault: %s\n", err.message);
+        return 2;
+    }
+    tpo_encoder_schema(&schema, &config, 0);
+    int status = tpo_check_folder("encoder", &schema, dir);
+    tpo_params_free(&schema, NULL);
+    return status;
+}
+
+static void on_put(void *owner, struct tpo_call *call, ProtobufCMessage *message, struct tpo_payload *payload)
+{
+    struct service *s = owner;
+    (void)payload;
+    tpo_put_message(s->store, call, message);
+}
+
+static void on_put_cancel(void *owner, struct tpo_call *call)
+{
+    (void)owner;
+    tpo_put_cancel(call);
+}
+
+const struct tpo_host_service *tpo_encoder_service(void)
+{
+    static const struct tpo_setting settings[] = {
+        {"cache", TPO_SET_TEXT, &the_service.cache_address, "127.0.0.1:6379", .what = "ADDRESS",
+         .help = "Redis that keeps visual tokens, HOST:PORT or unix:PATH; empty: none. One that is absent or slow is done without"},
+        {"cache-secret", TPO_SET_TEXT, &the_service.cache_secret, "", .what = "FILE",
+         .help = "sign cached values with this file's bytes, for a Redis one does not trust"},
+        {"cache-ttl", TPO_SET_MS, &the_service.cache_ttl_ms, "168h", .min = 1000, .max = 3e10, .help = "how long a cached value lives"},
+        {"media-dir", TPO_SET_TEXT, &the_service.media_dir, "build/run/encoder-media", .what = "DIR", .help = "where media that were put are kept"},
+        {"media-bytes", TPO_SET_BYTES, &the_service.media_bytes, "4G", .min = 1 << 20, .max = 1e15, .help = "what all of them may take; the longest unused goes first"},
+        {"media-file-bytes", TPO_SET_BYTES, &the_service.media_file_bytes, "1G", .min = 1 << 10, .max = 1e15, .help = "what one may take"},
+        {"media-workers", TPO_SET_INT, &the_service.media_workers, "2", .min = 1, .max = THREADS_MAX, .help = "files decoded at a time, each in a tpo-media process"},
+        {"media-timeout", TPO_SET_MS, &the_service.media_timeout_ms, "20s", .min = 10, .max = 3600000, .help = "for opening a file, and for decoding its frames"},
+        {"media-pixels", TPO_SET_INT, &the_service.media_pixels, "67108864", .min = 1, .max = 268435456, .help = "of one frame, as coded and as displayed"},
+        {"media-program", TPO_SET_TEXT, &the_service.media_program, "", .what = "FILE", .help = "the decoder; empty: tpo-media beside this program"},
+    };
+    static const struct tpo_method methods[] = {
+        {.path = "/tpo.v1.Encoder/Encode", .request = &tpo__v1__encode_request__descriptor, .on_message = on_encode},
+        {.path = "/tpo.v1.Media/Put", .request = &tpo__v1__media_chunk__descriptor, .stream_in = true, .on_message = on_put, .on_cancel = on_put_cancel},
+    };
+    static const struct tpo_host_service service = {
+        .stage = "encoder",
+        .about = "Turns the frames of an image or a video into the visual tokens that the language model reads.",
+        .examples = "tpo-encoder --model models/small\ntpo-encoder --model models/small --cache '' --media-workers 4\ntpo-encoder --check models/small",
+        .default_port = 8430,
+        .settings = settings,
+        .n_settings = sizeof(settings) / sizeof(settings[0]),
+        .raw_methods = methods,
+        .n_raw_methods = sizeof(methods) / sizeof(methods[0]),
+        .self = &the_service,
+        .prepare = prepare,
+        .open = open_model,
+        .warm_up = warm_up,
+        .close = close_model,
+        .check = check,
+    };
+    return &service;
+}
