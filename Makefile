@@ -147,7 +147,7 @@ $(TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_HELP_O) $(call archive
 	$(link) -lcmocka
 $(BENCHES): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_HELP_O) $(call archives,$(ARCHIVES))
 	@mkdir -p $(@D)
-	$(link)
+	$(link) -lcmocka
 # bench_hop's peer in grpc++: protoc's C++ from the same .proto files.
 HOP_PROTOS := common encoder media echo
 $(BUILD)/tests/bench/hop_peer: tests/bench/hop_peer.cc tests/bench/echo.proto proto/common.proto proto/encoder.proto proto/media.proto
