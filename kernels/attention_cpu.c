@@ -99,19 +99,10 @@ static size_t lay_out(struct tpo_attention_part *a, struct tpo_attention_block *
 static void pack_rows(float *packed, const float *x, int64_t ld, int n, int64_t N, int D, int64_t Dp)
 {
     for (int64_t r = 0; r < N; r++) {
-        float *to = packed + r * Dp;
         int used = r < n ? D : 0;
-        for (int i = 0; i < used; i++) to[i] = x[r * ld + i];
-        for (int64_t i = used; i < Dp; i++) to[i] = 0.0f;
+        memcpy(packed + r * Dp, x + r * ld, (size_t)used * sizeof(*x));
+        memset(packed + r * Dp + used, 0, (size_t)(Dp - used) * sizeof(*x));
     }
-}
-
-/* (Sp, Dp) -> (D, Sp), in squares that stay in the cache. */
-static void transpose(float *packed, const float *rows, int64_t Sp, int D, int64_t Dp)
-{
-    for (int64_t s0 = 0; s0 < Sp; s0 += TPO_ATTENTION_TILE)
-        for (int d = 0; d < D; d++)
-            for (int64_t s = s0; s < s0 + TPO_ATTENTION_TILE; s++) packed[d * Sp + s] = rows[s * Dp + d];
 }
 
 /* Rows t0.. of sample b: how far each one sees, of which segment it is, and the tiles that matter. */
@@ -149,9 +140,9 @@ static void pack_keys(struct tpo_attention_part *a, const struct tpo_attention_s
     /* The rows of k pass through v's place where backward does not need them packed. */
     float *rows = backward ? a->k : a->v;
     pack_rows(rows, f->k + (int64_t)b * p->S * p->ldk + g * p->D, p->ldk, n_keys, a->Sp, p->D, a->Dp);
-    transpose(a->kt, rows, a->Sp, p->D, a->Dp);
+    tpo_simd()->transpose(a->kt, a->Sp, rows, a->Dp, (int)a->Sp, p->D);
     pack_rows(a->v, f->v + (int64_t)b * p->S * p->ldv + g * p->D, p->ldv, n_keys, a->Sp, p->D, a->Dp);
-    if (backward) transpose(a->vt, a->v, a->Sp, p->D, a->Dp);
+    if (backward) tpo_simd()->transpose(a->vt, a->Sp, a->v, a->Dp, (int)a->Sp, p->D);
 }
 
 static void run_forward(void *arg, int part, int member)
@@ -191,8 +182,12 @@ int tpo_attention_cpu(struct tpo_stream *s, float *out, float *lse, const float 
 /* Writes or adds n rows of the packed (n, Dp) to x with distance ld. */
 static void unpack_rows(float *x, int64_t ld, const float *packed, int n, int D, int64_t Dp, int add)
 {
-    for (int r = 0; r < n; r++)
-        for (int i = 0; i < D; i++) x[r * ld + i] = add ? x[r * ld + i] + packed[r * Dp + i] : packed[r * Dp + i];
+    for (int r = 0; r < n; r++) {
+        if (add)
+            tpo_simd()->add(x + r * ld, x + r * ld, packed + r * Dp, D);
+        else
+            memcpy(x + r * ld, packed + r * Dp, (size_t)D * sizeof(*x));
+    }
 }
 
 static void backward_head(const struct job *f, struct tpo_attention_part *a, struct tpo_attention_block *block, int b, int h)

@@ -14,10 +14,15 @@ struct tpo_cpu {
     struct tpo_products *products; /* the library's primitives, kept by shape: products.h */
     char *scratch;
     size_t scratch_stride; /* bytes of one member */
+    float *turned;
+    size_t turned_bytes;
 };
 
 /* One block of at least `bytes` for each member, member m's at base + m * (*stride); valid until the next call. NULL when out of memory. */
 char *tpo_cpu_scratch(struct tpo_stream *s, size_t bytes, size_t *stride);
+
+/* One block for all of the team, apart from scratch; valid until the next call. NULL when out of memory. */
+float *tpo_cpu_turned(struct tpo_stream *s, size_t bytes);
 
 static inline struct tpo_cpu *tpo_cpu_of(struct tpo_stream *s)
 {

@@ -1,37 +1,42 @@
 /* This file owns the CPU's matrix products: how they are cut into blocks that the library computes, and the loop for what it refuses.
  *
  * y and dx: blocks of TPO_MATMUL_ROWS rows by panels of PANEL columns. The last block of rows goes through padded copies with the same
- * distances between rows, so that the very same code computes it. dw: panels of its own rows, the sum over M in chunks of DEPTH rows. */
+ * distances between rows, so that the very same code computes it. For y the weights of some panels at a time are turned first: the library
+ * would turn them again for every block of rows. dw: panels of its own rows, the sum over M in chunks of DEPTH rows. */
 #include <string.h>
 
 #include "kernels/cpu.h"
 #include "kernels/products.h"
 #include "kernels/simd.h"
 
-#define PANEL   256 /* columns of y, of dx and of dw in one call */
-#define DW_ROWS 64  /* rows of dw in one part */
-#define DEPTH   256 /* rows of x and dy summed in one call */
+#define PANEL   256       /* columns of y, of dx and of dw in one call */
+#define TURNED  (2 << 20) /* floats of weights turned at a time, at least a panel */
+#define DW_ROWS 64        /* rows of dw in one part */
+#define DEPTH   256       /* rows of x and dy summed in one call */
 
 struct blocks {
     const struct tpo_product *full, *last; /* panels of PANEL columns, and what remains */
     struct tpo_product_shape shape;        /* of a full block */
     float *y;
     const float *x, *w, *bias;
-    int64_t w_step; /* from one column's weights to the next column's */
     int M, cols, n_row_blocks;
+    float *turned;             /* NULL: w is (depth, cols) already */
+    int first_panel, n_panels; /* of those turned now */
+    int turn_rows;             /* rows of w in one part of turning: divides PANEL */
     char *scratch;
     size_t scratch_stride;
 };
 
 /* What the library computes, for shapes it refuses. */
-static void plain_product(const struct tpo_product_shape *s, int cols, float *y, const float *x, const float *w, const float *bias)
+static void plain_product(const struct tpo_product_shape *s, int cols, int ldw, float *y, const float *x, const float *w,
+                          const float *bias)
 {
     for (int r = 0; r < s->rows; r++) {
         for (int c = 0; c < cols; c++) {
             float sum = s->bias ? bias[c] : 0.0f;
             for (int d = 0; d < s->depth; d++) {
                 float a = x[s->x_t ? (int64_t)d * s->ldx + r : (int64_t)r * s->ldx + d];
-                sum += a * w[s->w_t ? (int64_t)c * s->ldw + d : (int64_t)d * s->ldw + c];
+                sum += a * w[(int64_t)d * ldw + c];
             }
             float *out = &y[(int64_t)r * s->ldy + c];
             *out = s->add ? *out + sum : sum;
@@ -45,7 +50,7 @@ static void product(const struct blocks *b, int cols, int member, float *y, cons
     if (p != NULL)
         tpo_product_run(p, member, y, x, w, bias);
     else
-        plain_product(&b->shape, cols, y, x, w, bias);
+        plain_product(&b->shape, cols, b->turned != NULL ? cols : b->shape.ldw, y, x, w, bias);
 }
 
 static void copy_rows(float *to, int ld_to, const float *from, int ld_from, int rows, int cols)
@@ -57,9 +62,10 @@ static void run_block(void *arg, int part, int member)
 {
     const struct blocks *b = arg;
     const struct tpo_product_shape *s = &b->shape;
-    int panel = part / b->n_row_blocks, m0 = part % b->n_row_blocks * TPO_MATMUL_ROWS;
+    int p = part / b->n_row_blocks, panel = b->first_panel + p, m0 = part % b->n_row_blocks * TPO_MATMUL_ROWS;
     int rows = (int)tpo_min64(TPO_MATMUL_ROWS, b->M - m0), c0 = panel * PANEL, cols = (int)tpo_min64(PANEL, b->cols - c0);
-    const float *x = b->x + (int64_t)m0 * s->ldx, *w = b->w + c0 * b->w_step, *bias = b->bias != NULL ? b->bias + c0 : NULL;
+    const float *x = b->x + (int64_t)m0 * s->ldx, *bias = b->bias != NULL ? b->bias + c0 : NULL;
+    const float *w = b->turned != NULL ? b->turned + (int64_t)p * PANEL * s->depth : b->w + c0;
     float *y = b->y + (int64_t)m0 * s->ldy + c0;
     if (rows == TPO_MATMUL_ROWS) {
         product(b, cols, member, y, x, w, bias);
@@ -73,33 +79,59 @@ static void run_block(void *arg, int part, int member)
     copy_rows(y, s->ldy, py, s->ldy, rows, cols);
 }
 
+static void run_turn(void *arg, int part, int member)
+{
+    (void)member;
+    const struct blocks *b = arg;
+    int depth = b->shape.depth, at = part * b->turn_rows, c0 = b->first_panel * PANEL + at; /* row of w, column of its product */
+    int panel = at / PANEL, width = (int)tpo_min64(PANEL, b->cols - (int64_t)(b->first_panel + panel) * PANEL);
+    float *to = b->turned + (int64_t)panel * PANEL * depth + at % PANEL;
+    tpo_simd()->transpose(to, width, b->w + (int64_t)c0 * depth, depth, (int)tpo_min64(b->turn_rows, b->cols - c0), depth);
+}
+
+static int run_turned(struct tpo_stream *s, struct blocks *b, int n_panels)
+{
+    int64_t panel_size = (int64_t)PANEL * b->shape.depth;
+    int at_once = (int)tpo_min64(n_panels, TURNED / panel_size > 1 ? TURNED / panel_size : 1);
+    b->turned = tpo_cpu_turned(s, (size_t)(at_once * panel_size) * sizeof(float));
+    if (b->turned == NULL) return TPO_ENOMEM;
+    b->turn_rows = PANEL;
+    while (b->turn_rows > 16 && (int64_t)b->turn_rows * b->shape.depth > TPO_GRAIN) b->turn_rows /= 2;
+    for (b->first_panel = 0; b->first_panel < n_panels; b->first_panel += at_once) {
+        b->n_panels = (int)tpo_min64(at_once, n_panels - b->first_panel);
+        int64_t rows = tpo_min64((int64_t)b->n_panels * PANEL, b->cols - (int64_t)b->first_panel * PANEL);
+        tpo_team_run(s->team, run_turn, b, tpo_parts(rows, b->turn_rows));
+        tpo_team_run(s->team, run_block, b, b->n_row_blocks * b->n_panels);
+    }
+    return TPO_OK;
+}
+
 /* y (M, cols) = x (M, depth) w; w is (cols, depth) when w_t, else (depth, cols). */
 static int run_blocks(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, const float *w, int w_t, const float *bias,
                       int add, int M, int cols, int depth)
 {
-    struct blocks b = {.y = y, .x = x, .w = w, .bias = bias, .w_step = w_t ? depth : 1, .M = M, .cols = cols};
-    b.shape = (struct tpo_product_shape){.rows = TPO_MATMUL_ROWS,
-                                         .cols = PANEL,
-                                         .depth = depth,
-                                         .ldx = ldx,
-                                         .ldw = w_t ? depth : cols,
-                                         .ldy = ldy,
-                                         .w_t = w_t,
-                                         .bias = bias != NULL,
-                                         .add = add != 0};
+    struct blocks b = {.y = y, .x = x, .w = w, .bias = bias, .M = M, .cols = cols};
     struct tpo_products *products = tpo_cpu_of(s)->products;
-    if (cols >= PANEL) b.full = tpo_product_get(products, &b.shape);
-    if (cols % PANEL != 0) {
-        struct tpo_product_shape last = b.shape;
-        last.cols = cols % PANEL;
-        b.last = tpo_product_get(products, &last);
+    int n_panels = tpo_parts(cols, PANEL), last = cols % PANEL;
+    b.shape = (struct tpo_product_shape){
+        .rows = TPO_MATMUL_ROWS, .depth = depth, .ldx = ldx, .ldy = ldy, .bias = bias != NULL, .add = add != 0};
+    if (last != 0) {
+        b.shape.cols = last;
+        b.shape.ldw = w_t ? last : cols;
+        b.last = tpo_product_get(products, &b.shape);
+    }
+    if (cols >= PANEL) {
+        b.shape.cols = PANEL;
+        b.shape.ldw = w_t ? PANEL : cols;
+        b.full = tpo_product_get(products, &b.shape);
     }
     if (M % TPO_MATMUL_ROWS != 0) {
         b.scratch = tpo_cpu_scratch(s, ((size_t)ldx + (size_t)ldy) * TPO_MATMUL_ROWS * sizeof(float), &b.scratch_stride);
         if (b.scratch == NULL) return TPO_ENOMEM;
     }
     b.n_row_blocks = tpo_parts(M, TPO_MATMUL_ROWS);
-    tpo_team_run(s->team, run_block, &b, b.n_row_blocks * tpo_parts(cols, PANEL));
+    if (w_t) return run_turned(s, &b, n_panels);
+    tpo_team_run(s->team, run_block, &b, b.n_row_blocks * n_panels);
     return TPO_OK;
 }
 
@@ -170,7 +202,7 @@ static void run_dw_product(const struct dw *d, int rest, int r, int c, int add, 
     }
     struct tpo_product_shape s;
     dw_shape(d, &s, rest, r, c, add);
-    plain_product(&s, s.cols, dw, dy, x, NULL);
+    plain_product(&s, s.cols, s.ldw, dw, dy, x, NULL);
 }
 
 static void run_dw(void *arg, int part, int member)

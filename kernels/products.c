@@ -94,7 +94,7 @@ static dnnl_primitive_desc_t plan(struct tpo_products *p, const struct tpo_produ
 {
     dnnl_memory_desc_t x, w, y, bias;
     dnnl_matmul_desc_t op;
-    if (!describe(&x, s->rows, s->depth, s->ldx, s->x_t) || !describe(&w, s->depth, s->cols, s->ldw, s->w_t) ||
+    if (!describe(&x, s->rows, s->depth, s->ldx, s->x_t) || !describe(&w, s->depth, s->cols, s->ldw, 0) ||
         !describe(&y, s->rows, s->cols, s->ldy, 0) || !describe(&bias, 1, s->cols, s->cols, 0))
         return NULL;
     if (dnnl_matmul_desc_init(&op, &x, &w, s->bias ? &bias : NULL, &y) != dnnl_success) return NULL;

@@ -1,7 +1,7 @@
 /* products.h -- the library's (oneDNN's) matrix products, kept by shape. Private to kernels/; matmul.h is what callers use.
  *
  *   y (rows, cols) [+]= x (rows, depth) w (depth, cols) [+ bias (cols)]
- * x and w are read where they lie, plain or transposed: x_t says element (r, d) is at d*ldx + r, w_t that element (d, c) is at c*ldw + d.
+ * x_t says that x lies transposed: element (r, d) at d*ldx + r.
  *
  * The library is called with one thread, from a member of our team. Its OpenMP runtime would start threads of its own that spin: every thread
  * that creates or runs a product first tells it to use one (omp_set_num_threads, which is per thread), so that no environment
@@ -14,7 +14,7 @@
 struct tpo_product_shape {
     int rows, cols, depth;
     int ldx, ldw, ldy;
-    int x_t, w_t, bias, add;
+    int x_t, bias, add;
 };
 
 struct tpo_products;

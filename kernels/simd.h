@@ -31,6 +31,8 @@ struct tpo_adamw_span {
     X(void, swiglu_grad, (float *dg, float *du, const float *dy, const float *g, const float *u, int add, int64_t n))              \
     X(void, rotate, (float *x, const float *c, const float *s, float sign, int half))                                              \
     X(void, adamw, (const struct tpo_adamw_span *a, const struct tpo_adamw *step, int64_t n))                                      \
+    /* to[c * ldto + r] = from[r * ldfrom + c]; may not alias */                                                                   \
+    X(void, transpose, (float *to, int64_t ldto, const float *from, int64_t ldfrom, int rows, int cols))                           \
     /* sums: lane by lane, then over the lanes */                                                                                  \
     X(float, dot, (const float *a, const float *b, int64_t n))                                                                     \
     X(double, sum, (const float *x, int square, int64_t n))                                                                        \
@@ -38,7 +40,7 @@ struct tpo_adamw_span {
     X(void, dots,                                                                                                                  \
       (float *y, int64_t ldy, const float *x, int64_t ldx, const float *w, int64_t ldw, const float *bias, int add, int rows,      \
        int cols, int K))                                                                                                           \
-    /* sum[c] += over M rows, in order, of dy[m][c]; c < cols <= 64 */                                                             \
+    /* sum[c] += over M rows, in order, of dy[m][c] */                                                                             \
     X(void, column_sums, (float *sum, const float *dy, int64_t ld, int M, int cols))                                               \
     /* dw[c] += dy z and db[c] += dy over M rows, z = (x - mean) rstd; mean, dw, db may be NULL */                                 \
     X(void, norm_columns,                                                                                                          \
@@ -47,8 +49,9 @@ struct tpo_adamw_span {
     X(void, norm, (float *y, float *mean, float *rstd, const float *x, const float *w, const float *b, float eps, int C))          \
     X(void, norm_grad,                                                                                                             \
       (float *dx, const float *dy, const float *x, const float *w, const float *mean, float rstd, int add, int C))                 \
-    X(float, log_sum_exp, (const float *x, int64_t n))                                   /* -INFINITY where all are */             \
-    X(void, exp_scaled, (float *y, const float *x, float minus, float scale, int64_t n)) /* scale e^(x - minus) */
+    /* log_sum_exp: -INFINITY where all are; exp_scaled: scale e^(x - minus) */                                                    \
+    X(float, log_sum_exp, (const float *x, int64_t n))                                                                             \
+    X(void, exp_scaled, (float *y, const float *x, float minus, float scale, int64_t n))
 
 struct tpo_simd {
 #define X(type, name, parameters) type(*name) parameters;

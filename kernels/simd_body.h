@@ -139,6 +139,41 @@ static void rotate(float *x, const float *c, const float *s, float sign, int hal
     }
 }
 
+/* A square of LANES x LANES: in the step of distance d, lanes whose number has bit d change places with the row d further on. */
+static inline __attribute__((always_inline)) void transpose_square(float *to, int64_t ldto, const float *from, int64_t ldfrom)
+{
+    vec x[LANES];
+    const ivec lanes = lane_numbers();
+    for (int r = 0; r < LANES; r++) x[r] = load(from + r * ldfrom);
+#pragma GCC unroll 4
+    for (int d = LANES / 2; d > 0; d /= 2) {
+        ivec moves = (lanes & isplat(d)) != isplat(0);
+        ivec upper = (lanes & ~moves) | ((lanes + isplat(LANES - d)) & moves),
+             lower = ((lanes + isplat(d)) & ~moves) | ((lanes + isplat(LANES)) & moves);
+#pragma GCC unroll 16
+        for (int r = 0; r < LANES; r++) {
+            if (r & d) continue;
+            vec a = x[r], b = x[r + d];
+            x[r] = __builtin_shuffle(a, b, upper);
+            x[r + d] = __builtin_shuffle(a, b, lower);
+        }
+    }
+    for (int r = 0; r < LANES; r++) store(to + r * ldto, x[r]);
+}
+
+static void transpose(float *to, int64_t ldto, const float *from, int64_t ldfrom, int rows, int cols)
+{
+    for (int r0 = 0; r0 < rows; r0 += LANES)
+        for (int c0 = 0; c0 < cols; c0 += LANES) {
+            if (r0 + LANES <= rows && c0 + LANES <= cols) {
+                transpose_square(to + c0 * ldto + r0, ldto, from + r0 * ldfrom + c0, ldfrom);
+                continue;
+            }
+            for (int c = c0; c < cols && c < c0 + LANES; c++)
+                for (int r = r0; r < rows && r < r0 + LANES; r++) to[c * ldto + r] = from[r * ldfrom + c];
+        }
+}
+
 /* --- sums ------------------------------------------------------------------------------------------------------------------------------ */
 
 static float dot(const float *a, const float *b, int64_t n)

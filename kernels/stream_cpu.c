@@ -28,6 +28,17 @@ char *tpo_cpu_scratch(struct tpo_stream *s, size_t bytes, size_t *stride)
     return cpu->scratch;
 }
 
+float *tpo_cpu_turned(struct tpo_stream *s, size_t bytes)
+{
+    struct tpo_cpu *cpu = tpo_cpu_of(s);
+    if (bytes > cpu->turned_bytes) {
+        free(cpu->turned);
+        cpu->turned = alloc_aligned(bytes);
+        cpu->turned_bytes = cpu->turned != NULL ? bytes : 0;
+    }
+    return cpu->turned;
+}
+
 static void close_cpu(struct tpo_stream *s)
 {
     tpo_team_close(s->team);
@@ -35,6 +46,7 @@ static void close_cpu(struct tpo_stream *s)
     if (cpu == NULL) return;
     tpo_products_close(cpu->products);
     free(cpu->scratch);
+    free(cpu->turned);
     free(cpu);
 }
 
