@@ -48,6 +48,9 @@ struct tpo_decoder_batch {
     const int32_t *positions; /* (B*T) */
     const int32_t *lengths;   /* (B); NULL: all T */
     const int32_t *segments;  /* (B, T), attention.h's rule; NULL: one conversation each */
+    const int32_t *keep;      /* (n_keep) rows whose hidden state anyone will read, in the order wanted; NULL: all. What comes after the last layer's
+                                 attention runs on these alone */
+    int n_keep;
 };
 
 struct tpo_attention_shape tpo_decoder_shape(const struct tpo_decoder *d, const struct tpo_decoder_batch *batch);
@@ -57,7 +60,7 @@ struct tpo_decoder_seen {
     struct tpo_tensor *q, *k, *v;
 };
 
-/* x (B*T, hidden) -> hidden states after the final norm. `dropout` 0 outside training; `noise` keys it. seen: num_hidden_layers entries or NULL. */
+/* x (B*T, hidden) -> hidden states after the final norm, (B*T or n_keep, hidden). `dropout` 0 outside training; `noise` keys it. seen: num_hidden_layers entries or NULL. */
 struct tpo_tensor *tpo_decoder_forward(struct tpo_tape *t, const struct tpo_decoder *d, struct tpo_tensor *x, const struct tpo_decoder_batch *batch,
                                        float dropout, uint64_t noise, struct tpo_decoder_seen *seen);
 /* Rows e (n, hidden) -> logits (n, vocab). */

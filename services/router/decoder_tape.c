@@ -26,7 +26,8 @@ static struct tpo_tensor *linear(struct pass *s, struct tpo_tensor *x, const str
     return lora(s->t, s->d, x, l, s->dropout, tpo_random_u64(s->noise, s->draws++));
 }
 
-static struct tpo_tensor *layer_forward(struct pass *s, const struct tpo_decoder_layer *l, struct tpo_tensor *x, struct tpo_decoder_seen *seen)
+static struct tpo_tensor *layer_forward(struct pass *s, const struct tpo_decoder_layer *l, struct tpo_tensor *x, bool last,
+                                        struct tpo_decoder_seen *seen)
 {
     const float eps = s->d->config->llm.rms_norm_eps;
     struct tpo_tensor *r = tpo_norm_rms(s->t, x, l->input_norm, eps);
@@ -34,6 +35,10 @@ static struct tpo_tensor *layer_forward(struct pass *s, const struct tpo_decoder
     struct tpo_tensor *k = tpo_rotate(s->t, linear(s, r, &l->k), &s->angles, s->shape.G);
     struct tpo_tensor *v = linear(s, r, &l->v), *o = tpo_attend(s->t, q, k, v, &s->shape);
     if (seen != NULL) *seen = (struct tpo_decoder_seen){.q = q, .k = k, .v = v};
+    if (last && s->batch->keep != NULL) {
+        x = tpo_take_rows(s->t, x, s->batch->keep, s->batch->n_keep);
+        o = tpo_take_rows(s->t, o, s->batch->keep, s->batch->n_keep);
+    }
     x = tpo_plus(s->t, x, linear(s, o, &l->o));
     r = tpo_norm_rms(s->t, x, l->post_norm, eps);
     struct tpo_tensor *gate = linear(s, r, &l->gate), *up = linear(s, r, &l->up);
@@ -62,7 +67,8 @@ struct tpo_tensor *tpo_decoder_forward(struct tpo_tape *t, const struct tpo_deco
     if (x == NULL) return NULL;
     struct pass s = {.t = t, .d = d, .batch = batch, .dropout = dropout, .noise = noise, .shape = tpo_decoder_shape(d, batch)};
     s.angles = tpo_angles_make(t, batch->positions, x->rows, c->llm.rope_theta, c->llm.head_dim);
-    for (int l = 0; l < c->llm.num_hidden_layers; l++) x = layer_forward(&s, &d->layers[l], x, seen != NULL ? &seen[l] : NULL);
+    const int n = c->llm.num_hidden_layers;
+    for (int l = 0; l < n; l++) x = layer_forward(&s, &d->layers[l], x, l == n - 1, seen != NULL ? &seen[l] : NULL);
     return tpo_norm_rms(t, x, d->norm, c->llm.rms_norm_eps);
 }
 

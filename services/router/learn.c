@@ -87,6 +87,42 @@ no_memory:
     return tpo_fail(err, TPO_ENOMEM, "no_memory", "no memory for a micro-batch of %d samples", B);
 }
 
+static bool is_learned(const struct tpo_prompt *p, int row) { return p->labels[row] != TPO_LABEL_NONE && p->weights[row] > 0; }
+
+static int first_learned(const struct tpo_packed *p) { return p->prefix > 0 ? p->prefix : 1; }
+
+static void keep_row(struct tpo_learn_batch *b, int32_t *keep, const struct tpo_packed *p, int row)
+{
+    const int m = p->sample * b->rows.T + tpo_learn_row(p, row);
+    if (b->kept[m] >= 0) return;
+    b->kept[m] = b->rows.n_keep;
+    keep[b->rows.n_keep++] = m;
+}
+
+/* The rows that predict a label or are v_i: a small part of all. */
+static int keep_make(struct tpo_learn_batch *b, struct tpo_tape *t)
+{
+    const size_t n = (size_t)b->rows.B * (size_t)b->rows.T;
+    int32_t *keep = tpo_arena_alloc(tpo_tape_arena(t), n * sizeof(*keep));
+    b->kept = tpo_arena_alloc(tpo_tape_arena(t), n * sizeof(*b->kept));
+    if (keep == NULL || b->kept == NULL) return TPO_ENOMEM;
+    for (size_t m = 0; m < n; m++) b->kept[m] = -1;
+    for (int k = 0; k < b->n_packed; k++) {
+        const struct tpo_packed *p = &b->packed[k];
+        for (int r = first_learned(p); r < p->prompt.n; r++)
+            if (is_learned(&p->prompt, r)) keep_row(b, keep, p, r - 1);
+        for (int i = 0; i < p->prompt.n_slots; i++) keep_row(b, keep, p, p->prompt.slots[i].position);
+    }
+    if (b->rows.n_keep > 0) b->rows.keep = keep;
+    return TPO_OK;
+}
+
+/* A row of a conversation among the hidden states. */
+static int hidden_row(const struct tpo_learn_batch *b, const struct tpo_packed *p, int row)
+{
+    return b->kept[p->sample * b->rows.T + tpo_learn_row(p, row)];
+}
+
 /* Weighted mean cross entropy over all labelled tokens of the micro-batch; the head runs on the rows that predict one, and no other. */
 static struct tpo_tensor *language_loss(struct tpo_tape *t, const struct tpo_learn_batch *b, struct tpo_tensor *hidden, float dropout)
 {
@@ -99,9 +135,9 @@ static struct tpo_tensor *language_loss(struct tpo_tape *t, const struct tpo_lea
     double sum = 0;
     for (int k = 0; k < b->n_packed; k++) {
         const struct tpo_packed *p = &b->packed[k];
-        for (int r = p->prefix > 0 ? p->prefix : 1; r < p->prompt.n; r++) {
-            if (p->prompt.labels[r] == TPO_LABEL_NONE || p->prompt.weights[r] <= 0) continue;
-            row[n] = p->sample * b->rows.T + tpo_learn_row(p, r - 1);
+        for (int r = first_learned(p); r < p->prompt.n; r++) {
+            if (!is_learned(&p->prompt, r)) continue;
+            row[n] = hidden_row(b, p, r - 1);
             label[n] = p->prompt.labels[r];
             weight[n] = p->prompt.weights[r];
             sum += (double)weight[n++];
@@ -134,7 +170,7 @@ static int outputs_make(struct tpo_tape *t, const struct tpo_learn_batch *b, str
         const struct tpo_packed *p = &b->packed[k];
         for (int i = 0; i < p->prompt.n_slots; i++) {
             const struct tpo_slot *slot = &p->prompt.slots[i];
-            index[n] = p->sample * b->rows.T + tpo_learn_row(p, slot->position);
+            index[n] = hidden_row(b, p, slot->position);
             rows[n++] = (struct tpo_row){.sample = p->sample, .conversation = p->conversation, .position = slot->position, .task = slot->task};
         }
     }
@@ -189,6 +225,7 @@ static int learn_forward(void *self, struct tpo_tape *t, struct tpo_forward *f, 
         code = tpo_fail(&own, TPO_INVALID_ARGUMENT, "visual_rows", "visual has %d rows; %d samples need %d each", visual->rows, f->n_samples, b.queries);
     if (code == TPO_OK) code = prompts_make(&b, &own);
     if (code == TPO_OK) code = pack(&b, t, &own);
+    if (code == TPO_OK) code = keep_make(&b, t);
     if (code == TPO_OK) code = pass(&b, t, f, visual, &own);
     for (int k = 0; k < b.n_packed && b.packed != NULL; k++) tpo_prompt_free(&b.packed[k].prompt);
     free(b.packed);

@@ -24,6 +24,7 @@ struct tpo_learn_batch {
     int32_t *ids, *visual;     /* (B*T) */
     float *boxes;              /* user boxes in row order */
     int n_boxes;
+    int32_t *kept;             /* (B*T) where a row lies among rows.keep, -1 */
 };
 
 /* Row of the sample; add sample * T for the row of the batch. */
