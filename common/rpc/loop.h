@@ -27,7 +27,7 @@ grpc_completion_queue *tpo_loop_queue(struct tpo_loop *l);
 
 /* on_event(owner, 1) on the owning thread, later. Any thread. Not again before it has run. */
 void tpo_loop_post(struct tpo_loop *l, struct tpo_tag *tag);
-/* About every 100 ms, from the owning thread, until removed there (or, alone, while nothing is attached). */
+/* on_event about every 100 ms on the owning thread, until removed. Any thread adds and removes; after a removal it is not running. */
 void tpo_loop_tick_add(struct tpo_loop *l, struct tpo_tag *tag);
 void tpo_loop_tick_remove(struct tpo_loop *l, struct tpo_tag *tag);
 /* Waits until *condition is seen zero by the owning thread or the time is over (-1: none). Bridged: polls meanwhile. Alone: from another thread; the owner calls

@@ -1,39 +1,49 @@
-/* This file owns the bytes of messages: header and tensor to a byte buffer, and back. */
+/* This file owns the bytes of a message and of the tensor at its end. */
 #include "common/rpc/payload.h"
 
+#include <grpc/byte_buffer.h>
 #include <grpc/byte_buffer_reader.h>
 #include <grpc/slice.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/utf8.h"
+#include "common.pb-c.h"
+#include "common/protojson.h"
+#include "common/rpc/wire.h"
 
-#define ALIGNMENT  64
-#define DEPTH_MAX  16
-#define BYTES_MAX  ((int64_t)1 << 31)
-#define WIRE_BYTES 2 /* length-delimited */
+#define ALIGNMENT    64
+#define INLINE_BYTES 4096 /* below this a copy is cheaper than a slice of its own */
+#define HEAD_MAX     (16 + 11 * TPO_PAYLOAD_DIMS_MAX + 32)
 
-static int shape_bytes(int dtype, int n_dims, const int64_t *shape, int64_t *bytes)
+/* Elements of a shape, -1 when a size is negative or the product too large to mean it. */
+static int64_t elements(int n_dims, const int64_t *shape)
 {
-    if (n_dims < 0 || n_dims > TPO_PAYLOAD_DIMS_MAX || tpo_dtype_size(dtype) == 0) return TPO_EINVAL;
-    *bytes = (int64_t)tpo_dtype_size(dtype);
-    for (int i = 0; i < n_dims; i++)
-        if (shape[i] < 0 || __builtin_mul_overflow(*bytes, shape[i], bytes) || *bytes > BYTES_MAX) return TPO_EINVAL;
-    return TPO_OK;
+    int64_t n = 1;
+    if (n_dims < 0 || n_dims > TPO_PAYLOAD_DIMS_MAX) return -1;
+    for (int i = 0; i < n_dims; i++) {
+        if (shape[i] < 0 || shape[i] > INT32_MAX) return -1;
+        if (shape[i] != 0 && n > INT32_MAX / shape[i]) return -1;
+        n *= shape[i];
+    }
+    return n;
+}
+
+static void *alloc_aligned(size_t bytes)
+{
+    return aligned_alloc(ALIGNMENT, bytes == 0 ? ALIGNMENT : (bytes + ALIGNMENT - 1) & ~(size_t)(ALIGNMENT - 1));
 }
 
 int tpo_payload_alloc(struct tpo_payload *p, int dtype, int n_dims, const int64_t *shape)
 {
-    int64_t bytes;
     memset(p, 0, sizeof(*p));
-    if (shape_bytes(dtype, n_dims, shape, &bytes) != TPO_OK) return TPO_EINVAL;
-    p->data = aligned_alloc(ALIGNMENT, ((size_t)bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT);
+    int64_t n = elements(n_dims, shape), size = (int64_t)tpo_dtype_size(dtype);
+    if (n < 0 || size == 0 || n > INT32_MAX / size) return TPO_EINVAL;
+    p->data = alloc_aligned((size_t)(n * size));
     if (p->data == NULL) return TPO_ENOMEM;
     p->dtype = dtype;
     p->n_dims = n_dims;
-    memcpy(p->shape, shape, (size_t)n_dims * sizeof(*shape));
-    p->size_bytes = (size_t)bytes;
+    for (int i = 0; i < n_dims; i++) p->shape[i] = shape[i];
+    p->size_bytes = (size_t)(n * size);
     return TPO_OK;
 }
 
@@ -44,277 +54,237 @@ void tpo_payload_free(struct tpo_payload *p)
     memset(p, 0, sizeof(*p));
 }
 
-/* --- writing ---------------------------------------------------------------------------------------------------------------------------- */
+/* --- sending ---------------------------------------------------------------------------------------------------------------------- */
 
-static size_t put_varint(uint8_t *out, uint64_t value)
+/* The bytes between header and data: field 15, dtype, shape, data's key and length. */
+static size_t payload_head(uint8_t *out, const struct tpo_payload *p)
 {
-    size_t n = 0;
-    for (; value >= 0x80; value >>= 7) out[n++] = (uint8_t)(value | 0x80);
-    out[n++] = (uint8_t)value;
-    return n;
-}
-
-/* The tag and length of field 15, then the Tensor up to where its data begins. */
-static size_t put_tensor_header(uint8_t out[160], const struct tpo_payload *p)
-{
-    uint8_t shape[TPO_PAYLOAD_DIMS_MAX * 10], inner[120];
-    size_t n_shape = 0, n = 0;
-    for (int i = 0; i < p->n_dims; i++) n_shape += put_varint(shape + n_shape, (uint64_t)p->shape[i]);
+    uint8_t inner[HEAD_MAX], shape[11 * TPO_PAYLOAD_DIMS_MAX];
+    size_t n_shape = 0, n = 0, total = 0;
+    for (int i = 0; i < p->n_dims; i++) n_shape += tpo_wire_put(shape + n_shape, (uint64_t)p->shape[i]);
     inner[n++] = 1 << 3;
-    n += put_varint(inner + n, (uint64_t)p->dtype);
+    n += tpo_wire_put(inner + n, (uint64_t)p->dtype);
     if (n_shape > 0) {
-        inner[n++] = 2 << 3 | WIRE_BYTES;
-        n += put_varint(inner + n, n_shape);
+        inner[n++] = 2 << 3 | 2;
+        n += tpo_wire_put(inner + n, n_shape);
         memcpy(inner + n, shape, n_shape);
         n += n_shape;
     }
-    inner[n++] = 3 << 3 | WIRE_BYTES;
-    n += put_varint(inner + n, p->size_bytes);
-    size_t at = 0;
-    out[at++] = TPO_PAYLOAD_FIELD << 3 | WIRE_BYTES;
-    at += put_varint(out + at, n + p->size_bytes);
-    memcpy(out + at, inner, n);
-    return at + n;
+    inner[n++] = 3 << 3 | 2;
+    n += tpo_wire_put(inner + n, p->size_bytes);
+    out[total++] = TPO_PAYLOAD_FIELD << 3 | 2;
+    total += tpo_wire_put(out + total, n + p->size_bytes);
+    memcpy(out + total, inner, n);
+    return total + n;
 }
 
 grpc_byte_buffer *tpo_message_pack(const ProtobufCMessage *header, struct tpo_payload *take_payload)
 {
-    bool has = take_payload != NULL && take_payload->data != NULL;
-    uint8_t tensor[160];
-    size_t n_header = protobuf_c_message_get_packed_size(header), n_tensor = has ? put_tensor_header(tensor, take_payload) : 0;
-    grpc_slice slices[2];
-    slices[0] = grpc_slice_malloc(n_header + n_tensor);
-    protobuf_c_message_pack(header, GRPC_SLICE_START_PTR(slices[0]));
-    if (has) {
-        memcpy(GRPC_SLICE_START_PTR(slices[0]) + n_header, tensor, n_tensor);
-        /* free runs on whichever thread drops the last reference. */
-        slices[1] = grpc_slice_new_with_user_data(take_payload->data, take_payload->size_bytes, free, take_payload->data);
+    uint8_t head[HEAD_MAX];
+    struct tpo_payload p = {0};
+    if (take_payload != NULL) {
+        p = *take_payload;
         memset(take_payload, 0, sizeof(*take_payload));
     }
-    grpc_byte_buffer *bytes = grpc_raw_byte_buffer_create(slices, has ? 2 : 1);
-    grpc_slice_unref(slices[0]);
-    if (has) grpc_slice_unref(slices[1]);
-    return bytes;
+    size_t n_head = p.data != NULL ? payload_head(head, &p) : 0;
+    size_t n_header = protobuf_c_message_get_packed_size(header), n_inline = p.size_bytes <= INLINE_BYTES ? p.size_bytes : 0;
+    grpc_slice slices[2];
+    size_t n_slices = 1;
+    slices[0] = grpc_slice_malloc(n_header + n_head + n_inline);
+    uint8_t *start = GRPC_SLICE_START_PTR(slices[0]);
+    protobuf_c_message_pack(header, start);
+    memcpy(start + n_header, head, n_head);
+    if (n_inline > 0) memcpy(start + n_header + n_head, p.data, n_inline);
+    /* The slice may be let go on any thread; free does not mind. */
+    if (p.data != NULL && p.size_bytes > n_inline) slices[n_slices++] = grpc_slice_new_with_user_data(p.data, p.size_bytes, free, p.data);
+    else free(p.data);
+    grpc_byte_buffer *buffer = grpc_raw_byte_buffer_create(slices, n_slices);
+    for (size_t i = 0; i < n_slices; i++) grpc_slice_unref(slices[i]);
+    return buffer;
 }
 
-/* --- reading ---------------------------------------------------------------------------------------------------------------------------- */
+/* --- receiving -------------------------------------------------------------------------------------------------------------------- */
 
-struct cursor {
-    const uint8_t *at, *end;
+/* Where a payload was found: the header's length, and where data begins; it goes to the end of the message. */
+struct place {
+    size_t header, data;
 };
 
-static bool get_varint(struct cursor *c, uint64_t *value)
+static bool read_shape(struct tpo_payload *p, const uint8_t *at, const uint8_t *end)
 {
-    *value = 0;
-    for (int shift = 0; shift < 64 && c->at < c->end; shift += 7) {
-        uint8_t byte = *c->at++;
-        *value |= (uint64_t)(byte & 0x7f) << shift;
-        if (byte < 0x80) return true;
+    while (at < end) {
+        uint64_t size;
+        if (p->n_dims == TPO_PAYLOAD_DIMS_MAX || (at = tpo_wire_get(at, end, &size)) == NULL) return false;
+        p->shape[p->n_dims++] = (int64_t)size;
+    }
+    return true;
+}
+
+/* The Tensor's own fields, from `at`; the message has `total` bytes of which those before `end` are at hand. False: not the form we write. */
+static bool find_data(struct tpo_payload *p, struct place *place, const uint8_t *bytes, const uint8_t *at, const uint8_t *end, size_t total)
+{
+    struct tpo_wire_field f;
+    while (tpo_wire_next(&at, end, &f)) {
+        if (f.number == 3 && f.type == TPO_WIRE_BYTES) {
+            place->data = (size_t)(f.data - bytes);
+            p->size_bytes = f.size;
+            return place->data + f.size == total;
+        }
+        if (f.size > (size_t)(end - f.data)) return false;
+        if (f.number == 1 && f.type == TPO_WIRE_VARINT) p->dtype = f.value <= INT32_MAX ? (int)f.value : -1;
+        else if (f.number == 2 && f.type == TPO_WIRE_BYTES && read_shape(p, f.data, f.data + f.size)) {}
+        else return false;
+        at = f.data + f.size;
     }
     return false;
 }
 
-/* One field: its number, wire type and, for a length-delimited one, its bytes. */
-static bool get_field(struct cursor *c, uint32_t *number, int *wire, uint64_t *value, struct cursor *bytes)
+static bool find_payload(struct tpo_payload *p, struct place *place, const uint8_t *bytes, size_t n, size_t total)
 {
-    uint64_t key;
-    if (!get_varint(c, &key)) return false;
-    *number = (uint32_t)(key >> 3);
-    *wire = (int)(key & 7);
-    size_t left = (size_t)(c->end - c->at), skip = 0;
-    if (*wire == 0) return get_varint(c, value);
-    if (*wire == 1) skip = 8;
-    else if (*wire == 5) skip = 4;
-    else if (*wire == WIRE_BYTES) {
-        uint64_t n;
-        if (!get_varint(c, &n) || n > (uint64_t)(c->end - c->at)) return false;
-        *bytes = (struct cursor){c->at, c->at + n};
-        c->at += n;
-        return true;
-    } else
-        return false; /* groups are not proto3 */
-    if (skip > left) return false;
-    c->at += skip;
-    return true;
-}
-
-static int bad(struct tpo_error *err, const char *reason, const char *text)
-{
-    return tpo_fail(err, TPO_INVALID_ARGUMENT, reason, "%s", text);
-}
-
-static int read_tensor(struct tpo_payload *p, struct cursor c, struct tpo_error *err)
-{
-    struct cursor data = {NULL, NULL}, packed;
-    int64_t shape[TPO_PAYLOAD_DIMS_MAX], want;
-    int dtype = 0, n_dims = 0, wire;
-    uint32_t number;
-    uint64_t value;
-    while (c.at < c.end) {
-        struct cursor bytes = {NULL, NULL};
-        if (!get_field(&c, &number, &wire, &value, &bytes)) return bad(err, "proto", "the tensor is cut off");
-        if (number == 1 && wire == 0) dtype = value <= TPO_I64 ? (int)value : 0;
-        if (number == 3 && wire == WIRE_BYTES) data = bytes;
-        if (number != 2) continue;
-        for (packed = bytes; wire == 0 || packed.at < packed.end; wire = -1) {
-            if (wire != 0 && !get_varint(&packed, &value)) return bad(err, "proto", "the tensor's shape is cut off");
-            if (n_dims == TPO_PAYLOAD_DIMS_MAX) return bad(err, "tensor_shape", "the tensor has too many dimensions");
-            shape[n_dims++] = (int64_t)value;
-            if (wire == 0) break;
+    const uint8_t *at = bytes, *end = bytes + n;
+    struct tpo_wire_field f;
+    memset(p, 0, sizeof(*p));
+    for (;;) {
+        const uint8_t *field = at;
+        if (!tpo_wire_next(&at, end, &f)) return false;
+        if (f.number == TPO_PAYLOAD_FIELD) {
+            place->header = (size_t)(field - bytes);
+            return f.type == TPO_WIRE_BYTES && (size_t)(f.data - bytes) + f.size == total && find_data(p, place, bytes, f.data, end, total);
         }
+        if (f.size > (size_t)(end - f.data)) return false;
+        at = f.data + f.size;
     }
-    size_t have = (size_t)(data.end - data.at);
-    if (shape_bytes(dtype, n_dims, shape, &want) != TPO_OK || (uint64_t)want != have)
-        return bad(err, "tensor_shape", "the tensor's dtype and shape do not match the length of its data");
-    if (tpo_payload_alloc(p, dtype, n_dims, shape) != TPO_OK) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a tensor");
-    if (have > 0) memcpy(p->data, data.at, have);
+}
+
+static int check_payload(const struct tpo_payload *p, struct tpo_error *err)
+{
+    int64_t n = elements(p->n_dims, p->shape);
+    size_t size = tpo_dtype_size(p->dtype);
+    if (size == 0) return tpo_fail(err, TPO_INVALID_ARGUMENT, "tensor_shape", "tensor: dtype %d is not known", p->dtype);
+    if (n < 0) return tpo_fail(err, TPO_INVALID_ARGUMENT, "tensor_shape", "tensor: a size of its shape is negative or too large");
+    if ((size_t)n * size != p->size_bytes)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "tensor_shape", "tensor: %zu bytes of data, its shape asks for %zu", p->size_bytes,
+                        (size_t)n * size);
     return TPO_OK;
 }
 
-/* Copies every field but 15 to `rest` and finds field 15's bytes. */
-static bool split(const uint8_t *bytes, size_t n, uint8_t *rest, size_t *n_rest, struct cursor *tensor)
+/* Copies what follows `skip` bytes of the message to aligned memory, slice by slice. */
+static int copy_data(struct tpo_payload *p, grpc_byte_buffer *bytes, size_t skip)
 {
-    struct cursor c = {bytes, bytes + n}, inner = {NULL, NULL};
-    uint32_t number;
-    uint64_t value;
-    int wire;
-    *n_rest = 0;
-    while (c.at < c.end) {
-        const uint8_t *begin = c.at;
-        if (!get_field(&c, &number, &wire, &value, &inner)) return false;
-        if (number == TPO_PAYLOAD_FIELD && wire == WIRE_BYTES) {
-            *tensor = inner;
-            continue;
-        }
-        memcpy(rest + *n_rest, begin, (size_t)(c.at - begin));
-        *n_rest += (size_t)(c.at - begin);
+    grpc_byte_buffer_reader reader;
+    grpc_slice *slice;
+    size_t filled = 0;
+    p->data = alloc_aligned(p->size_bytes);
+    if (p->data == NULL || !grpc_byte_buffer_reader_init(&reader, bytes)) return TPO_ENOMEM;
+    while (filled < p->size_bytes && grpc_byte_buffer_reader_peek(&reader, &slice)) {
+        size_t n = GRPC_SLICE_LENGTH(*slice), from = skip < n ? skip : n;
+        if (n - from > 0) memcpy((char *)p->data + filled, GRPC_SLICE_START_PTR(*slice) + from, n - from);
+        filled += n - from;
+        skip -= from;
     }
-    return true;
+    grpc_byte_buffer_reader_destroy(&reader);
+    return filled == p->size_bytes ? TPO_OK : TPO_DATA_LOSS;
 }
 
-/* --- checks ------------------------------------------------------------------------------------------------------------------------------- */
-
-/* protobuf-c unpacks any depth by recursion, so the depth is counted before: a message is as deep as its bytes nest under the descriptors. */
-static bool shallow(const uint8_t *bytes, size_t n, const ProtobufCMessageDescriptor *type, int depth)
+static int unpack_header(ProtobufCMessage **message, const uint8_t *bytes, size_t n, const ProtobufCMessageDescriptor *type,
+                         struct tpo_error *err)
 {
-    struct cursor c = {bytes, bytes + n};
-    uint32_t number;
-    uint64_t value;
-    int wire;
-    if (depth > DEPTH_MAX) return false;
-    while (c.at < c.end) {
-        struct cursor inner = {NULL, NULL};
-        if (!get_field(&c, &number, &wire, &value, &inner)) return true; /* malformed: unpacking says so */
-        const ProtobufCFieldDescriptor *f = protobuf_c_message_descriptor_get_field(type, number);
-        if (f == NULL || f->type != PROTOBUF_C_TYPE_MESSAGE || wire != WIRE_BYTES) continue;
-        if (!shallow(inner.at, (size_t)(inner.end - inner.at), f->descriptor, depth + 1)) return false;
-    }
-    return true;
+    int rc = tpo_wire_check(type, bytes, n, err);
+    if (rc != TPO_OK) return rc;
+    *message = protobuf_c_message_unpack(type, NULL, n, bytes);
+    if (*message == NULL) return tpo_fail(err, TPO_INVALID_ARGUMENT, "proto", "the bytes are no %s", type->name);
+    return TPO_OK;
 }
 
-static bool present(const ProtobufCMessage *m, const ProtobufCFieldDescriptor *f)
+/* The slow way: a Tensor that another encoder wrote, unpacked with the rest and then taken out. */
+static int take_tensor(struct tpo_payload *p, ProtobufCMessage *message, struct tpo_error *err)
 {
-    if (!(f->flags & PROTOBUF_C_FIELD_FLAG_ONEOF)) return true;
-    uint32_t which;
-    memcpy(&which, (const char *)m + f->quantifier_offset, sizeof(which));
-    return which == f->id;
+    memset(p, 0, sizeof(*p));
+    const ProtobufCFieldDescriptor *field = protobuf_c_message_descriptor_get_field(message->descriptor, TPO_PAYLOAD_FIELD);
+    if (field == NULL || field->descriptor != &tpo__v1__tensor__descriptor) return TPO_OK;
+    Tpo__V1__Tensor **slot = (Tpo__V1__Tensor **)((char *)message + field->offset), *t = *slot;
+    if (t == NULL) return TPO_OK;
+    if (t->n_shape > TPO_PAYLOAD_DIMS_MAX) return tpo_fail(err, TPO_INVALID_ARGUMENT, "tensor_shape", "tensor: %zu dimensions", t->n_shape);
+    p->dtype = (int)t->dtype;
+    p->n_dims = (int)t->n_shape;
+    for (int i = 0; i < p->n_dims; i++) p->shape[i] = t->shape[i];
+    p->size_bytes = t->data.len;
+    int rc = check_payload(p, err);
+    if (rc != TPO_OK) return rc;
+    p->data = alloc_aligned(p->size_bytes);
+    if (p->data == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "out of memory for a tensor");
+    if (p->size_bytes > 0) memcpy(p->data, t->data.data, p->size_bytes);
+    tpo__v1__tensor__free_unpacked(t, NULL);
+    *slot = NULL;
+    return TPO_OK;
 }
 
-static int check_value(const ProtobufCFieldDescriptor *f, const void *value, struct tpo_error *err, int depth);
-
-static int check_fields(const ProtobufCMessage *m, struct tpo_error *err, int depth)
+static int unpack_found(ProtobufCMessage **message, struct tpo_payload *payload, const struct place *place, const uint8_t *head,
+                        grpc_byte_buffer *bytes, const ProtobufCMessageDescriptor *type, struct tpo_error *err)
 {
+    int rc = check_payload(payload, err);
+    if (rc == TPO_OK) rc = unpack_header(message, head, place->header, type, err);
+    if (rc != TPO_OK) return rc;
+    rc = copy_data(payload, bytes, place->data);
+    return rc == TPO_OK ? rc : tpo_fail(err, rc, "memory", "no room for a tensor of %zu bytes", payload->size_bytes);
+}
+
+/* The header nearly always lies within the first slice: then the data is copied once and nothing else of the message is. */
+static int unpack_first_slice(ProtobufCMessage **message, struct tpo_payload *payload, grpc_byte_buffer *bytes, size_t total,
+                              const ProtobufCMessageDescriptor *type, struct tpo_error *err, bool *found)
+{
+    grpc_byte_buffer_reader reader;
+    grpc_slice *slice;
+    struct place place;
     int rc = TPO_OK;
-    if (depth > DEPTH_MAX) return bad(err, "depth", "the message is nested too deep");
-    for (unsigned i = 0; i < m->descriptor->n_fields && rc == TPO_OK; i++) {
-        const ProtobufCFieldDescriptor *f = &m->descriptor->fields[i];
-        if ((f->type != PROTOBUF_C_TYPE_STRING && f->type != PROTOBUF_C_TYPE_MESSAGE) || !present(m, f)) continue;
-        const char *member = (const char *)m + f->offset;
-        if (f->label != PROTOBUF_C_LABEL_REPEATED) {
-            rc = check_value(f, *(void *const *)member, err, depth);
-            continue;
-        }
-        size_t n;
-        memcpy(&n, (const char *)m + f->quantifier_offset, sizeof(n));
-        for (size_t k = 0; k < n && rc == TPO_OK; k++) rc = check_value(f, (*(void *const *const *)member)[k], err, depth);
-    }
+    if (!grpc_byte_buffer_reader_init(&reader, bytes)) return tpo_fail(err, TPO_INVALID_ARGUMENT, "proto", "the message cannot be read");
+    *found = grpc_byte_buffer_reader_peek(&reader, &slice) &&
+             find_payload(payload, &place, GRPC_SLICE_START_PTR(*slice), GRPC_SLICE_LENGTH(*slice), total);
+    if (*found) rc = unpack_found(message, payload, &place, GRPC_SLICE_START_PTR(*slice), bytes, type, err);
+    grpc_byte_buffer_reader_destroy(&reader);
     return rc;
 }
 
-static int check_value(const ProtobufCFieldDescriptor *f, const void *value, struct tpo_error *err, int depth)
+static int unpack_whole(ProtobufCMessage **message, struct tpo_payload *payload, grpc_byte_buffer *bytes,
+                        const ProtobufCMessageDescriptor *type, struct tpo_error *err)
 {
-    if (value == NULL) return TPO_OK;
-    if (f->type == PROTOBUF_C_TYPE_MESSAGE) return check_fields(value, err, depth + 1);
-    if (tpo_utf8_valid(value, strlen(value))) return TPO_OK;
-    return tpo_fail(err, TPO_INVALID_ARGUMENT, "utf8", "%s is not UTF-8", f->name);
-}
-
-int tpo_message_check(const ProtobufCMessage *message, struct tpo_error *err)
-{
-    return check_fields(message, err, 0);
-}
-
-/* protobuf-c stores a string that holds a NUL and everyone then reads half of it: look at the bytes instead. */
-static bool strings_whole(const uint8_t *bytes, size_t n, const ProtobufCMessageDescriptor *type)
-{
-    struct cursor c = {bytes, bytes + n};
-    uint32_t number;
-    uint64_t value;
-    int wire;
-    while (c.at < c.end) {
-        struct cursor inner = {NULL, NULL};
-        if (!get_field(&c, &number, &wire, &value, &inner)) return true;
-        const ProtobufCFieldDescriptor *f = protobuf_c_message_descriptor_get_field(type, number);
-        size_t length = (size_t)(inner.end - inner.at);
-        if (f == NULL || wire != WIRE_BYTES) continue;
-        if (f->type == PROTOBUF_C_TYPE_STRING && memchr(inner.at, 0, length) != NULL) return false;
-        if (f->type == PROTOBUF_C_TYPE_MESSAGE && !strings_whole(inner.at, length, f->descriptor)) return false;
+    grpc_byte_buffer_reader reader;
+    struct place place;
+    if (!grpc_byte_buffer_reader_init(&reader, bytes)) return tpo_fail(err, TPO_INVALID_ARGUMENT, "proto", "the message cannot be read");
+    grpc_slice all = grpc_byte_buffer_reader_readall(&reader);
+    grpc_byte_buffer_reader_destroy(&reader);
+    const uint8_t *start = GRPC_SLICE_START_PTR(all);
+    size_t n = GRPC_SLICE_LENGTH(all);
+    int rc;
+    if (payload != NULL && find_payload(payload, &place, start, n, n)) {
+        rc = unpack_found(message, payload, &place, start, bytes, type, err);
+    } else {
+        rc = unpack_header(message, start, n, type, err);
+        if (rc == TPO_OK && payload != NULL) rc = take_tensor(payload, *message, err);
     }
-    return true;
-}
-
-static int unpack_header(ProtobufCMessage **message, const uint8_t *bytes, size_t n, const ProtobufCMessageDescriptor *type, struct tpo_error *err)
-{
-    if (!shallow(bytes, n, type, 1)) return bad(err, "depth", "the message is nested too deep");
-    if (!strings_whole(bytes, n, type)) return bad(err, "utf8", "a string holds NUL");
-    *message = protobuf_c_message_unpack(type, NULL, n, bytes);
-    if (*message == NULL) return tpo_fail(err, TPO_INVALID_ARGUMENT, "proto", "the bytes are no %s", type->name);
-    int rc = tpo_message_check(*message, err);
-    if (rc == TPO_OK) return TPO_OK;
-    protobuf_c_message_free_unpacked(*message, NULL);
-    *message = NULL;
+    grpc_slice_unref(all);
     return rc;
 }
 
 int tpo_message_unpack(ProtobufCMessage **message, struct tpo_payload *payload, grpc_byte_buffer *bytes,
                        const ProtobufCMessageDescriptor *type, struct tpo_error *err)
 {
-    grpc_byte_buffer_reader reader;
-    struct cursor tensor = {NULL, NULL};
-    size_t n_rest = 0;
+    bool found = false;
+    int rc = TPO_OK;
     *message = NULL;
-    if (payload != NULL) memset(payload, 0, sizeof(*payload));
-    if (!grpc_byte_buffer_reader_init(&reader, bytes)) return bad(err, "proto", "the message could not be decompressed");
-    grpc_slice all = grpc_byte_buffer_reader_readall(&reader);
-    grpc_byte_buffer_reader_destroy(&reader);
-    const uint8_t *start = GRPC_SLICE_START_PTR(all);
-    size_t n = GRPC_SLICE_LENGTH(all);
-    int rc;
-    if (payload == NULL) {
-        rc = unpack_header(message, start, n, type, err);
-    } else {
-        uint8_t *rest = malloc(n + 1);
-        rc = rest == NULL ? tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a message")
-             : !split(start, n, rest, &n_rest, &tensor) ? bad(err, "proto", "the message is malformed")
-                                                        : TPO_OK;
-        if (rc == TPO_OK) rc = unpack_header(message, rest, n_rest, type, err);
-        if (rc == TPO_OK && tensor.at != NULL) rc = read_tensor(payload, tensor, err);
-        free(rest);
+    if (payload != NULL) {
+        memset(payload, 0, sizeof(*payload));
+        rc = unpack_first_slice(message, payload, bytes, grpc_byte_buffer_length(bytes), type, err, &found);
     }
-    if (rc != TPO_OK && *message != NULL) {
-        protobuf_c_message_free_unpacked(*message, NULL);
-        *message = NULL;
-    }
-    grpc_slice_unref(all);
+    if (rc == TPO_OK && !found) rc = unpack_whole(message, payload, bytes, type, err);
+    if (rc == TPO_OK) return TPO_OK;
+    if (*message != NULL) protobuf_c_message_free_unpacked(*message, NULL);
+    *message = NULL;
+    tpo_payload_free(payload);
     return rc;
+}
+
+int tpo_message_check(const ProtobufCMessage *message, struct tpo_error *err)
+{
+    return tpo_proto_check_utf8(message, err);
 }

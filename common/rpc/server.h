@@ -14,6 +14,7 @@
 
 struct tpo_server;
 struct tpo_call;
+struct tpo_loop;
 
 struct tpo_method {
     const char *path; /* "/tpo.v1.Encoder/Encode" */
@@ -34,6 +35,10 @@ struct tpo_server_options {
     size_t message_bytes_max; /* 0: 64 MiB, both ways */
     const struct tpo_method *methods; /* borrowed for the server's life */
     int n_methods;
+    const char *stage;        /* put into errors that name no stage; NULL: none */
+    struct tpo_loop *loop;    /* of client.h: methods run where it is polled (drain and close are called there, too); NULL: a thread of its own */
+    int calls_max;            /* at once; one more gets RESOURCE_EXHAUSTED "too_many_calls"; 0: 1024 */
+    int stall_ms;             /* a caller that owes a message this long gets DEADLINE_EXCEEDED "stalled"; 0: 30 s */
 };
 
 /* Serves Health as well (grpc.health.v1 Check and Watch): NOT_SERVING until tpo_server_serving. */
@@ -48,6 +53,7 @@ int tpo_server_calls(const struct tpo_server *s); /* in flight, Health's apart *
 /* What a method may ask of its call until it finishes it. */
 void tpo_call_set_owner(struct tpo_call *c, void *owner); /* the method's own state of this call */
 void *tpo_call_owner(const struct tpo_call *c);
+const char *tpo_call_peer(struct tpo_call *c);            /* "ipv4:127.0.0.1:51234" */
 bool tpo_call_cancelled(const struct tpo_call *c);        /* any thread */
 double tpo_call_left_ms(const struct tpo_call *c);        /* until the deadline; negative once it passed */
 const char *tpo_call_metadata(const struct tpo_call *c, const char *key); /* NULL when absent; text keys only */

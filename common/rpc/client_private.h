@@ -1,0 +1,64 @@
+/* client_private.h -- what peers.c, resolve.c and rpc.c share. Everything is the loop owner's, but what resolve.c says. */
+#ifndef TPO_COMMON_RPC_CLIENT_PRIVATE_H
+#define TPO_COMMON_RPC_CLIENT_PRIVATE_H
+
+#include <pthread.h>
+
+#include "common/rpc/client.h"
+#include "common/rpc/loop.h"
+
+enum peer_health { PEER_UNKNOWN, PEER_SERVING, PEER_NOT_SERVING };
+
+struct peer {
+    char address[128]; /* as dialled */
+    uint64_t hash;
+    grpc_channel *channel;
+    enum peer_health health;
+    struct tpo_rpc *watch;
+    int64_t watch_after_us; /* not before, when there is none */
+    int backoff_ms, in_flight, refs;
+    bool gone;
+    struct tpo_peers *peers;
+};
+
+struct peer_addresses {
+    int n;
+    char address[64][128];
+};
+
+struct tpo_peers {
+    struct tpo_loop *loop;
+    const char *stage;
+    char *names;
+    enum tpo_pick pick;
+    struct peer **peers;
+    int n_peers;
+    uint64_t turn; /* breaks ties */
+    struct tpo_rpc *rpcs; /* all in flight, watches too */
+    _Atomic int n_rpcs;
+    bool closing;
+    struct tpo_tag tick_tag;
+    /* resolve.c's: a thread that looks names up again, there only when one is no address. */
+    pthread_t resolver;
+    bool resolving;
+    pthread_mutex_t lock;
+    pthread_cond_t stop_changed;
+    bool stop, fresh;                 /* under lock */
+    struct peer_addresses found;      /* under lock */
+};
+
+/* resolve.c */
+void tpo_resolve(const char *names, struct peer_addresses *out); /* blocks */
+int tpo_resolver_start(struct tpo_peers *p); /* TPO_OK also when no name needs it */
+void tpo_resolver_stop(struct tpo_peers *p);
+bool tpo_resolver_take(struct tpo_peers *p, struct peer_addresses *out); /* whether there is news */
+
+/* peers.c */
+struct peer *tpo_peer_pick(struct tpo_peers *p, const char *key, const struct peer *except);
+void tpo_peer_release(struct peer *x);
+
+/* rpc.c: on one peer, waiting for it to be reachable. */
+struct tpo_rpc *tpo_rpc_open_watch(struct peer *x, const struct tpo_rpc_events *on);
+void tpo_rpc_cancel_all(struct tpo_peers *p);
+
+#endif

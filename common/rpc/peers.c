@@ -1,0 +1,229 @@
+/* This file owns a set of peers: their channels, their health, and who gets the next call. */
+#include <grpc/grpc_security.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/rpc/client_private.h"
+#include "grpc/health/v1/health.pb-c.h"
+
+#define MESSAGE_BYTES   (64 << 20)
+#define BACKOFF_MIN_MS  100
+#define BACKOFF_MAX_MS  2000
+#define NEVER_US        INT64_MAX
+
+static grpc_arg number(const char *key, int value)
+{
+    return (grpc_arg){.type = GRPC_ARG_INTEGER, .key = (char *)key, .value.integer = value};
+}
+
+static grpc_channel *create_channel(const char *address)
+{
+    grpc_arg args[] = {
+        number(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, MESSAGE_BYTES),
+        number(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, MESSAGE_BYTES),
+        number(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1 << GRPC_COMPRESS_NONE),
+        /* We retry ourselves, on another peer. */
+        number(GRPC_ARG_ENABLE_RETRIES, 0),
+        /* A proxy from the environment has no business between our services. */
+        number(GRPC_ARG_ENABLE_HTTP_PROXY, 0),
+        number(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1),
+        number(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100),
+        number(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000),
+        number(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000),
+        /* A peer that hangs with its connection open is found within half a minute. */
+        number(GRPC_ARG_KEEPALIVE_TIME_MS, 20000),
+        number(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000),
+        number(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1),
+        number(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
+    };
+    grpc_channel_args all = {.num_args = sizeof(args) / sizeof(args[0]), .args = args};
+    grpc_channel_credentials *plain = grpc_insecure_credentials_create();
+    grpc_channel *channel = grpc_channel_create(address, plain, &all);
+    grpc_channel_credentials_release(plain);
+    return channel;
+}
+
+/* FNV-1a with a final mix: near keys must not order the peers alike. */
+static uint64_t hash_text(uint64_t h, const char *text)
+{
+    for (; *text != '\0'; text++) h = (h ^ (unsigned char)*text) * 0x100000001b3u;
+    h ^= h >> 33;
+    h *= 0xff51afd7ed558ccdu;
+    return h ^ h >> 33;
+}
+
+static int add_peer(struct tpo_peers *p, const char *address)
+{
+    struct peer **grown = realloc(p->peers, (size_t)(p->n_peers + 1) * sizeof(*grown));
+    if (grown == NULL) return TPO_ENOMEM;
+    p->peers = grown;
+    struct peer *x = calloc(1, sizeof(*x));
+    if (x == NULL) return TPO_ENOMEM;
+    strcpy(x->address, address); /* both are 128 bytes */
+    x->hash = hash_text(0xcbf29ce484222325u, address);
+    x->channel = create_channel(address);
+    x->backoff_ms = BACKOFF_MIN_MS;
+    x->refs = 1;
+    x->peers = p;
+    p->peers[p->n_peers++] = x;
+    return x->channel != NULL ? TPO_OK : TPO_ENOMEM;
+}
+
+void tpo_peer_release(struct peer *x)
+{
+    if (--x->refs > 0) return;
+    if (x->channel != NULL) grpc_channel_destroy(x->channel);
+    free(x);
+}
+
+/* Calls in flight keep a peer that was taken out of the set. */
+static void drop_peer(struct tpo_peers *p, int i)
+{
+    struct peer *x = p->peers[i];
+    p->peers[i] = p->peers[--p->n_peers];
+    x->gone = true;
+    if (x->watch != NULL) tpo_rpc_cancel(x->watch);
+    tpo_peer_release(x);
+}
+
+static void update(struct tpo_peers *p, const struct peer_addresses *found)
+{
+    for (int i = p->n_peers - 1; i >= 0; i--) {
+        int k = 0;
+        while (k < found->n && strcmp(found->address[k], p->peers[i]->address) != 0) k++;
+        if (k == found->n) drop_peer(p, i);
+    }
+    for (int k = 0; k < found->n; k++) {
+        int i = 0;
+        while (i < p->n_peers && strcmp(found->address[k], p->peers[i]->address) != 0) i++;
+        if (i == p->n_peers) add_peer(p, found->address[k]);
+    }
+}
+
+/* --- health ------------------------------------------------------------------------------------------------------------------------ */
+
+static void on_health(void *owner, struct tpo_rpc *r, ProtobufCMessage *message, struct tpo_payload *payload)
+{
+    struct peer *x = owner;
+    (void)r, (void)payload;
+    Grpc__Health__V1__HealthCheckResponse *reply = (Grpc__Health__V1__HealthCheckResponse *)message;
+    x->health = reply->status == GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__SERVING ? PEER_SERVING : PEER_NOT_SERVING;
+    x->backoff_ms = BACKOFF_MIN_MS;
+    protobuf_c_message_free_unpacked(message, NULL);
+}
+
+static void on_watch_done(void *owner, struct tpo_rpc *r, int status, const struct tpo_error *err)
+{
+    struct peer *x = owner;
+    (void)r, (void)err;
+    x->watch = NULL;
+    /* A peer without the health service counts as serving: a call will tell. */
+    x->health = status == TPO_UNIMPLEMENTED ? PEER_SERVING : PEER_NOT_SERVING;
+    x->watch_after_us = status == TPO_UNIMPLEMENTED ? NEVER_US : tpo_now_us() + x->backoff_ms * 1000;
+    x->backoff_ms = x->backoff_ms * 2 < BACKOFF_MAX_MS ? x->backoff_ms * 2 : BACKOFF_MAX_MS;
+}
+
+static void watch(struct peer *x)
+{
+    struct tpo_rpc_events on = {.owner = x, .on_message = on_health, .on_done = on_watch_done};
+    x->watch = tpo_rpc_open_watch(x, &on);
+}
+
+static void on_tick(void *owner, int ok)
+{
+    struct tpo_peers *p = owner;
+    struct peer_addresses found;
+    (void)ok;
+    if (p->closing) return;
+    if (p->resolving && tpo_resolver_take(p, &found)) update(p, &found);
+    int64_t now = tpo_now_us();
+    for (int i = 0; i < p->n_peers; i++)
+        if (p->peers[i]->watch == NULL && p->peers[i]->watch_after_us <= now) watch(p->peers[i]);
+}
+
+/* --- the set ------------------------------------------------------------------------------------------------------------------------ */
+
+int tpo_peers_open(struct tpo_peers **out, struct tpo_loop *l, const char *stage, const char *addresses, enum tpo_pick pick,
+                   struct tpo_error *err)
+{
+    struct peer_addresses found;
+    struct tpo_peers *p = calloc(1, sizeof(*p));
+    int rc = TPO_ENOMEM;
+    if (p == NULL) return tpo_fail(err, rc, "memory", "out of memory");
+    p->loop = l;
+    p->stage = stage;
+    p->pick = pick;
+    p->tick_tag = (struct tpo_tag){.on_event = on_tick, .owner = p};
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->stop_changed, NULL);
+    p->names = strdup(addresses);
+    if (p->names == NULL) goto fail;
+    tpo_resolve(p->names, &found);
+    for (int k = 0; k < found.n; k++)
+        if (add_peer(p, found.address[k]) != TPO_OK) goto fail;
+    rc = tpo_resolver_start(p);
+    if (rc != TPO_OK) goto fail;
+    tpo_loop_tick_add(l, &p->tick_tag);
+    on_tick(p, 1);
+    *out = p;
+    return TPO_OK;
+fail:
+    tpo_peers_close(p);
+    return tpo_fail(err, rc, "memory", "no memory or thread for the peers of %s", stage);
+}
+
+void tpo_peers_close(struct tpo_peers *p)
+{
+    if (p == NULL) return;
+    p->closing = true;
+    tpo_loop_tick_remove(p->loop, &p->tick_tag);
+    tpo_resolver_stop(p);
+    tpo_rpc_cancel_all(p);
+    tpo_loop_wait_zero(p->loop, &p->n_rpcs, -1);
+    while (p->n_peers > 0) drop_peer(p, p->n_peers - 1);
+    free(p->peers);
+    free(p->names);
+    pthread_cond_destroy(&p->stop_changed);
+    pthread_mutex_destroy(&p->lock);
+    free(p);
+}
+
+int tpo_peers_ready(const struct tpo_peers *p)
+{
+    int n = 0;
+    for (int i = 0; i < p->n_peers; i++) n += p->peers[i]->health == PEER_SERVING;
+    return n;
+}
+
+int tpo_peers_count(const struct tpo_peers *p)
+{
+    return p->n_peers;
+}
+
+const char *tpo_peers_stage(const struct tpo_peers *p)
+{
+    return p->stage;
+}
+
+const char *tpo_peers_address(const struct tpo_peers *p, int i, bool *serving)
+{
+    if (serving != NULL) *serving = p->peers[i]->health == PEER_SERVING;
+    return p->peers[i]->address;
+}
+
+/* Serving before unknown before the rest; among equals, by the set's rule. */
+struct peer *tpo_peer_pick(struct tpo_peers *p, const char *key, const struct peer *except)
+{
+    static const int rank[] = {[PEER_SERVING] = 2, [PEER_UNKNOWN] = 1, [PEER_NOT_SERVING] = 0};
+    struct peer *best = NULL;
+    uint64_t best_score = 0;
+    p->turn++;
+    for (int i = 0; i < p->n_peers; i++) {
+        struct peer *x = p->peers[(p->turn + (uint64_t)i) % (uint64_t)p->n_peers];
+        uint64_t score = p->pick == TPO_PICK_HASH && key != NULL ? hash_text(x->hash, key) : UINT64_MAX - (uint64_t)x->in_flight;
+        if (x == except) continue;
+        bool better = best == NULL || rank[x->health] > rank[best->health] || (rank[x->health] == rank[best->health] && score > best_score);
+        if (better) best = x, best_score = score;
+    }
+    return best;
+}
