@@ -198,11 +198,11 @@ static void base64_of_every_length(void **state)
     unsigned char data[64];
     for (size_t i = 0; i < sizeof(data); i++) data[i] = (unsigned char)(i * 37 + 250);
     for (size_t n = 0; n <= sizeof(data); n++) {
-        Tpo__V1__Media m = TPO__V1__MEDIA__INIT;
+        Tpo__V1__MediaSource m = TPO__V1__MEDIA_SOURCE__INIT;
         m.data = (ProtobufCBinaryData){n, data};
         struct tpo_text out = {0};
         assert_int_equal(tpo_protojson_encode(&out, &m.base, NULL), TPO_OK);
-        Tpo__V1__Media *back = decode(&tpo__v1__media__descriptor, out.data);
+        Tpo__V1__MediaSource *back = decode(&tpo__v1__media_source__descriptor, out.data);
         assert_int_equal(back->data.len, n);
         if (n > 0) assert_memory_equal(back->data.data, data, n);
         protobuf_c_message_free_unpacked(&back->base, NULL);
