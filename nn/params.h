@@ -71,8 +71,9 @@ int tpo_params_match(const struct tpo_params *p, const struct tpo_safetensors *f
 /* Fresh memory, every tensor by its init; the values of a tensor depend on (seed, name) alone. */
 int tpo_params_random(struct tpo_params *p, struct tpo_stream *s, uint64_t seed, struct tpo_error *err);
 
-/* SHA-256 in hex over (name, dtype, shape, SHA-256 of data) of what this service owns, contracts.md 5; out holds 72 bytes.
- * A folder with manifest.json is not read; headers_only marks the digest with "header:". */
+/* SHA-256 in hex over (name, dtype, shape, SHA-256 of data) of what this service owns, in name order (contracts.md 5); out holds 72 bytes. Where
+ * the folder's manifest.json holds {"tensors": {NAME: SHA-256}} for all of them, no data is read; else it is, or, with headers_only, the data is
+ * left out and the digest begins with "header:". */
 int tpo_params_digest(char out[72], const char *folder, const char *stage, bool headers_only, struct tpo_error *err);
 
 void tpo_params_free(struct tpo_params *p, struct tpo_stream *s);

@@ -2,6 +2,7 @@
 #include "trainer/model_folder.h"
 
 #include <errno.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/safetensors.h"
+#include "common/sha256.h"
 #include "kernels/vector.h"
 #include "nn/config.h"
 #include "nn/params.h"
@@ -40,7 +42,8 @@ static int copy_file(const char *to_dir, const char *from_dir, const char *name,
 int tpo_model_folder_companions(const char *dir, const char *from, struct tpo_error *err)
 {
     int rc = TPO_OK;
-    for (size_t i = 0; i < sizeof(companions) / sizeof(companions[0]) && rc == TPO_OK; i++) rc = copy_file(dir, from, companions[i], err);
+    for (size_t i = 0; i < sizeof(companions) / sizeof(companions[0]) && rc == TPO_OK; i++)
+        rc = copy_file(dir, from, companions[i], err);
     return rc;
 }
 
@@ -77,7 +80,8 @@ static int entry_fill(struct tpo_entry *e, void **copy, struct tpo_stream *s, co
     return *copy != NULL ? TPO_OK : TPO_ENOMEM;
 }
 
-static int write_tensors(const char *dir, struct tpo_stream *s, const struct tpo_params *p, enum tpo_dtype dtype, struct tpo_error *err)
+static int write_tensors(const char *dir, struct tpo_stream *s, const struct tpo_params *p, enum tpo_dtype dtype,
+                         struct tpo_error *err)
 {
     char path[4096];
     int n = 0, total = 0;
@@ -98,6 +102,27 @@ static int write_tensors(const char *dir, struct tpo_stream *s, const struct tpo
     return rc;
 }
 
+/* The hash of every tensor, so that a service which starts on this folder need not read it to tell its digest. */
+static int write_manifest(const char *dir, struct tpo_error *err)
+{
+    char path[4096], text[TPO_SHA256_HEX];
+    uint8_t digest[TPO_SHA256_BYTES];
+    struct tpo_safetensors *files = NULL;
+    json_t *manifest = json_object(), *hashes = json_object();
+    int rc = tpo_safetensors_open(&files, dir, err);
+    for (int i = 0; rc == TPO_OK && i < files->n; i++) {
+        tpo_sha256(digest, files->items[i].data, files->items[i].size_bytes);
+        json_object_set_new(hashes, files->items[i].name, json_string(tpo_sha256_hex(text, digest)));
+    }
+    json_object_set_new(manifest, "tensors", hashes);
+    snprintf(path, sizeof(path), "%s/manifest.json", dir);
+    if (rc == TPO_OK && json_dump_file(manifest, path, JSON_INDENT(1)) != 0)
+        rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "model_folder", "%s: %s", path, strerror(errno));
+    json_decref(manifest);
+    tpo_safetensors_close(files);
+    return rc;
+}
+
 /* A checkpoint also holds tensors of training's aids, which the serving schema calls extra: keep what the schema asks for. */
 static int load(struct tpo_params *p, struct tpo_stream *s, const char *folder, struct tpo_error *err)
 {
@@ -115,13 +140,15 @@ static int load(struct tpo_params *p, struct tpo_stream *s, const char *folder, 
         else if (e->dtype == TPO_BF16)
             rc = tpo_bf16_to_f32(s, item->data, e->data, e->size);
         else
-            rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "weights", "%s: dtype %s, F32 or BF16 is read here", item->name, tpo_dtype_name(e->dtype));
+            rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "weights", "%s: dtype %s, F32 or BF16 is read here", item->name,
+                          tpo_dtype_name(e->dtype));
     }
     tpo_safetensors_close(files);
     return rc;
 }
 
-int tpo_model_folder_write(const char *dir, const char *from, int random, uint64_t seed, enum tpo_dtype dtype, struct tpo_error *err)
+int tpo_model_folder_write(const char *dir, const char *from, int random, uint64_t seed, enum tpo_dtype dtype,
+                           struct tpo_error *err)
 {
     char path[4096];
     struct tpo_config config;
@@ -141,6 +168,7 @@ int tpo_model_folder_write(const char *dir, const char *from, int random, uint64
         rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "model_folder", "%s: %s", dir, strerror(errno));
     if (rc == TPO_OK) rc = tpo_model_folder_companions(dir, from, err);
     if (rc == TPO_OK) rc = write_tensors(dir, s, p, dtype, err);
+    if (rc == TPO_OK) rc = write_manifest(dir, err);
     for (int k = 0; k < N_STAGES; k++) tpo_params_free(&p[k], s);
     tpo_stream_close(s);
     return rc;

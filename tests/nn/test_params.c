@@ -135,6 +135,34 @@ static void refuses_by_name(void **state)
     tpo_stream_close(s);
 }
 
+static void digest_tells_weights_apart(void **state)
+{
+    (void)state;
+    static float data[2] = {1, 2};
+    const struct tpo_entry entries[] = {
+        {.name = "loc_decoder.a", .dtype = TPO_F32, .n_dims = 1, .shape = {2}, .data = data},
+        {.name = "lm.of.another.service", .dtype = TPO_F32, .n_dims = 1, .shape = {2}, .data = data}};
+    char one[72], two[72], header[72], told[72];
+    assert_int_equal(tpo_safetensors_write("model.safetensors", entries, 1, NULL), TPO_OK);
+    assert_int_equal(tpo_params_digest(one, ".", "region", false, NULL), TPO_OK);
+    assert_int_equal(tpo_params_digest(header, ".", "region", true, NULL), TPO_OK);
+    assert_int_equal(strncmp(header, "header:", 7), 0);
+    assert_int_equal(tpo_safetensors_write("model.safetensors", entries, 2, NULL), TPO_OK);
+    assert_int_equal(tpo_params_digest(two, ".", "region", false, NULL), TPO_OK);
+    assert_string_equal(one, two); /* what others own does not count */
+    data[1] = 3;
+    assert_int_equal(tpo_safetensors_write("model.safetensors", entries, 2, NULL), TPO_OK);
+    assert_int_equal(tpo_params_digest(two, ".", "region", false, NULL), TPO_OK);
+    assert_string_not_equal(one, two);
+    /* With the manifest of the first data nothing is read. */
+    FILE *f = fopen("manifest.json", "w");
+    fputs("{\"tensors\":{\"loc_decoder.a\":\"7caa8e99ded4a7a8c3bd8e2ea4c4d7c9b3ad3f7b5bcb5fd5be1fa71e4d7a1c11\"}}", f);
+    fclose(f);
+    assert_int_equal(tpo_params_digest(told, ".", "region", true, NULL), TPO_OK);
+    assert_int_equal(strlen(told), 64);
+    assert_string_not_equal(told, two);
+}
+
 static void write_text(const char *path, const char *text)
 {
     FILE *f = fopen(path, "w");
@@ -194,4 +222,5 @@ static void config_is_strict(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(a_value_depends_on_seed_and_name), cmocka_unit_test(orthogonal_starts_are),
-          cmocka_unit_test(loads_and_converts), cmocka_unit_test(refuses_by_name), cmocka_unit_test(config_is_strict))
+          cmocka_unit_test(loads_and_converts), cmocka_unit_test(refuses_by_name), cmocka_unit_test(digest_tells_weights_apart),
+          cmocka_unit_test(config_is_strict))
