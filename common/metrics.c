@@ -244,3 +244,19 @@ void tpo_metrics_render(struct tpo_metrics *m, struct tpo_text *out)
     }
     pthread_mutex_unlock(&m->lock);
 }
+
+void tpo_metrics_merge(struct tpo_metrics *to, struct tpo_metrics *from)
+{
+    pthread_mutex_lock(&to->lock);
+    pthread_mutex_lock(&from->lock);
+    for (size_t i = 0; i < from->n; i++) {
+        const struct sample *f = &from->samples[i];
+        struct sample *t = sample_get(to, f->name, f->labels, f->kind);
+        if (t == NULL) continue;
+        t->value += f->value;
+        for (int b = 0; f->kind == HISTOGRAM && b <= BUCKETS; b++) t->buckets[b] += f->buckets[b];
+    }
+    for (size_t i = 0; i < from->n_helps && to->n_helps < sizeof(to->helps) / sizeof(to->helps[0]); i++) to->helps[to->n_helps++] = from->helps[i];
+    pthread_mutex_unlock(&from->lock);
+    pthread_mutex_unlock(&to->lock);
+}

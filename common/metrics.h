@@ -32,6 +32,8 @@ double tpo_metrics_get(struct tpo_metrics *m, const char *name, const char *labe
 /* Every sample but the histograms' buckets, for a Status reply: name, labels as above, value. */
 void tpo_metrics_each(struct tpo_metrics *m,
                       void (*on_sample)(void *owner, const char *name, const char *labels, double value, bool gauge), void *owner);
+/* Adds every sample of `from` to those of `to`, help included; `from` stays as it is. Not from two threads in both directions. */
+void tpo_metrics_merge(struct tpo_metrics *to, struct tpo_metrics *from);
 void tpo_metrics_render(struct tpo_metrics *m, struct tpo_text *out);
 
 #endif

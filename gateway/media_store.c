@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/log.h"
+#include "common/sha256.h"
 
 #define HIGH_WATER (1u << 20)
 #define PART_AGE_S 3600
@@ -33,7 +33,8 @@ struct tpo_media_store {
     struct tpo_media_settings s;
     struct entry *newest, *oldest;
     uint64_t bytes, incoming;
-    int n;
+    int n, users; /* uploads and readers that live */
+    bool closing;
 };
 
 /* --- what is there ------------------------------------------------------------------------------------------------------------------ */
@@ -117,11 +118,6 @@ static void on_sweep(uv_timer_t *timer)
     while (st->oldest != NULL && now - st->oldest->used > st->s.ttl_s) evict(st, st->oldest);
 }
 
-bool tpo_media_id_valid(const char *id)
-{
-    return strlen(id) == 64 && strspn(id, "0123456789abcdef") == 64;
-}
-
 static int by_time(const void *a, const void *b)
 {
     time_t x = (*(struct entry *const *)a)->used, y = (*(struct entry *const *)b)->used;
@@ -141,7 +137,7 @@ static int scan(struct tpo_media_store *st, struct tpo_error *err)
         if (stat(path, &info) != 0) continue;
         /* A young .part may be another gateway's upload. */
         if (strncmp(d->d_name, "upload-", 7) == 0 && time(NULL) - info.st_mtime > PART_AGE_S) unlink(path);
-        if (!tpo_media_id_valid(d->d_name)) continue;
+        if (!tpo_sha256_is_hex(d->d_name)) continue;
         struct entry *e = calloc(1, sizeof(*e)), **more = realloc(found, (n + 1) * sizeof(*found));
         if (more != NULL) found = more;
         if (e == NULL || more == NULL) {
@@ -208,9 +204,16 @@ static void on_store_closed(uv_handle_t *handle)
     free(st);
 }
 
+static void close_if_unused(struct tpo_media_store *st)
+{
+    if (st->closing && st->users == 0) uv_close((uv_handle_t *)&st->sweep, on_store_closed);
+}
+
 void tpo_media_store_close(struct tpo_media_store *st)
 {
-    if (st != NULL) uv_close((uv_handle_t *)&st->sweep, on_store_closed);
+    if (st == NULL) return;
+    st->closing = true;
+    close_if_unused(st);
 }
 
 uint64_t tpo_media_store_bytes(const struct tpo_media_store *st)
@@ -245,7 +248,7 @@ struct tpo_upload {
     struct tpo_error err;
     bool finishing, dropped;
     int fd;
-    EVP_MD_CTX *hash;
+    tpo_sha256_t *hash;
     char part[PATH_MAX], id[65];
 };
 
@@ -260,7 +263,7 @@ static void work_write(struct tpo_upload *u)
             return;
         }
     }
-    EVP_DigestUpdate(u->hash, u->busy.data, u->busy.size);
+    tpo_sha256_add(u->hash, u->busy.data, u->busy.size);
     for (size_t at = 0; at < u->busy.size;) {
         ssize_t n = write(u->fd, u->busy.data + at, u->busy.size - at);
         if (n < 0 && errno == EINTR) continue;
@@ -274,10 +277,9 @@ static void work_write(struct tpo_upload *u)
 
 static void work_finish(struct tpo_upload *u)
 {
-    unsigned char digest[EVP_MAX_MD_SIZE];
-    unsigned n = 0;
-    EVP_DigestFinal_ex(u->hash, digest, &n);
-    for (unsigned i = 0; i < 32; i++) snprintf(u->id + 2 * i, 3, "%02x", digest[i]);
+    uint8_t digest[TPO_SHA256_BYTES];
+    tpo_sha256_end(u->hash, digest);
+    tpo_sha256_hex(u->id, digest);
     if (u->expected[0] != '\0' && strcmp(u->expected, u->id) != 0) {
         tpo_fail(&u->err, TPO_INVALID_ARGUMENT, "media_hash", "the bytes hash to %.16s..., not to the id given", u->id);
         return;
@@ -302,7 +304,8 @@ static void on_work(uv_work_t *work)
 static void upload_free(struct tpo_upload *u)
 {
     u->store->incoming -= u->size;
-    EVP_MD_CTX_free(u->hash);
+    u->store->users--;
+    tpo_sha256_close(u->hash);
     free(u->gather.data);
     free(u->busy.data);
     free(u);
@@ -331,6 +334,7 @@ static void on_worked(uv_work_t *work, int status)
     if (!u->cancelled) u->on_done(u->owner, u->id, size, &u->err);
     upload_free(u);
     make_room(st);
+    close_if_unused(st);
 }
 
 static void start_work(struct tpo_upload *u)
@@ -350,13 +354,9 @@ struct tpo_upload *tpo_upload_open(struct tpo_media_store *st, const char *expec
 {
     struct tpo_upload *u = calloc(1, sizeof(*u));
     if (u == NULL) return NULL;
-    u->hash = EVP_MD_CTX_new();
-    if (u->hash == NULL || EVP_DigestInit_ex(u->hash, EVP_sha256(), NULL) != 1) {
-        EVP_MD_CTX_free(u->hash);
-        free(u);
-        return NULL;
-    }
+    u->hash = tpo_sha256_open();
     u->store = st;
+    st->users++;
     u->work.data = u;
     u->on_room = on_room;
     u->on_done = on_done;
@@ -404,6 +404,11 @@ bool tpo_upload_add(struct tpo_upload *u, const void *data, size_t size)
     if (u->gather.size < HIGH_WATER) return true;
     u->wants_room = true;
     return false;
+}
+
+size_t tpo_upload_backlog(const struct tpo_upload *u)
+{
+    return u->gather.size;
 }
 
 void tpo_upload_end(struct tpo_upload *u)
@@ -460,9 +465,12 @@ static void on_read_work(uv_work_t *work)
 
 static void reader_free(struct tpo_media_reader *r)
 {
+    struct tpo_media_store *st = r->store;
     if (r->fd >= 0) close(r->fd);
     free(r->data);
     free(r);
+    st->users--;
+    close_if_unused(st);
 }
 
 static void on_read_done(uv_work_t *work, int status)
@@ -486,6 +494,7 @@ struct tpo_media_reader *tpo_media_reader_open(struct tpo_media_store *st, const
         return NULL;
     }
     r->store = st;
+    st->users++;
     r->work.data = r;
     r->on_data = on_data;
     r->owner = owner;

@@ -30,12 +30,11 @@ struct tpo_media_settings {
 
 /* Looks at what is there already. UNAVAILABLE "media_dir" when the directory can't be used. */
 int tpo_media_store_open(struct tpo_media_store **out, uv_loop_t *loop, const struct tpo_media_settings *s, struct tpo_error *err);
-/* No upload and no reader may be open. Frees when the loop has run the close callbacks. */
+/* Frees when the last upload and reader are gone (all must be cancelled, closed or at their end) and the loop has run its callbacks. */
 void tpo_media_store_close(struct tpo_media_store *store);
 uint64_t tpo_media_store_bytes(const struct tpo_media_store *store);
 int tpo_media_store_files(const struct tpo_media_store *store);
 void tpo_media_touch(struct tpo_media_store *store, const char *id);
-bool tpo_media_id_valid(const char *id); /* 64 lower-case hex digits */
 
 /* on_room: more may be added after tpo_upload_add answered false; may be NULL. on_done comes once, after tpo_upload_end or at the
  * first error (err->code != TPO_OK), and frees the upload. `expected` is the id the client announced, or "" or NULL.
@@ -43,6 +42,7 @@ bool tpo_media_id_valid(const char *id); /* 64 lower-case hex digits */
 struct tpo_upload *tpo_upload_open(struct tpo_media_store *store, const char *expected, void (*on_room)(void *owner),
                                    void (*on_done)(void *owner, const char *id, uint64_t size, const struct tpo_error *err), void *owner);
 bool tpo_upload_add(struct tpo_upload *u, const void *data, size_t size); /* copies; false: wait for on_room */
+size_t tpo_upload_backlog(const struct tpo_upload *u);                    /* bytes added that wait for the disk */
 void tpo_upload_end(struct tpo_upload *u);
 void tpo_upload_cancel(struct tpo_upload *u); /* no callback comes any more */
 

@@ -1,0 +1,29 @@
+/* request.h -- one request from admission to its last event; the state machine is drawn in request.c.
+ *
+ * One deadline and one cancel cross every hop: what is left of the deadline goes with each call, and cancelling the request cancels
+ * every call under way. What was accepted ends with exactly one on_done: an answer, or a typed error. Loop's thread. */
+#ifndef TPO_GATEWAY_REQUEST_H
+#define TPO_GATEWAY_REQUEST_H
+
+#include "gateway.pb-c.h"
+#include "gateway/gateway.h"
+
+struct tpo_request;
+
+struct tpo_request_events {
+    void *owner;
+    /* Everything but `done`, in order of seq; borrowed. Optional. */
+    void (*on_event)(void *owner, const Tpo__V1__PerceiveEvent *event);
+    /* Once, last. `event` is the `done` event: its response is the whole answer, or what there is of it with its error, which is
+     * then also *err (else NULL). */
+    void (*on_done)(void *owner, const Tpo__V1__PerceiveEvent *event, const struct tpo_error *err);
+};
+
+/* Never answers from within. `message` is the request's from here on. left_ms > 0 is a deadline of the transport's; the shorter
+ * one counts. request_id is used where the message names none. traceparent may be NULL or nonsense. NULL when out of memory. */
+struct tpo_request *tpo_request_open(struct tpo_gateway *g, Tpo__V1__PerceiveRequest *take_message, double left_ms, const char *request_id,
+                                     const char *traceparent, const struct tpo_request_events *on);
+void tpo_request_cancel(struct tpo_request *r); /* the caller went away: no event comes any more */
+struct tpo_request *tpo_request_next(struct tpo_request *r); /* of the gateway's list */
+
+#endif
