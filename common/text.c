@@ -102,3 +102,10 @@ char *tpo_text_take(struct tpo_text *t)
     *t = (struct tpo_text){0};
     return data;
 }
+
+size_t tpo_utf8_count(const char *text)
+{
+    size_t n = 0;
+    for (; *text != '\0'; text++) n += ((unsigned char)*text & 0xc0) != 0x80;
+    return n;
+}

@@ -28,5 +28,6 @@ void tpo_text_free(struct tpo_text *t);
 /* The text, which is the caller's to free; NULL when it failed. The struct is empty afterwards. */
 char *tpo_text_take(struct tpo_text *t);
 
+size_t tpo_utf8_count(const char *text); /* code points of valid UTF-8 */
 
 #endif

@@ -19,8 +19,10 @@ static char *keep(struct tpo_answer *a, const char *text)
 static void *make(struct tpo_answer *a, const ProtobufCMessageDescriptor *type)
 {
     ProtobufCMessage *m = calloc(1, type->sizeof_message);
-    if (m == NULL) a->failed = true;
-    else type->message_init(m);
+    if (m == NULL)
+        a->failed = true;
+    else
+        type->message_init(m);
     return m;
 }
 

@@ -15,7 +15,7 @@
 #include "gateway/request.h"
 #include "media.pb-c.h"
 
-#define UNSENT_MAX  10000         /* messages a slow reader may leave in its outbox */
+#define UNSENT_MAX  10000        /* messages a slow reader may leave in its outbox */
 #define BACKLOG_MAX (128u << 20) /* bytes of an upload that wait for the disk */
 #define READY_MS    250
 
@@ -114,8 +114,10 @@ static void on_event(void *owner, const Tpo__V1__PerceiveEvent *event)
 static void on_done(void *owner, const Tpo__V1__PerceiveEvent *event, const struct tpo_error *err)
 {
     struct grpc_call *c = owner;
-    if (c->method == PERCEIVE_STREAM) tpo_call_send(c->call, &event->base, NULL);
-    else if (err == NULL) tpo_call_send(c->call, &event->done->base, NULL);
+    if (c->method == PERCEIVE_STREAM)
+        tpo_call_send(c->call, &event->base, NULL);
+    else if (err == NULL)
+        tpo_call_send(c->call, &event->done->base, NULL);
     finish(c, err != NULL ? err->code : TPO_OK, err);
 }
 
@@ -169,8 +171,8 @@ static void take_message(struct grpc_call *c, ProtobufCMessage *message)
     }
     const struct tpo_request_events on = {.owner = c, .on_event = on_event, .on_done = on_done};
     double left_ms = tpo_call_left_ms(c->call);
-    c->request = tpo_request_open(c->door->g, (Tpo__V1__PerceiveRequest *)message, left_ms != 0 ? left_ms : -1, tpo_call_request_id(c->call),
-                                  tpo_call_metadata(c->call, "traceparent"), &on);
+    c->request = tpo_request_open(c->door->g, (Tpo__V1__PerceiveRequest *)message, left_ms != 0 ? left_ms : -1,
+                                  tpo_call_request_id(c->call), tpo_call_metadata(c->call, "traceparent"), &on);
     if (c->request != NULL) return;
     struct tpo_error err;
     tpo_fail(&err, TPO_RESOURCE_EXHAUSTED, "memory", "out of memory");
@@ -203,10 +205,14 @@ static void handle(struct tpo_grpc_door *d, struct event *e)
 {
     struct grpc_call *c = d->calls;
     while (c != NULL && c->call != e->call) c = c->next;
-    if (e->kind == OPEN) open_call(d, e);
-    else if (c != NULL && e->kind == CANCEL) cancel(c);
-    else if (c != NULL) take_message(c, e->message);
-    else if (e->message != NULL) protobuf_c_message_free_unpacked(e->message, NULL);
+    if (e->kind == OPEN)
+        open_call(d, e);
+    else if (c != NULL && e->kind == CANCEL)
+        cancel(c);
+    else if (c != NULL)
+        take_message(c, e->message);
+    else if (e->message != NULL)
+        protobuf_c_message_free_unpacked(e->message, NULL);
     free(e);
 }
 

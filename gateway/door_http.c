@@ -88,8 +88,10 @@ static void on_handle_closed(uv_handle_t *handle)
     struct tpo_http *x = handle->data;
     if (--x->handles > 0) return;
     struct tpo_http_door *d = x->door;
-    if (x->prev != NULL) x->prev->next = x->next;
-    else d->connections = x->next;
+    if (x->prev != NULL)
+        x->prev->next = x->next;
+    else
+        d->connections = x->next;
     if (x->next != NULL) x->next->prev = x->prev;
     d->n_connections--;
     tpo_text_free(&x->head);
@@ -117,11 +119,14 @@ static void refuse(struct tpo_http *x, int status, int code, const char *reason,
 static void on_time(uv_timer_t *timer)
 {
     struct tpo_http *x = timer->data;
-    if (x->state == HEADERS && x->head_bytes == 0 && x->url.size == 0) close_connection(x); /* idle */
-    else if (x->state == HEADERS) refuse(x, 408, TPO_DEADLINE_EXCEEDED, "header_timeout", "the headers took too long");
+    if (x->state == HEADERS && x->head_bytes == 0 && x->url.size == 0)
+        close_connection(x); /* idle */
+    else if (x->state == HEADERS)
+        refuse(x, 408, TPO_DEADLINE_EXCEEDED, "header_timeout", "the headers took too long");
     else if (x->state == BODY && !x->answered && !x->streaming)
         refuse(x, 408, TPO_DEADLINE_EXCEEDED, "body_timeout", "the body stalled");
-    else close_connection(x);
+    else
+        close_connection(x);
 }
 
 static void arm(struct tpo_http *x, int ms)
@@ -147,8 +152,10 @@ static void on_written(uv_write_t *req, int status)
     }
     bool empty = uv_stream_get_write_queue_size((uv_stream_t *)&x->tcp) == 0;
     if (x->state == ANSWER || (x->state == BODY && x->streaming)) {
-        if (empty) disarm(x);
-        else arm(x, WRITE_MS);
+        if (empty)
+            disarm(x);
+        else
+            arm(x, WRITE_MS);
     }
 }
 
@@ -180,7 +187,8 @@ static const char *status_text(int status)
 {
     switch (status) {
 #define X(code, name, text)                                                                                                        \
-    case code: return #text;
+    case code:                                                                                                                     \
+        return #text;
         HTTP_STATUS_MAP(X)
 #undef X
     }
@@ -193,15 +201,21 @@ static void write_head(struct tpo_http *x, int status, const char *type, const c
     if (!x->complete || x->door->draining) x->keep_alive = false;
     struct tpo_text t = {0};
     tpo_text_printf(&t, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\n", status, status_text(status), type);
-    if (length >= 0) tpo_text_printf(&t, "Content-Length: %lld\r\n", (long long)length);
-    else if (x->chunked) tpo_text_puts(&t, "Transfer-Encoding: chunked\r\n");
+    if (length >= 0)
+        tpo_text_printf(&t, "Content-Length: %lld\r\n", (long long)length);
+    else if (x->chunked)
+        tpo_text_puts(&t, "Transfer-Encoding: chunked\r\n");
     if (x->request_id[0] != '\0') tpo_text_printf(&t, "tpo-request-id: %s\r\n", x->request_id);
     if (headers != NULL) tpo_text_puts(&t, headers);
-    if (!x->keep_alive) tpo_text_puts(&t, "Connection: close\r\n");
-    else if (x->parser.http_minor == 0) tpo_text_puts(&t, "Connection: keep-alive\r\n");
+    if (!x->keep_alive)
+        tpo_text_puts(&t, "Connection: close\r\n");
+    else if (x->parser.http_minor == 0)
+        tpo_text_puts(&t, "Connection: keep-alive\r\n");
     tpo_text_puts(&t, "\r\n");
-    if (t.failed) close_connection(x);
-    else write_out(x, t.data, t.size, NULL, 0, "");
+    if (t.failed)
+        close_connection(x);
+    else
+        write_out(x, t.data, t.size, NULL, 0, "");
     tpo_text_free(&t);
     if (x->door->s.on_answer != NULL) x->door->s.on_answer(x->door->s.owner, x->route != NULL ? x->route->path : "", status);
 }
@@ -229,8 +243,10 @@ void tpo_http_error_json(struct tpo_text *out, const struct tpo_error *err, cons
         tpo_text_printf(out, "%s\"%s\":", i > 0 ? "," : "", members[i].key);
         size_t size = strlen(members[i].text);
         /* A peer's message is only as clean as the peer. */
-        if (!tpo_utf8_valid(members[i].text, size)) tpo_text_json(out, "?", 1);
-        else tpo_text_json(out, members[i].text, size);
+        if (!tpo_utf8_valid(members[i].text, size))
+            tpo_text_json(out, "?", 1);
+        else
+            tpo_text_json(out, members[i].text, size);
     }
     tpo_text_puts(out, "}}");
 }
@@ -316,8 +332,10 @@ static void set_reading(struct tpo_http *x)
     bool want = x->state == LINGER || (!x->paused && x->pending.size < PENDING_BYTES);
     if (want == x->reading) return;
     x->reading = want;
-    if (want) uv_read_start((uv_stream_t *)&x->tcp, on_alloc, on_read);
-    else uv_read_stop((uv_stream_t *)&x->tcp);
+    if (want)
+        uv_read_start((uv_stream_t *)&x->tcp, on_alloc, on_read);
+    else
+        uv_read_stop((uv_stream_t *)&x->tcp);
 }
 
 void tpo_http_pause(struct tpo_http *x)
@@ -466,7 +484,8 @@ static bool choose_route(struct tpo_http *x)
             return true;
         }
         size_t n = strlen(allow);
-        snprintf(allow + n, sizeof(allow) - n, "%s%s%s", n > 0 ? ", " : "Allow: ", r->method, strcmp(r->method, "GET") == 0 ? ", HEAD" : "");
+        snprintf(allow + n, sizeof(allow) - n, "%s%s%s", n > 0 ? ", " : "Allow: ", r->method,
+                 strcmp(r->method, "GET") == 0 ? ", HEAD" : "");
     }
     struct tpo_error err;
     if (allow[0] == '\0') {
@@ -512,7 +531,8 @@ static bool check_body(struct tpo_http *x)
         refuse(x, 417, TPO_INVALID_ARGUMENT, "expect", "only 100-continue can be expected");
         return false;
     }
-    if (x->parser.http_minor > 0 && (chunked || x->parser.content_length > 0)) write_out(x, "HTTP/1.1 100 Continue\r\n\r\n", 25, NULL, 0, "");
+    if (x->parser.http_minor > 0 && (chunked || x->parser.content_length > 0))
+        write_out(x, "HTTP/1.1 100 Continue\r\n\r\n", 25, NULL, 0, "");
     return x->state != CLOSED;
 }
 

@@ -35,11 +35,11 @@ struct tpo_http_route {
 
 struct tpo_http_settings {
     const char *host;
-    int port;                           /* 0: the system chooses */
-    const struct tpo_http_route *routes; /* borrowed, ended by one without a path */
-    void *owner;                        /* handed to on_begin */
-    int header_timeout_ms, body_timeout_ms, idle_timeout_ms; /* 0: 10 s, 30 s, 60 s */
-    int connections_max;                /* 0: 1024; one more gets 503 */
+    int port;                                                     /* 0: the system chooses */
+    const struct tpo_http_route *routes;                          /* borrowed, ended by one without a path */
+    void *owner;                                                  /* handed to on_begin */
+    int header_timeout_ms, body_timeout_ms, idle_timeout_ms;      /* 0: 10 s, 30 s, 60 s */
+    int connections_max;                                          /* 0: 1024; one more gets 503 */
     void (*on_answer)(void *owner, const char *path, int status); /* for counting; may be NULL */
 };
 
@@ -56,7 +56,8 @@ void tpo_http_set_state(struct tpo_http *x, void *state);
 void *tpo_http_state(const struct tpo_http *x);
 void *tpo_http_owner(const struct tpo_http *x);
 const char *tpo_http_header(const struct tpo_http *x, const char *name); /* lower case; NULL when absent; the first of several */
-const char *tpo_http_request_id(const struct tpo_http *x); /* the client's (tpo-request-id, x-request-id) where valid, else made here */
+const char *
+tpo_http_request_id(const struct tpo_http *x); /* the client's (tpo-request-id, x-request-id) where valid, else made here */
 int64_t tpo_http_content_length(const struct tpo_http *x); /* -1: unknown */
 /* No on_body until resume: back-pressure on an upload. One piece that was read already may still come. */
 void tpo_http_pause(struct tpo_http *x);

@@ -15,14 +15,14 @@
 #define TPO_GATEWAY_HEADS_MAX 16
 
 struct tpo_gateway_settings {
-    const char *encoder, *router;           /* addresses, as tpo_peers_open takes them */
+    const char *encoder, *router;             /* addresses, as tpo_peers_open takes them */
     const char *heads[TPO_GATEWAY_HEADS_MAX]; /* "NAME=ADDRESS,..." */
     int n_heads;
     struct tpo_media_settings media;
     int running_max, waiting_max;
-    int timeout_ms, timeout_max_ms; /* of a request that names none, and the longest one may name */
-    uint32_t tokens_max;            /* of max_new_tokens */
-    size_t text_max_bytes;          /* of one turn */
+    int timeout_ms, timeout_max_ms;            /* of a request that names none, and the longest one may name */
+    uint32_t tokens_max;                       /* of max_new_tokens */
+    size_t text_max_bytes;                     /* of one turn */
     uint64_t body_max_bytes, bodies_max_bytes; /* of one JSON body, of all that are in memory at once */
 };
 
@@ -54,7 +54,7 @@ int tpo_gateway_open(struct tpo_gateway **out, uv_loop_t *loop, const struct tpo
 void tpo_gateway_close(struct tpo_gateway *g);
 void tpo_gateway_hold(struct tpo_gateway *g);
 void tpo_gateway_release(struct tpo_gateway *g);
-bool tpo_gateway_ready(const struct tpo_gateway *g); /* an encoder and a router serve */
+bool tpo_gateway_ready(const struct tpo_gateway *g);                                    /* an encoder and a router serve */
 const struct tpo_head *tpo_gateway_head(const struct tpo_gateway *g, const char *task); /* NULL: none */
 
 /* {"ready":true,"peers":[{"stage":...,"address":...,"serving":...}],"missingHeads":[...]} */

@@ -13,36 +13,49 @@
 static struct {
     const char *http, *grpc, *encoder, *router, *media_dir, *port_file, *log_level;
     struct tpo_setting_list heads;
-    int64_t media_bytes, media_file_bytes, media_ttl, running, waiting, timeout, timeout_max, tokens, text_bytes, body_bytes, bodies_bytes, drain;
+    int64_t media_bytes, media_file_bytes, media_ttl, running, waiting, timeout, timeout_max, tokens, text_bytes, body_bytes,
+        bodies_bytes, drain;
 } set;
 
 static const struct tpo_setting rows[] = {
-    {"http", TPO_SET_TEXT, &set.http, "127.0.0.1:8420", .what = "ADDRESS", .help = "where REST is offered; port 0 takes a free one"},
-    {"grpc", TPO_SET_TEXT, &set.grpc, "127.0.0.1:8421", .what = "ADDRESS", .help = "where gRPC is offered; port 0 takes a free one"},
-    {"port-file", TPO_SET_TEXT, &set.port_file, "", .what = "FILE", .help = "write the two ports there, HTTP's and gRPC's, once both listen"},
-    {"encoder", TPO_SET_TEXT, &set.encoder, "127.0.0.1:8430", .what = "ADDRESS,...", .help = "the encoders; equal media goes to the same one"},
-    {"router", TPO_SET_TEXT, &set.router, "127.0.0.1:8440", .what = "ADDRESS,...", .help = "the routers; a request goes to the one with the fewest in flight"},
-    {"head", TPO_SET_LIST, &set.heads, "region=127.0.0.1:8450", .what = "NAME=ADDRESS,...", .help = "the heads that serve the task NAME; may be repeated"},
-    {"media-dir", TPO_SET_TEXT, &set.media_dir, "build/run/media", .what = "DIR", .help = "where uploads are kept; gateways may share one"},
-    {"media-bytes", TPO_SET_BYTES, &set.media_bytes, "4G", .min = 1048576, .max = 1e15, .help = "of all files there; the least recently used go first"},
+    {"http", TPO_SET_TEXT, &set.http, "127.0.0.1:8420", .what = "ADDRESS",
+     .help = "where REST is offered; port 0 takes a free one"},
+    {"grpc", TPO_SET_TEXT, &set.grpc, "127.0.0.1:8421", .what = "ADDRESS",
+     .help = "where gRPC is offered; port 0 takes a free one"},
+    {"port-file", TPO_SET_TEXT, &set.port_file, "", .what = "FILE",
+     .help = "write the two ports there, HTTP's and gRPC's, once both listen"},
+    {"encoder", TPO_SET_TEXT, &set.encoder, "127.0.0.1:8430", .what = "ADDRESS,...",
+     .help = "the encoders; equal media goes to the same one"},
+    {"router", TPO_SET_TEXT, &set.router, "127.0.0.1:8440", .what = "ADDRESS,...",
+     .help = "the routers; a request goes to the one with the fewest in flight"},
+    {"head", TPO_SET_LIST, &set.heads, "region=127.0.0.1:8450", .what = "NAME=ADDRESS,...",
+     .help = "the heads that serve the task NAME; may be repeated"},
+    {"media-dir", TPO_SET_TEXT, &set.media_dir, "build/run/media", .what = "DIR",
+     .help = "where uploads are kept; gateways may share one"},
+    {"media-bytes", TPO_SET_BYTES, &set.media_bytes, "4G", .min = 1048576, .max = 1e15,
+     .help = "of all files there; the least recently used go first"},
     {"media-file-bytes", TPO_SET_BYTES, &set.media_file_bytes, "1G", .min = 1024, .max = 1e12, .help = "of one file"},
     {"media-ttl", TPO_SET_MS, &set.media_ttl, "24h", .min = 1000, .max = 1e12, .help = "a file not used for this long is removed"},
     {"running", TPO_SET_INT, &set.running, "64", .min = 1, .max = 65536, .help = "requests worked on at once"},
-    {"waiting", TPO_SET_INT, &set.waiting, "256", .min = 0, .max = 65536, .help = "requests that may wait; one more is refused with 429"},
+    {"waiting", TPO_SET_INT, &set.waiting, "256", .min = 0, .max = 65536,
+     .help = "requests that may wait; one more is refused with 429"},
     {"timeout", TPO_SET_MS, &set.timeout, "60s", .min = 1, .max = 86400000, .help = "of a request that names none"},
     {"timeout-max", TPO_SET_MS, &set.timeout_max, "10m", .min = 1, .max = 86400000, .help = "the longest a request may name"},
     {"tokens-max", TPO_SET_INT, &set.tokens, "4096", .min = 1, .max = 1000000, .help = "the most new tokens a request may ask for"},
     {"text-bytes", TPO_SET_BYTES, &set.text_bytes, "32K", .min = 1, .max = 16777216, .help = "of one turn"},
-    {"body-bytes", TPO_SET_BYTES, &set.body_bytes, "32M", .min = 1024, .max = 1073741824, .help = "of one JSON body, media within it included"},
-    {"bodies-bytes", TPO_SET_BYTES, &set.bodies_bytes, "256M", .min = 1024, .max = 1e12, .help = "of all JSON bodies in memory at once"},
+    {"body-bytes", TPO_SET_BYTES, &set.body_bytes, "32M", .min = 1024, .max = 1073741824,
+     .help = "of one JSON body, media within it included"},
+    {"bodies-bytes", TPO_SET_BYTES, &set.bodies_bytes, "256M", .min = 1024, .max = 1e12,
+     .help = "of all JSON bodies in memory at once"},
     {"drain", TPO_SET_MS, &set.drain, "10s", .min = 0, .max = 600000, .help = "how long requests under way have after SIGTERM"},
     {"log-level", TPO_SET_TEXT, &set.log_level, "info", .choices = "debug|info|warn|error", .help = "what is logged, on stdout"},
 };
 
 static const struct tpo_settings settings = {
     .program = "tpo-gateway",
-    .about = "The one door of the mesh: REST and gRPC in, calls to encoder, router and heads out, one answer back. It starts with every "
-             "peer down and finds them when they come.",
+    .about =
+        "The one door of the mesh: REST and gRPC in, calls to encoder, router and heads out, one answer back. It starts with every "
+        "peer down and finds them when they come.",
     .examples = "tpo-gateway --encoder 127.0.0.1:8430,127.0.0.1:8431 --router 127.0.0.1:8440 --head region=127.0.0.1:8450\n"
                 "curl -s 127.0.0.1:8420/readyz",
     .rows = rows,
@@ -103,9 +116,9 @@ static void on_stop(uv_signal_t *handle, int number)
 static void on_tell(uv_signal_t *handle, int number)
 {
     (void)handle, (void)number;
-    tpo_log(TPO_LOG_INFO, "state", "connections=%d running=%d waiting=%d media_files=%d media_bytes=%llu ready=%d", tpo_http_door_connections(own.http),
-            tpo_admission_running(own.g->admission), tpo_admission_waiting(own.g->admission), tpo_media_store_files(own.g->media),
-            (unsigned long long)tpo_media_store_bytes(own.g->media), tpo_gateway_ready(own.g));
+    tpo_log(TPO_LOG_INFO, "state", "connections=%d running=%d waiting=%d media_files=%d media_bytes=%llu ready=%d",
+            tpo_http_door_connections(own.http), tpo_admission_running(own.g->admission), tpo_admission_waiting(own.g->admission),
+            tpo_media_store_files(own.g->media), (unsigned long long)tpo_media_store_bytes(own.g->media), tpo_gateway_ready(own.g));
 }
 
 /* --- starting ------------------------------------------------------------------------------------------------------------------------- */
@@ -121,7 +134,8 @@ static int open_http(struct tpo_error *err)
     long port = strtol(colon + 1, &end, 10);
     if (*end != '\0' || end == colon + 1 || port < 0 || port > 65535)
         return tpo_fail(err, TPO_INVALID_ARGUMENT, "http", "--http %s: HOST:PORT expected", set.http);
-    struct tpo_http_settings s = {.host = host, .port = (int)port, .routes = own.routes, .owner = own.g, .on_answer = tpo_routes_on_answer};
+    struct tpo_http_settings s = {
+        .host = host, .port = (int)port, .routes = own.routes, .owner = own.g, .on_answer = tpo_routes_on_answer};
     return tpo_http_door_open(&own.http, &own.loop, &s, err);
 }
 
@@ -145,7 +159,10 @@ static int open_all(struct tpo_error *err)
         .encoder = set.encoder,
         .router = set.router,
         .n_heads = set.heads.n < TPO_GATEWAY_HEADS_MAX ? set.heads.n : TPO_GATEWAY_HEADS_MAX,
-        .media = {.dir = set.media_dir, .budget_bytes = (uint64_t)set.media_bytes, .file_max_bytes = (uint64_t)set.media_file_bytes, .ttl_s = (int)(set.media_ttl / 1000)},
+        .media = {.dir = set.media_dir,
+                  .budget_bytes = (uint64_t)set.media_bytes,
+                  .file_max_bytes = (uint64_t)set.media_file_bytes,
+                  .ttl_s = (int)(set.media_ttl / 1000)},
         .running_max = (int)set.running,
         .waiting_max = (int)set.waiting,
         .timeout_ms = (int)set.timeout,

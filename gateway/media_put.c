@@ -55,8 +55,10 @@ static void begin(struct tpo_media_put *p, const Tpo__V1__MediaChunk *first)
     const struct tpo_rpc_events events = {.owner = p, .on_message = on_reply, .on_writable = on_writable, .on_done = on_rpc_done};
     struct tpo_error err = {0};
     p->rpc = tpo_rpc_open(p->peers, &p->start, &first->base, NULL, &events, &err);
-    if (p->rpc == NULL) finish(p, &err);
-    else tpo_metrics_add(p->g->metrics, "tpo_media_put_total", "", 1);
+    if (p->rpc == NULL)
+        finish(p, &err);
+    else
+        tpo_metrics_add(p->g->metrics, "tpo_media_put_total", "", 1);
 }
 
 static void on_data(void *owner, const void *data, size_t size, const struct tpo_error *err)
@@ -84,8 +86,8 @@ static void on_data(void *owner, const void *data, size_t size, const struct tpo
     }
 }
 
-struct tpo_media_put *tpo_media_put_open(struct tpo_gateway *g, struct tpo_peers *peers, const struct tpo_rpc_start *hop, const char *id,
-                                         void (*on_done)(void *owner, const struct tpo_error *err), void *owner)
+struct tpo_media_put *tpo_media_put_open(struct tpo_gateway *g, struct tpo_peers *peers, const struct tpo_rpc_start *hop,
+                                         const char *id, void (*on_done)(void *owner, const struct tpo_error *err), void *owner)
 {
     struct tpo_media_put *p = calloc(1, sizeof(*p));
     if (p == NULL) return NULL;
@@ -117,6 +119,8 @@ struct tpo_media_put *tpo_media_put_open(struct tpo_gateway *g, struct tpo_peers
 void tpo_media_put_cancel(struct tpo_media_put *p)
 {
     p->cancelled = true;
-    if (p->rpc != NULL) tpo_rpc_cancel(p->rpc);
-    else finish(p, NULL);
+    if (p->rpc != NULL)
+        tpo_rpc_cancel(p->rpc);
+    else
+        finish(p, NULL);
 }

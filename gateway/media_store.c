@@ -179,7 +179,8 @@ int tpo_media_store_open(struct tpo_media_store **out, uv_loop_t *loop, const st
     st->loop = loop;
     st->s = *s;
     snprintf(st->dir, sizeof(st->dir), "%s", s->dir);
-    int rc = make_dir(st->dir) == 0 ? scan(st, err) : tpo_fail(err, TPO_UNAVAILABLE, "media_dir", "%.180s: %s", st->dir, strerror(errno));
+    int rc = make_dir(st->dir) == 0 ? scan(st, err)
+                                    : tpo_fail(err, TPO_UNAVAILABLE, "media_dir", "%.180s: %s", st->dir, strerror(errno));
     if (rc != TPO_OK) {
         free(st);
         return rc;
@@ -286,8 +287,10 @@ static void work_finish(struct tpo_upload *u)
     }
     char path[PATH_MAX];
     snprintf(path, sizeof(path), "%s/%s", u->store->dir, u->id);
-    if (rename(u->part, path) != 0) tpo_fail(&u->err, TPO_RESOURCE_EXHAUSTED, "media_disk", "media directory: %s", strerror(errno));
-    else u->part[0] = '\0';
+    if (rename(u->part, path) != 0)
+        tpo_fail(&u->err, TPO_RESOURCE_EXHAUSTED, "media_disk", "media directory: %s", strerror(errno));
+    else
+        u->part[0] = '\0';
 }
 
 static void on_work(uv_work_t *work)
@@ -350,7 +353,8 @@ static void start_work(struct tpo_upload *u)
 }
 
 struct tpo_upload *tpo_upload_open(struct tpo_media_store *st, const char *expected, void (*on_room)(void *owner),
-                                   void (*on_done)(void *owner, const char *id, uint64_t size, const struct tpo_error *err), void *owner)
+                                   void (*on_done)(void *owner, const char *id, uint64_t size, const struct tpo_error *err),
+                                   void *owner)
 {
     struct tpo_upload *u = calloc(1, sizeof(*u));
     if (u == NULL) return NULL;
@@ -391,8 +395,10 @@ bool tpo_upload_add(struct tpo_upload *u, const void *data, size_t size)
         size_t capacity = b->capacity < 65536 ? 65536 : b->capacity;
         while (capacity < b->size + size) capacity *= 2;
         char *more = realloc(b->data, capacity);
-        if (more == NULL) tpo_fail(&err, TPO_ENOMEM, "memory", "out of memory");
-        else b->data = more, b->capacity = capacity;
+        if (more == NULL)
+            tpo_fail(&err, TPO_ENOMEM, "memory", "out of memory");
+        else
+            b->data = more, b->capacity = capacity;
     }
     if (err.code != TPO_OK) {
         upload_fail(u, &err);
@@ -478,13 +484,15 @@ static void on_read_done(uv_work_t *work, int status)
     (void)status;
     struct tpo_media_reader *r = work->data;
     r->working = false;
-    if (r->closed) reader_free(r);
-    else r->on_data(r->owner, r->data, r->size, &r->err);
+    if (r->closed)
+        reader_free(r);
+    else
+        r->on_data(r->owner, r->data, r->size, &r->err);
 }
 
-struct tpo_media_reader *tpo_media_reader_open(struct tpo_media_store *st, const char *id,
-                                               void (*on_data)(void *owner, const void *data, size_t size, const struct tpo_error *err),
-                                               void *owner)
+struct tpo_media_reader *
+tpo_media_reader_open(struct tpo_media_store *st, const char *id,
+                      void (*on_data)(void *owner, const void *data, size_t size, const struct tpo_error *err), void *owner)
 {
     struct tpo_media_reader *r = calloc(1, sizeof(*r));
     char *data = malloc(TPO_MEDIA_CHUNK);

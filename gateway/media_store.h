@@ -40,7 +40,8 @@ void tpo_media_touch(struct tpo_media_store *store, const char *id);
  * first error (err->code != TPO_OK), and frees the upload. `expected` is the id the client announced, or "" or NULL.
  * Errors: INVALID_ARGUMENT "media_hash", "media_empty", "media_too_large"; RESOURCE_EXHAUSTED "media_full", "media_disk". */
 struct tpo_upload *tpo_upload_open(struct tpo_media_store *store, const char *expected, void (*on_room)(void *owner),
-                                   void (*on_done)(void *owner, const char *id, uint64_t size, const struct tpo_error *err), void *owner);
+                                   void (*on_done)(void *owner, const char *id, uint64_t size, const struct tpo_error *err),
+                                   void *owner);
 bool tpo_upload_add(struct tpo_upload *u, const void *data, size_t size); /* copies; false: wait for on_room */
 size_t tpo_upload_backlog(const struct tpo_upload *u);                    /* bytes added that wait for the disk */
 void tpo_upload_end(struct tpo_upload *u);
@@ -48,9 +49,9 @@ void tpo_upload_cancel(struct tpo_upload *u); /* no callback comes any more */
 
 /* Reads one file in order. on_data comes once per tpo_media_reader_next: data is borrowed during the call, size 0 means the end.
  * NOT_FOUND "media_unknown" when there is no such file. */
-struct tpo_media_reader *tpo_media_reader_open(struct tpo_media_store *store, const char *id,
-                                               void (*on_data)(void *owner, const void *data, size_t size, const struct tpo_error *err),
-                                               void *owner);
+struct tpo_media_reader *
+tpo_media_reader_open(struct tpo_media_store *store, const char *id,
+                      void (*on_data)(void *owner, const void *data, size_t size, const struct tpo_error *err), void *owner);
 void tpo_media_reader_next(struct tpo_media_reader *r);
 void tpo_media_reader_close(struct tpo_media_reader *r); /* at any time; no callback comes any more */
 

@@ -23,7 +23,8 @@ static int check_turns(const Tpo__V1__PerceiveRequest *q, size_t text_max, struc
         if (strcmp(t->role, "system") != 0 && strcmp(t->role, "user") != 0 && strcmp(t->role, "assistant") != 0)
             return tpo_fail(err, TPO_INVALID_ARGUMENT, "turns", "turns[%zu].role: system, user or assistant expected", i);
         if (strlen(t->text) > text_max)
-            return tpo_fail(err, TPO_INVALID_ARGUMENT, "text_too_long", "turns[%zu].text: %zu bytes, at most %zu", i, strlen(t->text), text_max);
+            return tpo_fail(err, TPO_INVALID_ARGUMENT, "text_too_long", "turns[%zu].text: %zu bytes, at most %zu", i,
+                            strlen(t->text), text_max);
     }
     const Tpo__V1__Turn *last = q->turns[q->n_turns - 1];
     if (strcmp(last->role, "user") != 0) return bad(err, "turns", "turns: the last one must be the user's");
@@ -35,9 +36,10 @@ static int check_media(const Tpo__V1__PerceiveRequest *q, struct tpo_error *err)
 {
     if (q->n_media > 1) return tpo_fail(err, TPO_UNIMPLEMENTED, "multi_media", "media: one video or image per request");
     if (q->n_media == 0) return TPO_OK;
-    const Tpo__V1__Media *m = q->media[0];
+    const Tpo__V1__MediaSource *m = q->media[0];
     if ((m->id[0] != '\0') == (m->data.len > 0)) return bad(err, "media", "media[0]: either id or data");
-    if (m->id[0] != '\0' && !tpo_sha256_is_hex(m->id)) return bad(err, "media_id", "media[0].id: 64 lower-case hex digits expected");
+    if (m->id[0] != '\0' && !tpo_sha256_is_hex(m->id))
+        return bad(err, "media_id", "media[0].id: 64 lower-case hex digits expected");
     return TPO_OK;
 }
 
@@ -72,7 +74,8 @@ static int check_numbers(const Tpo__V1__PerceiveRequest *q, const struct tpo_gat
     static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
     if (strlen(q->request_id) > 64 || strspn(q->request_id, allowed) != strlen(q->request_id))
         return bad(err, "request_id", "requestId: at most 64 of [A-Za-z0-9._-]");
-    if (strlen(q->task) > 31 || strspn(q->task, allowed) != strlen(q->task)) return bad(err, "task", "task: auto, none or a task's name");
+    if (strlen(q->task) > 31 || strspn(q->task, allowed) != strlen(q->task))
+        return bad(err, "task", "task: auto, none or a task's name");
     if (q->max_new_tokens > s->tokens_max)
         return tpo_fail(err, TPO_INVALID_ARGUMENT, "max_new_tokens", "maxNewTokens: at most %u", s->tokens_max);
     if (!(q->temperature >= 0 && q->temperature <= 100)) return bad(err, "temperature", "temperature: 0 .. 100");
@@ -97,7 +100,8 @@ int tpo_plan_boxes(const Tpo__V1__PerceiveRequest *q, const Tpo__V1__MediaInfo *
         const Tpo__V1__Rect *r = q->boxes[i]->rect;
         float w = q->boxes[i]->normalised ? 1 : (float)media->width, h = q->boxes[i]->normalised ? 1 : (float)media->height;
         if (r->x1 > w || r->y1 > h)
-            return tpo_fail(err, TPO_INVALID_ARGUMENT, "box_invalid", "boxes[%zu]: outside the picture of %u x %u", i, media->width, media->height);
+            return tpo_fail(err, TPO_INVALID_ARGUMENT, "box_invalid", "boxes[%zu]: outside the picture of %u x %u", i, media->width,
+                            media->height);
         tpo__v1__rect__init(&rects[i]);
         rects[i].x0 = r->x0 / w;
         rects[i].y0 = r->y0 / h;

@@ -14,7 +14,8 @@
 int tpo_plan_check(const Tpo__V1__PerceiveRequest *request, const struct tpo_gateway_settings *limits, struct tpo_error *err);
 
 /* Boxes as fractions of the displayed picture, in order; to be called when its size is known. `rects` has room for n_boxes. */
-int tpo_plan_boxes(const Tpo__V1__PerceiveRequest *request, const Tpo__V1__MediaInfo *media, Tpo__V1__Rect *rects, struct tpo_error *err);
+int tpo_plan_boxes(const Tpo__V1__PerceiveRequest *request, const Tpo__V1__MediaInfo *media, Tpo__V1__Rect *rects,
+                   struct tpo_error *err);
 
 /* "image", "video", or "" without media. */
 const char *tpo_plan_media_kind(const Tpo__V1__MediaInfo *media);

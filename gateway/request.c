@@ -148,22 +148,26 @@ static void add_stages(struct tpo_request *r, const struct tpo_error *err)
 {
     const char *failed = err != NULL ? err->stage : "";
     double begun_ms = r->begun_ms > 0 ? r->begun_ms : now_ms();
-    tpo_answer_stage(&r->answer, &(struct tpo_stage_result){.name = "gateway", .queue_ms = begun_ms - r->started_ms, .run_ms = r->put_ms});
+    tpo_answer_stage(&r->answer,
+                     &(struct tpo_stage_result){.name = "gateway", .queue_ms = begun_ms - r->started_ms, .run_ms = r->put_ms});
     const Tpo__V1__EncodeReply *e = r->encoded;
     if (e != NULL)
-        tpo_answer_stage(&r->answer, &(struct tpo_stage_result){"encoder", r->encoder_instance, e->cache, e->digest, e->queue_ms, e->run_ms, e->version, NULL});
+        tpo_answer_stage(&r->answer, &(struct tpo_stage_result){"encoder", r->encoder_instance, e->cache, e->digest, e->queue_ms,
+                                                                e->run_ms, e->version, NULL});
     else if (strcmp(failed, "encoder") == 0)
         tpo_answer_stage(&r->answer, &(struct tpo_stage_result){.name = "encoder", .instance = r->encoder_instance, .err = err});
     const Tpo__V1__GenerateDone *d = r->generated;
     if (d != NULL)
-        tpo_answer_stage(&r->answer, &(struct tpo_stage_result){"router", r->router_instance, "", d->digest, d->queue_ms, d->run_ms, d->version, NULL});
+        tpo_answer_stage(&r->answer, &(struct tpo_stage_result){"router", r->router_instance, "", d->digest, d->queue_ms, d->run_ms,
+                                                                d->version, NULL});
     else if (strcmp(failed, "router") == 0)
         tpo_answer_stage(&r->answer, &(struct tpo_stage_result){.name = "router", .instance = r->router_instance, .err = err});
     for (uint32_t i = 0; i < r->n_calls; i++) {
         const struct head_call *c = r->calls[i];
         const Tpo__V1__HeadDone *h = c->end;
         struct tpo_stage_result s = {.name = c->task, .instance = c->instance, .err = c->err.code != TPO_OK ? &c->err : NULL};
-        if (h != NULL) s = (struct tpo_stage_result){c->task, c->instance, h->cache, h->digest, h->queue_ms, h->run_ms, h->version, s.err};
+        if (h != NULL)
+            s = (struct tpo_stage_result){c->task, c->instance, h->cache, h->digest, h->queue_ms, h->run_ms, h->version, s.err};
         if (h != NULL || s.err != NULL) tpo_answer_stage(&r->answer, &s);
     }
 }
@@ -180,7 +184,8 @@ static void count_end(struct tpo_request *r, int code)
         tpo_metrics_add(r->g->metrics, "tpo_requests_total", labels, 1);
         tpo_metrics_observe(r->g->metrics, "tpo_request_duration_seconds", "stage=\"gateway\"", total_ms * 1e-3);
     }
-    tpo_log(TPO_LOG_INFO, "request", "req=%s code=%s ms=%.1f media=%.12s calls=%u", r->id, tpo_status_name(code), total_ms, r->media_id, r->n_calls);
+    tpo_log(TPO_LOG_INFO, "request", "req=%s code=%s ms=%.1f media=%.12s calls=%u", r->id, tpo_status_name(code), total_ms,
+            r->media_id, r->n_calls);
 }
 
 static void tell_done(struct tpo_request *r, const struct tpo_error *err)
@@ -188,7 +193,8 @@ static void tell_done(struct tpo_request *r, const struct tpo_error *err)
     if (r->detached) return;
     double total_ms = now_ms() - r->started_ms;
     if (r->accepted) add_stages(r, err);
-    tpo_answer_usage(&r->answer, r->generated != NULL ? r->generated->prompt_tokens : 0, r->generated != NULL ? r->generated->completion_tokens : 0, total_ms);
+    tpo_answer_usage(&r->answer, r->generated != NULL ? r->generated->prompt_tokens : 0,
+                     r->generated != NULL ? r->generated->completion_tokens : 0, total_ms);
     if (r->generated != NULL) tpo_answer_finish_reason(&r->answer, r->generated->finish_reason);
     if (err != NULL) tpo_answer_error(&r->answer, err);
     Tpo__V1__PerceiveEvent event = TPO__V1__PERCEIVE_EVENT__INIT;
@@ -313,7 +319,8 @@ static void on_head_message(void *owner, struct tpo_rpc *rpc, ProtobufCMessage *
                 result->done = NULL;
             }
             break;
-        default: break;
+        default:
+            break;
         }
     protobuf_c_message_free_unpacked(message, NULL);
 }
@@ -322,15 +329,18 @@ static void on_head_put(void *owner, const struct tpo_error *err)
 {
     struct head_call *c = owner;
     c->put = NULL;
-    if (err->code == TPO_OK) start_head(c);
-    else fail_call(c, err);
+    if (err->code == TPO_OK)
+        start_head(c);
+    else
+        fail_call(c, err);
     release(c->r);
 }
 
 static bool put_for_head(struct head_call *c, const struct tpo_error *err)
 {
     struct tpo_request *r = c->r;
-    if (strcmp(err->reason, "media_missing") != 0 || c->puts >= PUTS_MAX || r->media_id[0] == '\0' || r->state == FINISHED) return false;
+    if (strcmp(err->reason, "media_missing") != 0 || c->puts >= PUTS_MAX || r->media_id[0] == '\0' || r->state == FINISHED)
+        return false;
     struct tpo_rpc_start start = hop(r, NULL, NULL);
     start.peer = c->peer;
     c->put = tpo_media_put_open(r->g, c->peers, &start, r->media_id, on_head_put, c);
@@ -387,8 +397,10 @@ static void start_head(struct head_call *c)
     start.peer = c->peer;
     const struct tpo_rpc_events events = {.owner = c, .on_message = on_head_message, .on_done = on_head_done};
     c->rpc = tpo_rpc_open(c->peers, &start, &call.base, &e, &events, &err);
-    if (c->rpc == NULL) fail_call(c, &err);
-    else r->holds++;
+    if (c->rpc == NULL)
+        fail_call(c, &err);
+    else
+        r->holds++;
 }
 
 /* A task call of the router's: it goes to its head at once. Takes the payload. */
@@ -428,7 +440,9 @@ static void task_call(struct tpo_request *r, const Tpo__V1__TaskEmbedding *t, st
 static void text_delta(struct tpo_request *r, Tpo__V1__TextDelta *text)
 {
     if (text->text[0] == '\0') return;
-    if (!r->first_text_seen) tpo_metrics_observe(r->g->metrics, "tpo_time_to_first_token_seconds", "stage=\"gateway\"", (now_ms() - r->started_ms) * 1e-3);
+    if (!r->first_text_seen)
+        tpo_metrics_observe(r->g->metrics, "tpo_time_to_first_token_seconds", "stage=\"gateway\"",
+                            (now_ms() - r->started_ms) * 1e-3);
     r->first_text_seen = true;
     tpo_answer_text(&r->answer, text->text);
     emit(r, TPO__V1__PERCEIVE_EVENT__KIND_TEXT, text);
@@ -440,15 +454,20 @@ static void on_router_message(void *owner, struct tpo_rpc *rpc, ProtobufCMessage
     struct tpo_request *r = owner;
     Tpo__V1__GenerateEvent *event = (Tpo__V1__GenerateEvent *)message;
     if (r->state == GENERATING) switch (event->kind_case) {
-        case TPO__V1__GENERATE_EVENT__KIND_TEXT: text_delta(r, event->text); break;
-        case TPO__V1__GENERATE_EVENT__KIND_TASK: task_call(r, event->task, payload); break;
+        case TPO__V1__GENERATE_EVENT__KIND_TEXT:
+            text_delta(r, event->text);
+            break;
+        case TPO__V1__GENERATE_EVENT__KIND_TASK:
+            task_call(r, event->task, payload);
+            break;
         case TPO__V1__GENERATE_EVENT__KIND_DONE:
             if (r->generated == NULL) {
                 r->generated = event->done;
                 event->done = NULL;
             }
             break;
-        default: break;
+        default:
+            break;
         }
     if (payload != NULL) tpo_payload_free(payload);
     protobuf_c_message_free_unpacked(message, NULL);
@@ -498,8 +517,10 @@ static void generate(struct tpo_request *r)
     start.reply_payload = true;
     const struct tpo_rpc_events events = {.owner = r, .on_message = on_router_message, .on_done = on_router_done};
     r->rpc = tpo_rpc_open(r->g->router, &start, &ask.base, r->visual.data != NULL ? &r->visual : NULL, &events, &err);
-    if (r->rpc == NULL) fail_stage(r, &err, "router");
-    else r->holds++;
+    if (r->rpc == NULL)
+        fail_stage(r, &err, "router");
+    else
+        r->holds++;
 }
 
 /* --- encoder ----------------------------------------------------------------------------------------------------------------------- */
@@ -525,9 +546,12 @@ static void on_put(void *owner, const struct tpo_error *err)
     struct tpo_request *r = owner;
     r->put = NULL;
     r->put_ms += now_ms() - r->put_started_ms;
-    if (err->code == TPO_OK) encode(r);
-    else if (err->code == TPO_NOT_FOUND) finish(r, err);
-    else fail_stage(r, err, "encoder");
+    if (err->code == TPO_OK)
+        encode(r);
+    else if (err->code == TPO_NOT_FOUND)
+        finish(r, err);
+    else
+        fail_stage(r, err, "encoder");
     release(r);
 }
 
@@ -549,7 +573,8 @@ static bool put_for_encoder(struct tpo_request *r, const struct tpo_error *err)
 static int take_media(struct tpo_request *r, struct tpo_error *err)
 {
     r->media = r->encoded->media;
-    if (r->media == NULL || r->visual.data == NULL) return tpo_fail(err, TPO_INTERNAL, "encoder_silent", "the encoder told nothing of the media");
+    if (r->media == NULL || r->visual.data == NULL)
+        return tpo_fail(err, TPO_INTERNAL, "encoder_silent", "the encoder told nothing of the media");
     tpo_answer_media(&r->answer, r->media);
     if (r->q->n_boxes == 0) return TPO_OK;
     r->rects = calloc(r->q->n_boxes, sizeof(*r->rects));
@@ -568,8 +593,10 @@ static void on_encoder_done(void *owner, struct tpo_rpc *rpc, int status, const 
         tpo_fail(&own, TPO_INTERNAL, "encoder_silent", "the encoder ended without a reply");
         fail_stage(r, &own, "encoder");
     } else if (r->state == ENCODING && status == TPO_OK) {
-        if (take_media(r, &own) == TPO_OK) generate(r);
-        else fail_stage(r, &own, "gateway");
+        if (take_media(r, &own) == TPO_OK)
+            generate(r);
+        else
+            fail_stage(r, &own, "gateway");
     } else if (r->state == ENCODING && !put_for_encoder(r, err)) {
         fail_stage(r, err, "encoder");
     }
@@ -591,8 +618,10 @@ static void encode(struct tpo_request *r)
     start.peer = r->peer; /* the one that was given the bytes, where one was */
     const struct tpo_rpc_events events = {.owner = r, .on_message = on_encoder_message, .on_done = on_encoder_done};
     r->rpc = tpo_rpc_open(r->g->encoder, &start, &ask.base, NULL, &events, &err);
-    if (r->rpc == NULL) fail_stage(r, &err, "encoder");
-    else r->holds++;
+    if (r->rpc == NULL)
+        fail_stage(r, &err, "encoder");
+    else
+        r->holds++;
 }
 
 /* --- the start --------------------------------------------------------------------------------------------------------------------- */
@@ -614,7 +643,7 @@ static void on_stored(void *owner, const char *id, uint64_t size, const struct t
 static void store(struct tpo_request *r)
 {
     struct tpo_error err;
-    Tpo__V1__Media *m = r->q->n_media > 0 ? r->q->media[0] : NULL;
+    Tpo__V1__MediaSource *m = r->q->n_media > 0 ? r->q->media[0] : NULL;
     if (m == NULL || m->id[0] != '\0') {
         if (m != NULL) snprintf(r->media_id, sizeof(r->media_id), "%s", m->id);
         if (m != NULL) tpo_media_touch(r->g->media, m->id);
@@ -645,7 +674,9 @@ static void on_turn(void *owner)
 
 static void on_deadline(uv_timer_t *timer)
 {
-    static const char *const stages[] = {[WAITING] = "gateway", [STORING] = "gateway", [ENCODING] = "encoder", [PUTTING] = "encoder", [GENERATING] = "router", [HEADS] = "", [FINISHED] = ""};
+    static const char *const stages[] = {
+        [WAITING] = "gateway",   [STORING] = "gateway", [ENCODING] = "encoder", [PUTTING] = "encoder",
+        [GENERATING] = "router", [HEADS] = "",          [FINISHED] = ""};
     struct tpo_request *r = timer->data;
     struct tpo_error err;
     tpo_fail(&err, TPO_DEADLINE_EXCEEDED, "deadline", "%.0f ms were not enough", r->deadline_ms - r->started_ms);
@@ -663,7 +694,8 @@ static void on_deadline(uv_timer_t *timer)
 static void on_start(uv_timer_t *timer)
 {
     struct tpo_request *r = timer->data;
-    if (r->early.code == TPO_OK && r->deadline_ms <= now_ms()) tpo_fail(&r->early, TPO_DEADLINE_EXCEEDED, "deadline", "the deadline had passed before the request came");
+    if (r->early.code == TPO_OK && r->deadline_ms <= now_ms())
+        tpo_fail(&r->early, TPO_DEADLINE_EXCEEDED, "deadline", "the deadline had passed before the request came");
     int turn = r->early.code == TPO_OK ? tpo_admission_enter(r->g->admission, &r->ticket, &r->early) : -1;
     if (turn < 0) {
         finish(r, &r->early);
@@ -688,11 +720,13 @@ static void choose_trace(struct tpo_request *r, const char *given)
 {
     char trace[33], span[17], flags[3] = "00";
     static const char digits[] = "0123456789abcdef";
-    bool valid = given != NULL && strlen(given) >= 55 && strncmp(given, "ff", 2) != 0 && strspn(given, digits) == 2 && given[2] == '-' &&
-                 strspn(given + 3, digits) == 32 && given[35] == '-' && strspn(given + 36, digits) == 16 && given[52] == '-' &&
-                 strspn(given + 53, digits) == 2 && strspn(given + 3, "0") < 32 && strspn(given + 36, "0") < 16;
-    if (valid) snprintf(trace, sizeof(trace), "%.32s", given + 3);
-    else hex(trace, 16);
+    bool valid = given != NULL && strlen(given) >= 55 && strncmp(given, "ff", 2) != 0 && strspn(given, digits) == 2 &&
+                 given[2] == '-' && strspn(given + 3, digits) == 32 && given[35] == '-' && strspn(given + 36, digits) == 16 &&
+                 given[52] == '-' && strspn(given + 53, digits) == 2 && strspn(given + 3, "0") < 32 && strspn(given + 36, "0") < 16;
+    if (valid)
+        snprintf(trace, sizeof(trace), "%.32s", given + 3);
+    else
+        hex(trace, 16);
     if (valid) snprintf(flags, sizeof(flags), "%.2s", given + 53);
     hex(span, 8);
     snprintf(r->traceparent, sizeof(r->traceparent), "00-%s-%s-%s", trace, span, flags);
@@ -710,7 +744,8 @@ struct tpo_request *tpo_request_open(struct tpo_gateway *g, Tpo__V1__PerceiveReq
     r->q = q;
     r->on = *on;
     tpo_plan_check(q, &g->s, &r->early);
-    snprintf(r->id, sizeof(r->id), "%s", q->request_id[0] != '\0' && strcmp(r->early.reason, "request_id") != 0 ? q->request_id : request_id);
+    snprintf(r->id, sizeof(r->id), "%s",
+             q->request_id[0] != '\0' && strcmp(r->early.reason, "request_id") != 0 ? q->request_id : request_id);
     if (r->id[0] == '\0' || strcmp(r->id, "-") == 0) hex(r->id, 8);
     choose_trace(r, traceparent);
     r->started_ms = now_ms();

@@ -21,9 +21,9 @@ struct tpo_request_events {
 
 /* Never answers from within. `message` is the request's from here on. left_ms > 0 is a deadline of the transport's; the shorter
  * one counts. request_id is used where the message names none. traceparent may be NULL or nonsense. NULL when out of memory. */
-struct tpo_request *tpo_request_open(struct tpo_gateway *g, Tpo__V1__PerceiveRequest *take_message, double left_ms, const char *request_id,
-                                     const char *traceparent, const struct tpo_request_events *on);
-void tpo_request_cancel(struct tpo_request *r); /* the caller went away: no event comes any more */
+struct tpo_request *tpo_request_open(struct tpo_gateway *g, Tpo__V1__PerceiveRequest *take_message, double left_ms,
+                                     const char *request_id, const char *traceparent, const struct tpo_request_events *on);
+void tpo_request_cancel(struct tpo_request *r);              /* the caller went away: no event comes any more */
 struct tpo_request *tpo_request_next(struct tpo_request *r); /* of the gateway's list */
 
 #endif

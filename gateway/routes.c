@@ -15,8 +15,10 @@ static void reply_message(struct tpo_http *x, const ProtobufCMessage *message)
 {
     struct tpo_text body = {0};
     struct tpo_error err = {0};
-    if (tpo_protojson_encode(&body, message, &err) == TPO_OK) tpo_http_reply(x, 200, "application/json", body.data, body.size, NULL);
-    else tpo_http_reply_error(x, &err, NULL);
+    if (tpo_protojson_encode(&body, message, &err) == TPO_OK)
+        tpo_http_reply(x, 200, "application/json", body.data, body.size, NULL);
+    else
+        tpo_http_reply_error(x, &err, NULL);
     tpo_text_free(&body);
 }
 
@@ -107,7 +109,8 @@ static void open_request(struct perceive *p)
 static void parse(uv_work_t *work)
 {
     struct perceive *p = work->data;
-    tpo_protojson_decode(&p->message, &tpo__v1__perceive_request__descriptor, p->body.data != NULL ? p->body.data : "", p->body.size, &p->err);
+    tpo_protojson_decode(&p->message, &tpo__v1__perceive_request__descriptor, p->body.data != NULL ? p->body.data : "",
+                         p->body.size, &p->err);
 }
 
 static void on_parsed(uv_work_t *work, int status)

@@ -118,7 +118,13 @@ static void never(struct tpo_http *x)
 
 static const struct tpo_http_route routes[] = {
     {.method = "GET", .path = "/hello", .body_max = 0, .on_end = hello},
-    {.method = "POST", .path = "/echo", .body_max = 100000, .on_begin = echo_begin, .on_body = echo_body, .on_end = echo_end, .on_gone = echo_gone},
+    {.method = "POST",
+     .path = "/echo",
+     .body_max = 100000,
+     .on_begin = echo_begin,
+     .on_body = echo_body,
+     .on_end = echo_end,
+     .on_gone = echo_gone},
     {.method = "GET", .path = "/slow", .on_end = slow_end, .on_gone = slow_gone},
     {.method = "GET", .path = "/stream", .on_end = stream_end},
     {.method = "POST", .path = "/early", .body_max = 1 << 30, .on_begin = early_begin, .on_end = never},
@@ -145,7 +151,12 @@ static void *run_loop(void *arg)
 
 static void start(int header_ms, int body_ms)
 {
-    struct tpo_http_settings s = {.host = "127.0.0.1", .routes = routes, .header_timeout_ms = header_ms, .body_timeout_ms = body_ms, .connections_max = 20, .on_answer = on_answer};
+    struct tpo_http_settings s = {.host = "127.0.0.1",
+                                  .routes = routes,
+                                  .header_timeout_ms = header_ms,
+                                  .body_timeout_ms = body_ms,
+                                  .connections_max = 20,
+                                  .on_answer = on_answer};
     uv_loop_init(&rig.loop);
     uv_async_init(&rig.loop, &rig.stop, on_stop);
     assert_int_equal(tpo_http_door_open(&rig.door, &rig.loop, &s, NULL), TPO_OK);
@@ -163,7 +174,8 @@ static void stop(void)
 static int dial(void)
 {
     int fd = socket(AF_INET, SOCK_STREAM, 0);
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)rig.port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in to = {
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)rig.port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     assert_int_equal(connect(fd, (struct sockaddr *)&to, sizeof(to)), 0);
     struct timeval limit = {.tv_sec = 5};
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
@@ -196,7 +208,8 @@ static void expect(const char *request, size_t size, const char *status, const c
     char *answer = hear(fd);
     char line[32];
     snprintf(line, sizeof(line), "HTTP/1.1 %s ", status);
-    if (strncmp(answer, line, strlen(line)) != 0 || strstr(answer, holds) == NULL) fail_msg("%.80s\n-> %s (wanted %s, %s)", request, answer, status, holds);
+    if (strncmp(answer, line, strlen(line)) != 0 || strstr(answer, holds) == NULL)
+        fail_msg("%.80s\n-> %s (wanted %s, %s)", request, answer, status, holds);
     free(answer);
 }
 
@@ -212,7 +225,8 @@ static void the_plain_things_work(void **state)
     expect("GET /hello HTTP/1.0\r\n\r\n", 0, "200", "Connection: close");
     expect("HEAD /hello HTTP/1.1\r\n" CLOSE, 0, "200", "Content-Length: 5");
     expect("POST /echo HTTP/1.1\r\nContent-Length: 3\r\n" CLOSE "abc", 0, "200", "\r\n\r\nabc");
-    expect("POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" CLOSE "3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nTrailer: x\r\n\r\n", 0, "200", "\r\n\r\nabcde");
+    expect("POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" CLOSE "3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nTrailer: x\r\n\r\n", 0,
+           "200", "\r\n\r\nabcde");
     expect("GET /stream HTTP/1.1\r\n" CLOSE, 0, "200", "4\r\none\n\r\n4\r\ntwo\n\r\n0\r\n\r\n");
     expect("GET /stream HTTP/1.0\r\n\r\n", 0, "200", "\r\n\r\none\ntwo\n");
     expect("GET /hello HTTP/1.1\r\ntpo-request-id: my.id-1\r\n" CLOSE, 0, "200", "tpo-request-id: my.id-1\r\n");
@@ -234,8 +248,10 @@ static void what_is_not_http_is_refused(void **state)
     expect("GET /hello HTTP/1.1\r\n\r\n", 0, "400", "Host");
     expect("GET /hello HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 0, "400", "Host");
     expect("GET /hello HTTP/1.1\r\nHost : a\r\n\r\n", 0, "400", "malformed");
-    expect("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 0, "400", "malformed");
-    expect("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n", 0, "400", "malformed");
+    expect("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 0, "400",
+           "malformed");
+    expect("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n", 0, "400",
+           "malformed");
     expect("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 0, "400", "malformed");
     expect("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", 0, "400", "malformed");
     expect("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n", 0, "400", "malformed");
@@ -370,7 +386,8 @@ static void bytes_may_come_one_at_a_time(void **state)
     (void)state;
     start(0, 0);
     int fd = dial();
-    const char *text = "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    const char *text =
+        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
     for (const char *c = text; *c != '\0'; c++) {
         say(fd, c, 1);
         if (c - text < 60) usleep(200);
@@ -397,7 +414,7 @@ static void too_many_connections_get_503(void **state)
     stop();
 }
 
-TPO_TESTS(cmocka_unit_test(the_plain_things_work), cmocka_unit_test(what_is_not_http_is_refused), cmocka_unit_test(what_is_too_large_is_refused),
-          cmocka_unit_test(pipelined_requests_are_answered_in_order), cmocka_unit_test(a_slow_client_gets_408_and_holds_up_nobody),
-          cmocka_unit_test(a_client_that_leaves_is_noticed), cmocka_unit_test(bytes_may_come_one_at_a_time),
-          cmocka_unit_test(too_many_connections_get_503))
+TPO_TESTS(cmocka_unit_test(the_plain_things_work), cmocka_unit_test(what_is_not_http_is_refused),
+          cmocka_unit_test(what_is_too_large_is_refused), cmocka_unit_test(pipelined_requests_are_answered_in_order),
+          cmocka_unit_test(a_slow_client_gets_408_and_holds_up_nobody), cmocka_unit_test(a_client_that_leaves_is_noticed),
+          cmocka_unit_test(bytes_may_come_one_at_a_time), cmocka_unit_test(too_many_connections_get_503))

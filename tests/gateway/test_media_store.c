@@ -40,8 +40,10 @@ static void on_data(void *owner, const void *data, size_t size, const struct tpo
     r->calls++;
     r->read += size;
     for (size_t i = 0; i < size; i++) r->sum = (unsigned char)(r->sum * 31 + ((const unsigned char *)data)[i]);
-    if (size > 0) tpo_media_reader_next(r->reader);
-    else tpo_media_reader_close(r->reader);
+    if (size > 0)
+        tpo_media_reader_next(r->reader);
+    else
+        tpo_media_reader_close(r->reader);
 }
 
 static struct tpo_media_store *open_store(uv_loop_t *loop, uint64_t budget, uint64_t file_max)
@@ -186,7 +188,8 @@ static void a_cancelled_upload_leaves_nothing(void **state)
     /* Two uploads that don't fit together: the second is refused, the first stands. */
     char data[6000] = {1};
     struct result a = {0}, b = {0};
-    struct tpo_upload *first = tpo_upload_open(st, NULL, on_room, on_done, &a), *second = tpo_upload_open(st, NULL, on_room, on_done, &b);
+    struct tpo_upload *first = tpo_upload_open(st, NULL, on_room, on_done, &a),
+                      *second = tpo_upload_open(st, NULL, on_room, on_done, &b);
     tpo_upload_add(first, data, sizeof(data));
     tpo_upload_add(second, data, sizeof(data));
     tpo_upload_end(first);
