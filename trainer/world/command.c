@@ -7,10 +7,11 @@
 
 #include "trainer/world/files.h"
 
-static struct {
+static struct settings {
     const char *out, *split, *corpus;
     long seed, images, clips, frames, side, sentences, show;
-} set = {.split = "train", .images = 100, .frames = 4, .side = 96, .sentences = 6};
+} set;
+static const struct settings preset = {.split = "train", .images = 100, .frames = 4, .side = 96, .sentences = 6};
 
 static const char usage[] = "tpo world -- draws Shellgame, a world of shapes whose truth is known\n"
                             "\n"
@@ -158,6 +159,7 @@ int tpo_world_main(int argc, char **argv)
         fputs(usage, stdout);
         return 0;
     }
+    set = preset;
     int rc = read_flags(argc, argv, &err);
     if (rc == TPO_OK) rc = split_of(set.split, &split, &err);
     signal(SIGPIPE, SIG_IGN); /* an ffmpeg that died is a sentence, not a signal */

@@ -1,0 +1,227 @@
+/* Samples: conversations with aids that point where they should, targets true to the pixels. */
+#include "tests/support/test.h"
+#include "tests/trainer/world/oracle.h"
+
+static int fake_word_id(void *owner, const char *word)
+{
+    (void)owner;
+    return (int)strlen(word) * 1000 + word[0];
+}
+
+static struct tpo_world *open_world(void)
+{
+    struct tpo_world *w = NULL;
+    assert_int_equal(tpo_world_open(&w, &(struct tpo_world_options){TPO_WORLD_TRAIN, 11, 0}, NULL), TPO_OK);
+    return w;
+}
+
+static struct tpo_world_draw full_draw(int n_frames)
+{
+    struct tpo_world_draw d;
+    tpo_world_draw_default(&d, n_frames);
+    d.dense = d.slots = true;
+    d.word_id = fake_word_id;
+    return d;
+}
+
+static const struct tpo_named_tensor *target(const struct tpo_sample *s, const char *name)
+{
+    for (int i = 0; i < s->n_targets; i++) {
+        if (strcmp(s->targets[i].name, name) == 0) return &s->targets[i];
+    }
+    fail_msg("no %s", name);
+    return NULL;
+}
+
+/* Mass on a slot only where its cell meets the box; all of it sums to 1. */
+static void check_slots(const float *slots, const float box[4])
+{
+    float sum = 0;
+    for (int q = 0; q < TPO_WORLD_SLOTS; q++) {
+        float x = (float)(q % 8) / 8, y = (float)(q / 8) / 4;
+        sum += slots[q];
+        assert_true(slots[q] >= 0);
+        if (box != NULL && slots[q] > 0) assert_true(x < box[2] && x + .125f > box[0] && y < box[3] && y + .25f > box[1]);
+    }
+    assert_true(fabsf(sum - 1) < 1e-4f);
+}
+
+static void check_attention(const struct tpo_conversation *c)
+{
+    const char *text = c->turns->question;
+    int vectors = 0, answers = 0, letters = 0, chosen = 0;
+    for (int i = 0; i < c->n_attention; i++) {
+        const struct tpo_attention_target *a = &c->attention[i];
+        assert_true(a->layer >= 0 && a->layer < 6 && a->head >= 0 && a->head < 4);
+        if (a->to == TPO_AT_SLOTS) check_slots(a->slots, a->from == TPO_AT_VECTOR ? c->boxes[0] : NULL);
+        if (a->from == TPO_AT_VECTOR) {
+            vectors++;
+            assert_true(a->layer == 4 && a->head == 0 && a->weight == 1);
+        } else if (a->to == TPO_AT_SLOTS && a->from == TPO_AT_WORD) {
+            struct oracle_noun n;
+            assert_true(a->layer == 2 && a->head == 0);
+            const struct tpo_scene empty = {0};
+            const char *end = oracle_read(text + a->from_offset, &empty, &n);
+            assert_true(end != NULL && text[a->from_offset - 1] == ' ');
+        } else if (a->to == TPO_AT_WORD && a->from == TPO_AT_WORD) {
+            letters++;
+            assert_true(text[a->to_offset] == '(' && a->from_offset == a->to_offset + 4);
+        } else if (a->to == TPO_AT_WORD) {
+            chosen++;
+            assert_int_equal(text[a->to_offset - 3], c->turns->answer[1]); /* "(B) " before it */
+        } else {
+            answers++;
+            assert_true(a->layer == 4 && a->head <= 1);
+        }
+    }
+    bool choice = strstr(text, "(A) ") != NULL;
+    assert_int_equal(vectors, c->n_boxes);
+    assert_int_equal(chosen, choice);
+    assert_true(choice ? letters >= 2 : letters == 0);
+    assert_true(answers <= 1);
+}
+
+static void aids_point_where_they_should(void **state)
+{
+    (void)state;
+    struct tpo_world *w = open_world();
+    for (int n_frames = 1; n_frames <= 4; n_frames += 3) {
+        struct tpo_world_batch b = {0};
+        struct tpo_world_draw d = full_draw(n_frames);
+        assert_int_equal(tpo_world_batch_fill(&b, w, &d, 0, 150, 2, NULL), TPO_OK);
+        int boxes = 0;
+        for (int i = 0; i < b.n; i++) {
+            assert_int_equal(b.samples[i].n_conversations, d.n_conversations);
+            for (int c = 0; c < b.samples[i].n_conversations; c++) {
+                const struct tpo_conversation *q = &b.samples[i].conversations[c];
+                check_attention(q);
+                boxes += q->n_boxes;
+                assert_int_equal(q->n_boxes, strcmp(q->turns->answer, "<box_begin><boxes>") == 0);
+                assert_true(q->weight_end == .2f && q->weight == (strlen(q->turns->answer) > 24 ? .5f : 1));
+            }
+        }
+        assert_true(boxes > b.n);
+        tpo_world_batch_free(&b);
+    }
+    tpo_world_close(w);
+}
+
+static void aids_and_kinds_can_be_left_out(void **state)
+{
+    (void)state;
+    struct tpo_world *w = open_world();
+    struct tpo_arena arena;
+    tpo_arena_init(&arena, 1 << 20, 0);
+    for (int keep = 0; keep < 3; keep++) {
+        for (int aids = 0; aids < 3; aids++) {
+            struct tpo_world_draw d;
+            tpo_world_draw_default(&d, 1);
+            tpo_world_mix_keep(d.mix, keep);
+            d.aids = aids;
+            int boxes = 0, text = 0, aided_boxes = 0, aided_text = 0;
+            for (uint64_t i = 0; i < 40; i++) {
+                struct tpo_sample s;
+                tpo_arena_reset(&arena);
+                assert_int_equal(tpo_world_sample(w, &arena, &d, i, &s, NULL), TPO_OK);
+                assert_int_equal(s.n_targets, 0);
+                for (int c = 0; c < s.n_conversations; c++) {
+                    const struct tpo_conversation *q = &s.conversations[c];
+                    boxes += q->n_boxes, text += !q->n_boxes;
+                    *(q->n_boxes ? &aided_boxes : &aided_text) += q->n_attention > 0;
+                }
+            }
+            assert_int_equal(boxes > 0, keep != TPO_WORLD_KEEP_TEXT);
+            assert_int_equal(text > 0, keep != TPO_WORLD_KEEP_BOXES);
+            assert_int_equal(aided_boxes, aids == TPO_WORLD_AIDS_ALL ? boxes : 0);
+            assert_int_equal(aided_text > 0, aids != TPO_WORLD_AIDS_NONE && text > 0);
+        }
+    }
+    struct tpo_world_draw bad = full_draw(1);
+    struct tpo_sample s;
+    bad.word_id = NULL;
+    assert_int_equal(tpo_world_sample(w, &arena, &bad, 0, &s, NULL), TPO_INVALID_ARGUMENT);
+    bad = full_draw(9);
+    assert_int_equal(tpo_world_sample(w, &arena, &bad, 0, &s, NULL), TPO_INVALID_ARGUMENT);
+    tpo_arena_free(&arena);
+    tpo_arena_init(&arena, 1 << 12, 1 << 16);
+    bad = full_draw(4);
+    assert_int_equal(tpo_world_sample(w, &arena, &bad, 0, &s, NULL), TPO_ENOMEM);
+    tpo_arena_free(&arena);
+    tpo_world_close(w);
+}
+
+/* The object with most labels in a rectangle, by counting; -1 below `least`. */
+static int owner_of(const struct tpo_scene *s, int t, int x0, int y0, int wide, int high, int least)
+{
+    int n[TPO_WORLD_OBJECTS_MAX] = {0}, best = 0;
+    for (int y = y0; y < y0 + high; y++) {
+        for (int x = x0; x < x0 + wide; x++) {
+            int label = s->labels[((size_t)t * s->side + y) * s->side + x];
+            if (label != TPO_SCENE_GROUND) n[label]++;
+        }
+    }
+    for (int o = 1; o < TPO_WORLD_OBJECTS_MAX; o++) {
+        if (n[o] > n[best]) best = o;
+    }
+    return n[best] >= least ? best : -1;
+}
+
+static void check_dense(const struct tpo_view *v, const struct tpo_sample *s, int A)
+{
+    const int32_t *attributes = target(s, "dense.attributes")->data;
+    const float(*boxes)[4] = target(s, "dense.boxes")->data;
+    assert_int_equal(target(s, "dense.attributes")->shape[0], s->n_frames * 64);
+    assert_int_equal(target(s, "dense.attributes")->shape[1], A);
+    for (int i = 0; i < s->n_frames * 64; i++) {
+        int o = owner_of(&v->scene, i / 64, i % 8 * 12, i % 64 / 8 * 12, 12, 12, 18);
+        for (int a = 0; a < A; a++) assert_int_equal(attributes[i * A + a], o < 0 ? -100 : v->scene.objects[o].attributes[a]);
+        float box[4] = {0};
+        if (o >= 0) tpo_scene_box(&v->scene, o, i / 64, box);
+        assert_memory_equal(box, boxes[i], sizeof(box));
+    }
+}
+
+static void check_slot_targets(const struct tpo_view *v, const struct tpo_sample *s, int A)
+{
+    const int32_t *words = target(s, "slot.words")->data;
+    const float(*boxes)[4] = target(s, "slot.boxes")->data, (*centres)[2] = target(s, "slot.centres")->data;
+    float small_and_large[2] = {0};
+    for (int q = 0; q < TPO_WORLD_SLOTS; q++) {
+        int o = owner_of(&v->scene, 0, q % 8 * 12, q / 8 * 24, 12, 24, 24);
+        for (int a = 0; a < A; a++) {
+            assert_int_equal(words[q * A + a],
+                             o < 0 ? -100 : fake_word_id(NULL, tpo_world_word(a, v->scene.objects[o].attributes[a])));
+        }
+        if (o >= 0) assert_memory_equal(boxes[q], v->facts.box[o], sizeof(boxes[q]));
+        for (int i = 0; i < 2; i++) small_and_large[i] += centres[q][i];
+    }
+    for (int o = 0; o < v->scene.n_objects; o++) small_and_large[v->scene.objects[o].attributes[TPO_WORLD_SIZE]] -= 1;
+    assert_true(small_and_large[0] == 0 && small_and_large[1] == 0);
+}
+
+static void targets_are_the_pixels(void **state)
+{
+    (void)state;
+    struct tpo_world *w = open_world();
+    struct tpo_arena arena;
+    tpo_arena_init(&arena, 1 << 20, 0);
+    for (int n_frames = 1; n_frames <= 4; n_frames += 3) {
+        struct tpo_world_draw d = full_draw(n_frames);
+        for (uint64_t i = 0; i < 40; i++) {
+            struct tpo_sample s;
+            struct tpo_view v;
+            tpo_arena_reset(&arena);
+            assert_int_equal(tpo_world_sample(w, &arena, &d, i, &s, NULL), TPO_OK);
+            assert_int_equal(tpo_view_alloc(&v, w, &arena, n_frames), TPO_OK);
+            tpo_view_make(&v, w, TPO_VIEW_SAMPLES, i, 0, d.min_objects);
+            assert_memory_equal(v.scene.pixels, s.pixels, (size_t)n_frames * 96 * 96 * 3);
+            check_dense(&v, &s, n_frames > 1 ? 5 : 4);
+            check_slot_targets(&v, &s, n_frames > 1 ? 5 : 4);
+        }
+    }
+    tpo_arena_free(&arena);
+    tpo_world_close(w);
+}
+
+TPO_TESTS(cmocka_unit_test(aids_point_where_they_should), cmocka_unit_test(aids_and_kinds_can_be_left_out),
+          cmocka_unit_test(targets_are_the_pixels))
