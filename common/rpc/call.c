@@ -56,6 +56,7 @@ static void read_request_id(struct tpo_call *c)
 
 static void start(struct tpo_call *c, const grpc_op *ops, size_t n, struct tpo_tag *tag)
 {
+    tpo_loop_give(c->server->loop);
     grpc_call_error e = grpc_call_start_batch(c->call, ops, n, tag, NULL);
     TPO_ASSERT(e == GRPC_CALL_OK);
     c->tags++;
@@ -356,6 +357,7 @@ void tpo_call_accept(struct tpo_server *s)
     atomic_fetch_add(&s->n_objects, 1);
     grpc_completion_queue *q = tpo_loop_queue(s->loop);
     c->tags = 1;
+    tpo_loop_give(s->loop);
     if (grpc_server_request_call(s->server, &c->call, &c->details, &c->metadata, q, q, &c->accept_tag) != GRPC_CALL_OK) free_call(c);
 }
 

@@ -5,6 +5,7 @@
 #include <grpc/support/time.h>
 #include <malloc.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -15,6 +16,7 @@ struct tpo_loop {
     grpc_completion_queue *queue;
     pthread_t thread;
     bool running, alone;
+    _Atomic unsigned given;
     void (*wake)(void *arg);
     void *arg;
     grpc_channel *wake_channel; /* alone only; never connects */
@@ -47,6 +49,11 @@ static struct timespec after_ms(int64_t ms)
     return (struct timespec){.tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000};
 }
 
+void tpo_loop_give(struct tpo_loop *l)
+{
+    atomic_fetch_add_explicit(&l->given, 1, memory_order_release);
+}
+
 grpc_completion_queue *tpo_loop_queue(struct tpo_loop *l)
 {
     return l->queue;
@@ -75,6 +82,7 @@ static void push(struct tpo_loop *l, struct tpo_tag *tag, int ok)
         if (l->wake != NULL) l->wake(l->arg);
     } else if (!pthread_equal(pthread_self(), l->thread)) {
         /* The owner drains the list after every event, so its own posts need no batch. */
+        tpo_loop_give(l);
         grpc_call_start_batch(l->wake_call, NULL, 0, &l->wake_tag, NULL);
     }
 }
@@ -149,6 +157,7 @@ static void *loop_thread(void *arg)
     for (;;) {
         gpr_timespec until = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_micros(TICK_US, GPR_TIMESPAN));
         grpc_event e = grpc_completion_queue_next(l->queue, until, NULL);
+        atomic_load_explicit(&l->given, memory_order_acquire);
         if (e.type == GRPC_QUEUE_SHUTDOWN) return NULL;
         if (e.type == GRPC_OP_COMPLETE) {
             struct tpo_tag *tag = e.tag;

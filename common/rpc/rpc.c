@@ -61,6 +61,7 @@ static void move(struct tpo_rpc *r);
 
 static void start_batch(struct tpo_rpc *r, const grpc_op *ops, size_t n, struct tpo_tag *tag)
 {
+    tpo_loop_give(r->peers->loop);
     grpc_call_error e = grpc_call_start_batch(r->call, ops, n, tag, NULL);
     TPO_ASSERT(e == GRPC_CALL_OK);
     r->tags++;

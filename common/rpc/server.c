@@ -129,6 +129,7 @@ void tpo_server_drain(struct tpo_server *s, int drain_ms)
     tpo_server_serving(s, false);
     tpo_loop_wait_zero(s->loop, &s->n_calls, drain_ms);
     /* From here on nobody is waited for: what is left hears its cancel now. */
+    tpo_loop_give(s->loop);
     grpc_server_shutdown_and_notify(s->server, tpo_loop_queue(s->loop), &s->shutdown_tag);
     grpc_server_cancel_all_calls(s->server);
     tpo_loop_wait_zero(s->loop, &s->open, -1);
@@ -143,6 +144,7 @@ void tpo_server_close(struct tpo_server *s)
         if (!s->started) {
             /* gRPC insists on a shutdown, even of what never listened. */
             atomic_store(&s->open, 1);
+            tpo_loop_give(s->loop);
             grpc_server_shutdown_and_notify(s->server, tpo_loop_queue(s->loop), &s->shutdown_tag);
             tpo_loop_wait_zero(s->loop, &s->open, -1);
         }
