@@ -105,8 +105,10 @@ void ATTENTION_NAME(forward)(struct tpo_attention_part *a, const struct tpo_atte
     }
     for (int r = b->n_rows; r < ROWS; r++) memset(score + r * a->Sp, 0, (size_t)b->n_tiles * TILE * sizeof(float));
     block_sum(a->out, score, a->v, b, a->Dp, a->Sp);
-    for (int r = 0; r < b->n_rows; r++)
-        for (int c = 0; c < a->D && a->sum[r] > 0.0f; c++) a->out[r * a->Dp + c] /= a->sum[r];
+    for (int r = 0; r < b->n_rows; r++) {
+        vec sum = splat(a->sum[r] > 0.0f ? a->sum[r] : 1.0f);
+        for (int c = 0; c < a->Dp; c += TILE) *(vec *)(a->out + r * a->Dp + c) /= sum;
+    }
 }
 
 void ATTENTION_NAME(backward)(struct tpo_attention_part *a, const struct tpo_attention_block *b)

@@ -12,6 +12,12 @@ static int shape_ok(const struct tpo_attention_shape *p)
     return p->B > 0 && p->T > 0 && p->S > 0 && p->H > 0 && p->G > 0 && p->H % p->G == 0 && p->D > 0 && p->D <= 256;
 }
 
+static int keys_of(const struct tpo_attention_shape *p, int b)
+{
+    int n = p->key_len != NULL ? p->key_len[b] : p->S;
+    return n < 0 ? 0 : n > p->S ? p->S : n;
+}
+
 static int visible(const struct tpo_attention_shape *p, int b, int t, int s)
 {
     int at = t + p->S - p->T;
@@ -95,21 +101,11 @@ static size_t lay_out(struct tpo_attention_part *a, struct tpo_attention_block *
     return used;
 }
 
-/* n rows of D with distance ld -> (N, Dp), what is past n or D zero. */
-static void pack_rows(float *packed, const float *x, int64_t ld, int n, int64_t N, int D, int64_t Dp)
-{
-    for (int64_t r = 0; r < N; r++) {
-        int used = r < n ? D : 0;
-        memcpy(packed + r * Dp, x + r * ld, (size_t)used * sizeof(*x));
-        memset(packed + r * Dp + used, 0, (size_t)(Dp - used) * sizeof(*x));
-    }
-}
-
 /* Rows t0.. of sample b: how far each one sees, of which segment it is, and the tiles that matter. */
 static void block_open(struct tpo_attention_block *block, const struct tpo_attention_part *a, const struct tpo_attention_shape *p,
                        int b, int t0)
 {
-    int n_keys = p->key_len != NULL && p->key_len[b] < p->S ? p->key_len[b] : p->S, furthest = -1, nearest = p->S;
+    int n_keys = keys_of(p, b), furthest = -1, nearest = p->S;
     block->n_rows = p->T - t0 < TPO_ATTENTION_ROWS ? p->T - t0 : TPO_ATTENTION_ROWS;
     for (int r = 0; r < TPO_ATTENTION_ROWS; r++) {
         int at = t0 + r + p->S - p->T, last = p->causal && at < n_keys ? at : n_keys - 1;
@@ -121,8 +117,8 @@ static void block_open(struct tpo_attention_block *block, const struct tpo_atten
     block->n_tiles = 0;
     for (int tile = 0; tile * TPO_ATTENTION_TILE <= furthest; tile++) {
         const int32_t *segment = a->segments + tile * TPO_ATTENTION_TILE;
-        int shared = 0, seen = 0;
-        for (int i = 0; i < TPO_ATTENTION_TILE; i++) shared += segment[i] == 0;
+        int shared = p->segments == NULL ? TPO_ATTENTION_TILE : 0, seen = 0;
+        for (int i = 0; i < TPO_ATTENTION_TILE && p->segments != NULL; i++) shared += segment[i] == 0;
         for (int r = 0; r < block->n_rows && shared == 0 && !seen; r++)
             for (int i = 0; i < TPO_ATTENTION_TILE; i++) seen |= segment[i] == block->segment[r];
         if (shared == 0 && !seen) continue;
@@ -134,15 +130,16 @@ static void block_open(struct tpo_attention_block *block, const struct tpo_atten
 static void pack_keys(struct tpo_attention_part *a, const struct tpo_attention_shape *p, const struct job *f, int b, int g,
                       int backward)
 {
-    int n_keys = p->key_len != NULL && p->key_len[b] < p->S ? p->key_len[b] : p->S;
+    int n_keys = keys_of(p, b);
     int32_t *segments = (int32_t *)a->segments;
     for (int64_t s = 0; s < a->Sp; s++) segments[s] = s < p->S && p->segments != NULL ? p->segments[(int64_t)b * p->S + s] : 0;
+    const struct tpo_simd *v = tpo_simd();
     /* The rows of k pass through v's place where backward does not need them packed. */
     float *rows = backward ? a->k : a->v;
-    pack_rows(rows, f->k + (int64_t)b * p->S * p->ldk + g * p->D, p->ldk, n_keys, a->Sp, p->D, a->Dp);
-    tpo_simd()->transpose(a->kt, a->Sp, rows, a->Dp, (int)a->Sp, p->D);
-    pack_rows(a->v, f->v + (int64_t)b * p->S * p->ldv + g * p->D, p->ldv, n_keys, a->Sp, p->D, a->Dp);
-    if (backward) tpo_simd()->transpose(a->vt, a->Sp, a->v, a->Dp, (int)a->Sp, p->D);
+    v->pack(rows, a->Dp, a->Sp, f->k + (int64_t)b * p->S * p->ldk + g * p->D, p->ldk, n_keys, p->D);
+    v->transpose(a->kt, a->Sp, rows, a->Dp, (int)a->Sp, p->D);
+    v->pack(a->v, a->Dp, a->Sp, f->v + (int64_t)b * p->S * p->ldv + g * p->D, p->ldv, n_keys, p->D);
+    if (backward) v->transpose(a->vt, a->Sp, a->v, a->Dp, (int)a->Sp, p->D);
 }
 
 static void run_forward(void *arg, int part, int member)
@@ -157,7 +154,7 @@ static void run_forward(void *arg, int part, int member)
     for (int t = 0; t < p->T; t += TPO_ATTENTION_ROWS) {
         int64_t row = (int64_t)b * p->T + t;
         block_open(&block, &a, p, b, t);
-        pack_rows(a.rows, f->q + row * p->ldq + h * p->D, p->ldq, block.n_rows, TPO_ATTENTION_ROWS, p->D, a.Dp);
+        tpo_simd()->pack(a.rows, a.Dp, TPO_ATTENTION_ROWS, f->q + row * p->ldq + h * p->D, p->ldq, block.n_rows, p->D);
         f->fn(&a, &block);
         for (int r = 0; r < block.n_rows; r++) {
             memcpy(f->out + (row + r) * p->ldo + h * p->D, a.out + (int64_t)r * a.Dp, (size_t)p->D * sizeof(float));
@@ -196,8 +193,8 @@ static void backward_head(const struct job *f, struct tpo_attention_part *a, str
     for (int t = 0; t < p->T; t += TPO_ATTENTION_ROWS) {
         int64_t row = (int64_t)b * p->T + t;
         block_open(block, a, p, b, t);
-        pack_rows(a->rows, f->q + row * p->ldq + h * p->D, p->ldq, block->n_rows, TPO_ATTENTION_ROWS, p->D, a->Dp);
-        pack_rows(a->dout, f->dout + row * p->ldo + h * p->D, p->ldo, block->n_rows, TPO_ATTENTION_ROWS, p->D, a->Dp);
+        tpo_simd()->pack(a->rows, a->Dp, TPO_ATTENTION_ROWS, f->q + row * p->ldq + h * p->D, p->ldq, block->n_rows, p->D);
+        tpo_simd()->pack(a->dout, a->Dp, TPO_ATTENTION_ROWS, f->dout + row * p->ldo + h * p->D, p->ldo, block->n_rows, p->D);
         for (int r = 0; r < TPO_ATTENTION_ROWS; r++) {
             const float *out = f->old_out + (row + r) * p->ldo + h * p->D;
             a->delta[r] = r < block->n_rows ? tpo_simd()->dot(a->dout + (int64_t)r * a->Dp, out, p->D) : 0.0f;

@@ -33,6 +33,10 @@ struct tpo_adamw_span {
     X(void, adamw, (const struct tpo_adamw_span *a, const struct tpo_adamw *step, int64_t n))                                      \
     /* to[c * ldto + r] = from[r * ldfrom + c]; may not alias */                                                                   \
     X(void, transpose, (float *to, int64_t ldto, const float *from, int64_t ldfrom, int rows, int cols))                           \
+    /* n rows of C floats -> N rows of Cp (whole vectors), the rest zero */                                                        \
+    X(void, pack, (float *to, int Cp, int64_t N, const float *from, int64_t ldfrom, int64_t n, int C))                             \
+    /* Muon's momentum: m_next = beta m + g clip; x = g clip + beta m_next (Nesterov) */                                           \
+    X(void, momentum, (float *m_next, float *x, const float *m, const float *g, float beta, float clip, int64_t n))                \
     /* sums: lane by lane, then over the lanes */                                                                                  \
     X(float, dot, (const float *a, const float *b, int64_t n))                                                                     \
     X(double, sum, (const float *x, int square, int64_t n))                                                                        \

@@ -174,6 +174,22 @@ static void transpose(float *to, int64_t ldto, const float *from, int64_t ldfrom
         }
 }
 
+static void pack(float *to, int Cp, int64_t N, const float *from, int64_t ldfrom, int64_t n, int C)
+{
+    for (int64_t r = 0; r < n; r++, from += ldfrom) EACH_VEC(c, count, C) store(to + r * Cp + c, load_n(from + c, count));
+    memset(to + n * Cp, 0, (size_t)((N - n) * Cp) * sizeof(*to));
+}
+
+static void momentum(float *m_next, float *x, const float *m, const float *g, float beta, float clip, int64_t n)
+{
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; i++) {
+        float grad = g[i] * clip, next = beta * m[i] + grad;
+        m_next[i] = next;
+        x[i] = grad + beta * next;
+    }
+}
+
 /* --- sums ------------------------------------------------------------------------------------------------------------------------------ */
 
 static float dot(const float *a, const float *b, int64_t n)
@@ -200,17 +216,21 @@ static double sum(const float *x, int square, int64_t n)
 static inline __attribute__((always_inline)) void dots_block(float *y, int64_t ldy, const float *x, int64_t ldx, const float *w,
                                                              int64_t ldw, const float *bias, int add, int R, int cols, int K)
 {
-    vec sums[4][DOT_COLS];
+    vec sums[4][DOT_COLS], a[4];
+    const float *at[DOT_COLS];
+    for (int c = 0; c < DOT_COLS; c++) at[c] = w + (c < cols ? c : 0) * ldw;
     for (int r = 0; r < R; r++)
         for (int c = 0; c < DOT_COLS; c++) sums[r][c] = splat(0.0f);
-    EACH_VEC(k, count, K)
-    {
-        vec a[4];
-        for (int r = 0; r < R; r++) a[r] = load_n(x + r * ldx + k, count);
-        for (int c = 0; c < DOT_COLS; c++) {
-            vec b = load_n(w + (c < cols ? c : 0) * ldw + k, count);
-            for (int r = 0; r < R; r++) sums[r][c] += a[r] * b;
-        }
+    int k = 0;
+    for (; k + LANES <= K; k += LANES) {
+        for (int r = 0; r < R; r++) a[r] = load(x + r * ldx + k);
+        for (int c = 0; c < DOT_COLS; c++)
+            for (int r = 0; r < R; r++) sums[r][c] += a[r] * load(at[c] + k);
+    }
+    if (k < K) {
+        for (int r = 0; r < R; r++) a[r] = load_n(x + r * ldx + k, K - k);
+        for (int c = 0; c < DOT_COLS; c++)
+            for (int r = 0; r < R; r++) sums[r][c] += a[r] * load_n(at[c] + k, K - k);
     }
     for (int r = 0; r < R; r++)
         for (int c = 0; c < DOT_COLS && c < cols; c++) {
