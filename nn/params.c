@@ -68,6 +68,13 @@ struct tpo_param *tpo_params_find(const struct tpo_params *p, const char *name)
     return NULL;
 }
 
+bool tpo_param_is_integer(const struct tpo_param *p)
+{
+    static const char suffix[] = ".position_ids";
+    size_t n = strlen(p->name);
+    return n >= sizeof(suffix) && strcmp(p->name + n - (sizeof(suffix) - 1), suffix) == 0;
+}
+
 static float *block_add(struct tpo_params *p, struct tpo_stream *s, int64_t n)
 {
     struct tpo_params_memory *m = memory_of(p);
@@ -118,9 +125,8 @@ static const char *mismatch(const struct tpo_param *item, const struct tpo_entry
     if (e->n_dims != item->n_dims) return "has the wrong shape";
     for (int i = 0; i < e->n_dims; i++)
         if (e->shape[i] != item->shape[i]) return "has the wrong shape";
-    if (e->dtype == TPO_F32 || e->dtype == TPO_BF16 || e->dtype == TPO_F16) return NULL;
-    if (item->ignored && e->dtype == TPO_I64) return NULL;
-    return "has the wrong dtype";
+    bool fits = tpo_param_is_integer(item) ? e->dtype == TPO_I64 : e->dtype == TPO_F32 || e->dtype == TPO_BF16 || e->dtype == TPO_F16;
+    return fits ? NULL : "has the wrong dtype";
 }
 
 static void shape_text(char *out, size_t size, const int64_t *shape, int n_dims)

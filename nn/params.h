@@ -37,7 +37,7 @@ struct tpo_param {
     int n_dims;
     int64_t shape[TPO_DIMS_MAX];
     int64_t size; /* elements */
-    bool ignored; /* checked, never read: position_ids (I64) and parts this build does not use */
+    bool ignored; /* checked, never read: position_ids and parts this build does not use */
     enum tpo_init init;
     float scale;
     const struct tpo_param *like; /* NULL, or draw ORTHOGONAL from this tensor's name instead of the own one, so that both start equal; */
@@ -56,6 +56,7 @@ struct tpo_params {
 struct tpo_param *tpo_params_declare(struct tpo_params *p, enum tpo_init init, float scale, const int64_t *shape, const char *name_format,
                                      ...) __attribute__((format(printf, 5, 6)));
 #define TPO_SHAPE(...) ((const int64_t[]){__VA_ARGS__, 0})
+bool tpo_param_is_integer(const struct tpo_param *p); /* I64 in a file: position_ids; all others are F32, BF16 or F16 */
 struct tpo_param *tpo_params_find(const struct tpo_params *p, const char *name);
 
 /* Maps `folder` (model.safetensors or the shards of its index) and fills data of every declared tensor. `stage` is the owner in the prefix

@@ -52,6 +52,8 @@ static void declare(struct tpo_params *p, int stage, const struct tpo_config *c)
     if (stage == 0) tpo_encoder_schema(p, c, 0);
     if (stage == 1) tpo_router_schema(p, c, 0);
     if (stage == 2) tpo_region_schema(p, c);
+    /* A folder holds what no service reads, too (the connector's text path): only position_ids are made up here. */
+    for (int i = 0; i < p->n; i++) p->items[i]->ignored = tpo_param_is_integer(p->items[i]);
 }
 
 /* Points entry e at the values of `item` in `dtype`; a converted copy goes to *copy, which the caller frees. */

@@ -165,12 +165,12 @@ static void same_answer_alone_and_among_eight(void **state)
         memset(among, 0, sizeof(among));
         open_router("trained", 8 << 20, 9, chunks[pass], false);
         for (int i = 0; i < 9; i++) {
-            assert_int_equal(submit(&alone[i], i, i % 2 == 0 ? "region" : "auto", 12, i >= 6 ? 0.8F : 0), TPO_OK);
+            assert_int_equal(submit(&alone[i], i, i % 2 == 0 ? "region" : "auto", 7, i >= 6 ? 0.8F : 0), TPO_OK);
             run_all();
         }
         for (int i = 0; i < 9; i++) {
             int k = (i * 4 + pass) % 9;
-            assert_int_equal(submit(&among[k], k, k % 2 == 0 ? "region" : "auto", 12, k >= 6 ? 0.8F : 0), TPO_OK);
+            assert_int_equal(submit(&among[k], k, k % 2 == 0 ? "region" : "auto", 7, k >= 6 ? 0.8F : 0), TPO_OK);
             if (i % 2 == 0) tpo_router_step(router); /* they come in one after the other */
         }
         run_all();
