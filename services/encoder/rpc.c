@@ -15,6 +15,7 @@
 
 #include "common/cache.h"
 #include "common/flight.h"
+#include "common/log.h"
 #include "common/media/put.h"
 #include "encoder.pb-c.h"
 #include "media.pb-c.h"
@@ -80,8 +81,21 @@ static double now_ms(void)
 }
 
 /* --- answering --------------------------------------------------------------------------------------------------------------------- */
+static void measure(struct service *s, const struct request *r, const struct tpo_error *err)
+{
+    struct tpo_metrics *m = tpo_host_metrics(s->host);
+    int code = err != NULL ? err->code : TPO_OK;
+    double ms = now_ms() - r->came_ms;
+    char labels[64];
+    tpo_metrics_add(m, "tpo_requests_total", tpo_metrics_labels(labels, sizeof(labels), "code", tpo_status_name(code), NULL), 1);
+    tpo_metrics_observe(m, "tpo_request_duration_seconds", "", ms * 1e-3);
+    tpo_log(code == TPO_OK ? TPO_LOG_INFO : TPO_LOG_WARN, "request", "req=%s media=%.12s code=%s%s%s ms=%.3f", tpo_call_request_id(r->call), r->id,
+            tpo_status_name(code), code != TPO_OK ? " reason=" : "", code != TPO_OK ? err->reason : "", ms);
+}
+
 static void finish(struct service *s, struct request *r, const struct tpo_error *err)
 {
+    measure(s, r, err);
     tpo_call_finish(r->call, err != NULL ? err->code : TPO_OK, err);
     free(r);
     pthread_mutex_lock(&s->lock);
@@ -399,6 +413,14 @@ static int check(void *self, const char *dir)
     return status;
 }
 
+/* Not while loading: if that fails, the store goes, and no upload may hold it. */
+static int on_put_open(void *owner, struct tpo_call *call, struct tpo_error *err)
+{
+    struct service *s = owner;
+    (void)call;
+    return tpo_host_ready(s->host) ? TPO_OK : tpo_fail(err, TPO_UNAVAILABLE, "loading", "the encoder is not ready");
+}
+
 static void on_put(void *owner, struct tpo_call *call, ProtobufCMessage *message, struct tpo_payload *payload)
 {
     struct service *s = owner;
@@ -430,7 +452,12 @@ const struct tpo_host_service *tpo_encoder_service(void)
     };
     static const struct tpo_method methods[] = {
         {.path = "/tpo.v1.Encoder/Encode", .request = &tpo__v1__encode_request__descriptor, .on_message = on_encode},
-        {.path = "/tpo.v1.Media/Put", .request = &tpo__v1__media_chunk__descriptor, .stream_in = true, .on_message = on_put, .on_cancel = on_put_cancel},
+        {.path = "/tpo.v1.Media/Put",
+         .request = &tpo__v1__media_chunk__descriptor,
+         .stream_in = true,
+         .on_open = on_put_open,
+         .on_message = on_put,
+         .on_cancel = on_put_cancel},
     };
     static const struct tpo_host_service service = {
         .stage = "encoder",

@@ -1,0 +1,247 @@
+/* The encoder as a process: uploads, cache, single flight, bad media, Redis dying, the end. */
+#include "tests/common/media/files.h"
+#include "tests/services/encoder/live.h"
+
+static void begin(struct live *l)
+{
+    memset(l, 0, sizeof(*l));
+    l->build = tpo_test_build();
+    l->redis_port = live_free_port();
+    live_model(l, tpo_test_source());
+    live_redis(l);
+    live_encoder(l);
+    live_connect(l);
+}
+
+static void end(struct live *l)
+{
+    live_close(l);
+    int status = live_stop(l->encoder, SIGTERM);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+    live_stop(l->redis, SIGTERM);
+}
+
+static void put_file(struct live *l, const char *path, char id[TPO_SHA256_HEX])
+{
+    size_t n;
+    struct live_put p;
+    uint8_t *data = slurp(path, &n), digest[TPO_SHA256_BYTES];
+    tpo_sha256(digest, data, n);
+    tpo_sha256_hex(id, digest);
+    if (live_put(l, id, data, n, 1 << 20, &p) != TPO_OK) fail_msg("put %s: %s", path, p.err.message);
+    assert_string_equal(p.id, id);
+    free(data);
+}
+
+/* Encodes and returns what the reply said of the cache. */
+static char *encoded(struct live *l, const char *id, struct tpo_payload *visual)
+{
+    static char cache[16];
+    Tpo__V1__EncodeReply *reply;
+    struct tpo_error err;
+    if (live_encode(l, id, &reply, visual, &err) != TPO_OK) fail_msg("%s (%s)", err.message, err.reason);
+    assert_string_equal(reply->media->id, id);
+    assert_int_equal(visual->dtype, TPO_F32);
+    assert_int_equal(visual->n_dims, 2);
+    assert_int_equal(visual->shape[0], 32);
+    assert_int_equal(visual->shape[1], 128);
+    assert_int_equal(strlen(reply->digest), 64);
+    snprintf(cache, sizeof(cache), "%s", reply->cache);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    return cache;
+}
+
+static void refused(struct live *l, const char *id, int code, const char *reason)
+{
+    Tpo__V1__EncodeReply *reply;
+    struct tpo_payload visual = {0};
+    struct tpo_error err = {0};
+    int rc = live_encode(l, id, &reply, &visual, &err);
+    if (rc != code || strcmp(err.reason, reason) != 0) fail_msg("%s: %d %s (%s), want %d %s", id, rc, err.reason, err.message, code, reason);
+    assert_null(reply);
+}
+
+/* Redis keeps a value a moment after the reply has gone. */
+static void becomes_hit(struct live *l, const char *id, struct tpo_payload *visual)
+{
+    for (int i = 0; i < 500; i++) {
+        if (strcmp(encoded(l, id, visual), "hit") == 0) return;
+        tpo_payload_free(visual);
+        usleep(10000);
+    }
+    fail_msg("never a hit");
+}
+
+static void a_hit_gives_the_same_bits(void **state)
+{
+    (void)state;
+    struct live l;
+    struct tpo_payload first = {0}, second = {0};
+    char id[TPO_SHA256_HEX], film[TPO_SHA256_HEX];
+    begin(&l);
+    shell(FFMPEG "-f lavfi -i testsrc2=size=64x48 -frames:v 1 a.png");
+    shell(FFMPEG "-f lavfi -i testsrc2=size=96x64:rate=8 -frames:v 11 -pix_fmt yuv420p a.mp4");
+    put_file(&l, "a.png", id);
+    put_file(&l, "a.mp4", film);
+    assert_string_equal(encoded(&l, id, &first), "miss");
+    becomes_hit(&l, id, &second);
+    assert_memory_equal(first.data, second.data, first.size_bytes);
+    tpo_payload_free(&first), tpo_payload_free(&second);
+
+    assert_string_equal(encoded(&l, film, &first), "miss");
+    double runs = live_counter(&l, "tpo_encoder_runs_total", NULL);
+    becomes_hit(&l, film, &second);
+    assert_memory_equal(first.data, second.data, first.size_bytes);
+    tpo_payload_free(&second);
+    becomes_hit(&l, film, &second);
+    double later = live_counter(&l, "tpo_encoder_runs_total", NULL);
+    assert_true(later - runs <= 1); /* once at most while the write was on its way; a hit runs nothing */
+    assert_true(live_counter(&l, "tpo_cache_requests_total", "hit") >= 3);
+    tpo_payload_free(&second);
+
+    /* A hit needs no bytes; and what it tells of the film is what the miss told. */
+    shell("rm media/%s", film);
+    Tpo__V1__EncodeReply *reply;
+    assert_int_equal(live_encode(&l, film, &reply, &second, NULL), TPO_OK);
+    assert_string_equal(reply->cache, "hit");
+    assert_int_equal(reply->media->width, 96);
+    assert_int_equal(reply->media->height, 64);
+    assert_int_equal(reply->media->n_frames, 4);
+    assert_int_equal(reply->media->frames[0]->index, 0);
+    assert_int_equal(reply->media->frames[3]->index, 9);
+    assert_true(reply->media->frames[3]->time_s == 9 / 8.0);
+    assert_true(reply->media->duration_s == 11 / 8.0);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    tpo_payload_free(&second);
+
+    /* Redis gone: another miss, the same bits. */
+    live_stop(l.redis, SIGKILL);
+    put_file(&l, "a.mp4", film);
+    assert_string_equal(encoded(&l, film, &second), "miss");
+    assert_memory_equal(first.data, second.data, first.size_bytes);
+    tpo_payload_free(&first), tpo_payload_free(&second);
+    live_redis(&l);
+    becomes_hit(&l, film, &second);
+    tpo_payload_free(&second);
+    end(&l);
+}
+
+struct asked {
+    int done, status;
+    char cache[16];
+    uint8_t digest[TPO_SHA256_BYTES];
+};
+
+static void on_message(void *owner, struct tpo_rpc *r, ProtobufCMessage *message, struct tpo_payload *payload)
+{
+    struct asked *a = owner;
+    (void)r;
+    snprintf(a->cache, sizeof(a->cache), "%s", ((Tpo__V1__EncodeReply *)message)->cache);
+    tpo_sha256(a->digest, payload->data, payload->size_bytes);
+    protobuf_c_message_free_unpacked(message, NULL);
+    tpo_payload_free(payload);
+}
+
+static void on_done(void *owner, struct tpo_rpc *r, int status, const struct tpo_error *err)
+{
+    struct asked *a = owner;
+    (void)r, (void)err;
+    a->status = status;
+    a->done = 1;
+}
+
+static struct tpo_rpc *ask(struct live *l, const char *id, struct asked *a)
+{
+    const struct tpo_rpc_start start = {.path = "/tpo.v1.Encoder/Encode", .reply = &tpo__v1__encode_reply__descriptor, .reply_payload = true, .timeout_ms = 30000};
+    const struct tpo_rpc_events on = {.owner = a, .on_message = on_message, .on_done = on_done};
+    Tpo__V1__EncodeRequest q = TPO__V1__ENCODE_REQUEST__INIT;
+    struct tpo_error err;
+    q.media_id = (char *)id;
+    memset(a, 0, sizeof(*a));
+    struct tpo_rpc *r = tpo_rpc_open(l->peers, &start, &q.base, NULL, &on, &err);
+    if (r == NULL) fail_msg("%s", err.message);
+    return r;
+}
+
+static void equal_misses_encode_once(void **state)
+{
+    (void)state;
+    struct live l;
+    struct asked asked[8];
+    char id[TPO_SHA256_HEX];
+    begin(&l);
+    shell(FFMPEG "-f lavfi -i testsrc2=size=1280x720:rate=25 -frames:v 60 -preset ultrafast -pix_fmt yuv420p a.mp4");
+    put_file(&l, "a.mp4", id);
+    double runs = live_counter(&l, "tpo_encoder_runs_total", NULL);
+    for (int i = 0; i < 8; i++) ask(&l, id, &asked[i]);
+    for (int i = 0; i < 8; i++)
+        while (!asked[i].done) tpo_loop_wait(l.loop, 1000);
+    int n_miss = 0;
+    for (int i = 0; i < 8; i++) {
+        assert_int_equal(asked[i].status, TPO_OK);
+        assert_memory_equal(asked[i].digest, asked[0].digest, sizeof(asked[0].digest));
+        n_miss += strcmp(asked[i].cache, "miss") == 0;
+    }
+    assert_int_equal(n_miss, 1);
+    assert_true(live_counter(&l, "tpo_encoder_runs_total", NULL) == runs + 1);
+    end(&l);
+}
+
+/* A leader that goes away does not take the others with it. */
+static void who_is_aboard_outlives_the_leader(void **state)
+{
+    (void)state;
+    struct live l;
+    struct asked asked[4];
+    char id[TPO_SHA256_HEX];
+    begin(&l);
+    shell(FFMPEG "-f lavfi -i testsrc2=size=1280x720:rate=25 -frames:v 60 -preset ultrafast -pix_fmt yuv420p a.mp4");
+    put_file(&l, "a.mp4", id);
+    struct tpo_rpc *leader = ask(&l, id, &asked[0]);
+    for (int i = 1; i < 4; i++) ask(&l, id, &asked[i]);
+    usleep(30000);
+    tpo_rpc_cancel(leader);
+    for (int i = 0; i < 4; i++)
+        while (!asked[i].done) tpo_loop_wait(l.loop, 1000);
+    for (int i = 1; i < 4; i++) assert_int_equal(asked[i].status, TPO_OK);
+    end(&l);
+}
+
+static void bad_media_are_typed_errors(void **state)
+{
+    (void)state;
+    struct live l;
+    struct live_put p;
+    struct tpo_payload visual = {0};
+    char id[TPO_SHA256_HEX];
+    begin(&l);
+    refused(&l, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", TPO_FAILED_PRECONDITION, "media_missing");
+    refused(&l, "../../etc/passwd", TPO_INVALID_ARGUMENT, "media_id");
+    refused(&l, "", TPO_INVALID_ARGUMENT, "media_id");
+    assert_int_equal(live_put(&l, NULL, (const uint8_t *)"abc", 3, 1, &p), TPO_OK);
+    refused(&l, p.id, TPO_INVALID_ARGUMENT, "media_unreadable");
+    snprintf(id, sizeof(id), "%s", p.id);
+    assert_int_equal(live_put(&l, id, (const uint8_t *)"abd", 3, 2, &p), TPO_INVALID_ARGUMENT);
+    assert_string_equal(p.err.reason, "media_hash");
+    assert_int_equal(live_put(&l, NULL, (const uint8_t *)"", 0, 1, &p), TPO_INVALID_ARGUMENT);
+    assert_string_equal(p.err.reason, "media_empty");
+    shell(FFMPEG "-f lavfi -i color=black:size=12000x12000 -frames:v 1 bomb.png");
+    put_file(&l, "bomb.png", id);
+    refused(&l, id, TPO_INVALID_ARGUMENT, "media_too_large");
+    shell(FFMPEG "-f lavfi -i testsrc2=size=64x48 -frames:v 1 a.png");
+    put_file(&l, "a.png", id);
+    shell("pkill -KILL -P %d tpo-media", l.encoder); /* a decoder that dies is replaced */
+    for (int i = 0; i < 3; i++) { /* two workers may each have cost a request */
+        Tpo__V1__EncodeReply *reply;
+        if (live_encode(&l, id, &reply, &visual, NULL) != TPO_OK) continue;
+        protobuf_c_message_free_unpacked(&reply->base, NULL);
+        break;
+    }
+    assert_non_null(visual.data);
+    tpo_payload_free(&visual);
+    end(&l);
+}
+
+TPO_TESTS(cmocka_unit_test(a_hit_gives_the_same_bits), cmocka_unit_test(equal_misses_encode_once), cmocka_unit_test(who_is_aboard_outlives_the_leader),
+          cmocka_unit_test(bad_media_are_typed_errors))
