@@ -17,7 +17,7 @@ int tpo_routing_init(struct tpo_routing *r, const struct tpo_config *c, const ch
     r->forced = -1;
     for (int i = 0; i < c->n_tasks; i++)
         if (!any && !none && strcmp(c->tasks[i].name, task) == 0) r->forced = i;
-    if (!any && !none && r->forced < 0) return tpo_fail(err, TPO_INVALID_ARGUMENT, "task_unknown", "no task is called %.40s", task);
+    if (!any && !none && r->forced < 0) return tpo_fail(err, TPO_INVALID_ARGUMENT, "task_unknown", "no task of this model has that name");
     r->banned[r->n_banned++] = c->track_box_id;
     for (int i = 0; i < c->n_tasks; i++) {
         r->banned[r->n_banned++] = c->tasks[i].slot_id;
