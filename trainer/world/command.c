@@ -9,9 +9,9 @@
 
 static struct settings {
     const char *out, *split, *corpus;
-    long seed, images, clips, frames, side, sentences, show;
+    long seed, images, clips, frames, side, zoom, sentences, show;
 } set;
-static const struct settings preset = {.split = "train", .images = 100, .frames = 4, .side = 96, .sentences = 6};
+static const struct settings preset = {.split = "train", .images = 100, .frames = 4, .side = 96, .zoom = 1, .sentences = 6};
 
 static const char usage[] = "tpo world -- draws Shellgame, a world of shapes whose truth is known\n"
                             "\n"
@@ -26,6 +26,7 @@ static const char usage[] = "tpo world -- draws Shellgame, a world of shapes who
                             "  --clips N        videos to write (0); needs the ffmpeg program\n"
                             "  --frames N       frames of a video, four a second, 2..8 (4)\n"
                             "  --size PIXELS    width and height, 48..448 (96)\n"
+                            "  --zoom N         draw every pixel N times as wide and high in the files, 1..8 (1)\n"
                             "  --sentences N    most expressions, and most questions, about one picture, 0..64 (6)\n"
                             "  --split NAME     train, val, test or combinations (train): no two share a scene; in `combinations` "
                             "every target is of a colour\n"
@@ -43,9 +44,9 @@ static const struct number {
     long *value;
     long low, high;
 } numbers[] = {
-    {"images", &set.images, 0, 1000000}, {"clips", &set.clips, 0, 1000000},    {"frames", &set.frames, 2, TPO_WORLD_FRAMES_MAX},
-    {"size", &set.side, 48, 448},        {"sentences", &set.sentences, 0, 64}, {"seed", &set.seed, 0, 1l << 30},
-    {"show", &set.show, 0, 100000}};
+    {"images", &set.images, 0, 1000000}, {"clips", &set.clips, 0, 1000000}, {"frames", &set.frames, 2, TPO_WORLD_FRAMES_MAX},
+    {"size", &set.side, 48, 448},        {"zoom", &set.zoom, 1, 8},         {"sentences", &set.sentences, 0, 64},
+    {"seed", &set.seed, 0, 1l << 30},    {"show", &set.show, 0, 100000}};
 static const struct {
     const char *name, **value;
 } texts[] = {{"out", &set.out}, {"split", &set.split}, {"corpus", &set.corpus}};
@@ -142,6 +143,7 @@ static int export_files(enum tpo_world_split split, struct tpo_error *err)
                                  .n_clips = (int)set.clips,
                                  .n_frames = (int)set.frames,
                                  .side = (int)set.side,
+                                 .zoom = (int)set.zoom,
                                  .sentences = (int)set.sentences,
                                  .out = set.out,
                                  .progress = true};

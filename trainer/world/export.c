@@ -44,14 +44,14 @@ struct export
 /* --- one picture ------------------------------------------------------------------------------------------------------------------------------ */
 
 /* COCO's uncompressed run lengths: column by column, beginning with the ground. */
-static json_t *mask_runs(const struct tpo_scene *s, int object)
+static json_t *mask_runs(const struct tpo_scene *s, int object, int zoom)
 {
     json_t *counts = json_array();
-    int run = 0;
+    int run = 0, side = s->side * zoom;
     bool inside = false;
-    for (int x = 0; x < s->side; x++) {
-        for (int y = 0; y < s->side; y++) {
-            if ((s->labels[y * s->side + x] == object) != inside) {
+    for (int x = 0; x < side; x++) {
+        for (int y = 0; y < side; y++) {
+            if ((s->labels[y / zoom * s->side + x / zoom] == object) != inside) {
                 json_array_append_new(counts, json_integer(run));
                 run = 0;
                 inside = !inside;
@@ -60,10 +60,10 @@ static json_t *mask_runs(const struct tpo_scene *s, int object)
         }
     }
     json_array_append_new(counts, json_integer(run));
-    return json_pack("{s:[i,i], s:o}", "size", s->side, s->side, "counts", counts);
+    return json_pack("{s:[i,i], s:o}", "size", side, side, "counts", counts);
 }
 
-static json_t *annotations_of(const struct tpo_view *v, int image)
+static json_t *annotations_of(const struct tpo_view *v, int image, int zoom)
 {
     json_t *list = json_array();
     for (int o = 0; o < v->facts.n; o++) {
@@ -71,8 +71,9 @@ static json_t *annotations_of(const struct tpo_view *v, int image)
         const int *e = object->edges[0];
         json_array_append_new(list, json_pack("{s:i, s:i, s:i, s:[i,i,i,i], s:i, s:i, s:o}", "id",
                                               image * TPO_WORLD_OBJECTS_MAX + o, "image_id", image, "category_id",
-                                              object->attributes[TPO_WORLD_SHAPE] + 1, "bbox", e[0], e[1], e[2] - e[0], e[3] - e[1],
-                                              "area", object->visible[0], "iscrowd", 0, "segmentation", mask_runs(&v->scene, o)));
+                                              object->attributes[TPO_WORLD_SHAPE] + 1, "bbox", e[0] * zoom, e[1] * zoom,
+                                              (e[2] - e[0]) * zoom, (e[3] - e[1]) * zoom, "area", object->visible[0] * zoom * zoom,
+                                              "iscrowd", 0, "segmentation", mask_runs(&v->scene, o, zoom)));
     }
     return list;
 }
@@ -146,17 +147,29 @@ static json_t *task_of(const struct export *e, const struct tpo_view *v, enum tp
                      q.answer);
 }
 
+static int write_media(const struct export *e, const struct tpo_scene *s, const char *path, struct tpo_error *err)
+{
+    int zoom = e->options->zoom, side = s->side * zoom;
+    uint8_t *pixels = tpo_world_zoom(s->pixels, s->n_frames, s->side, zoom);
+    if (pixels == NULL) return tpo_fail(err, TPO_ENOMEM, "out_of_memory", "no memory for a picture");
+    int rc = s->n_frames == 1 ? tpo_world_png(path, pixels, side, err)
+                              : tpo_world_mp4(path, pixels, s->n_frames, side, FRAMES_PER_S, err);
+    free(pixels);
+    return rc;
+}
+
 static int write_image(const struct export *e, struct tpo_view *v, int i, struct row *row, struct tpo_error *err)
 {
     char name[32], path[4096];
     snprintf(name, sizeof(name), "%06d.png", i);
     snprintf(path, sizeof(path), "%s/images/%s", e->options->out, name);
     tpo_view_make(v, e->world, TPO_VIEW_FILES, (uint64_t)i, 0, 4);
-    row->image = json_pack("{s:i, s:s, s:i, s:i}", "id", i, "file_name", name, "height", v->scene.side, "width", v->scene.side);
-    row->annotations = annotations_of(v, i);
+    row->image = json_pack("{s:i, s:s, s:i, s:i}", "id", i, "file_name", name, "height", v->scene.side * e->options->zoom, "width",
+                           v->scene.side * e->options->zoom);
+    row->annotations = annotations_of(v, i, e->options->zoom);
     row->refs = refs_of(e, v, i, name);
     row->talk = talk_of(e, v, "image", name);
-    return tpo_world_png(path, v->scene.pixels, v->scene.side, err);
+    return write_media(e, &v->scene, path, err);
 }
 
 static int write_clip(const struct export *e, struct tpo_view *v, int i, struct row *row, struct tpo_error *err)
@@ -167,7 +180,7 @@ static int write_clip(const struct export *e, struct tpo_view *v, int i, struct 
     tpo_view_make(v, e->world, TPO_VIEW_CLIPS, (uint64_t)i, 0, 4);
     row->talk = talk_of(e, v, "video", name);
     for (int t = 0; t < TASKS; t++) row->tasks[t] = task_of(e, v, tasks[t].kind, name);
-    return tpo_world_mp4(path, v->scene.pixels, v->scene.n_frames, v->scene.side, FRAMES_PER_S, err);
+    return write_media(e, &v->scene, path, err);
 }
 
 static void *work(void *arg)

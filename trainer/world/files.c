@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <spawn.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -12,6 +13,18 @@
 #include <png.h>
 
 extern char **environ;
+
+uint8_t *tpo_world_zoom(const uint8_t *pixels, int n_frames, int side, int zoom)
+{
+    const size_t row = (size_t)side * (size_t)zoom * 3;
+    uint8_t *out = malloc(row * (size_t)side * (size_t)zoom * (size_t)n_frames), *to = out;
+    for (size_t y = 0; out != NULL && y < (size_t)side * (size_t)n_frames; y++) {
+        for (size_t x = 0; x < row; x++) to[x] = pixels[y * (size_t)side * 3 + x / 3 / (size_t)zoom * 3 + x % 3];
+        for (int z = 1; z < zoom; z++) memcpy(to + row * (size_t)z, to, row);
+        to += row * (size_t)zoom;
+    }
+    return out;
+}
 
 int tpo_world_png(const char *path, const uint8_t *pixels, int side, struct tpo_error *err)
 {
@@ -29,10 +42,10 @@ static int spawn_ffmpeg(pid_t *pid, int *input, const char *path, int side, int 
     posix_spawn_file_actions_t actions;
     snprintf(size, sizeof(size), "%dx%d", side, side);
     snprintf(rate, sizeof(rate), "%d", frames_per_s);
-    /* Nearly lossless, every frame in the order drawn, and the index first, so that a reader may stream. */
+    /* Good quality, every frame in the order drawn, and the index first, so that a reader may stream. */
     char *argv[] = {"ffmpeg",  "-nostdin",  "-loglevel",  "error",      "-y", "-f",       "rawvideo", "-pix_fmt",
                     "rgb24",   "-s",        size,         "-r",         rate, "-i",       "pipe:0",   "-c:v",
-                    "libx264", "-preset",   "veryfast",   "-crf",       "8",  "-threads", "1",        "-pix_fmt",
+                    "libx264", "-preset",   "veryfast",   "-crf",       "14", "-threads", "1",        "-pix_fmt",
                     "yuv420p", "-movflags", "+faststart", (char *)path, NULL};
     if (pipe2(ends, O_CLOEXEC) != 0) return errno;
     int rc = posix_spawn_file_actions_init(&actions);

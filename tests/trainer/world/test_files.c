@@ -180,6 +180,33 @@ static void annotation_files_tell_the_truth(void **state)
     tpo_world_close(w);
 }
 
+static void zoom_repeats_pixels_and_scales_boxes(void **state)
+{
+    (void)state;
+    static const uint8_t small[2 * 2 * 3] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
+    uint8_t *big = tpo_world_zoom(small, 1, 2, 3);
+    assert_non_null(big);
+    for (int y = 0; y < 6; y++) {
+        for (int x = 0; x < 18; x++) assert_int_equal(big[y * 18 + x], small[y / 3 * 6 + x / 9 * 3 + x % 3]);
+    }
+    free(big);
+    for (int zoom = 1; zoom <= 2; zoom++) {
+        const char *argv[] = {"world", "--out", zoom == 1 ? "a" : "b", "--images", "2", "--zoom", zoom == 1 ? "1" : "2"};
+        assert_int_equal(tpo_world_main(7, (char **)argv), 0);
+    }
+    json_t *a = load("a/instances.json"), *b = load("b/instances.json");
+    json_t *first = json_array_get(json_object_get(a, "annotations"), 0),
+           *second = json_array_get(json_object_get(b, "annotations"), 0);
+    for (size_t i = 0; i < 4; i++) {
+        assert_int_equal(2 * json_integer_value(json_array_get(json_object_get(first, "bbox"), i)),
+                         json_integer_value(json_array_get(json_object_get(second, "bbox"), i)));
+    }
+    assert_int_equal(4 * json_integer_value(json_object_get(first, "area")), json_integer_value(json_object_get(second, "area")));
+    assert_int_equal(json_integer_value(json_object_get(json_array_get(json_object_get(b, "images"), 0), "width")), 192);
+    json_decref(a);
+    json_decref(b);
+}
+
 static void the_command_refuses_nonsense(void **state)
 {
     (void)state;
@@ -197,4 +224,5 @@ static void the_command_refuses_nonsense(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(videos_decode_to_their_frames), cmocka_unit_test(a_video_that_cannot_be_written_is_an_error),
-          cmocka_unit_test(annotation_files_tell_the_truth), cmocka_unit_test(the_command_refuses_nonsense))
+          cmocka_unit_test(annotation_files_tell_the_truth), cmocka_unit_test(zoom_repeats_pixels_and_scales_boxes),
+          cmocka_unit_test(the_command_refuses_nonsense))
