@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdatomic.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -141,7 +142,7 @@ static pid_t start_redis(int port)
     char text[16];
     pid_t pid;
     snprintf(text, sizeof(text), "%d", port);
-    char *argv[] = {"redis-server", "--port", text, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", NULL};
+    char *argv[] = {"redis-server", "--port", text, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--logfile", "redis.log", NULL};
     assert_int_equal(posix_spawnp(&pid, "redis-server", NULL, NULL, argv, environ), 0);
     for (int i = 0; i < 500; i++) {
         struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -311,7 +312,7 @@ struct liar {
     size_t size;
     int drip; /* one byte every 20 ms, for ever */
     int hang_up;
-    volatile int stop;
+    atomic_int stop;
     pthread_t thread;
 };
 

@@ -76,7 +76,7 @@ static inline void live_redis(struct live *l)
 {
     char port[16];
     snprintf(port, sizeof(port), "%d", l->redis_port);
-    char *argv[] = {NULL, "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--loglevel", "warning", NULL};
+    char *argv[] = {NULL, "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--logfile", "redis.log", NULL};
     l->redis = live_spawn("redis-server", argv);
     for (int i = 0; i < 1000; i++) {
         struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)l->redis_port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};

@@ -226,7 +226,12 @@ static void bad_media_are_typed_errors(void **state)
     assert_string_equal(p.err.reason, "media_hash");
     assert_int_equal(live_put(&l, NULL, (const uint8_t *)"", 0, 1, &p), TPO_INVALID_ARGUMENT);
     assert_string_equal(p.err.reason, "media_empty");
-    shell(FFMPEG "-f lavfi -i color=black:size=12000x12000 -frames:v 1 bomb.png");
+    shell(FFMPEG "-f lavfi -i testsrc2=size=32x16 -frames:v 1 bomb.png");
+    size_t size;
+    uint8_t *png = slurp("bomb.png", &size);
+    png[18] = png[22] = 0x4e, png[19] = png[23] = 0x20; /* 20000 x 20000 */
+    spill("bomb.png", png, size);
+    free(png);
     put_file(&l, "bomb.png", id);
     refused(&l, id, TPO_INVALID_ARGUMENT, "media_too_large");
     shell(FFMPEG "-f lavfi -i testsrc2=size=64x48 -frames:v 1 a.png");
