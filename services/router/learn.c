@@ -214,6 +214,16 @@ static int pass(struct tpo_learn_batch *b, struct tpo_tape *t, struct tpo_forwar
     return tpo_tape_error(t);
 }
 
+/* Samples without a sentence: the connector's stage, which has the slot loss alone. */
+static int pass_slots(struct tpo_learn_batch *b, struct tpo_tape *t, struct tpo_forward *f, struct tpo_tensor *visual, struct tpo_error *err)
+{
+    struct tpo_tensor *projected = tpo_decoder_project(t, b->learn->decoder, visual);
+    struct tpo_tensor *slot = projected != NULL ? tpo_learn_slot_loss(t, b, projected, err) : NULL;
+    if (err->code != TPO_OK) return err->code;
+    if (slot != NULL) tpo_forward_loss(f, "slot", slot);
+    return tpo_tape_error(t);
+}
+
 static int learn_forward(void *self, struct tpo_tape *t, struct tpo_forward *f, struct tpo_error *err)
 {
     const struct tpo_router_learn *l = self;
@@ -223,10 +233,13 @@ static int learn_forward(void *self, struct tpo_tape *t, struct tpo_forward *f, 
     int code = TPO_OK;
     if (visual != NULL && visual->rows != f->n_samples * b.queries)
         code = tpo_fail(&own, TPO_INVALID_ARGUMENT, "visual_rows", "visual has %d rows; %d samples need %d each", visual->rows, f->n_samples, b.queries);
-    if (code == TPO_OK) code = prompts_make(&b, &own);
-    if (code == TPO_OK) code = pack(&b, t, &own);
-    if (code == TPO_OK) code = keep_make(&b, t);
-    if (code == TPO_OK) code = pass(&b, t, f, visual, &own);
+    int n_conversations = 0;
+    for (int s = 0; s < f->n_samples; s++) n_conversations += f->samples[s].n_conversations;
+    const bool silent = n_conversations == 0 && visual != NULL && l->decoder->slot_box_w != NULL && wanted(f, "slot");
+    if (code == TPO_OK && !silent) code = prompts_make(&b, &own);
+    if (code == TPO_OK && !silent) code = pack(&b, t, &own);
+    if (code == TPO_OK && !silent) code = keep_make(&b, t);
+    if (code == TPO_OK) code = silent ? pass_slots(&b, t, f, visual, &own) : pass(&b, t, f, visual, &own);
     for (int k = 0; k < b.n_packed && b.packed != NULL; k++) tpo_prompt_free(&b.packed[k].prompt);
     free(b.packed);
     if (code == TPO_OK) return TPO_OK;
