@@ -1,0 +1,30 @@
+/* asker.h -- a model folder that answers held-out items in this process, through the code that serves: the encoder's run, the router's
+ * scheduler with many sequences in flight, the region head. No network, no cache. */
+#ifndef TPO_TRAINER_EVAL_ASKER_H
+#define TPO_TRAINER_EVAL_ASKER_H
+
+#include "trainer/world/world.h"
+
+#define TPO_ASKER_TEXT 512
+
+struct tpo_answer {
+    char text[TPO_ASKER_TEXT]; /* cut there */
+    int length;
+    bool called; /* the region head */
+    float box[4];
+    int status; /* TPO_OK, or why the sequence ended without an answer */
+};
+
+struct tpo_asker;
+
+int tpo_asker_open(struct tpo_asker **out, const char *folder, int threads, struct tpo_error *err);
+void tpo_asker_close(struct tpo_asker *a); /* accepts NULL */
+int tpo_asker_side(const struct tpo_asker *a);   /* pixels of a picture */
+int tpo_asker_frames(const struct tpo_asker *a); /* most frames of a clip */
+
+/* Looks at n items' pixels once, then answers their questions: seen[i] about its own picture, and, where blind is not NULL, blind[i] about the
+ * next item's. n >= 2 for blind ones. */
+int tpo_asker_run(struct tpo_asker *a, const struct tpo_world_item *items, int n, struct tpo_answer *seen, struct tpo_answer *blind,
+                  struct tpo_error *err);
+
+#endif

@@ -1,0 +1,129 @@
+/* This file owns `tpo eval`: its arguments, the order of the rows, the progress it shows. */
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "trainer/eval/eval.h"
+
+static const char usage[] =
+    "tpo eval -- scores of a model folder on held-out scenes, through the code that serves\n"
+    "\n"
+    "  tpo eval MODEL\n"
+    "      --n N           questions per kind (default 500; relations get three times as many, so that the hard ones are enough)\n"
+    "      --threads N     default 2\n"
+    "      --out DIR       also writes DIR/scores.md and DIR/scores.json\n"
+    "      --images        images only\n"
+    "      --held-out      without the second split and the unseen phrasings\n"
+    "\n"
+    "exit status: 0 scored, 1 something failed, 2 wrong usage\n";
+
+struct walk {
+    struct tpo_asker *asker;
+    struct tpo_eval *e;
+    int done, total;
+    double begun_s;
+    bool bar;
+};
+
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void progress(struct walk *w, const char *what)
+{
+    const double spent = now_s() - w->begun_s;
+    w->done++;
+    if (!w->bar) return;
+    const int left = (int)(spent / w->done * (w->total - w->done));
+    fprintf(stderr, "\r%3d%%  %d of %d  %d:%02d left  %-24s", 100 * w->done / w->total, w->done, w->total, left / 60, left % 60, what);
+    if (w->done == w->total) fputc('\n', stderr);
+}
+
+static bool asked(enum tpo_world_kind kind, int medium)
+{
+    return !(kind == TPO_KIND_DIRECTION && medium == 0) && !(kind == TPO_KIND_ATTRIBUTE_RELATION && medium == 1);
+}
+
+static int walk_run(struct walk *w, int media, bool held_out_only, struct tpo_error *err)
+{
+    struct tpo_eval *e = w->e;
+    int rc = TPO_OK;
+    for (int m = 0; m < media && rc == TPO_OK; m++)
+        for (int k = 0; k < TPO_WORLD_KINDS && rc == TPO_OK; k++) {
+            const int frames = m == 0 ? 1 : e->frames, n = k == TPO_KIND_RELATION_BOX ? 3 * e->n : e->n;
+            if (!asked(k, m)) continue;
+            rc = tpo_eval_row(w->asker, &e->held_out[m][k], TPO_WORLD_HELD_OUT, k, frames, TPO_WORLD_TRAINED_PHRASING, n, true, err);
+            progress(w, tpo_world_kind_name(k));
+            if (rc != TPO_OK || held_out_only) continue;
+            rc = tpo_eval_row(w->asker, &e->combinations[m][k], TPO_WORLD_COMBINATIONS, k, frames, TPO_WORLD_TRAINED_PHRASING, e->n, false, err);
+            struct tpo_eval_row unseen;
+            if (rc == TPO_OK) rc = tpo_eval_row(w->asker, &unseen, TPO_WORLD_HELD_OUT, k, frames, TPO_WORLD_UNSEEN_PHRASING, (e->n + 3) / 4, false, err);
+            if (rc == TPO_OK) e->unseen[m][k] = unseen.seen;
+        }
+    return rc;
+}
+
+static int write_all(const struct tpo_eval *e, const char *out)
+{
+    char path[4096];
+    int rc = tpo_eval_write_markdown(e, "-");
+    if (out == NULL || rc != 0) return rc;
+    snprintf(path, sizeof(path), "%s/scores.md", out);
+    rc = tpo_eval_write_markdown(e, path);
+    snprintf(path, sizeof(path), "%s/scores.json", out);
+    return rc != 0 ? rc : tpo_eval_write_json(e, path);
+}
+
+static int count_of(const char *text)
+{
+    char *end = NULL;
+    const long n = strtol(text, &end, 10);
+    return *text == '\0' || *end != '\0' || n < 2 || n > 100000 ? -1 : (int)n;
+}
+
+int tpo_eval_main(int argc, char **argv)
+{
+    static const struct option options[] = {{"n", required_argument, NULL, 'n'},      {"threads", required_argument, NULL, 't'},
+                                            {"out", required_argument, NULL, 'o'},    {"images", no_argument, NULL, 'i'},
+                                            {"held-out", no_argument, NULL, 'd'},     {"help", no_argument, NULL, 'h'}, {0}};
+    static struct tpo_eval e;
+    const char *out = NULL;
+    int threads = 2, media = 2;
+    bool held_out_only = false;
+    e.n = 500;
+    for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+        if (c == 'n') e.n = count_of(optarg);
+        if (c == 't') threads = (int)strtol(optarg, NULL, 10);
+        if (c == 'o') out = optarg;
+        if (c == 'i') media = 1;
+        if (c == 'd') held_out_only = true;
+        if (c == 'h' || c == '?') {
+            fputs(usage, c == 'h' ? stdout : stderr);
+            return c == 'h' ? 0 : 2;
+        }
+    }
+    if (argc - optind != 1 || e.n < 0 || threads < 1 || threads > 256) {
+        fputs(usage, stderr);
+        return 2;
+    }
+    struct tpo_error err = {0};
+    struct walk w = {.e = &e, .begun_s = now_s(), .bar = isatty(STDERR_FILENO)};
+    for (int m = 0; m < media; m++)
+        for (int k = 0; k < TPO_WORLD_KINDS; k++) w.total += asked(k, m);
+    int rc = tpo_asker_open(&w.asker, argv[optind], threads, &err);
+    if (rc == TPO_OK) {
+        e.frames = tpo_asker_frames(w.asker);
+        rc = walk_run(&w, media, held_out_only, &err);
+    }
+    tpo_asker_close(w.asker);
+    if (rc == TPO_OK && write_all(&e, out) == 0) return 0;
+    if (rc != TPO_OK) fprintf(stderr, "tpo eval: %s: %s\n", tpo_status_name(err.code), err.message);
+    else fprintf(stderr, "tpo eval: the scores could not be written to %s\n", out != NULL ? out : "stdout");
+    return 1;
+}

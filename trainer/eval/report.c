@@ -1,0 +1,131 @@
+/* This file owns how scores are written down: a table for people, JSON for programs. */
+#include <errno.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "trainer/eval/eval.h"
+
+/* "**.981**", or "-" where there is nothing. */
+static const char *cell(char *out, size_t size, double x, bool bold)
+{
+    if (!isfinite(x)) snprintf(out, size, "-");
+    else snprintf(out, size, bold ? "**%.3f**" : "%.3f", x);
+    return out;
+}
+
+static void row_print(FILE *f, const char *name, const double seen[2], const double blind[2], const double guess[2], const double combos[2])
+{
+    char a[8][32];
+    fprintf(f, "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", name, cell(a[0], 32, seen[0], true), cell(a[1], 32, blind[0], false),
+            cell(a[2], 32, guess[0], false), cell(a[3], 32, combos[0], false), cell(a[4], 32, seen[1], true), cell(a[5], 32, blind[1], false),
+            cell(a[6], 32, guess[1], false), cell(a[7], 32, combos[1], false));
+}
+
+static double share(int part, int whole) { return whole > 0 ? (double)part / whole : NAN; }
+
+static double routing_trained(const struct tpo_eval *e)
+{
+    int n = 0, right = 0;
+    for (int m = 0; m < 2; m++)
+        for (int k = 0; k < TPO_WORLD_KINDS; k++) {
+            n += e->held_out[m][k].seen.n;
+            right += e->held_out[m][k].seen.routed;
+        }
+    return share(right, n);
+}
+
+static void routing_unseen(const struct tpo_eval *e, int *n, int *right)
+{
+    *n = *right = 0;
+    for (int m = 0; m < 2; m++)
+        for (int k = 0; k < TPO_WORLD_KINDS; k++) {
+            *n += e->unseen[m][k].n;
+            *right += e->unseen[m][k].routed;
+        }
+}
+
+static void hard_print(FILE *f, const struct tpo_eval *e)
+{
+    double seen[2], blind[2], guess[2], combos[2];
+    for (int m = 0; m < 2; m++) {
+        const struct tpo_eval_row *r = &e->held_out[m][TPO_KIND_RELATION_BOX], *c = &e->combinations[m][TPO_KIND_RELATION_BOX];
+        seen[m] = share(r->seen.hard_right, r->seen.hard);
+        blind[m] = share(r->blind.hard_right, r->blind.hard);
+        guess[m] = r->guess_hard.n > 0 ? (double)r->guess_hard.best : NAN;
+        combos[m] = share(c->seen.hard_right, c->seen.hard);
+    }
+    row_print(f, "- of these, target not the outermost match", seen, blind, guess, combos);
+}
+
+int tpo_eval_write_markdown(const struct tpo_eval *e, const char *path)
+{
+    FILE *f = strcmp(path, "-") == 0 ? stdout : fopen(path, "w");
+    if (f == NULL) return errno;
+    fprintf(f, "Scores on held-out scenes, at least %d of each kind; boxes: share with IoU >= 0.5, descriptions: F1 of (colour, shape, motion), else share "
+               "right.\nBlind: the same model given another scene's pixels. Guess: the best answer that needs no (careful) look. New pairs: targets whose "
+               "colour and shape were never trained together.\n\n",
+            e->n);
+    fprintf(f, "| kind | image | blind | guess | new pairs | clip of %d frames | blind | guess | new pairs |\n|---|---|---|---|---|---|---|---|---|\n", e->frames);
+    for (int k = 0; k < TPO_WORLD_KINDS; k++) {
+        double seen[2], blind[2], guess[2], combos[2];
+        for (int m = 0; m < 2; m++) {
+            const struct tpo_eval_row *r = &e->held_out[m][k];
+            seen[m] = tpo_score_value(&r->seen, k);
+            blind[m] = tpo_score_value(&r->blind, k);
+            guess[m] = r->seen.n > 0 ? (double)r->guess.best : NAN;
+            combos[m] = tpo_score_value(&e->combinations[m][k].seen, k);
+        }
+        row_print(f, tpo_world_kind_name(k), seen, blind, guess, combos);
+        if (k == TPO_KIND_RELATION_BOX) hard_print(f, e);
+    }
+    int n, right;
+    routing_unseen(e, &n, &right);
+    fprintf(f, "\nRouting (a head is called where, and only where, a box is asked for): %.4f on trained phrasings, %.4f on phrasings never trained (%d).\n",
+            routing_trained(e), share(right, n), n);
+    const int failed = ferror(f);
+    if (f != stdout && fclose(f) != 0) return EIO;
+    return failed ? EIO : 0;
+}
+
+static json_t *score_json(const struct tpo_score *s, enum tpo_world_kind kind)
+{
+    json_t *j = json_pack("{s:i s:i s:i}", "n", s->n, "right", s->right, "routed", s->routed);
+    if (s->n > 0) json_object_set_new(j, "score", json_real(tpo_score_value(s, kind)));
+    if (tpo_world_kind_boxes(kind) && s->n > 0) json_object_set_new(j, "miou", json_real(s->iou / s->n));
+    if (kind == TPO_KIND_RELATION_BOX) json_object_update_new(j, json_pack("{s:i s:i}", "hard", s->hard, "hard_right", s->hard_right));
+    if (kind == TPO_KIND_DESCRIPTION)
+        json_object_update_new(j, json_pack("{s:I s:I s:I}", "hits", (json_int_t)s->hits, "said", (json_int_t)s->said, "real", (json_int_t)s->real));
+    return j;
+}
+
+static json_t *rows_json(const struct tpo_eval_row rows[2][TPO_WORLD_KINDS])
+{
+    json_t *all = json_object();
+    for (int m = 0; m < 2; m++) {
+        json_t *medium = json_object();
+        for (int k = 0; k < TPO_WORLD_KINDS; k++) {
+            const struct tpo_eval_row *r = &rows[m][k];
+            if (r->seen.n == 0) continue;
+            json_t *j = json_pack("{s:o}", "seen", score_json(&r->seen, k));
+            if (r->blind.n > 0) json_object_set_new(j, "blind", score_json(&r->blind, k));
+            if (isfinite(r->guess.best)) json_object_set_new(j, "guess", json_real((double)r->guess.best));
+            json_object_set_new(medium, tpo_world_kind_name(k), j);
+        }
+        json_object_set_new(all, m == 0 ? "image" : "clip", medium);
+    }
+    return all;
+}
+
+int tpo_eval_write_json(const struct tpo_eval *e, const char *path)
+{
+    int n, right;
+    routing_unseen(e, &n, &right);
+    json_t *j = json_pack("{s:i s:i s:o s:o s:{s:f s:f s:i}}", "items_per_kind", e->n, "frames", e->frames, "held_out",
+                          rows_json(e->held_out), "new_pairs", rows_json(e->combinations), "routing", "trained", routing_trained(e), "unseen",
+                          n > 0 ? (double)right / n : 0.0, "unseen_n", n);
+    const int failed = j == NULL || json_dump_file(j, path, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) != 0;
+    json_decref(j);
+    return failed ? EIO : 0;
+}
