@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "kernels/optim.h"
+#include "kernels/team.h"
 #include "kernels/vector.h"
 
 bool tpo_pattern_match(const char *pattern, const char *name)
@@ -84,6 +85,21 @@ static int open_item(struct tpo_learner_state *s, struct tpo_trainable *x, enum 
     return tpo_scale(s->stream, x->weight[0], 1.0f, x->param->data, n);
 }
 
+static int hands_open(struct tpo_learner_state *s, int64_t scratch, struct tpo_error *err)
+{
+    const int members = s->stream->team != NULL ? tpo_team_size(s->stream->team) : 1;
+    while (s->n_hands < members && s->n_hands < TPO_HANDS_MAX) {
+        struct tpo_stream **hand = &s->hands[s->n_hands];
+        if (members == 1) *hand = s->stream;
+        else if (tpo_stream_open(hand, tpo_stream_device_name(s->stream), 1, err) != TPO_OK) return err != NULL ? err->code : TPO_ENOMEM;
+        s->n_hands++;
+        if (scratch == 0) continue;
+        s->scratch[s->n_hands - 1] = tpo_device_alloc(s->stream, sizeof(float) * (size_t)scratch);
+        if (s->scratch[s->n_hands - 1] == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the optimiser's scratch");
+    }
+    return TPO_OK;
+}
+
 int tpo_learner_state_open(struct tpo_learner_state *s, struct tpo_stream *stream, struct tpo_params *params, const struct tpo_plan *plan,
                            struct tpo_error *err)
 {
@@ -108,7 +124,8 @@ int tpo_learner_state_open(struct tpo_learner_state *s, struct tpo_stream *strea
     rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the optimiser's state");
     for (int i = 0; i < s->n; i++)
         if (open_item(s, &s->items[i], plan->groups[s->items[i].group].optimiser) != TPO_OK) goto fail;
-    if (scratch > 0 && (s->scratch = tpo_device_alloc(stream, sizeof(float) * (size_t)scratch)) == NULL) goto fail;
+    rc = hands_open(s, scratch, err);
+    if (rc != TPO_OK) goto fail;
     for (int i = 0; i < s->n; i++) s->items[i].param->data = s->items[i].weight[0];
     return TPO_OK;
 fail:
@@ -128,7 +145,10 @@ void tpo_learner_state_free(struct tpo_learner_state *s)
         }
         for (int l = 0; l < s->n_lanes; l++) tpo_device_free(s->stream, x->lanes[l]);
     }
-    if (s->stream != NULL) tpo_device_free(s->stream, s->scratch);
+    for (int i = 0; i < s->n_hands; i++) {
+        tpo_device_free(s->stream, s->scratch[i]);
+        if (s->hands[i] != s->stream) tpo_stream_close(s->hands[i]);
+    }
     free(s->items);
     *s = (struct tpo_learner_state){0};
 }
@@ -166,7 +186,7 @@ int tpo_learner_state_norms(struct tpo_learner_state *s, struct tpo_norm *out)
     return rc;
 }
 
-static int step_muon(struct tpo_learner_state *s, struct tpo_trainable *x, const struct tpo_group *g, float clip, float rate)
+static int step_muon(struct tpo_learner_state *s, int hand, struct tpo_trainable *x, const struct tpo_group *g, float clip, float rate)
 {
     const int now = s->now, next = 1 - now, parts = parts_of(g);
     const int rows = matrix_rows(x->param) / parts, columns = matrix_columns(x->param);
@@ -174,31 +194,50 @@ static int step_muon(struct tpo_learner_state *s, struct tpo_trainable *x, const
     int rc = TPO_OK;
     for (int i = 0; i < parts && rc == TPO_OK; i++) {
         const int64_t at = (int64_t)i * rows * columns;
-        rc = tpo_muon(s->stream, x->weight[next] + at, x->m[next] + at, x->weight[now] + at, x->m[now] + at, x->lanes[0] + at, &step,
-                      s->scratch, rows, columns);
+        rc = tpo_muon(s->hands[hand], x->weight[next] + at, x->m[next] + at, x->weight[now] + at, x->m[now] + at, x->lanes[0] + at, &step,
+                      s->scratch[hand], rows, columns);
     }
     return rc;
 }
 
-static int step_adamw(struct tpo_learner_state *s, struct tpo_trainable *x, const struct tpo_group *g, float clip, float rate, int64_t t)
+static int step_adamw(struct tpo_learner_state *s, int hand, struct tpo_trainable *x, const struct tpo_group *g, float clip, float rate, int64_t t)
 {
     const int now = s->now, next = 1 - now;
     const struct tpo_adamw step = {
         .rate = rate, .beta1 = g->beta1, .beta2 = g->beta2, .eps = g->eps, .decay = g->weight_decay, .clip = clip, .t = t};
-    return tpo_adamw(s->stream, x->weight[next], x->m[next], x->v[next], x->weight[now], x->m[now], x->v[now], x->lanes[0], &step,
+    return tpo_adamw(s->hands[hand], x->weight[next], x->m[next], x->v[next], x->weight[now], x->m[now], x->v[now], x->lanes[0], &step,
                      x->param->size);
+}
+
+struct update {
+    struct tpo_learner_state *state;
+    const struct tpo_plan *plan;
+    float clip;
+    const float *rates;
+    int64_t t;
+    int rc[TPO_HANDS_MAX]; /* each hand's first error */
+};
+
+static void update_one(void *arg, int item, int member)
+{
+    struct update *u = arg;
+    struct tpo_trainable *x = &u->state->items[item];
+    const struct tpo_group *g = &u->plan->groups[x->group];
+    const float factor = g->clipped ? u->clip : 1.0f, rate = u->rates[x->group];
+    const int rc = g->optimiser == TPO_MUON ? step_muon(u->state, member, x, g, factor, rate) : step_adamw(u->state, member, x, g, factor, rate, u->t);
+    if (u->rc[member] == TPO_OK) u->rc[member] = rc;
 }
 
 int tpo_learner_state_prepare(struct tpo_learner_state *s, const struct tpo_plan *plan, float clip, const float *rates, int64_t t)
 {
-    int rc = TPO_OK;
-    for (int i = 0; i < s->n && rc == TPO_OK; i++) {
-        struct tpo_trainable *x = &s->items[i];
-        const struct tpo_group *g = &plan->groups[x->group];
-        const float factor = g->clipped ? clip : 1.0f, rate = rates[x->group];
-        rc = g->optimiser == TPO_MUON ? step_muon(s, x, g, factor, rate) : step_adamw(s, x, g, factor, rate, t);
-    }
-    return rc;
+    struct update u = {.state = s, .plan = plan, .clip = clip, .rates = rates, .t = t};
+    if (s->stream->team != NULL && s->n_hands == tpo_team_size(s->stream->team))
+        tpo_team_run(s->stream->team, update_one, &u, s->n);
+    else
+        for (int i = 0; i < s->n; i++) update_one(&u, i, 0);
+    for (int i = 0; i < s->n_hands; i++)
+        if (u.rc[i] != TPO_OK) return u.rc[i];
+    return tpo_stream_wait(s->stream);
 }
 
 void tpo_learner_state_commit(struct tpo_learner_state *s)

@@ -8,6 +8,7 @@
 #include "services/host/learner.h"
 
 #define TPO_LANES_MAX 16
+#define TPO_HANDS_MAX 64
 
 struct tpo_trainable {
     struct tpo_param *param;
@@ -20,7 +21,11 @@ struct tpo_learner_state {
     struct tpo_stream *stream;
     struct tpo_trainable *items; /* by name */
     int n, n_lanes, now;
-    float *scratch; /* Muon's */
+    /* The optimiser's step of a tensor is one part of the team's work, since most are too small to be shared out: member i runs it on a stream of
+     * one thread, hands[i], with Muon's scratch[i]. Without a team the stream itself is the only hand. */
+    int n_hands;
+    struct tpo_stream *hands[TPO_HANDS_MAX];
+    float *scratch[TPO_HANDS_MAX];
 };
 
 /* Whether `pattern` ('*' matches any run of characters) matches the whole name. */
