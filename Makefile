@@ -104,9 +104,11 @@ $(PROTO_O): %.o: %.c
 $(PROTO_O): | $(PROTO_H)
 
 # A kernel file compiled for one instruction set says so in its name: attention_avx512.c. There every a*b+c is one fused instruction.
-$(BUILD)/obj/%_portable.o: EXTRA := -O3 -Wno-psabi
-$(BUILD)/obj/%_avx2.o:   EXTRA := -O3 -Wno-psabi $(if $(ARCH),-march=x86-64-v3 -ffp-contract=fast)
-$(BUILD)/obj/%_avx512.o: EXTRA := -O3 -Wno-psabi $(if $(ARCH),-march=x86-64-v4 -mprefer-vector-width=512 -ffp-contract=fast)
+# (Under a sanitizer -O3 takes the compiler many minutes.)
+VECTOR_O := $(if $(SAN),-O1,-O3)
+$(BUILD)/obj/%_portable.o: EXTRA := $(VECTOR_O) -Wno-psabi
+$(BUILD)/obj/%_avx2.o:   EXTRA := $(VECTOR_O) -Wno-psabi $(if $(ARCH),-march=x86-64-v3 -ffp-contract=fast)
+$(BUILD)/obj/%_avx512.o: EXTRA := $(VECTOR_O) -Wno-psabi $(if $(ARCH),-march=x86-64-v4 -mprefer-vector-width=512 -ffp-contract=fast)
 
 # The phrasings of the world are inside the program.
 $(BUILD)/obj/trainer/world/phrases.o: trainer/data/templates.yaml
