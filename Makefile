@@ -181,7 +181,7 @@ $(FUZZERS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(call archives,$(ARCHIVES)
 	@mkdir -p $(@D)
 	$(call say,LINK)$(CC) -fsanitize=fuzzer,address -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(LDLIBS)
 .PHONY: fuzzers
-fuzzers: $(FUZZERS)
+fuzzers: $(FUZZERS) $(BUILD)/tpo-media
 fuzz: setup
 	@tools/setup.sh fuzz
 	@$(MAKE) --no-print-directory -j$$(nproc) fuzzers SAN=fuzzer CC=clang CXX=clang++

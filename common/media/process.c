@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -64,9 +65,7 @@ static int spawn(pid_t *pid, const char *program, int socket, int ring)
     posix_spawnattr_t attributes;
     sigset_t none, all;
     char *argv[] = {(char *)program, NULL}, *nothing[] = {NULL}, **env = nothing;
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-    env = environ; /* its options */
-#endif
+    if (getenv("ASAN_OPTIONS") != NULL || getenv("TSAN_OPTIONS") != NULL) env = environ; /* a sanitizer's worker wants its own */
     sigemptyset(&none);
     sigfillset(&all);
     posix_spawn_file_actions_init(&files);

@@ -7,7 +7,9 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__has_feature)
+#define SANITIZED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SANITIZED 1
 #else
 #define SANITIZED 0
@@ -48,7 +50,7 @@ int tpo_sandbox_enter(size_t ring_bytes)
     static const int allowed[] = {
         SCMP_SYS(pread64),  SCMP_SYS(lseek),      SCMP_SYS(recvmsg), SCMP_SYS(sendto),    SCMP_SYS(close),         SCMP_SYS(brk),         SCMP_SYS(munmap),
         SCMP_SYS(mremap),   SCMP_SYS(madvise),    SCMP_SYS(futex),   SCMP_SYS(setitimer), SCMP_SYS(clock_gettime), SCMP_SYS(exit_group),
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if SANITIZED
         SCMP_SYS(write),    SCMP_SYS(getpid),     SCMP_SYS(gettid),  SCMP_SYS(sched_yield), SCMP_SYS(sigaltstack), SCMP_SYS(rt_sigprocmask),
         SCMP_SYS(mprotect), SCMP_SYS(rt_sigaction), SCMP_SYS(readlink), SCMP_SYS(openat), SCMP_SYS(read), SCMP_SYS(prctl),
 #endif
