@@ -263,14 +263,15 @@ static int models_write(const char *path, struct tpo_model *const *models, int n
     for (int k = 0; k < n_models && rc == TPO_OK; k++)
         for (int i = 0; i < models[k]->params->n && rc == TPO_OK; i++, n++) {
             const struct tpo_param *p = models[k]->params->items[i];
-            const size_t each = p->ignored ? sizeof(int64_t) : sizeof(float);
-            entries[n] = (struct tpo_entry){.name = p->name, .dtype = p->ignored ? TPO_I64 : TPO_F32, .n_dims = p->n_dims, .size = p->size};
+            const bool integer = tpo_param_is_integer(p);
+            entries[n] = (struct tpo_entry){.name = p->name, .dtype = integer ? TPO_I64 : TPO_F32, .n_dims = p->n_dims, .size = p->size};
             memcpy(entries[n].shape, p->shape, sizeof(p->shape));
-            entries[n].size_bytes = each * (size_t)p->size;
+            entries[n].size_bytes = (integer ? sizeof(int64_t) : sizeof(float)) * (size_t)p->size;
             entries[n].data = p->data;
-            if (!p->ignored) continue;
-            int64_t *ids = copies[n] = calloc((size_t)p->size, sizeof(*ids)); /* position_ids: 0, 1, 2, ... */
-            for (int64_t at = 0; ids != NULL && at < p->size; at++) ids[at] = at;
+            if (p->data != NULL) continue;
+            /* What no part of this build reads: position_ids are 0, 1, 2, ...; the rest is zero. */
+            int64_t *ids = copies[n] = calloc((size_t)p->size, sizeof(*ids));
+            for (int64_t at = 0; integer && ids != NULL && at < p->size; at++) ids[at] = at;
             entries[n].data = ids;
             if (ids == NULL) rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for %s", p->name);
         }
