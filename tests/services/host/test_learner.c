@@ -1,0 +1,345 @@
+/* The direct learner on a toy model: lanes, repeats, the two-phase step, export and import. */
+#include "tests/support/test.h"
+
+#include "kernels/vector.h"
+#include "services/host/learner.h"
+#include "services/host/learner_state.h"
+
+#define IN 6
+#define WIDE 5
+#define ROWS 4
+
+/* y = w2 relu(w1 x + b1); loss "fit" = squared error to the sample's target; output "y". */
+struct toy {
+    struct tpo_params params;
+    struct tpo_param *w1, *b1, *w2;
+    struct tpo_model model;
+    struct tpo_stream *stream;
+    struct tpo_learner learner;
+    int forwards;
+};
+
+static int toy_forward(void *self, struct tpo_tape *t, struct tpo_forward *f, struct tpo_error *err)
+{
+    struct toy *y = self;
+    (void)err;
+    y->forwards++;
+    struct tpo_tensor *x = tpo_forward_input(f, "x");
+    struct tpo_tensor *out = tpo_linear(t, tpo_act_relu(t, tpo_linear(t, x, y->w1, y->b1)), y->w2, NULL);
+    if (out == NULL) return tpo_tape_error(t);
+    tpo_forward_output(f, "y", out);
+    if (f->wants_loss(f->plan, "fit")) tpo_forward_loss(f, "fit", tpo_loss_mse(t, out, f->samples[0].targets[0].data, NULL, 1.0f / ROWS));
+    return tpo_tape_error(t);
+}
+
+static void toy_open(struct toy *y, int threads)
+{
+    struct tpo_error err;
+    memset(y, 0, sizeof(*y));
+    assert_int_equal(tpo_stream_open(&y->stream, "cpu", threads, &err), TPO_OK);
+    y->w1 = tpo_params_declare(&y->params, TPO_INIT_FAN_IN, 1, TPO_SHAPE(WIDE, IN), "toy.w1.weight");
+    y->b1 = tpo_params_declare(&y->params, TPO_INIT_NORMAL, 1, TPO_SHAPE(WIDE), "toy.w1.bias");
+    y->w2 = tpo_params_declare(&y->params, TPO_INIT_FAN_IN, 1, TPO_SHAPE(3, WIDE), "toy.w2.weight");
+    assert_int_equal(tpo_params_random(&y->params, y->stream, 5, &err), TPO_OK);
+    y->model = (struct tpo_model){.stage = "toy", .self = y, .params = &y->params, .forward = toy_forward};
+    assert_int_equal(tpo_learner_open_direct(&y->learner, &y->model, y->stream, &err), TPO_OK);
+}
+
+static void toy_close(struct toy *y)
+{
+    y->learner.close(y->learner.self);
+    tpo_params_free(&y->params, y->stream);
+    tpo_stream_close(y->stream);
+}
+
+static const char *const hidden[] = {"toy.w*.weight"}, *const rest[] = {"*"};
+static const struct tpo_group groups[] = {
+    {.name = "matrices", .patterns = hidden, .n_patterns = 1, .optimiser = TPO_MUON, .beta1 = .9f, .weight_decay = .01f},
+    {.name = "rest", .patterns = rest, .n_patterns = 1, .optimiser = TPO_ADAMW, .beta1 = .9f, .beta2 = .99f, .eps = 1e-8f, .clipped = true}};
+static const struct tpo_loss_weight losses[] = {{"fit", 2}};
+static const float rates[] = {.05f, .02f};
+
+static struct tpo_plan plan_of(int lanes, int M)
+{
+    return (struct tpo_plan){.seed = 1, .lanes = lanes, .micro_batches = M, .groups = groups, .n_groups = 2, .losses = losses, .n_losses = 1};
+}
+
+static struct tpo_begun begin(struct toy *y, int lanes, int M)
+{
+    struct tpo_plan plan = plan_of(lanes, M);
+    struct tpo_begun begun;
+    struct tpo_error err = {0};
+    if (y->learner.begin(y->learner.self, "run", &plan, &begun, &err) != TPO_OK) fail_msg("%s", err.message);
+    return begun;
+}
+
+static struct tpo_key key_of(uint64_t step, uint64_t version, uint32_t m)
+{
+    struct tpo_key key = {.run = "run", .step = step, .version = version, .micro_batch = m};
+    return key;
+}
+
+/* Forward of micro-batch m: inputs and targets are functions of (step, m). */
+static int forward(struct toy *y, const struct tpo_key *key, bool want, struct tpo_forwarded *out, struct tpo_error *err)
+{
+    float x[ROWS * IN], goal[ROWS * 3];
+    for (int i = 0; i < ROWS * IN; i++) x[i] = tpo_random_normal(key->step * 100 + key->micro_batch, (uint64_t)i);
+    for (int i = 0; i < ROWS * 3; i++) goal[i] = x[i] - x[i + 3];
+    const struct tpo_named_tensor input = {.name = "x", .dtype = TPO_F32, .n_dims = 2, .shape = {ROWS, IN}, .data = x};
+    const struct tpo_named_tensor target = {.name = "goal", .dtype = TPO_F32, .n_dims = 2, .shape = {ROWS, 3}, .data = goal};
+    const struct tpo_sample sample = {.n_targets = 1, .targets = &target};
+    static const char *const wants[] = {"x"};
+    return y->learner.forward(y->learner.self, key, &sample, 1, &input, 1, wants, want, out, err);
+}
+
+static int backward(struct toy *y, const struct tpo_key *key, struct tpo_named_tensor *dx, struct tpo_error *err)
+{
+    struct tpo_named_tensor out[TPO_PORTS_MAX];
+    int n = 0;
+    const int rc = y->learner.backward(y->learner.self, key, NULL, 0, out, &n, err);
+    if (rc == TPO_OK && n > 0 && dx != NULL) *dx = out[0];
+    return rc;
+}
+
+/* One step; the loss of its first micro-batch. */
+static float step(struct toy *y, uint64_t number, uint64_t version, int M)
+{
+    struct tpo_error err = {0};
+    struct tpo_forwarded f;
+    float loss = 0;
+    struct tpo_key key = key_of(number, version, 0);
+    for (int m = 0; m < M; m++) {
+        key.micro_batch = (uint32_t)m;
+        assert_int_equal(forward(y, &key, true, &f, &err), TPO_OK);
+        if (m == 0) loss = f.losses[0].value;
+        assert_int_equal(backward(y, &key, NULL, &err), TPO_OK);
+    }
+    const struct tpo_norm *norms;
+    int n;
+    assert_int_equal(y->learner.norms(y->learner.self, &key, &norms, &n, &err), TPO_OK);
+    assert_int_equal(n, 3);
+    assert_int_equal(y->learner.prepare(y->learner.self, &key, .5f, rates, &err), TPO_OK);
+    assert_int_equal(y->learner.commit(y->learner.self, &key, &err), TPO_OK);
+    return loss;
+}
+
+static void weights_copy(struct toy *y, float *to)
+{
+    memcpy(to, y->w1->data, sizeof(float) * WIDE * IN);
+    memcpy(to + WIDE * IN, y->b1->data, sizeof(float) * WIDE);
+    memcpy(to + WIDE * IN + WIDE, y->w2->data, sizeof(float) * 3 * WIDE);
+}
+#define WEIGHTS (WIDE * IN + WIDE + 3 * WIDE)
+
+static void steps_lower_the_loss(void **state)
+{
+    (void)state;
+    struct toy y;
+    toy_open(&y, 1);
+    assert_int_equal(begin(&y, 1, 2).trainable, 3);
+    float first = 0, last = 0;
+    for (uint64_t s = 1; s <= 150; s++) {
+        const float loss = step(&y, s, s - 1, 2);
+        if (s <= 10) first += loss;
+        if (s > 140) last += loss;
+    }
+    if (!(last < .75f * first)) fail_msg("loss %g at first, %g at last", (double)first / 10, (double)last / 10);
+    toy_close(&y);
+}
+
+/* Bits: one thread or three, the same; and lanes add as a tree, so M = lanes = 4 differs from one lane only by rounding. */
+static void lanes_and_threads_keep_the_sum(void **state)
+{
+    (void)state;
+    float one[WEIGHTS], three[WEIGHTS], tree[WEIGHTS];
+    float *to[] = {one, three, tree};
+    for (int i = 0; i < 3; i++) {
+        struct toy y;
+        toy_open(&y, i == 1 ? 3 : 1);
+        begin(&y, i == 2 ? 4 : 1, 4);
+        for (uint64_t s = 1; s <= 5; s++) step(&y, s, s - 1, 4);
+        weights_copy(&y, to[i]);
+        toy_close(&y);
+    }
+    assert_memory_equal(one, three, sizeof(one));
+    for (int i = 0; i < WEIGHTS; i++)
+        if (!(one[i] - tree[i] < 1e-3f && tree[i] - one[i] < 1e-3f)) fail_msg("weight %d: %g and %g", i, (double)one[i], (double)tree[i]);
+}
+
+static void repeats_add_nothing(void **state)
+{
+    (void)state;
+    float once[WEIGHTS], twice[WEIGHTS];
+    for (int repeat = 0; repeat < 2; repeat++) {
+        struct toy y;
+        struct tpo_error err = {0};
+        struct tpo_forwarded f, again;
+        struct tpo_named_tensor dx, dx_again;
+        const struct tpo_norm *norms;
+        int n;
+        toy_open(&y, 1);
+        begin(&y, 1, 1);
+        const struct tpo_key key = key_of(1, 0, 0);
+        assert_int_equal(forward(&y, &key, true, &f, &err), TPO_OK);
+        if (repeat) assert_int_equal(forward(&y, &key, true, &again, &err), TPO_OK);
+        assert_int_equal(y.forwards, 1);
+        assert_int_equal(backward(&y, &key, &dx, &err), TPO_OK);
+        if (repeat) {
+            assert_int_equal(backward(&y, &key, &dx_again, &err), TPO_OK);
+            assert_ptr_equal(dx.data, dx_again.data);
+            assert_int_equal(forward(&y, &key, true, &again, &err), TPO_OK); /* the reply outlives its tape */
+            assert_ptr_equal(f.outputs[0].data, again.outputs[0].data);
+        }
+        for (int i = 0; i <= repeat; i++) assert_int_equal(y.learner.norms(y.learner.self, &key, &norms, &n, &err), TPO_OK);
+        for (int i = 0; i <= repeat; i++) assert_int_equal(y.learner.prepare(y.learner.self, &key, 1, rates, &err), TPO_OK);
+        for (int i = 0; i <= repeat; i++) assert_int_equal(y.learner.commit(y.learner.self, &key, &err), TPO_OK);
+        weights_copy(&y, repeat ? twice : once);
+        toy_close(&y);
+    }
+    assert_memory_equal(once, twice, sizeof(once));
+}
+
+static void abort_leaves_no_trace(void **state)
+{
+    (void)state;
+    float plain[WEIGHTS], aborted[WEIGHTS];
+    for (int with = 0; with < 2; with++) {
+        struct toy y;
+        struct tpo_error err = {0};
+        struct tpo_forwarded f;
+        const struct tpo_norm *norms;
+        int n;
+        toy_open(&y, 1);
+        begin(&y, 1, 1);
+        step(&y, 1, 0, 1);
+        if (with) {
+            const struct tpo_key key = key_of(2, 1, 0);
+            assert_int_equal(forward(&y, &key, true, &f, &err), TPO_OK);
+            assert_int_equal(backward(&y, &key, NULL, &err), TPO_OK);
+            assert_int_equal(y.learner.norms(y.learner.self, &key, &norms, &n, &err), TPO_OK);
+            assert_int_equal(y.learner.prepare(y.learner.self, &key, 1, rates, &err), TPO_OK);
+            assert_int_equal(y.learner.abort(y.learner.self, &key, &err), TPO_OK);
+            assert_int_equal(y.learner.abort(y.learner.self, &key, &err), TPO_OK);
+            assert_int_equal(y.learner.commit(y.learner.self, &key, &err), TPO_FAILED_PRECONDITION);
+        }
+        step(&y, 3, 1, 1);
+        weights_copy(&y, with ? aborted : plain);
+        toy_close(&y);
+    }
+    assert_memory_equal(plain, aborted, sizeof(plain));
+}
+
+static void wrong_calls_are_refused(void **state)
+{
+    (void)state;
+    struct toy y;
+    struct tpo_error err = {0};
+    struct tpo_forwarded f;
+    toy_open(&y, 1);
+    begin(&y, 1, 8);
+    struct tpo_key key = key_of(1, 7, 0);
+    assert_int_equal(forward(&y, &key, true, &f, &err), TPO_FAILED_PRECONDITION);
+    assert_string_equal(err.reason, "wrong_version");
+    key = key_of(1, 0, 8);
+    assert_int_equal(forward(&y, &key, true, &f, &err), TPO_INVALID_ARGUMENT);
+    key = key_of(1, 0, 0);
+    snprintf(key.run, sizeof(key.run), "other");
+    assert_int_equal(forward(&y, &key, true, &f, &err), TPO_FAILED_PRECONDITION);
+    key = key_of(1, 0, 0);
+    assert_int_equal(backward(&y, &key, NULL, &err), TPO_FAILED_PRECONDITION);
+    for (uint32_t m = 0; m < 4; m++) {
+        key = key_of(1, 0, m);
+        assert_int_equal(forward(&y, &key, true, &f, &err), TPO_OK);
+    }
+    key = key_of(1, 0, 4);
+    assert_int_equal(forward(&y, &key, true, &f, &err), TPO_RESOURCE_EXHAUSTED);
+    key = key_of(1, 0, 1);
+    assert_int_equal(backward(&y, &key, NULL, &err), TPO_OK);
+    key = key_of(1, 0, 0); /* index order within a lane */
+    assert_int_equal(backward(&y, &key, NULL, &err), TPO_FAILED_PRECONDITION);
+    const struct tpo_norm *norms;
+    int n;
+    assert_int_equal(y.learner.norms(y.learner.self, &key, &norms, &n, &err), TPO_FAILED_PRECONDITION);
+    key = key_of(2, 0, 0);
+    assert_int_equal(forward(&y, &key, true, &f, &err), TPO_FAILED_PRECONDITION);
+    assert_string_equal(err.reason, "wrong_step");
+    toy_close(&y);
+}
+
+struct saved {
+    struct toy *to;
+    uint64_t version;
+};
+static int save(void *arg, const char *part, const struct tpo_named_tensor *x)
+{
+    struct saved *s = arg;
+    struct tpo_error err = {0};
+    return s->to->learner.import_state(s->to->learner.self, s->version, part, x, &err);
+}
+
+static void export_and_import_carry_the_run(void **state)
+{
+    (void)state;
+    struct toy a, b;
+    struct tpo_error err = {0};
+    float one[WEIGHTS], two[WEIGHTS];
+    toy_open(&a, 1);
+    toy_open(&b, 1);
+    begin(&a, 1, 1);
+    begin(&b, 1, 1);
+    for (uint64_t s = 1; s <= 4; s++) step(&a, s, s - 1, 1);
+    struct saved saved = {&b, 4};
+    assert_int_equal(a.learner.export_state(a.learner.self, save, &saved, &err), TPO_OK);
+    assert_int_equal(b.learner.import_state(b.learner.self, 4, NULL, NULL, &err), TPO_OK);
+    for (uint64_t s = 5; s <= 7; s++) {
+        step(&a, s, s - 1, 1);
+        step(&b, s, s - 1, 1);
+    }
+    weights_copy(&a, one);
+    weights_copy(&b, two);
+    assert_memory_equal(one, two, sizeof(one));
+    /* The weights stay when a run ends, and go back to what was loaded when the learner closes. */
+    assert_int_equal(a.learner.end(a.learner.self, &err), TPO_OK);
+    weights_copy(&a, two);
+    assert_memory_equal(one, two, sizeof(one));
+    assert_null(a.w1->grad);
+    toy_close(&a);
+    toy_close(&b);
+}
+
+static void nothing_to_learn_keeps_no_tape(void **state)
+{
+    (void)state;
+    struct toy y;
+    struct tpo_error err = {0};
+    struct tpo_forwarded f;
+    struct tpo_begun begun;
+    struct tpo_plan plan = plan_of(1, 8);
+    plan.n_groups = 0;
+    toy_open(&y, 1);
+    assert_int_equal(y.learner.begin(y.learner.self, "run", &plan, &begun, &err), TPO_OK);
+    assert_int_equal(begun.trainable, 0);
+    for (uint32_t m = 0; m < 8; m++) { /* more than the live tapes there may be */
+        const struct tpo_key key = key_of(1, 0, m);
+        assert_int_equal(forward(&y, &key, false, &f, &err), TPO_OK);
+        assert_int_equal(f.n_outputs, 1);
+    }
+    toy_close(&y);
+}
+
+static void patterns_match_whole_names(void **state)
+{
+    (void)state;
+    assert_true(tpo_pattern_match("*", "a"));
+    assert_true(tpo_pattern_match("a*b*c", "axxbyybc"));
+    assert_true(tpo_pattern_match("blocks.*.qkv.weight", "blocks.12.qkv.weight"));
+    assert_false(tpo_pattern_match("blocks.*.qkv.weight", "blocks.12.qkv.weights"));
+    assert_false(tpo_pattern_match("a", "ab"));
+    assert_false(tpo_pattern_match("", "a"));
+    assert_true(tpo_pattern_match("a**", "a"));
+}
+
+TPO_TESTS(cmocka_unit_test(steps_lower_the_loss), cmocka_unit_test(lanes_and_threads_keep_the_sum), cmocka_unit_test(repeats_add_nothing),
+          cmocka_unit_test(abort_leaves_no_trace), cmocka_unit_test(wrong_calls_are_refused),
+          cmocka_unit_test(export_and_import_carry_the_run), cmocka_unit_test(nothing_to_learn_keeps_no_tape),
+          cmocka_unit_test(patterns_match_whole_names))

@@ -1,0 +1,235 @@
+/* Short real runs of tpo-trainer: it learns, and a killed run goes on to the same bits. */
+#include "tests/support/test.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "trainer/steps/recipe.h"
+
+extern char **environ;
+
+/* `stages` under a recipe of the small model, in this case's own directory. */
+static void recipe_write(const char *name, const char *stages)
+{
+    char target[4096], text[4096];
+    snprintf(target, sizeof(target), "%s/trainer/recipes/plain", tpo_test_source());
+    if (access("plain", F_OK) != 0) assert_int_equal(symlink(target, "plain"), 0);
+    FILE *f = fopen(name, "w");
+    assert_non_null(f);
+    snprintf(text, sizeof(text), "name: test\nseed: 3\nmodel: plain\nstages:\n%s", stages);
+    fputs(text, f);
+    fclose(f);
+}
+
+static pid_t train(const char *recipe, const char *out, const char *every, const char *log)
+{
+    char program[4096];
+    snprintf(program, sizeof(program), "%s/tpo-trainer", tpo_test_build());
+    char *argv[] = {program, "train", (char *)recipe, "--out", (char *)out, "--checkpoint-every", (char *)every, "--log-every", "1", NULL};
+    posix_spawn_file_actions_t files;
+    pid_t pid;
+    posix_spawn_file_actions_init(&files);
+    posix_spawn_file_actions_addopen(&files, 1, log, O_WRONLY | O_CREAT | O_APPEND, 0644);
+    assert_int_equal(posix_spawn(&pid, program, &files, NULL, argv, environ), 0);
+    posix_spawn_file_actions_destroy(&files);
+    return pid;
+}
+
+static int wait_for(pid_t pid)
+{
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+static char *file_read(const char *path, size_t *size)
+{
+    struct stat st;
+    FILE *f = fopen(path, "rb");
+    if (f == NULL) fail_msg("%s is missing", path);
+    fstat(fileno(f), &st);
+    char *bytes = malloc((size_t)st.st_size + 1);
+    *size = fread(bytes, 1, (size_t)st.st_size, f);
+    bytes[*size] = '\0';
+    fclose(f);
+    return bytes;
+}
+
+/* Mean of " NAME=x" over lines first..last (from 1) that hold it. */
+static double mean_of(const char *log, const char *name, int first, int last)
+{
+    size_t size;
+    char *text = file_read(log, &size), key[40];
+    double sum = 0;
+    int line = 0, n = 0;
+    snprintf(key, sizeof(key), " %s=", name);
+    for (char *at = strtok(text, "\n"); at != NULL; at = strtok(NULL, "\n")) {
+        const char *found = strstr(at, key);
+        if (found == NULL) continue;
+        line++;
+        if (line < first || line > last) continue;
+        sum += strtod(found + strlen(key), NULL);
+        n++;
+    }
+    free(text);
+    if (n != last - first + 1) fail_msg("%s: %d lines with %s, wanted %d to %d", log, line, name, first, last);
+    return sum / n;
+}
+
+static const char encoder_stage[] = "  - name: see\n"
+                                    "    steps: %d\n"
+                                    "    warmup: 5\n"
+                                    "    micro_batches: 2\n"
+                                    "    lanes: 2\n"
+                                    "    data:\n"
+                                    "      - {frames: 1, samples: %d, conversations: 0, dense: true}\n"
+                                    "    losses: {dense: 1}\n"
+                                    "    groups:\n"
+                                    "      - {name: qkv, optimiser: muon, rate: 8.0e-3, split: 3, clipped: false, tensors: ['*qkv.weight']}\n"
+                                    "      - {name: hidden, optimiser: muon, rate: 8.0e-3, clipped: false, tensors: ['*.blocks.*proj.weight', '*.fc*.weight']}\n"
+                                    "      - {name: rest, optimiser: adamw, rate: 2.0e-3, tensors: ['vision_*', 'ext.encoder.*']}\n";
+
+static const char chat_stage[] = "  - name: talk\n"
+                                 "    steps: 4\n"
+                                 "    data:\n"
+                                 "      - {share: 2, frames: 1, samples: 2, conversations: 3, aids: all, slots: true}\n"
+                                 "      - {share: 1, frames: 4, samples: 1, conversations: 3, aids: all, slots: true}\n"
+                                 "    losses: {language: 1, region: 1.5, attention: 1, slot: .3}\n"
+                                 "    groups:\n"
+                                 "      - {name: all, optimiser: adamw, rate: 1.0e-3, tensors: ['*']}\n";
+
+static void a_short_run_learns(void **state)
+{
+    (void)state;
+    char stage[4096];
+    snprintf(stage, sizeof(stage), encoder_stage, 60, 4);
+    recipe_write("r.yaml", stage);
+    assert_int_equal(wait_for(train("r.yaml", "out", "0", "log")), 0);
+    const double first = mean_of("log", "dense", 1, 5), last = mean_of("log", "dense", 56, 60);
+    if (!(last < .6 * first)) fail_msg("dense loss %g at first, %g at last", first, last);
+}
+
+static void chat_stages_lower_every_loss(void **state)
+{
+    (void)state;
+    recipe_write("r.yaml", "  - name: talk\n"
+                           "    steps: 40\n"
+                           "    warmup: 4\n"
+                           "    data:\n"
+                           "      - {frames: 1, samples: 2, conversations: 4, aids: all, slots: true}\n"
+                           "    losses: {language: 1, region: 1.5, attention: 1, slot: .3}\n"
+                           "    groups:\n"
+                           "      - {name: all, optimiser: adamw, rate: 2.0e-3, betas: [.9, .98], tensors: ['*']}\n");
+    assert_int_equal(wait_for(train("r.yaml", "out", "0", "log")), 0);
+    static const char *const losses[] = {"language", "attention", "slot"};
+    for (int i = 0; i < 3; i++) {
+        const double first = mean_of("log", losses[i], 1, 4), last = mean_of("log", losses[i], 37, 40);
+        if (!(last < .9 * first)) fail_msg("%s loss %g at first, %g at last", losses[i], first, last);
+    }
+}
+
+static void killed_and_resumed_is_uninterrupted(void **state)
+{
+    (void)state;
+    char stages[4096];
+    const int n = snprintf(stages, sizeof(stages), encoder_stage, 8, 2);
+    snprintf(stages + n, sizeof(stages) - (size_t)n, "%s", chat_stage);
+    recipe_write("r.yaml", stages);
+    assert_int_equal(wait_for(train("r.yaml", "whole", "2", "log.whole")), 0);
+
+    /* Killed as soon as each stage has a checkpoint, at whatever step that finds it. */
+    static const char *const seen[] = {"killed/1-see/step-00000004", "killed/2-talk/step-00000002"};
+    for (int i = 0; i < 2; i++) {
+        const pid_t pid = train("r.yaml", "killed", "2", "log.killed");
+        const struct timespec nap = {.tv_nsec = 2000000};
+        int status;
+        while (access(seen[i], F_OK) != 0 && waitpid(pid, &status, WNOHANG) == 0) nanosleep(&nap, NULL);
+        kill(pid, SIGKILL);
+        wait_for(pid);
+    }
+    assert_int_equal(wait_for(train("r.yaml", "killed", "2", "log.killed")), 0);
+
+    static const char *const files[] = {"1-see/model/model.safetensors", "2-talk/model/model.safetensors"};
+    for (int i = 0; i < 2; i++) {
+        char path[256];
+        size_t size_a, size_b;
+        snprintf(path, sizeof(path), "whole/%s", files[i]);
+        char *a = file_read(path, &size_a);
+        snprintf(path, sizeof(path), "killed/%s", files[i]);
+        char *b = file_read(path, &size_b);
+        assert_int_equal(size_a, size_b);
+        assert_memory_equal(a, b, size_a);
+        free(a);
+        free(b);
+    }
+}
+
+static void refused(const char *text, const char *expected)
+{
+    struct tpo_recipe *r = NULL;
+    struct tpo_error err = {0};
+    FILE *f = fopen("bad.yaml", "w");
+    fputs(text, f);
+    fclose(f);
+    assert_int_equal(tpo_recipe_load(&r, "bad.yaml", &err), TPO_INVALID_ARGUMENT);
+    if (strstr(err.message, expected) == NULL) fail_msg("\"%s\" does not say \"%s\"", err.message, expected);
+}
+
+static void broken_recipes_are_refused_by_line(void **state)
+{
+    (void)state;
+    struct tpo_recipe *r = NULL;
+    struct tpo_error err = {0};
+    assert_int_equal(tpo_recipe_load(&r, "absent.yaml", &err), TPO_NOT_FOUND);
+    refused("", "empty");
+    refused("name: [", "bad.yaml:");
+    refused("name: x\nmodel: m\n", "bad.yaml:1: a recipe needs name, model and stages");
+    refused("name: x\nname: y\n", "bad.yaml:2: key \"name\" is here twice");
+    refused("name: x\ncolour: y\n", "bad.yaml:2: unknown key \"colour\"");
+    refused("name: ../x\n", "bad.yaml:1:");
+    refused("name: x\nseed: many\n", "bad.yaml:2: \"many\" is not a number");
+    refused("name: x\nseed: 1.5\n", "bad.yaml:2: \"1.5\" is not a whole number");
+    refused("name: x\nseed: -1\n", "bad.yaml:2: -1 is outside");
+    refused("name: x\nmodel: m\nstages: 3\n", "bad.yaml:3: a list is needed");
+    refused("name: x\nmodel: m\nstages:\n  - {name: s}\n", "bad.yaml:4: a stage needs");
+    refused("name: x\nmodel: m\nstages:\n  - name: s\n    steps: 0\n", "bad.yaml:5: 0 is outside");
+    refused("name: x\nmodel: m\nstages:\n  - name: s\n    losses: {rgion: 1}\n", "bad.yaml:5: unknown key \"rgion\"");
+    refused("name: x\nmodel: m\nstages:\n  - name: s\n    data:\n      - {frames: 1, keep: some}\n", "bad.yaml:6: \"some\" is not one of");
+    refused("name: x\nmodel: m\nstages:\n  - name: s\n    data:\n      - {mix: {\"attribut box\": 1}}\n", "bad.yaml:6: unknown key");
+    refused("name: x\nmodel: m\nstages:\n  - name: s\n    groups:\n      - {name: g, rate: -1, tensors: [a]}\n", "bad.yaml:6: -1 is outside");
+    refused("name: x\nmodel: m\nstages:\n  - name: s\n    groups:\n      - {name: g, tensors: [a]}\n", "bad.yaml:6: this group has no rate");
+    refused("name: x\nmodel: m\nstages:\n  - name: s\n    groups:\n      - {name: g, rate: 1}\n", "bad.yaml:6: this group names no tensors");
+}
+
+static void our_recipes_are_sound(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"small-joint.yaml", "small-ladder.yaml"};
+    for (int i = 0; i < 2; i++) {
+        struct tpo_recipe *r = NULL;
+        struct tpo_error err = {0};
+        char path[4096];
+        snprintf(path, sizeof(path), "%s/trainer/recipes/%s", tpo_test_source(), names[i]);
+        if (tpo_recipe_load(&r, path, &err) != TPO_OK) fail_msg("%s", err.message);
+        tpo_recipe_close(r);
+    }
+}
+
+static void rates_warm_up_and_fall_to_the_floor(void **state)
+{
+    (void)state;
+    const struct tpo_recipe_stage s = {.steps = 100, .warmup = 10, .floor = .1f};
+    assert_float_equal(tpo_recipe_rate(&s, 1), .1f, 1e-6f);
+    assert_float_equal(tpo_recipe_rate(&s, 10), 1, 1e-6f);
+    assert_float_equal(tpo_recipe_rate(&s, 55), .55f, 1e-6f);
+    assert_float_equal(tpo_recipe_rate(&s, 100), .1f, 1e-6f);
+}
+
+TPO_TESTS(cmocka_unit_test(a_short_run_learns), cmocka_unit_test(chat_stages_lower_every_loss),
+          cmocka_unit_test(killed_and_resumed_is_uninterrupted), cmocka_unit_test(broken_recipes_are_refused_by_line),
+          cmocka_unit_test(our_recipes_are_sound), cmocka_unit_test(rates_warm_up_and_fall_to_the_floor))
