@@ -50,6 +50,7 @@ bool tpo_host_ready(const struct tpo_host *h)
 struct counters {
     Tpo__V1__Counter items[COUNTERS_MAX], *list[COUNTERS_MAX];
     char *labels[COUNTERS_MAX][1];
+    char names[COUNTERS_MAX][128]; /* a histogram's are made on the way and gone after the callback */
     size_t n;
 };
 
@@ -60,7 +61,7 @@ static void add_counter(void *owner, const char *name, const char *labels, doubl
     Tpo__V1__Counter *item = &c->items[c->n];
     tpo__v1__counter__init(item);
     c->labels[c->n][0] = (char *)labels;
-    item->name = (char *)name;
+    item->name = memcpy(c->names[c->n], name, strnlen(name, sizeof(c->names[0]) - 1));
     item->labels = c->labels[c->n];
     item->n_labels = labels[0] != '\0';
     item->value = value;

@@ -111,11 +111,11 @@ static inline void live_encoder(struct live *l)
     l->encoder = live_spawn(program, argv);
 }
 
-static inline int live_status(struct live *l, Tpo__V1__StatusReply **reply)
+static inline int live_status(struct live *l, Tpo__V1__StatusReply **reply, struct tpo_error *err)
 {
     const struct tpo_rpc_start start = {.path = "/tpo.v1.Status/Get", .reply = &tpo__v1__status_reply__descriptor, .timeout_ms = 5000};
     Tpo__V1__StatusRequest q = TPO__V1__STATUS_REQUEST__INIT;
-    return tpo_rpc_call(l->peers, &start, &q.base, NULL, (ProtobufCMessage **)reply, NULL, NULL);
+    return tpo_rpc_call(l->peers, &start, &q.base, NULL, (ProtobufCMessage **)reply, NULL, err);
 }
 
 /* Connects to the encoder of live_encoder and waits until it is ready. */
@@ -135,7 +135,7 @@ static inline void live_connect(struct live *l)
     if (tpo_peers_open(&l->peers, l->loop, "encoder", address, TPO_PICK_HASH, &err) != TPO_OK) live_die(err.message);
     for (int i = 0; i < 2000; i++) {
         Tpo__V1__StatusReply *reply = NULL;
-        bool ready = live_status(l, &reply) == TPO_OK && reply->ready;
+        bool ready = live_status(l, &reply, NULL) == TPO_OK && reply->ready;
         if (reply != NULL) protobuf_c_message_free_unpacked(&reply->base, NULL);
         if (ready) return;
         usleep(10000);
@@ -146,8 +146,9 @@ static inline void live_connect(struct live *l)
 static inline double live_counter(struct live *l, const char *name, const char *label)
 {
     Tpo__V1__StatusReply *reply = NULL;
+    struct tpo_error err;
     double value = 0;
-    if (live_status(l, &reply) != TPO_OK) live_die("no status");
+    if (live_status(l, &reply, &err) != TPO_OK) live_die(err.message);
     for (size_t i = 0; i < reply->n_counters; i++) {
         const Tpo__V1__Counter *c = reply->counters[i];
         if (strcmp(c->name, name) == 0 && (label == NULL || (c->n_labels > 0 && strstr(c->labels[0], label) != NULL))) value += c->value;

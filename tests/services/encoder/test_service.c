@@ -98,6 +98,7 @@ static void a_hit_gives_the_same_bits(void **state)
     double later = live_counter(&l, "tpo_encoder_runs_total", NULL);
     assert_true(later - runs <= 1); /* once at most while the write was on its way; a hit runs nothing */
     assert_true(live_counter(&l, "tpo_cache_requests_total", "hit") >= 3);
+    assert_true(live_counter(&l, "tpo_request_duration_seconds_count", NULL) >= 5); /* a name made on the way */
     tpo_payload_free(&second);
 
     /* A hit needs no bytes; and what it tells of the film is what the miss told. */
