@@ -16,5 +16,11 @@ static void port_add(struct tpo_port *ports, int *n, const char *name, struct tp
     ports[(*n)++] = (struct tpo_port){.name = name, .tensor = x};
 }
 
-void tpo_forward_output(struct tpo_forward *f, const char *name, struct tpo_tensor *x) { port_add(f->outputs, &f->n_outputs, name, x); }
-void tpo_forward_loss(struct tpo_forward *f, const char *name, struct tpo_tensor *x) { port_add(f->losses, &f->n_losses, name, x); }
+void tpo_forward_output(struct tpo_forward *f, const char *name, struct tpo_tensor *x)
+{
+    port_add(f->outputs, &f->n_outputs, name, x);
+}
+void tpo_forward_loss(struct tpo_forward *f, const char *name, struct tpo_tensor *x)
+{
+    port_add(f->losses, &f->n_losses, name, x);
+}

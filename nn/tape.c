@@ -78,10 +78,22 @@ void tpo_tape_close(struct tpo_tape *t)
     free(t);
 }
 
-int tpo_tape_error(const struct tpo_tape *t) { return t->error; }
-struct tpo_stream *tpo_tape_stream(const struct tpo_tape *t) { return t->stream; }
-bool tpo_tape_recording(const struct tpo_tape *t) { return t->record; }
-struct tpo_arena *tpo_tape_arena(struct tpo_tape *t) { return &t->arena; }
+int tpo_tape_error(const struct tpo_tape *t)
+{
+    return t->error;
+}
+struct tpo_stream *tpo_tape_stream(const struct tpo_tape *t)
+{
+    return t->stream;
+}
+bool tpo_tape_recording(const struct tpo_tape *t)
+{
+    return t->record;
+}
+struct tpo_arena *tpo_tape_arena(struct tpo_tape *t)
+{
+    return &t->arena;
+}
 
 bool tpo_tape_check(struct tpo_tape *t, int code)
 {
@@ -126,7 +138,10 @@ static void *device_take(struct tpo_tape *t, int64_t n, size_t each)
     return block;
 }
 
-float *tpo_tape_floats(struct tpo_tape *t, int64_t n) { return device_take(t, n, sizeof(float)); }
+float *tpo_tape_floats(struct tpo_tape *t, int64_t n)
+{
+    return device_take(t, n, sizeof(float));
+}
 
 int32_t *tpo_tape_indices(struct tpo_tape *t, const int32_t *host, int64_t n)
 {
@@ -191,7 +206,8 @@ struct tpo_tensor *tpo_input(struct tpo_tape *t, const float *data, int rows, in
     struct tpo_tensor *x = tpo_tape_make(t, rows, cols, needs_grad);
     if (x == NULL) return NULL;
     const int64_t n = (int64_t)rows * cols;
-    const int code = data != NULL ? tpo_copy_in(t->stream, x->data, data, (size_t)n * sizeof(float)) : tpo_fill(t->stream, x->data, 0, n);
+    const int code =
+        data != NULL ? tpo_copy_in(t->stream, x->data, data, (size_t)n * sizeof(float)) : tpo_fill(t->stream, x->data, 0, n);
     if (!tpo_tape_check(t, code)) return NULL;
     return x->needs_grad ? input_keep(t, x) : x;
 }
@@ -222,7 +238,8 @@ static void reshape_backward(struct tpo_tape *t, struct tpo_step *base)
 struct tpo_tensor *tpo_reshape(struct tpo_tape *t, struct tpo_tensor *x, int rows, int cols)
 {
     if (x == NULL) return NULL;
-    if (!tpo_tape_check(t, x->ld != x->cols || (int64_t)x->rows * x->cols != (int64_t)rows * cols ? TPO_EINVAL : TPO_OK)) return NULL;
+    if (!tpo_tape_check(t, x->ld != x->cols || (int64_t)x->rows * x->cols != (int64_t)rows * cols ? TPO_EINVAL : TPO_OK))
+        return NULL;
     struct tpo_tensor *y = head_make(t, rows, cols);
     if (y == NULL) return NULL;
     y->data = x->data;
@@ -322,7 +339,8 @@ void tpo_seed(struct tpo_tape *t, struct tpo_tensor *x, const float *upstream, f
     const int64_t n = (int64_t)x->rows * x->cols;
     float *grad = tpo_grad_zeroed(t, x), *given = tpo_tape_floats(t, n);
     if (grad == NULL || given == NULL) return;
-    const int code = upstream != NULL ? tpo_copy_in(t->stream, given, upstream, (size_t)n * sizeof(float)) : tpo_fill(t->stream, given, 1, n);
+    const int code =
+        upstream != NULL ? tpo_copy_in(t->stream, given, upstream, (size_t)n * sizeof(float)) : tpo_fill(t->stream, given, 1, n);
     if (tpo_tape_check(t, code)) tpo_tape_check(t, tpo_axpy(t->stream, grad, upstream != NULL ? 1 : scale, given, n));
 }
 

@@ -1,11 +1,12 @@
 /* tape.h -- tensors with a tape: a model's forward pass written once, run with or without gradients.
  *
- * A tape owns the memory of one forward pass and, when it records, the list of steps that run backwards. Every operation takes the tape first
- * and returns a new tensor; after the first failure the tape keeps the error, operations return NULL, and they accept NULL, so that a
- * model reads as the paper and asks tpo_tape_error once at its end.
+ * A tape owns the memory of one forward pass and, when it records, the list of steps that run backwards. Every operation takes
+ * the tape first and returns a new tensor; after the first failure the tape keeps the error, operations return NULL, and they
+ * accept NULL, so that a model reads as the paper and asks tpo_tape_error once at its end.
  *
- * Gradients: a tensor has one when it needs one, that is when a parameter with grad != NULL or an input that asked is behind it. Backward adds to parameters'
- * grad and to inputs' grad, in the reverse order of the forward pass, always the same order. One thread owns a tape. */
+ * Gradients: a tensor has one when it needs one, that is when a parameter with grad != NULL or an input that asked is behind it.
+ * Backward adds to parameters' grad and to inputs' grad, in the reverse order of the forward pass, always the same order. One
+ * thread owns a tape. */
 #ifndef TPO_NN_TAPE_H
 #define TPO_NN_TAPE_H
 
@@ -18,9 +19,11 @@
 
 struct tpo_tensor {
     float *data;
-    float *grad; /* NULL until backward first adds to it, and again once its own step has run; an input that asked keeps it (zeros where no loss reached it) */
+    /* NULL until backward first adds to it, and again once its own step has run; an input that asked keeps it (zeros where no loss
+     * reached it). */
+    float *grad;
     int rows, cols; /* everything is a matrix: leading dimensions folded into rows */
-    int ld;         /* elements between rows; cols but for tpo_columns, which tpo_linear (as x), tpo_rotate and tpo_attend alone take */
+    int ld; /* elements between rows; cols but for tpo_columns, which tpo_linear (as x), tpo_rotate and tpo_attend alone take */
     bool needs_grad;
     bool borrowed;              /* grad belongs to a parameter or an input: always added to, never taken over */
     struct tpo_tensor *view_of; /* tpo_columns: gradients go straight into this one's */
@@ -54,8 +57,8 @@ struct tpo_tensor *tpo_linear(struct tpo_tape *t, struct tpo_tensor *x, struct t
 /* The same with tensors: x w^T + b, w (N, K), b (1, N) or NULL. */
 struct tpo_tensor *tpo_product(struct tpo_tape *t, struct tpo_tensor *x, struct tpo_tensor *w, struct tpo_tensor *b);
 /* x w^T + scale (drop(x) a^T) b^T; a NULL: tpo_linear. a (r, in), b (out, r). */
-struct tpo_tensor *tpo_linear_lora(struct tpo_tape *t, struct tpo_tensor *x, struct tpo_param *w, struct tpo_param *a, struct tpo_param *b,
-                                   float scale, float dropout, uint64_t key);
+struct tpo_tensor *tpo_linear_lora(struct tpo_tape *t, struct tpo_tensor *x, struct tpo_param *w, struct tpo_param *a,
+                                   struct tpo_param *b, float scale, float dropout, uint64_t key);
 /* (1, 3C) = [q_bias | 0 | v_bias], the bias of the ViT's fused projection. */
 struct tpo_tensor *tpo_qkv_bias(struct tpo_tape *t, struct tpo_param *q_bias, struct tpo_param *v_bias);
 struct tpo_tensor *tpo_norm_layer(struct tpo_tape *t, struct tpo_tensor *x, struct tpo_param *w, struct tpo_param *b, float eps);
@@ -63,15 +66,16 @@ struct tpo_tensor *tpo_norm_rms(struct tpo_tape *t, struct tpo_tensor *x, struct
 struct tpo_tensor *tpo_act_gelu(struct tpo_tape *t, struct tpo_tensor *x);
 struct tpo_tensor *tpo_act_relu(struct tpo_tape *t, struct tpo_tensor *x);
 struct tpo_tensor *tpo_act_swiglu(struct tpo_tape *t, struct tpo_tensor *gate, struct tpo_tensor *up);
-struct tpo_tensor *tpo_plus(struct tpo_tape *t, struct tpo_tensor *a, struct tpo_tensor *b);              /* same shape */
-struct tpo_tensor *tpo_plus_rows(struct tpo_tape *t, struct tpo_tensor *x, struct tpo_tensor *period);    /* x[m] + period[m % rows] */
+struct tpo_tensor *tpo_plus(struct tpo_tape *t, struct tpo_tensor *a, struct tpo_tensor *b);           /* same shape */
+struct tpo_tensor *tpo_plus_rows(struct tpo_tape *t, struct tpo_tensor *x, struct tpo_tensor *period); /* x[m] + period[m % rows] */
 struct tpo_tensor *tpo_times(struct tpo_tape *t, struct tpo_tensor *x, float alpha);
-struct tpo_tensor *tpo_drop(struct tpo_tape *t, struct tpo_tensor *x, float p, uint64_t key);             /* p 0: x itself */
+struct tpo_tensor *tpo_drop(struct tpo_tape *t, struct tpo_tensor *x, float p, uint64_t key); /* p 0: x itself */
 /* Stochastic depth: each group of `group` rows is dropped with probability p, the others grow by 1/(1-p). p 0: x itself. */
 struct tpo_tensor *tpo_drop_groups(struct tpo_tape *t, struct tpo_tensor *x, float p, int group, uint64_t key);
 /* Row m is row index[k][m] of sources[k], for the last k whose index is not negative; zeros where all are. Indices are copied. */
-struct tpo_tensor *tpo_pick_rows(struct tpo_tape *t, int n_sources, struct tpo_tensor *const *sources, const int32_t *const *index, int rows);
-struct tpo_tensor *tpo_take_rows(struct tpo_tape *t, struct tpo_tensor *x, const int32_t *index, int n);  /* index is copied */
+struct tpo_tensor *tpo_pick_rows(struct tpo_tape *t, int n_sources, struct tpo_tensor *const *sources, const int32_t *const *index,
+                                 int rows);
+struct tpo_tensor *tpo_take_rows(struct tpo_tape *t, struct tpo_tensor *x, const int32_t *index, int n); /* index is copied */
 /* base with rows index[i] replaced by x[i]; the gradient of a replaced row goes to x alone. */
 struct tpo_tensor *tpo_put_rows(struct tpo_tape *t, struct tpo_tensor *base, struct tpo_tensor *x, const int32_t *index, int n);
 struct tpo_tensor *tpo_concat_rows(struct tpo_tape *t, struct tpo_tensor *a, struct tpo_tensor *b);
@@ -97,7 +101,7 @@ struct tpo_tensor *tpo_loss_attention_rows(struct tpo_tape *t, struct tpo_tensor
                                            const float *weight, int n);
 
 struct tpo_tensor *tpo_loss_sum(struct tpo_tape *t, struct tpo_tensor *a, struct tpo_tensor *b); /* either may be NULL: the other */
-float tpo_value(struct tpo_tape *t, const struct tpo_tensor *x); /* of a 1 x 1 tensor; NaN after an error */
+float tpo_value(struct tpo_tape *t, const struct tpo_tensor *x);           /* of a 1 x 1 tensor; NaN after an error */
 int tpo_read(struct tpo_tape *t, float *host, const struct tpo_tensor *x); /* x's rows, contiguous */
 
 /* Adds `upstream` (x->rows * x->cols, or NULL for all ones times `scale`) to x's gradient; then backward runs every step once. */

@@ -28,7 +28,8 @@ static void rotate_backward(struct tpo_tape *t, struct tpo_step *base)
     const struct tpo_angles *a = &step->angles;
     const struct tpo_tensor *y = base->out;
     /* A rotation's transpose is its inverse: turn dy back where it lies and hand it on. */
-    if (!tpo_tape_check(t, tpo_rope(tpo_tape_stream(t), y->grad, y->cols, a->cos_table, a->sin_table, 1, y->rows, step->heads, a->head_dim)))
+    if (!tpo_tape_check(
+            t, tpo_rope(tpo_tape_stream(t), y->grad, y->cols, a->cos_table, a->sin_table, 1, y->rows, step->heads, a->head_dim)))
         return;
     tpo_grad_give(t, step->x, y->grad);
 }
@@ -42,7 +43,9 @@ struct tpo_tensor *tpo_rotate(struct tpo_tape *t, struct tpo_tensor *x, const st
     if (y == NULL) return NULL;
     struct tpo_stream *s = tpo_tape_stream(t);
     if (!tpo_tape_check(t, tpo_copy_in(s, y->data, x->data, (size_t)x->rows * (size_t)x->cols * sizeof(float)))) return NULL;
-    if (!tpo_tape_check(t, tpo_rope(s, y->data, y->cols, angles->cos_table, angles->sin_table, 0, y->rows, heads, angles->head_dim))) return NULL;
+    if (!tpo_tape_check(t,
+                        tpo_rope(s, y->data, y->cols, angles->cos_table, angles->sin_table, 0, y->rows, heads, angles->head_dim)))
+        return NULL;
     struct rotate_step *step = tpo_tape_step(t, sizeof(*step), y, rotate_backward);
     if (step != NULL) {
         step->x = x;
@@ -65,13 +68,13 @@ static void attend_backward(struct tpo_tape *t, struct tpo_step *base)
     float *places[3];
     const int add = tpo_grads_begin(t, 3, (struct tpo_tensor *const[]){step->q, step->k, step->v}, places);
     if (tpo_tape_error(t) != TPO_OK) return;
-    tpo_tape_check(t, tpo_attention_grad(tpo_tape_stream(t), places[0], places[1], places[2], base->out->grad, base->out->data, step->lse,
-                                         step->q->data, step->k->data, step->v->data, add, &step->shape));
+    tpo_tape_check(t, tpo_attention_grad(tpo_tape_stream(t), places[0], places[1], places[2], base->out->grad, base->out->data,
+                                         step->lse, step->q->data, step->k->data, step->v->data, add, &step->shape));
 }
 
 /* The shape as the kernel wants it: distances from the tensors, masks copied to the device. */
-static bool shape_complete(struct tpo_tape *t, struct tpo_attention_shape *shape, const struct tpo_tensor *q, const struct tpo_tensor *k,
-                           const struct tpo_tensor *v)
+static bool shape_complete(struct tpo_tape *t, struct tpo_attention_shape *shape, const struct tpo_tensor *q,
+                           const struct tpo_tensor *k, const struct tpo_tensor *v)
 {
     const int kv = shape->G * shape->D;
     const bool fits = shape->B > 0 && shape->T > 0 && shape->S > 0 && (int64_t)shape->B * shape->T == q->rows &&
@@ -129,8 +132,8 @@ static void rows_loss_backward(struct tpo_tape *t, struct tpo_step *base)
     if (dk == NULL) dk = tpo_tape_floats(t, (int64_t)step->k->rows * step->k->ld);
     float upstream = 0;
     if (dq == NULL || dk == NULL || !tpo_tape_check(t, tpo_copy_out(s, &upstream, base->out->grad, sizeof(upstream)))) return;
-    tpo_tape_check(t, tpo_attention_rows_grad(s, dq, dk, upstream, step->q->data, step->k->data, step->rows, step->target, step->weight,
-                                              step->n, &step->shape));
+    tpo_tape_check(t, tpo_attention_rows_grad(s, dq, dk, upstream, step->q->data, step->k->data, step->rows, step->target,
+                                              step->weight, step->n, &step->shape));
 }
 
 struct tpo_tensor *tpo_loss_attention_rows(struct tpo_tape *t, struct tpo_tensor *q, struct tpo_tensor *k,

@@ -64,7 +64,8 @@ struct tpo_tensor *tpo_norm_layer(struct tpo_tape *t, struct tpo_tensor *x, stru
         rstd = tpo_tape_floats(t, M);
     }
     if (tpo_tape_error(t) != TPO_OK) return NULL;
-    if (!tpo_tape_check(t, tpo_layernorm(tpo_tape_stream(t), y->data, mean, rstd, x->data, wt->data, bt->data, eps, M, C))) return NULL;
+    if (!tpo_tape_check(t, tpo_layernorm(tpo_tape_stream(t), y->data, mean, rstd, x->data, wt->data, bt->data, eps, M, C)))
+        return NULL;
     return norm_record(t, y, (struct norm_step){.x = x, .w = wt, .b = bt, .mean = mean, .rstd = rstd});
 }
 
@@ -97,7 +98,8 @@ static void act_backward(struct tpo_tape *t, struct tpo_step *base)
     int add;
     float *dx = tpo_grad_begin(t, step->x, &add);
     if (dx == NULL) return;
-    tpo_tape_check(t, step->grad(tpo_tape_stream(t), dx, base->out->grad, step->x->data, add, (int64_t)step->x->rows * step->x->cols));
+    tpo_tape_check(t,
+                   step->grad(tpo_tape_stream(t), dx, base->out->grad, step->x->data, add, (int64_t)step->x->rows * step->x->cols));
 }
 
 static struct tpo_tensor *act(struct tpo_tape *t, struct tpo_tensor *x, act_fn forward, act_grad_fn grad)
@@ -113,8 +115,14 @@ static struct tpo_tensor *act(struct tpo_tape *t, struct tpo_tensor *x, act_fn f
     return y;
 }
 
-struct tpo_tensor *tpo_act_gelu(struct tpo_tape *t, struct tpo_tensor *x) { return act(t, x, tpo_gelu, tpo_gelu_grad); }
-struct tpo_tensor *tpo_act_relu(struct tpo_tape *t, struct tpo_tensor *x) { return act(t, x, tpo_relu, tpo_relu_grad); }
+struct tpo_tensor *tpo_act_gelu(struct tpo_tape *t, struct tpo_tensor *x)
+{
+    return act(t, x, tpo_gelu, tpo_gelu_grad);
+}
+struct tpo_tensor *tpo_act_relu(struct tpo_tape *t, struct tpo_tensor *x)
+{
+    return act(t, x, tpo_relu, tpo_relu_grad);
+}
 
 struct swiglu_step {
     struct tpo_step base;
@@ -128,7 +136,8 @@ static void swiglu_backward(struct tpo_tape *t, struct tpo_step *base)
     float *places[2];
     const int add = tpo_grads_begin(t, 2, (struct tpo_tensor *const[]){step->g, step->u}, places);
     if (tpo_tape_error(t) != TPO_OK) return;
-    tpo_tape_check(t, tpo_swiglu_grad(tpo_tape_stream(t), places[0], places[1], base->out->grad, step->g->data, step->u->data, C, add, M, C));
+    tpo_tape_check(
+        t, tpo_swiglu_grad(tpo_tape_stream(t), places[0], places[1], base->out->grad, step->g->data, step->u->data, C, add, M, C));
 }
 
 struct tpo_tensor *tpo_act_swiglu(struct tpo_tape *t, struct tpo_tensor *gate, struct tpo_tensor *up)
@@ -137,7 +146,8 @@ struct tpo_tensor *tpo_act_swiglu(struct tpo_tape *t, struct tpo_tensor *gate, s
     if (!tpo_tape_check(t, gate->rows != up->rows || gate->cols != up->cols ? TPO_EINVAL : TPO_OK)) return NULL;
     struct tpo_tensor *y = tpo_tape_make(t, gate->rows, gate->cols, gate->needs_grad || up->needs_grad);
     if (y == NULL) return NULL;
-    if (!tpo_tape_check(t, tpo_swiglu(tpo_tape_stream(t), y->data, gate->data, up->data, gate->cols, gate->rows, gate->cols))) return NULL;
+    if (!tpo_tape_check(t, tpo_swiglu(tpo_tape_stream(t), y->data, gate->data, up->data, gate->cols, gate->rows, gate->cols)))
+        return NULL;
     struct swiglu_step *step = tpo_tape_step(t, sizeof(*step), y, swiglu_backward);
     if (step != NULL) {
         step->g = gate;

@@ -35,11 +35,13 @@ struct tpo_tensor *tpo_product(struct tpo_tape *t, struct tpo_tensor *x, struct 
 {
     if (x == NULL || w == NULL) return NULL;
     const int K = w->cols, N = w->rows;
-    if (!tpo_tape_check(t, x->cols != K || w->ld != K || (b != NULL && (b->rows != 1 || b->cols != N)) ? TPO_EINVAL : TPO_OK)) return NULL;
+    if (!tpo_tape_check(t, x->cols != K || w->ld != K || (b != NULL && (b->rows != 1 || b->cols != N)) ? TPO_EINVAL : TPO_OK))
+        return NULL;
     struct tpo_tensor *y = tpo_tape_make(t, x->rows, N, x->needs_grad || w->needs_grad || (b != NULL && b->needs_grad));
     if (y == NULL) return NULL;
     const float *bias = b != NULL ? b->data : NULL;
-    if (!tpo_tape_check(t, tpo_matmul(tpo_tape_stream(t), y->data, N, x->data, x->ld, w->data, bias, 0, x->rows, N, K))) return NULL;
+    if (!tpo_tape_check(t, tpo_matmul(tpo_tape_stream(t), y->data, N, x->data, x->ld, w->data, bias, 0, x->rows, N, K)))
+        return NULL;
     struct product_step *step = tpo_tape_step(t, sizeof(*step), y, product_backward);
     if (step != NULL) {
         step->x = x;
@@ -87,7 +89,9 @@ static void lora_backward(struct tpo_tape *t, struct tpo_step *base)
     float *da = tpo_grad_begin(t, step->a, &add);
     if (da != NULL) tpo_tape_check(t, tpo_matmul_dw(s, da, dh, r, step->dropped->data, step->dropped->ld, add, M, r, K));
     float *dd = tpo_grad_begin(t, step->dropped, &add);
-    if (dd != NULL) tpo_tape_check(t, tpo_matmul_dx(s, dd, step->dropped->view_of != NULL ? step->dropped->ld : K, dh, r, step->a->data, add, M, r, K));
+    if (dd != NULL)
+        tpo_tape_check(
+            t, tpo_matmul_dx(s, dd, step->dropped->view_of != NULL ? step->dropped->ld : K, dh, r, step->a->data, add, M, r, K));
 }
 
 /* An adapter that has not begun (b still zero) and is frozen adds nothing: the base alone gives the same bits. */
@@ -98,8 +102,8 @@ static bool lora_idle(struct tpo_tape *t, const struct tpo_param *a, const struc
     return tpo_sumsq(tpo_tape_stream(t), &squares, b->data, b->size) == TPO_OK && squares == 0;
 }
 
-struct tpo_tensor *tpo_linear_lora(struct tpo_tape *t, struct tpo_tensor *x, struct tpo_param *w, struct tpo_param *a, struct tpo_param *b,
-                                   float scale, float dropout, uint64_t key)
+struct tpo_tensor *tpo_linear_lora(struct tpo_tape *t, struct tpo_tensor *x, struct tpo_param *w, struct tpo_param *a,
+                                   struct tpo_param *b, float scale, float dropout, uint64_t key)
 {
     if (a == NULL || (b != NULL && lora_idle(t, a, b))) return tpo_linear(t, x, w, NULL);
     if (x == NULL) return NULL;

@@ -41,7 +41,8 @@ static bool summed(struct tpo_tape *t, double *sum, const float *rows, int n)
 static float *gradient_start(struct tpo_tape *t, const struct loss_step *step, float *upstream)
 {
     float *dp = tpo_tape_floats(t, (int64_t)step->p->rows * step->p->cols);
-    if (dp == NULL || !tpo_tape_check(t, tpo_copy_out(tpo_tape_stream(t), upstream, step->base.out->grad, sizeof(*upstream)))) return NULL;
+    if (dp == NULL || !tpo_tape_check(t, tpo_copy_out(tpo_tape_stream(t), upstream, step->base.out->grad, sizeof(*upstream))))
+        return NULL;
     return dp;
 }
 
@@ -55,7 +56,8 @@ static void cross_entropy_backward(struct tpo_tape *t, struct tpo_step *base)
         tpo_grad_give(t, step->p, dp);
 }
 
-struct tpo_tensor *tpo_loss_cross_entropy(struct tpo_tape *t, struct tpo_tensor *logits, const int32_t *label, const float *weight, float scale)
+struct tpo_tensor *tpo_loss_cross_entropy(struct tpo_tape *t, struct tpo_tensor *logits, const int32_t *label, const float *weight,
+                                          float scale)
 {
     if (logits == NULL || !tpo_tape_check(t, logits->ld != logits->cols ? TPO_EINVAL : TPO_OK)) return NULL;
     const int M = logits->rows;
@@ -65,7 +67,8 @@ struct tpo_tensor *tpo_loss_cross_entropy(struct tpo_tape *t, struct tpo_tensor 
     float *rows = tpo_tape_floats(t, M);
     if (tpo_tape_error(t) != TPO_OK) return NULL;
     double sum = 0;
-    if (!tpo_tape_check(t, tpo_cross_entropy(tpo_tape_stream(t), rows, logits->data, values.label, values.weight, M, logits->cols))) return NULL;
+    if (!tpo_tape_check(t, tpo_cross_entropy(tpo_tape_stream(t), rows, logits->data, values.label, values.weight, M, logits->cols)))
+        return NULL;
     if (!summed(t, &sum, rows, M)) return NULL;
     return loss_tensor(t, sum * (double)scale, values, cross_entropy_backward);
 }
@@ -75,14 +78,15 @@ static void rows_backward(struct tpo_tape *t, struct tpo_step *base)
     TPO_STEP(struct loss_step);
     float up = 0, *dp = gradient_start(t, step, &up);
     if (dp == NULL) return;
-    if (tpo_tape_check(t, step->grad(tpo_tape_stream(t), dp, step->p->data, step->target, step->weight, up * step->scale, step->p->rows,
-                                     step->p->cols)))
+    if (tpo_tape_check(t, step->grad(tpo_tape_stream(t), dp, step->p->data, step->target, step->weight, up * step->scale,
+                                     step->p->rows, step->p->cols)))
         tpo_grad_give(t, step->p, dp);
 }
 
-static struct tpo_tensor *rows_loss(struct tpo_tape *t, struct tpo_tensor *p, const float *target, const float *weight, float scale,
-                                    int (*forward)(struct tpo_stream *, float *, const float *, const float *, const float *, int, int),
-                                    int (*grad)(struct tpo_stream *, float *, const float *, const float *, const float *, float, int, int))
+static struct tpo_tensor *
+rows_loss(struct tpo_tape *t, struct tpo_tensor *p, const float *target, const float *weight, float scale,
+          int (*forward)(struct tpo_stream *, float *, const float *, const float *, const float *, int, int),
+          int (*grad)(struct tpo_stream *, float *, const float *, const float *, const float *, float, int, int))
 {
     if (p == NULL || !tpo_tape_check(t, p->ld != p->cols ? TPO_EINVAL : TPO_OK)) return NULL;
     struct loss_step values = {.p = p, .scale = scale, .grad = grad};
@@ -111,8 +115,8 @@ static void box_backward(struct tpo_tape *t, struct tpo_step *base)
     TPO_STEP(struct loss_step);
     float up = 0, *dp = gradient_start(t, step, &up);
     if (dp == NULL) return;
-    if (tpo_tape_check(t, tpo_box_loss_grad(tpo_tape_stream(t), dp, step->p->data, step->target, up * step->scale, up * step->second_scale,
-                                            step->p->rows)))
+    if (tpo_tape_check(t, tpo_box_loss_grad(tpo_tape_stream(t), dp, step->p->data, step->target, up * step->scale,
+                                            up * step->second_scale, step->p->rows)))
         tpo_grad_give(t, step->p, dp);
 }
 

@@ -5,7 +5,10 @@
 
 #include <string.h>
 
-static int64_t size_of(const struct tpo_tensor *x) { return (int64_t)x->rows * x->cols; }
+static int64_t size_of(const struct tpo_tensor *x)
+{
+    return (int64_t)x->rows * x->cols;
+}
 
 static bool same_shape(struct tpo_tape *t, const struct tpo_tensor *a, const struct tpo_tensor *b)
 {
@@ -62,7 +65,8 @@ static void plus_rows_backward(struct tpo_tape *t, struct tpo_step *base)
 {
     TPO_STEP(struct two_step);
     float *dp = tpo_grad_zeroed(t, step->b);
-    if (dp != NULL) tpo_tape_check(t, tpo_sum_rows(tpo_tape_stream(t), dp, base->out->grad, step->a->rows, step->b->rows, step->a->cols));
+    if (dp != NULL)
+        tpo_tape_check(t, tpo_sum_rows(tpo_tape_stream(t), dp, base->out->grad, step->a->rows, step->b->rows, step->a->cols));
     tpo_grad_give(t, step->a, base->out->grad);
 }
 
@@ -119,7 +123,8 @@ struct tpo_tensor *tpo_drop(struct tpo_tape *t, struct tpo_tensor *x, float p, u
     return y;
 }
 
-static bool scale_groups(struct tpo_tape *t, float *y, const float *x, const struct tpo_tensor *shape, float p, int group, uint64_t key)
+static bool scale_groups(struct tpo_tape *t, float *y, const float *x, const struct tpo_tensor *shape, float p, int group,
+                         uint64_t key)
 {
     const int64_t n = (int64_t)group * shape->cols;
     for (int g = 0; g < shape->rows / group; g++) {
@@ -167,7 +172,8 @@ static void pick_backward(struct tpo_tape *t, struct tpo_step *base)
         struct tpo_tensor *x = step->sources[k];
         float *dx = tpo_grad_zeroed(t, x);
         if (dx == NULL) continue;
-        tpo_tape_check(t, tpo_rows_scatter(tpo_tape_stream(t), dx, base->out->grad, step->index[k], 1, base->out->rows, x->cols, x->rows));
+        tpo_tape_check(
+            t, tpo_rows_scatter(tpo_tape_stream(t), dx, base->out->grad, step->index[k], 1, base->out->rows, x->cols, x->rows));
     }
 }
 
@@ -190,7 +196,8 @@ static bool indices_settle(struct tpo_tape *t, struct pick_step *to, const int32
     return tpo_tape_error(t) == TPO_OK;
 }
 
-struct tpo_tensor *tpo_pick_rows(struct tpo_tape *t, int n_sources, struct tpo_tensor *const *sources, const int32_t *const *index, int rows)
+struct tpo_tensor *tpo_pick_rows(struct tpo_tape *t, int n_sources, struct tpo_tensor *const *sources, const int32_t *const *index,
+                                 int rows)
 {
     struct pick_step values = {.n = n_sources};
     bool needs_grad = false;
@@ -206,7 +213,8 @@ struct tpo_tensor *tpo_pick_rows(struct tpo_tape *t, int n_sources, struct tpo_t
     if (y == NULL || !indices_settle(t, &values, index, rows)) return NULL;
     if (!tpo_tape_check(t, tpo_fill(s, y->data, 0, size_of(y)))) return NULL;
     for (int k = 0; k < n_sources; k++)
-        if (!tpo_tape_check(t, tpo_rows_gather(s, y->data, sources[k]->data, values.index[k], rows, y->cols, sources[k]->rows))) return NULL;
+        if (!tpo_tape_check(t, tpo_rows_gather(s, y->data, sources[k]->data, values.index[k], rows, y->cols, sources[k]->rows)))
+            return NULL;
     struct pick_step *step = tpo_tape_step(t, sizeof(*step), y, pick_backward);
     if (step != NULL) {
         values.base = step->base;

@@ -11,7 +11,7 @@
 
 /* The dense aid: one head of CLASSES logits per attribute of the object that covers a patch, and its box. */
 #define ATTRIBUTES TPO_DENSE_ATTRIBUTES
-#define CLASSES TPO_DENSE_CLASSES
+#define CLASSES    TPO_DENSE_CLASSES
 #define BOX_WEIGHT 10.0F
 
 struct tpo_encoder {
@@ -21,7 +21,7 @@ struct tpo_encoder {
     struct tpo_vit vit;
     struct tpo_qformer qformer;
     struct tpo_param *dense_w, *dense_b, *box_w, *box_b; /* NULL without dense */
-    struct tpo_tape *tape; /* serving's */
+    struct tpo_tape *tape;                               /* serving's */
     struct tpo_model model;
 };
 
@@ -30,7 +30,8 @@ static int parts_declare(struct tpo_encoder *e, struct tpo_params *p, const stru
     const int C = c->vision_encoder.encoder_embed_dim;
     if (tpo_vit_declare(&e->vit, p, c) != TPO_OK || tpo_qformer_declare(&e->qformer, p, c) != TPO_OK) return TPO_ENOMEM;
     if (!dense) return TPO_OK;
-    e->dense_w = tpo_params_declare(p, TPO_INIT_NORMAL, 0.02F, TPO_SHAPE(ATTRIBUTES * CLASSES, C), "ext.encoder.dense.attributes.weight");
+    e->dense_w =
+        tpo_params_declare(p, TPO_INIT_NORMAL, 0.02F, TPO_SHAPE(ATTRIBUTES * CLASSES, C), "ext.encoder.dense.attributes.weight");
     e->dense_b = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(ATTRIBUTES * CLASSES), "ext.encoder.dense.attributes.bias");
     e->box_w = tpo_params_declare(p, TPO_INIT_NORMAL, 0.01F, TPO_SHAPE(4, C), "ext.encoder.dense.box.weight");
     e->box_b = tpo_params_declare(p, TPO_INIT_BOX, 0.12F, TPO_SHAPE(4), "ext.encoder.dense.box.bias");
@@ -53,8 +54,8 @@ void tpo_encoder_schema(struct tpo_params *p, const struct tpo_config *c, int de
 
 static int encoder_forward(void *self, struct tpo_tape *t, struct tpo_forward *f, struct tpo_error *err);
 
-int tpo_encoder_open(struct tpo_encoder **out, struct tpo_stream *s, const struct tpo_config *c, const char *folder, int dense, uint64_t seed,
-                     struct tpo_error *err)
+int tpo_encoder_open(struct tpo_encoder **out, struct tpo_stream *s, const struct tpo_config *c, const char *folder, int dense,
+                     uint64_t seed, struct tpo_error *err)
 {
     struct tpo_encoder *e = calloc(1, sizeof(*e));
     *out = e;
@@ -66,7 +67,8 @@ int tpo_encoder_open(struct tpo_encoder **out, struct tpo_stream *s, const struc
         tpo_fail(err, TPO_ENOMEM, "no_memory", "no memory for the encoder's tensors");
         goto fail;
     }
-    const int code = folder != NULL ? tpo_params_load(&e->params, s, folder, "encoder", err) : tpo_params_random(&e->params, s, seed, err);
+    const int code =
+        folder != NULL ? tpo_params_load(&e->params, s, folder, "encoder", err) : tpo_params_random(&e->params, s, seed, err);
     if (code == TPO_OK) return TPO_OK;
     tpo_encoder_close(e);
     *out = NULL;
@@ -87,7 +89,10 @@ void tpo_encoder_close(struct tpo_encoder *e)
     free(e);
 }
 
-struct tpo_model *tpo_encoder_model(struct tpo_encoder *e) { return &e->model; }
+struct tpo_model *tpo_encoder_model(struct tpo_encoder *e)
+{
+    return &e->model;
+}
 
 static int frames_check(const struct tpo_encoder *e, int T, struct tpo_error *err)
 {
@@ -107,8 +112,8 @@ static float *pixels_in(struct tpo_encoder *e, struct tpo_tape *t, const uint8_t
     for (int b = 0; b < B; b++) {
         if (tpo_copy_in(e->stream, bytes, clips[b], (size_t)(frame * T)) != TPO_OK) return NULL;
         for (int k = 0; k < T; k++)
-            if (tpo_normalise(e->stream, normal + ((int64_t)b * T + k) * frame, (const uint8_t *)bytes + k * frame, e->config.image_mean,
-                              e->config.image_std, side, side) != TPO_OK)
+            if (tpo_normalise(e->stream, normal + ((int64_t)b * T + k) * frame, (const uint8_t *)bytes + k * frame,
+                              e->config.image_mean, e->config.image_std, side, side) != TPO_OK)
                 return NULL;
     }
     return normal;
@@ -121,7 +126,9 @@ int tpo_encoder_run(struct tpo_encoder *e, float *visual, const uint8_t *pixels,
     struct tpo_tape *t = e->tape;
     tpo_tape_reset(t, false);
     const float *normal = pixels_in(e, t, &pixels, 1, T);
-    struct tpo_tensor *tokens = normal != NULL ? tpo_vit_norm(t, &e->vit, tpo_vit_forward(t, &e->vit, tpo_vit_patches(t, &e->vit, normal, 1, T, false), 1)) : NULL;
+    struct tpo_tensor *tokens =
+        normal != NULL ? tpo_vit_norm(t, &e->vit, tpo_vit_forward(t, &e->vit, tpo_vit_patches(t, &e->vit, normal, 1, T, false), 1))
+                       : NULL;
     const struct tpo_qformer_input in = {.visual = tokens, .B = 1, .N = tokens != NULL ? tokens->rows : 0};
     struct tpo_tensor *rows = tokens != NULL ? tpo_qformer_forward(t, &e->qformer, &in) : NULL;
     code = rows != NULL ? tpo_read(t, visual, rows) : tpo_tape_error(t);
@@ -130,19 +137,21 @@ int tpo_encoder_run(struct tpo_encoder *e, float *visual, const uint8_t *pixels,
     return tpo_fail(err, code, "encode", "the encoder's pass failed: %s", tpo_status_sentence(code));
 }
 
-/* --- training ---------------------------------------------------------------------------------------------------------------------- */
+/* --- training
+ * ---------------------------------------------------------------------------------------------------------------------- */
 
 static const struct tpo_named_tensor *target_find(const struct tpo_sample *s, const char *name, enum tpo_dtype dtype)
 {
     for (int i = 0; i < s->n_targets; i++)
-        if (strcmp(s->targets[i].name, name) == 0 && s->targets[i].dtype == dtype && s->targets[i].n_dims == 2) return &s->targets[i];
+        if (strcmp(s->targets[i].name, name) == 0 && s->targets[i].dtype == dtype && s->targets[i].n_dims == 2)
+            return &s->targets[i];
     return NULL;
 }
 
 /* Labels and boxes of a run of samples, side by side with their patch rows. */
 struct dense_targets {
-    int32_t *labels;  /* (rows, ATTRIBUTES) */
-    float *boxes;     /* (rows, 4) */
+    int32_t *labels;   /* (rows, ATTRIBUTES) */
+    float *boxes;      /* (rows, 4) */
     float *box_weight; /* (rows) */
     int n_labels[ATTRIBUTES], n_boxes;
 };
@@ -177,21 +186,23 @@ static bool dense_targets_make(struct dense_targets *d, struct tpo_tape *t, cons
         if (boxes != NULL && (boxes->shape[0] != rows || boxes->shape[1] != 4)) return false;
         for (int r = 0; r < rows; r++) {
             const int32_t *label = (const int32_t *)labels->data + (int64_t)r * labels->shape[1];
-            dense_row(d, (int64_t)i * rows + r, label, (int)labels->shape[1], boxes != NULL ? (const float *)boxes->data + (int64_t)r * 4 : NULL);
+            dense_row(d, (int64_t)i * rows + r, label, (int)labels->shape[1],
+                      boxes != NULL ? (const float *)boxes->data + (int64_t)r * 4 : NULL);
         }
     }
     return true;
 }
 
-/* Sum over attributes of the mean cross entropy over patches that have the label, plus BOX_WEIGHT times the mean L1 of the box. `share` is this
- * run's part of the micro-batch. */
-static struct tpo_tensor *dense_loss(struct tpo_encoder *e, struct tpo_tape *t, struct tpo_tensor *tokens, const struct tpo_sample *samples, int n,
-                                     float share, struct tpo_error *err)
+/* Sum over attributes of the mean cross entropy over patches that have the label, plus BOX_WEIGHT times the mean L1 of the box.
+ * `share` is this run's part of the micro-batch. */
+static struct tpo_tensor *dense_loss(struct tpo_encoder *e, struct tpo_tape *t, struct tpo_tensor *tokens,
+                                     const struct tpo_sample *samples, int n, float share, struct tpo_error *err)
 {
     struct dense_targets d;
     if (!dense_targets_make(&d, t, samples, n, tokens->rows / n)) {
-        tpo_fail(err, TPO_INVALID_ARGUMENT, "dense_targets", "a sample lacks dense.attributes (patches, 1..%d) or dense.boxes (patches, 4) for its %d rows",
-                 ATTRIBUTES, tokens->rows / n);
+        tpo_fail(err, TPO_INVALID_ARGUMENT, "dense_targets",
+                 "a sample lacks dense.attributes (patches, 1..%d) or dense.boxes (patches, 4) for its %d rows", ATTRIBUTES,
+                 tokens->rows / n);
         return NULL;
     }
     const int64_t rows = (int64_t)tokens->rows * ATTRIBUTES;
@@ -201,8 +212,9 @@ static struct tpo_tensor *dense_loss(struct tpo_encoder *e, struct tpo_tape *t, 
     struct tpo_tensor *logits = tpo_reshape(t, tpo_linear(t, tokens, e->dense_w, e->dense_b), (int)rows, CLASSES);
     struct tpo_tensor *loss = tpo_loss_cross_entropy(t, logits, d.labels, weight, 1);
     if (d.n_boxes == 0) return loss;
-    return tpo_loss_sum(t, loss, tpo_loss_l1(t, tpo_linear(t, tokens, e->box_w, e->box_b), d.boxes, d.box_weight,
-                                             share * BOX_WEIGHT / (4 * (float)d.n_boxes)));
+    return tpo_loss_sum(t, loss,
+                        tpo_loss_l1(t, tpo_linear(t, tokens, e->box_w, e->box_b), d.boxes, d.box_weight,
+                                    share * BOX_WEIGHT / (4 * (float)d.n_boxes)));
 }
 
 struct run_output {
@@ -210,8 +222,8 @@ struct run_output {
 };
 
 /* Samples of equal frame count, all clips in one pass. */
-static int run_forward(struct tpo_encoder *e, struct tpo_tape *t, struct tpo_forward *f, int first, int n, bool dense, struct run_output *out,
-                       struct tpo_error *err)
+static int run_forward(struct tpo_encoder *e, struct tpo_tape *t, struct tpo_forward *f, int first, int n, bool dense,
+                       struct run_output *out, struct tpo_error *err)
 {
     const int side = e->config.vision_encoder.img_size, T = f->samples[first].n_frames;
     const uint8_t **clips = tpo_arena_alloc(tpo_tape_arena(t), (size_t)n * sizeof(*clips));
@@ -219,11 +231,14 @@ static int run_forward(struct tpo_encoder *e, struct tpo_tape *t, struct tpo_for
     for (int i = 0; i < n; i++) {
         const struct tpo_sample *s = &f->samples[first + i];
         if (s->pixels == NULL || s->height != side || s->width != side)
-            return tpo_fail(err, TPO_INVALID_ARGUMENT, "sample_pixels", "sample %d has no pixels of %d x %d", first + i, side, side);
+            return tpo_fail(err, TPO_INVALID_ARGUMENT, "sample_pixels", "sample %d has no pixels of %d x %d", first + i, side,
+                            side);
         clips[i] = s->pixels;
     }
     const float *normal = pixels_in(e, t, clips, n, T);
-    struct tpo_tensor *tokens = normal != NULL ? tpo_vit_norm(t, &e->vit, tpo_vit_forward(t, &e->vit, tpo_vit_patches(t, &e->vit, normal, n, T, false), n)) : NULL;
+    struct tpo_tensor *tokens =
+        normal != NULL ? tpo_vit_norm(t, &e->vit, tpo_vit_forward(t, &e->vit, tpo_vit_patches(t, &e->vit, normal, n, T, false), n))
+                       : NULL;
     if (tokens == NULL) return TPO_ENOMEM;
     if (dense) {
         out->dense = dense_loss(e, t, tokens, f->samples + first, n, (float)n / (float)f->n_samples, err);

@@ -9,7 +9,7 @@
 #include "kernels/vector.h"
 
 #define BERT "qformer.bert."
-#define EPS 1e-12F
+#define EPS  1e-12F
 
 static struct tpo_dense dense_declare(struct tpo_params *p, float scale, int out, int in, const char *name)
 {
@@ -38,7 +38,8 @@ static void attention_declare(struct tpo_qformer_attention *a, struct tpo_params
     a->norm = norm_declare(p, C, part);
 }
 
-/* The start small-model.md 1.1 found to work: W_k = W_q, so that equal positions attract, and W_o = 2 W_v^T, so that what is read arrives. */
+/* The start small-model.md 1.1 found to work: W_k = W_q, so that equal positions attract, and W_o = 2 W_v^T, so that what is
+ * read arrives. */
 static void cross_start(struct tpo_qformer_attention *a)
 {
     if (a->query.w == NULL || a->key.w == NULL || a->value.w == NULL || a->output.w == NULL) return;
@@ -97,19 +98,22 @@ int tpo_qformer_declare(struct tpo_qformer *q, struct tpo_params *p, const struc
     q->config = c;
     q->layers = calloc((size_t)c->bridge.num_hidden_layers, sizeof(*q->layers));
     if (q->layers == NULL) return TPO_ENOMEM;
-    q->queries = tpo_params_declare(p, grid ? TPO_INIT_SINCOS_2D : TPO_INIT_NORMAL, grid ? 1.4F : 0.02F, TPO_SHAPE(1, c->bridge.num_query_token, C),
-                                    "query_tokens");
+    q->queries = tpo_params_declare(p, grid ? TPO_INIT_SINCOS_2D : TPO_INIT_NORMAL, grid ? 1.4F : 0.02F,
+                                    TPO_SHAPE(1, c->bridge.num_query_token, C), "query_tokens");
     if (c->bridge.extra_num_query_token > 0)
-        q->extra_queries = tpo_params_declare(p, TPO_INIT_NORMAL, 0.02F, TPO_SHAPE(1, c->bridge.extra_num_query_token, C), "extra_query_tokens");
-    q->words = tpo_params_declare(p, TPO_INIT_NORMAL, 0.02F, TPO_SHAPE(c->bridge.vocab_size, C), BERT "embeddings.word_embeddings.weight");
+        q->extra_queries =
+            tpo_params_declare(p, TPO_INIT_NORMAL, 0.02F, TPO_SHAPE(1, c->bridge.extra_num_query_token, C), "extra_query_tokens");
+    q->words =
+        tpo_params_declare(p, TPO_INIT_NORMAL, 0.02F, TPO_SHAPE(c->bridge.vocab_size, C), BERT "embeddings.word_embeddings.weight");
     q->positions = tpo_params_declare(p, TPO_INIT_NORMAL, 0.02F, TPO_SHAPE(L, C), BERT "embeddings.position_embeddings.weight");
     struct tpo_param *ids = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(1, L), BERT "embeddings.position_ids");
     q->norm = norm_declare(p, C, BERT "embeddings.LayerNorm");
     if (q->words == NULL || q->positions == NULL || ids == NULL) return TPO_ENOMEM;
     q->words->ignored = q->positions->ignored = ids->ignored = true;
     if (grid)
-        q->key_position = tpo_params_declare(p, TPO_INIT_SINCOS_2D, 1, TPO_SHAPE(tpo_config_patches(c), c->vision_encoder.encoder_embed_dim),
-                                             "ext.encoder.key_position");
+        q->key_position =
+            tpo_params_declare(p, TPO_INIT_SINCOS_2D, 1, TPO_SHAPE(tpo_config_patches(c), c->vision_encoder.encoder_embed_dim),
+                               "ext.encoder.key_position");
     for (int i = 0; i < c->bridge.num_hidden_layers; i++) layer_declare(&q->layers[i], p, c, i);
     return q->norm.b != NULL ? TPO_OK : TPO_ENOMEM;
 }
@@ -125,15 +129,18 @@ struct pass {
     struct tpo_tape *t;
     const struct tpo_qformer *q;
     const struct tpo_qformer_input *in;
-    struct tpo_tensor *keys; /* visual rows with their positions */
-    int queries, rows;       /* per sample */
-    const int32_t *segments; /* self attention's mask; NULL without text */
+    struct tpo_tensor *keys;         /* visual rows with their positions */
+    int queries, rows;               /* per sample */
+    const int32_t *segments;         /* self attention's mask; NULL without text */
     int32_t *query_rows, *text_rows; /* where they lie in h */
     uint64_t draws;
     float drop_path;
 };
 
-static struct tpo_tensor *dense(struct pass *s, struct tpo_tensor *x, const struct tpo_dense *d) { return tpo_linear(s->t, x, d->w, d->b); }
+static struct tpo_tensor *dense(struct pass *s, struct tpo_tensor *x, const struct tpo_dense *d)
+{
+    return tpo_linear(s->t, x, d->w, d->b);
+}
 
 /* LN(W x + b + residual), with the published dropout and stochastic depth on what is added. */
 static struct tpo_tensor *add_norm(struct pass *s, struct tpo_tensor *x, const struct tpo_dense *out, const struct tpo_dense *norm,
@@ -145,8 +152,8 @@ static struct tpo_tensor *add_norm(struct pass *s, struct tpo_tensor *x, const s
     return tpo_norm_layer(s->t, tpo_plus(s->t, x, residual), norm->w, norm->b, EPS);
 }
 
-static struct tpo_tensor *attention(struct pass *s, const struct tpo_qformer_attention *a, struct tpo_tensor *x, int T, struct tpo_tensor *kv, int S,
-                                    const int32_t *segments)
+static struct tpo_tensor *attention(struct pass *s, const struct tpo_qformer_attention *a, struct tpo_tensor *x, int T,
+                                    struct tpo_tensor *kv, int S, const int32_t *segments)
 {
     const int H = s->q->config->bridge.num_attention_heads, D = s->q->config->bridge.hidden_size / H;
     const struct tpo_attention_shape shape = {
@@ -155,8 +162,8 @@ static struct tpo_tensor *attention(struct pass *s, const struct tpo_qformer_att
     return add_norm(s, o, &a->output, &a->norm, x, T);
 }
 
-static struct tpo_tensor *feed_forward(struct pass *s, struct tpo_tensor *x, const struct tpo_dense *inner, const struct tpo_dense *outer,
-                                       const struct tpo_dense *norm, int group)
+static struct tpo_tensor *feed_forward(struct pass *s, struct tpo_tensor *x, const struct tpo_dense *inner,
+                                       const struct tpo_dense *outer, const struct tpo_dense *norm, int group)
 {
     return add_norm(s, tpo_act_gelu(s->t, dense(s, x, inner)), outer, norm, x, group);
 }
@@ -172,7 +179,8 @@ static struct tpo_tensor *join(struct pass *s, struct tpo_tensor *queries, struc
         from_queries[m] = r < s->queries ? b * s->queries + r : -1;
         from_text[m] = r < s->queries ? -1 : b * s->in->text_length + r - s->queries;
     }
-    return tpo_pick_rows(s->t, 2, (struct tpo_tensor *const[]){queries, text}, (const int32_t *const[]){from_queries, from_text}, rows);
+    return tpo_pick_rows(s->t, 2, (struct tpo_tensor *const[]){queries, text}, (const int32_t *const[]){from_queries, from_text},
+                         rows);
 }
 
 static struct tpo_tensor *layer_forward(struct pass *s, int index, struct tpo_tensor *h)
@@ -206,7 +214,8 @@ static struct tpo_tensor *embed_queries(struct pass *s)
     return tpo_pick_rows(s->t, s->q->extra_queries != NULL ? 2 : 1, sources, (const int32_t *const[]){first, second}, n);
 }
 
-/* Words with positions counted from the first text row, and who may see whom: a padded row's own segment hides it from all others. */
+/* Words with positions counted from the first text row, and who may see whom: a padded row's own segment hides it from all
+ * others. */
 static struct tpo_tensor *embed_text(struct pass *s)
 {
     const struct tpo_config *c = s->q->config;
@@ -224,7 +233,8 @@ static struct tpo_tensor *embed_text(struct pass *s)
     }
     for (int m = 0; m < B * s->queries; m++) s->query_rows[m] = m / s->queries * s->rows + m % s->queries;
     s->segments = segments;
-    struct tpo_tensor *words = tpo_take_rows(s->t, tpo_param_tensor(s->t, s->q->words, c->bridge.vocab_size, C), s->in->text_ids, n);
+    struct tpo_tensor *words =
+        tpo_take_rows(s->t, tpo_param_tensor(s->t, s->q->words, c->bridge.vocab_size, C), s->in->text_ids, n);
     struct tpo_tensor *places = tpo_param_tensor(s->t, s->q->positions, c->bridge.max_position_embeddings, C);
     return tpo_plus(s->t, words, tpo_take_rows(s->t, places, position, n));
 }
@@ -235,7 +245,8 @@ struct tpo_tensor *tpo_qformer_forward(struct tpo_tape *t, const struct tpo_qfor
     struct pass s = {.t = t, .q = q, .in = in, .keys = in->visual, .queries = tpo_config_queries(c)};
     s.rows = s.queries + in->text_length;
     if (q->key_position != NULL)
-        s.keys = tpo_plus_rows(t, in->visual, tpo_param_tensor(t, q->key_position, tpo_config_patches(c), c->vision_encoder.encoder_embed_dim));
+        s.keys = tpo_plus_rows(t, in->visual,
+                               tpo_param_tensor(t, q->key_position, tpo_config_patches(c), c->vision_encoder.encoder_embed_dim));
     struct tpo_tensor *h = embed_queries(&s);
     if (in->text_length > 0) {
         struct tpo_tensor *text = embed_text(&s);

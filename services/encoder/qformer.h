@@ -1,4 +1,5 @@
-/* qformer.h -- the Q-Former (core-model.md 3): patch tokens to a fixed number of query rows. Only services/encoder and the parity runner see it. */
+/* qformer.h -- the Q-Former (core-model.md 3): patch tokens to a fixed number of query rows. Only services/encoder and the
+ * parity runner see it. */
 #ifndef TPO_SERVICES_ENCODER_QFORMER_H
 #define TPO_SERVICES_ENCODER_QFORMER_H
 
@@ -14,13 +15,13 @@ struct tpo_qformer_attention {
 };
 
 struct tpo_qformer_layer {
-    struct tpo_qformer_attention self, cross; /* cross.query.w is NULL where the layer has none */
+    struct tpo_qformer_attention self, cross;              /* cross.query.w is NULL where the layer has none */
     struct tpo_dense inner_query, outer_query, norm_query; /* intermediate_query, output_query */
     struct tpo_dense inner, outer, norm;                   /* intermediate, output: the text rows' */
 };
 
 struct tpo_qformer {
-    const struct tpo_config *config; /* borrowed */
+    const struct tpo_config *config;           /* borrowed */
     struct tpo_param *queries, *extra_queries; /* (1, n, hidden); extra NULL when there are none */
     struct tpo_param *words, *positions;       /* text path, idle in serving */
     struct tpo_dense norm;
@@ -34,9 +35,9 @@ void tpo_qformer_close(struct tpo_qformer *q);
 struct tpo_qformer_input {
     struct tpo_tensor *visual; /* (B * N, vision width) after vision_layernorm */
     int B, N;
-    int text_length;           /* 0: no text */
+    int text_length;                     /* 0: no text */
     const int32_t *text_ids, *text_mask; /* (B, text_length), mask 1 = valid */
-    float dropout, drop_path;  /* 0 outside training */
+    float dropout, drop_path;            /* 0 outside training */
     uint64_t noise;
 };
 

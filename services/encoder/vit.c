@@ -9,7 +9,7 @@
 #include "kernels/rows.h"
 #include "nn/tables.h"
 
-#define ENCODER "vision_encoder.encoder."
+#define ENCODER   "vision_encoder.encoder."
 #define FINAL_EPS 1e-12F /* vision_layernorm's, a constant of the published model */
 
 static void block_declare(struct tpo_vit_block *b, struct tpo_params *p, int index, int C, int F)
@@ -45,7 +45,8 @@ int tpo_vit_declare(struct tpo_vit *v, struct tpo_params *p, const struct tpo_co
     v->patch_b = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(C), ENCODER "patch_embed.proj.bias");
     if (c->vision_encoder.ext_position) {
         v->position = tpo_params_declare(p, TPO_INIT_SINCOS_2D, 1, TPO_SHAPE(tpo_config_patches(c), C), "ext.encoder.position");
-        v->frame_position = tpo_params_declare(p, TPO_INIT_NORMAL_LATER, 0.5F, TPO_SHAPE(c->vision_encoder.num_frames, C), "ext.encoder.frame_position");
+        v->frame_position = tpo_params_declare(p, TPO_INIT_NORMAL_LATER, 0.5F, TPO_SHAPE(c->vision_encoder.num_frames, C),
+                                               "ext.encoder.frame_position");
     }
     const int F = (int)lroundf((float)C * c->vision_encoder.mlp_ratio);
     for (int i = 0; i < v->n_blocks; i++) block_declare(&v->blocks[i], p, i, C, F);
@@ -60,7 +61,8 @@ void tpo_vit_close(struct tpo_vit *v)
     memset(v, 0, sizeof(*v));
 }
 
-/* Learned positions: row p of `position` for patch p, and from the second frame on row t of `frame_position`, so that an image is a clip of one. */
+/* Learned positions: row p of `position` for patch p, and from the second frame on row t of `frame_position`, so that an image
+ * is a clip of one. */
 static struct tpo_tensor *learned_table(struct tpo_tape *t, const struct tpo_vit *v, int n_frames, int patches, int C)
 {
     struct tpo_tensor *position = tpo_param_tensor(t, v->position, patches, C);
@@ -86,14 +88,17 @@ static struct tpo_tensor *position_table(struct tpo_tape *t, const struct tpo_vi
     return tpo_input(t, table, n_frames * patches, C, false);
 }
 
-static struct tpo_tensor *block_forward(struct tpo_tape *t, const struct tpo_vit *v, const struct tpo_vit_block *b, struct tpo_tensor *x, int B)
+static struct tpo_tensor *block_forward(struct tpo_tape *t, const struct tpo_vit *v, const struct tpo_vit_block *b,
+                                        struct tpo_tensor *x, int B)
 {
     const int C = x->cols, H = v->config->vision_encoder.encoder_num_heads, N = x->rows / B;
     const float eps = v->config->vision_encoder.norm_eps;
-    const struct tpo_attention_shape shape = {.B = B, .T = N, .S = N, .H = H, .G = H, .D = C / H, .scale = 1 / sqrtf((float)(C / H))};
+    const struct tpo_attention_shape shape = {
+        .B = B, .T = N, .S = N, .H = H, .G = H, .D = C / H, .scale = 1 / sqrtf((float)(C / H))};
     struct tpo_tensor *a = tpo_norm_layer(t, x, b->norm1_w, b->norm1_b, eps);
     struct tpo_tensor *qkv = tpo_product(t, a, tpo_param_tensor(t, b->qkv, 3 * C, C), tpo_qkv_bias(t, b->q_bias, b->v_bias));
-    struct tpo_tensor *o = tpo_attend(t, tpo_columns(t, qkv, 0, C), tpo_columns(t, qkv, C, C), tpo_columns(t, qkv, 2 * C, C), &shape);
+    struct tpo_tensor *o =
+        tpo_attend(t, tpo_columns(t, qkv, 0, C), tpo_columns(t, qkv, C, C), tpo_columns(t, qkv, 2 * C, C), &shape);
     x = tpo_plus(t, x, tpo_linear(t, o, b->proj_w, b->proj_b));
     struct tpo_tensor *h = tpo_linear(t, tpo_norm_layer(t, x, b->norm2_w, b->norm2_b, eps), b->fc1_w, b->fc1_b);
     return tpo_plus(t, x, tpo_linear(t, tpo_act_gelu(t, h), b->fc2_w, b->fc2_b));
@@ -105,7 +110,8 @@ struct tpo_tensor *tpo_vit_patches(struct tpo_tape *t, const struct tpo_vit *v, 
     const int tubelet = v->config->vision_encoder.tubelet_size, K = 3 * tubelet * patch * patch;
     if (T < tubelet) return NULL;
     struct tpo_tensor *rows = tpo_input(t, NULL, B * (T / tubelet) * tpo_config_patches(v->config), K, needs_grad);
-    if (rows == NULL || tpo_patchify(tpo_tape_stream(t), rows->data, pixels, B, T, side, side, patch, tubelet) != TPO_OK) return NULL;
+    if (rows == NULL || tpo_patchify(tpo_tape_stream(t), rows->data, pixels, B, T, side, side, patch, tubelet) != TPO_OK)
+        return NULL;
     return rows;
 }
 

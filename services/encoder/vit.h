@@ -1,4 +1,5 @@
-/* vit.h -- the UMT video transformer (core-model.md 2): pixels to patch tokens. Only services/encoder and the parity runner see it. */
+/* vit.h -- the UMT video transformer (core-model.md 2): pixels to patch tokens. Only services/encoder and the parity runner see
+ * it. */
 #ifndef TPO_SERVICES_ENCODER_VIT_H
 #define TPO_SERVICES_ENCODER_VIT_H
 
@@ -6,7 +7,8 @@
 #include "nn/tape.h"
 
 struct tpo_vit_block {
-    struct tpo_param *norm1_w, *norm1_b, *q_bias, *v_bias, *qkv, *proj_w, *proj_b, *norm2_w, *norm2_b, *fc1_w, *fc1_b, *fc2_w, *fc2_b;
+    struct tpo_param *norm1_w, *norm1_b, *q_bias, *v_bias, *qkv, *proj_w, *proj_b, *norm2_w, *norm2_b, *fc1_w, *fc1_b, *fc2_w,
+        *fc2_b;
 };
 
 struct tpo_vit {
@@ -21,7 +23,8 @@ struct tpo_vit {
 int tpo_vit_declare(struct tpo_vit *v, struct tpo_params *p, const struct tpo_config *c);
 void tpo_vit_close(struct tpo_vit *v);
 
-/* Normalised pixels (B, T, 3, H, W) on the stream's device -> (B * T/tubelet * patches, 3 * tubelet * patch * patch), kernels/rows.h's order. */
+/* Normalised pixels (B, T, 3, H, W) on the stream's device -> (B * T/tubelet * patches, 3 * tubelet * patch * patch),
+ * kernels/rows.h's order. */
 struct tpo_tensor *tpo_vit_patches(struct tpo_tape *t, const struct tpo_vit *v, const float *pixels, int B, int T, bool needs_grad);
 /* Those -> tokens (same rows, width) before vision_layernorm. */
 struct tpo_tensor *tpo_vit_forward(struct tpo_tape *t, const struct tpo_vit *v, struct tpo_tensor *patches, int B);

@@ -6,7 +6,7 @@
 #include <string.h>
 
 /* core-model.md 6.2: 2 mean|p - g| + 1/5 mean(1 - GIoU). */
-#define L1_WEIGHT 2.0F
+#define L1_WEIGHT   2.0F
 #define GIOU_WEIGHT 0.2F
 
 struct layers {
@@ -31,7 +31,10 @@ static struct layers layers_declare(struct tpo_params *p, const struct tpo_confi
                            .b1 = tpo_params_declare(p, TPO_INIT_BOX, 0.12F, TPO_SHAPE(4), "loc_decoder.2.bias")};
 }
 
-void tpo_region_schema(struct tpo_params *p, const struct tpo_config *c) { layers_declare(p, c); }
+void tpo_region_schema(struct tpo_params *p, const struct tpo_config *c)
+{
+    layers_declare(p, c);
+}
 
 static struct tpo_tensor *head(const struct tpo_region *r, struct tpo_tape *t, struct tpo_tensor *e)
 {
@@ -43,7 +46,8 @@ static int region_forward(void *self, struct tpo_tape *t, struct tpo_forward *f,
     struct tpo_region *r = self;
     struct tpo_tensor *e = tpo_forward_input(f, "e.region"), *target = tpo_forward_input(f, "boxes");
     if (e == NULL) return TPO_OK; /* no box in this micro-batch: the loss is absent */
-    if (e->cols != r->width) return tpo_fail(err, TPO_INVALID_ARGUMENT, "e_width", "e.region has %d columns, the head takes %d", e->cols, r->width);
+    if (e->cols != r->width)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "e_width", "e.region has %d columns, the head takes %d", e->cols, r->width);
     struct tpo_tensor *boxes = head(r, t, e);
     if (boxes != NULL) tpo_forward_output(f, "boxes", boxes);
     const bool wanted = f->wants_loss != NULL && f->wants_loss(f->plan, "region");
@@ -70,8 +74,10 @@ int tpo_region_open(struct tpo_region **out, struct tpo_stream *s, const struct 
     r->layers = layers_declare(&r->params, c);
     r->model = (struct tpo_model){.stage = "region", .self = r, .params = &r->params, .forward = region_forward};
     int code = tpo_tape_open(&r->tape, s, false);
-    if (code != TPO_OK) tpo_fail(err, code, "no_memory", "no memory for a region head");
-    else code = folder != NULL ? tpo_params_load(&r->params, s, folder, "region", err) : tpo_params_random(&r->params, s, seed, err);
+    if (code != TPO_OK)
+        tpo_fail(err, code, "no_memory", "no memory for a region head");
+    else
+        code = folder != NULL ? tpo_params_load(&r->params, s, folder, "region", err) : tpo_params_random(&r->params, s, seed, err);
     if (code == TPO_OK) return TPO_OK;
     tpo_region_close(r);
     *out = NULL;
@@ -86,10 +92,16 @@ void tpo_region_close(struct tpo_region *r)
     free(r);
 }
 
-struct tpo_model *tpo_region_model(struct tpo_region *r) { return &r->model; }
+struct tpo_model *tpo_region_model(struct tpo_region *r)
+{
+    return &r->model;
+}
 
 /* A number the head cannot have meant (NaN) becomes the edge. */
-static float clamp01(float x) { return x > 0 ? (x < 1 ? x : 1) : 0; }
+static float clamp01(float x)
+{
+    return x > 0 ? (x < 1 ? x : 1) : 0;
+}
 
 static void box_settle(float *box)
 {

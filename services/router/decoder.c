@@ -11,8 +11,8 @@
 
 #define LM "lm.base_model.model."
 
-static void lora_declare(struct tpo_lora *l, struct tpo_params *p, const struct tpo_config *c, enum tpo_init init, float scale, int out, int in,
-                         const char *name)
+static void lora_declare(struct tpo_lora *l, struct tpo_params *p, const struct tpo_config *c, enum tpo_init init, float scale,
+                         int out, int in, const char *name)
 {
     const int r = c->llm.lora_r;
     l->w = tpo_params_declare(p, init, scale, TPO_SHAPE(out, in), "%s.base_layer.weight", name);
@@ -43,7 +43,8 @@ static void layer_declare(struct tpo_decoder_layer *l, struct tpo_params *p, con
         lora_declare(linears[i].to, p, c, TPO_INIT_FAN_IN, 0.7F, linears[i].out, linears[i].in, name);
     }
     l->input_norm = tpo_params_declare(p, TPO_INIT_ONE, 1, TPO_SHAPE(D), LM "model.layers.%d.input_layernorm.weight", index);
-    l->post_norm = tpo_params_declare(p, TPO_INIT_ONE, 1, TPO_SHAPE(D), LM "model.layers.%d.post_attention_layernorm.weight", index);
+    l->post_norm =
+        tpo_params_declare(p, TPO_INIT_ONE, 1, TPO_SHAPE(D), LM "model.layers.%d.post_attention_layernorm.weight", index);
 }
 
 static void box_encoder_declare(struct tpo_decoder *d, struct tpo_params *p, const struct tpo_config *c)
@@ -79,15 +80,16 @@ int tpo_decoder_declare(struct tpo_decoder *d, struct tpo_params *p, const struc
     d->project_up_w = tpo_params_declare(p, TPO_INIT_FAN_IN, 0.7F, TPO_SHAPE(D, c->bridge.hidden_size), "project_up.weight");
     d->project_up_b = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(D), "project_up.bias");
     if (c->llm.ext_slot_position)
-        d->slot_position = tpo_params_declare(p, TPO_INIT_SINCOS_2D, 1, TPO_SHAPE(tpo_config_queries(c), D), "ext.router.slot_position");
+        d->slot_position =
+            tpo_params_declare(p, TPO_INIT_SINCOS_2D, 1, TPO_SHAPE(tpo_config_queries(c), D), "ext.router.slot_position");
     box_encoder_declare(d, p, c);
     for (int i = 0; i < c->n_tasks; i++)
         d->vectors[i] = tpo_params_declare(p, TPO_INIT_NORMAL, 1, TPO_SHAPE(1, 1, D), "%s", c->tasks[i].vector);
     if (aids) aids_declare(d, p, D);
 
     const int per_linear = c->llm.use_lora ? 3 : 1;
-    const int all = c->llm.num_hidden_layers * (7 * per_linear + 2) + per_linear + 2 + 2 + 4 + c->n_tasks + (c->llm.ext_slot_position ? 1 : 0) +
-                    (aids ? 4 : 0);
+    const int all = c->llm.num_hidden_layers * (7 * per_linear + 2) + per_linear + 2 + 2 + 4 + c->n_tasks +
+                    (c->llm.ext_slot_position ? 1 : 0) + (aids ? 4 : 0);
     return p->n - before == all ? TPO_OK : TPO_ENOMEM;
 }
 

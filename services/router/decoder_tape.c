@@ -14,8 +14,8 @@ struct pass {
     uint64_t noise, draws;
 };
 
-static struct tpo_tensor *lora(struct tpo_tape *t, const struct tpo_decoder *d, struct tpo_tensor *x, const struct tpo_lora *l, float dropout,
-                               uint64_t key)
+static struct tpo_tensor *lora(struct tpo_tape *t, const struct tpo_decoder *d, struct tpo_tensor *x, const struct tpo_lora *l,
+                               float dropout, uint64_t key)
 {
     const float scale = d->config->llm.lora_alpha / (float)d->config->llm.lora_r;
     return tpo_linear_lora(t, x, l->w, l->a, l->b, scale, l->a != NULL && l->a->grad != NULL ? dropout : 0, key);
@@ -60,8 +60,9 @@ struct tpo_attention_shape tpo_decoder_shape(const struct tpo_decoder *d, const 
                                         .segments = b->segments};
 }
 
-struct tpo_tensor *tpo_decoder_forward(struct tpo_tape *t, const struct tpo_decoder *d, struct tpo_tensor *x, const struct tpo_decoder_batch *batch,
-                                       float dropout, uint64_t noise, struct tpo_decoder_seen *seen)
+struct tpo_tensor *tpo_decoder_forward(struct tpo_tape *t, const struct tpo_decoder *d, struct tpo_tensor *x,
+                                       const struct tpo_decoder_batch *batch, float dropout, uint64_t noise,
+                                       struct tpo_decoder_seen *seen)
 {
     const struct tpo_config *c = d->config;
     if (x == NULL) return NULL;
@@ -72,7 +73,8 @@ struct tpo_tensor *tpo_decoder_forward(struct tpo_tape *t, const struct tpo_deco
     return tpo_norm_rms(t, x, d->norm, c->llm.rms_norm_eps);
 }
 
-struct tpo_tensor *tpo_decoder_logits(struct tpo_tape *t, const struct tpo_decoder *d, struct tpo_tensor *e, float dropout, uint64_t noise)
+struct tpo_tensor *tpo_decoder_logits(struct tpo_tape *t, const struct tpo_decoder *d, struct tpo_tensor *e, float dropout,
+                                      uint64_t noise)
 {
     return lora(t, d, e, &d->lm_head, dropout, noise);
 }
@@ -89,8 +91,8 @@ struct tpo_tensor *tpo_decoder_box(struct tpo_tape *t, const struct tpo_decoder 
     return tpo_linear(t, tpo_act_relu(t, tpo_linear(t, boxes, d->box_w0, d->box_b0)), d->box_w1, d->box_b1);
 }
 
-/* Which row of a source each of the n rows takes where its id is `id`: the next one, or always the only one; -1 elsewhere and when the source has
- * run out. NULL when no row has that id or memory ran out. */
+/* Which row of a source each of the n rows takes where its id is `id`: the next one, or always the only one; -1 elsewhere and
+ * when the source has run out. NULL when no row has that id or memory ran out. */
 static int32_t *claim(struct tpo_tape *t, const int32_t *ids, int n, int id, int rows, bool repeated)
 {
     int32_t *index = tpo_arena_alloc(tpo_tape_arena(t), (size_t)n * sizeof(*index));
@@ -98,15 +100,17 @@ static int32_t *claim(struct tpo_tape *t, const int32_t *ids, int n, int id, int
     for (int m = 0; index != NULL && m < n; m++) {
         index[m] = -1;
         if (ids[m] != id) continue;
-        if (repeated) index[m] = 0;
-        else if (found < rows) index[m] = found;
+        if (repeated)
+            index[m] = 0;
+        else if (found < rows)
+            index[m] = found;
         found++;
     }
     return found > 0 ? index : NULL;
 }
 
-struct tpo_tensor *tpo_decoder_splice(struct tpo_tape *t, const struct tpo_decoder *d, const int32_t *ids, const int32_t *visual, int n,
-                                      struct tpo_tensor *projected, struct tpo_tensor *boxes)
+struct tpo_tensor *tpo_decoder_splice(struct tpo_tape *t, const struct tpo_decoder *d, const int32_t *ids, const int32_t *visual,
+                                      int n, struct tpo_tensor *projected, struct tpo_tensor *boxes)
 {
     const struct tpo_config *c = d->config;
     const int D = c->llm.hidden_size;

@@ -24,7 +24,8 @@ static int prompts_make(struct tpo_learn_batch *b, struct tpo_error *err)
             p->conversation = i;
             p->source = &f->samples[s].conversations[i];
             const char *kind = b->queries == 0 ? NULL : f->samples[s].n_frames == 1 ? "image" : "video";
-            const int code = tpo_prompt_train(&p->prompt, b->learn->tokenizer, b->learn->decoder->config, p->source, kind, b->queries, err);
+            const int code =
+                tpo_prompt_train(&p->prompt, b->learn->tokenizer, b->learn->decoder->config, p->source, kind, b->queries, err);
             if (code != TPO_OK) return code;
             p->prefix = p->prompt.n_prefix;
         }
@@ -32,7 +33,8 @@ static int prompts_make(struct tpo_learn_batch *b, struct tpo_error *err)
     return TPO_OK;
 }
 
-/* Lays the conversations out: each sample's prefix once, then every conversation's own rows. Answers the length of the longest sample. */
+/* Lays the conversations out: each sample's prefix once, then every conversation's own rows. Answers the length of the longest
+ * sample. */
 static int starts_set(struct tpo_learn_batch *b, int32_t *lengths)
 {
     int longest = 1;
@@ -58,7 +60,8 @@ static void row_fill(struct tpo_learn_batch *b, const struct tpo_packed *p, int 
     /* Boxes follow the order of <track_box> in the rows; a token without a box of its own keeps the next one's from shifting. */
     int before = 0;
     for (int k = p->prefix; k < r; k++) before += p->prompt.ids[k] == p->prompt.ids[r];
-    if (before < p->source->n_user_boxes) memcpy(b->boxes + 4 * (size_t)b->n_boxes, p->source->user_boxes[before], 4 * sizeof(float));
+    if (before < p->source->n_user_boxes)
+        memcpy(b->boxes + 4 * (size_t)b->n_boxes, p->source->user_boxes[before], 4 * sizeof(float));
     b->n_boxes++;
 }
 
@@ -87,9 +90,15 @@ no_memory:
     return tpo_fail(err, TPO_ENOMEM, "no_memory", "no memory for a micro-batch of %d samples", B);
 }
 
-static bool is_learned(const struct tpo_prompt *p, int row) { return p->labels[row] != TPO_LABEL_NONE && p->weights[row] > 0; }
+static bool is_learned(const struct tpo_prompt *p, int row)
+{
+    return p->labels[row] != TPO_LABEL_NONE && p->weights[row] > 0;
+}
 
-static int first_learned(const struct tpo_packed *p) { return p->prefix > 0 ? p->prefix : 1; }
+static int first_learned(const struct tpo_packed *p)
+{
+    return p->prefix > 0 ? p->prefix : 1;
+}
 
 static void keep_row(struct tpo_learn_batch *b, int32_t *keep, const struct tpo_packed *p, int row)
 {
@@ -123,13 +132,16 @@ static int hidden_row(const struct tpo_learn_batch *b, const struct tpo_packed *
     return b->kept[p->sample * b->rows.T + tpo_learn_row(p, row)];
 }
 
-/* Weighted mean cross entropy over all labelled tokens of the micro-batch; the head runs on the rows that predict one, and no other. */
-static struct tpo_tensor *language_loss(struct tpo_tape *t, const struct tpo_learn_batch *b, struct tpo_tensor *hidden, float dropout)
+/* Weighted mean cross entropy over all labelled tokens of the micro-batch; the head runs on the rows that predict one, and no
+ * other. */
+static struct tpo_tensor *language_loss(struct tpo_tape *t, const struct tpo_learn_batch *b, struct tpo_tensor *hidden,
+                                        float dropout)
 {
     struct tpo_arena *arena = tpo_tape_arena(t);
     int most = 0, n = 0;
     for (int k = 0; k < b->n_packed; k++) most += b->packed[k].prompt.n;
-    int32_t *row = tpo_arena_alloc(arena, (size_t)most * sizeof(*row)), *label = tpo_arena_alloc(arena, (size_t)most * sizeof(*label));
+    int32_t *row = tpo_arena_alloc(arena, (size_t)most * sizeof(*row)),
+            *label = tpo_arena_alloc(arena, (size_t)most * sizeof(*label));
     float *weight = tpo_arena_alloc(arena, (size_t)most * sizeof(*weight));
     if (row == NULL || label == NULL || weight == NULL) return NULL;
     double sum = 0;
@@ -144,7 +156,8 @@ static struct tpo_tensor *language_loss(struct tpo_tape *t, const struct tpo_lea
         }
     }
     if (n == 0) return NULL;
-    struct tpo_tensor *logits = tpo_decoder_logits(t, b->learn->decoder, tpo_take_rows(t, hidden, row, n), dropout, tpo_random_u64(b->f->noise, 1));
+    struct tpo_tensor *logits =
+        tpo_decoder_logits(t, b->learn->decoder, tpo_take_rows(t, hidden, row, n), dropout, tpo_random_u64(b->f->noise, 1));
     return tpo_loss_cross_entropy(t, logits, label, weight, (float)(1 / sum));
 }
 
@@ -163,7 +176,8 @@ static int outputs_make(struct tpo_tape *t, const struct tpo_learn_batch *b, str
     if (most == 0) return TPO_OK;
     struct tpo_arena *arena = tpo_tape_arena(t);
     struct tpo_row *rows = tpo_arena_alloc(arena, (size_t)most * sizeof(*rows));
-    int32_t *index = tpo_arena_alloc(arena, (size_t)most * sizeof(*index)), *of_task = tpo_arena_alloc(arena, (size_t)most * sizeof(*of_task));
+    int32_t *index = tpo_arena_alloc(arena, (size_t)most * sizeof(*index)),
+            *of_task = tpo_arena_alloc(arena, (size_t)most * sizeof(*of_task));
     if (rows == NULL || index == NULL || of_task == NULL) return TPO_ENOMEM;
     int n = 0;
     for (int k = 0; k < b->n_packed; k++) {
@@ -171,7 +185,8 @@ static int outputs_make(struct tpo_tape *t, const struct tpo_learn_batch *b, str
         for (int i = 0; i < p->prompt.n_slots; i++) {
             const struct tpo_slot *slot = &p->prompt.slots[i];
             index[n] = hidden_row(b, p, slot->position);
-            rows[n++] = (struct tpo_row){.sample = p->sample, .conversation = p->conversation, .position = slot->position, .task = slot->task};
+            rows[n++] = (struct tpo_row){
+                .sample = p->sample, .conversation = p->conversation, .position = slot->position, .task = slot->task};
         }
     }
     f->rows = rows;
@@ -188,9 +203,13 @@ static int outputs_make(struct tpo_tape *t, const struct tpo_learn_batch *b, str
     return TPO_OK;
 }
 
-static bool wanted(const struct tpo_forward *f, const char *name) { return f->wants_loss != NULL && f->wants_loss(f->plan, name); }
+static bool wanted(const struct tpo_forward *f, const char *name)
+{
+    return f->wants_loss != NULL && f->wants_loss(f->plan, name);
+}
 
-static int pass(struct tpo_learn_batch *b, struct tpo_tape *t, struct tpo_forward *f, struct tpo_tensor *visual, struct tpo_error *err)
+static int pass(struct tpo_learn_batch *b, struct tpo_tape *t, struct tpo_forward *f, struct tpo_tensor *visual,
+                struct tpo_error *err)
 {
     const struct tpo_decoder *d = b->learn->decoder;
     const float dropout = f->training ? d->config->llm.lora_dropout : 0;
@@ -205,7 +224,8 @@ static int pass(struct tpo_learn_batch *b, struct tpo_tape *t, struct tpo_forwar
     const int code = outputs_make(t, b, f, hidden);
     if (code != TPO_OK) return code;
     struct tpo_tensor *language = wanted(f, "language") ? language_loss(t, b, hidden, dropout) : NULL;
-    struct tpo_tensor *slot = d->slot_box_w != NULL && projected != NULL && wanted(f, "slot") ? tpo_learn_slot_loss(t, b, projected, err) : NULL;
+    struct tpo_tensor *slot =
+        d->slot_box_w != NULL && projected != NULL && wanted(f, "slot") ? tpo_learn_slot_loss(t, b, projected, err) : NULL;
     struct tpo_tensor *attention = wanted(f, "attention") ? tpo_learn_attention_loss(t, b, seen, err) : NULL;
     if (err->code != TPO_OK) return err->code;
     if (language != NULL) tpo_forward_loss(f, "language", language);
@@ -215,7 +235,8 @@ static int pass(struct tpo_learn_batch *b, struct tpo_tape *t, struct tpo_forwar
 }
 
 /* Samples without a sentence: the connector's stage, which has the slot loss alone. */
-static int pass_slots(struct tpo_learn_batch *b, struct tpo_tape *t, struct tpo_forward *f, struct tpo_tensor *visual, struct tpo_error *err)
+static int pass_slots(struct tpo_learn_batch *b, struct tpo_tape *t, struct tpo_forward *f, struct tpo_tensor *visual,
+                      struct tpo_error *err)
 {
     struct tpo_tensor *projected = tpo_decoder_project(t, b->learn->decoder, visual);
     struct tpo_tensor *slot = projected != NULL ? tpo_learn_slot_loss(t, b, projected, err) : NULL;
@@ -232,7 +253,8 @@ static int learn_forward(void *self, struct tpo_tape *t, struct tpo_forward *f, 
     struct tpo_error own = {0};
     int code = TPO_OK;
     if (visual != NULL && visual->rows != f->n_samples * b.queries)
-        code = tpo_fail(&own, TPO_INVALID_ARGUMENT, "visual_rows", "visual has %d rows; %d samples need %d each", visual->rows, f->n_samples, b.queries);
+        code = tpo_fail(&own, TPO_INVALID_ARGUMENT, "visual_rows", "visual has %d rows; %d samples need %d each", visual->rows,
+                        f->n_samples, b.queries);
     int n_conversations = 0;
     for (int s = 0; s < f->n_samples; s++) n_conversations += f->samples[s].n_conversations;
     const bool silent = n_conversations == 0 && visual != NULL && l->decoder->slot_box_w != NULL && wanted(f, "slot");
@@ -243,7 +265,8 @@ static int learn_forward(void *self, struct tpo_tape *t, struct tpo_forward *f, 
     for (int k = 0; k < b.n_packed && b.packed != NULL; k++) tpo_prompt_free(&b.packed[k].prompt);
     free(b.packed);
     if (code == TPO_OK) return TPO_OK;
-    if (own.code == TPO_OK) tpo_fail(&own, code, "router_forward", "the router's training pass failed: %s", tpo_status_sentence(code));
+    if (own.code == TPO_OK)
+        tpo_fail(&own, code, "router_forward", "the router's training pass failed: %s", tpo_status_sentence(code));
     if (err != NULL) *err = own;
     return code;
 }
@@ -263,8 +286,8 @@ struct tpo_router_trainee {
     struct tpo_router_learn learn;
 };
 
-int tpo_router_trainee_open(struct tpo_router_trainee **out, struct tpo_stream *s, const struct tpo_config *c, const char *folder, bool random,
-                            uint64_t seed, int aids, struct tpo_error *err)
+int tpo_router_trainee_open(struct tpo_router_trainee **out, struct tpo_stream *s, const struct tpo_config *c, const char *folder,
+                            bool random, uint64_t seed, int aids, struct tpo_error *err)
 {
     struct tpo_router_trainee *r = calloc(1, sizeof(*r));
     *out = r;
@@ -274,7 +297,8 @@ int tpo_router_trainee_open(struct tpo_router_trainee **out, struct tpo_stream *
     int code = tpo_decoder_declare(&r->decoder, &r->params, &r->config, aids);
     if (code != TPO_OK) tpo_fail(err, code, "no_memory", "no memory for the router's tensors");
     if (code == TPO_OK) code = tpo_tokenizer_open(&r->tokenizer, folder, err);
-    if (code == TPO_OK) code = random ? tpo_params_random(&r->params, s, seed, err) : tpo_params_load(&r->params, s, folder, "router", err);
+    if (code == TPO_OK)
+        code = random ? tpo_params_random(&r->params, s, seed, err) : tpo_params_load(&r->params, s, folder, "router", err);
     if (code != TPO_OK) {
         tpo_router_trainee_close(r);
         *out = NULL;
@@ -284,7 +308,10 @@ int tpo_router_trainee_open(struct tpo_router_trainee **out, struct tpo_stream *
     return TPO_OK;
 }
 
-struct tpo_model *tpo_router_trainee_model(struct tpo_router_trainee *r) { return &r->learn.model; }
+struct tpo_model *tpo_router_trainee_model(struct tpo_router_trainee *r)
+{
+    return &r->learn.model;
+}
 
 void tpo_router_trainee_close(struct tpo_router_trainee *r)
 {

@@ -1,7 +1,9 @@
-/* learn.h -- the router's training forward pass: samples with their conversations in, e and losses out (core-model.md 6, small-model.md 1.1).
+/* learn.h -- the router's training forward pass: samples with their conversations in, e and losses out (core-model.md 6,
+ * small-model.md 1.1).
  *
- * Every conversation of a sample is packed behind one visual prefix: segment 0 is everything up to and including the visual block and is shared,
- * conversation i is segment i + 1, sees the prefix and itself, and its positions go on from the prefix's end. */
+ * Every conversation of a sample is packed behind one visual prefix: segment 0 is everything up to and including the visual
+ * block and is shared, conversation i is segment i + 1, sees the prefix and itself, and its positions go on from the prefix's
+ * end. */
 #ifndef TPO_SERVICES_ROUTER_LEARN_H
 #define TPO_SERVICES_ROUTER_LEARN_H
 
@@ -16,15 +18,16 @@ struct tpo_router_learn {
     struct tpo_tokenizer *tokenizer;
 };
 
-/* A router that only learns: no pool, no scheduler. Tokenizer from `folder`; weights too, or random ones of `seed`. LoRA stays apart from its base.
- * Borrowed: the stream. close accepts NULL. */
+/* A router that only learns: no pool, no scheduler. Tokenizer from `folder`; weights too, or random ones of `seed`. LoRA stays
+ * apart from its base. Borrowed: the stream. close accepts NULL. */
 struct tpo_router_trainee;
-int tpo_router_trainee_open(struct tpo_router_trainee **out, struct tpo_stream *s, const struct tpo_config *c, const char *folder, bool random,
-                            uint64_t seed, int aids, struct tpo_error *err);
+int tpo_router_trainee_open(struct tpo_router_trainee **out, struct tpo_stream *s, const struct tpo_config *c, const char *folder,
+                            bool random, uint64_t seed, int aids, struct tpo_error *err);
 struct tpo_model *tpo_router_trainee_model(struct tpo_router_trainee *r);
 void tpo_router_trainee_close(struct tpo_router_trainee *r);
 
 /* The model alone, of parts that lie elsewhere. All borrowed; owns no memory, so there is nothing to close. */
-void tpo_router_learn_open(struct tpo_router_learn *l, struct tpo_decoder *d, struct tpo_params *p, struct tpo_tokenizer *tokenizer);
+void tpo_router_learn_open(struct tpo_router_learn *l, struct tpo_decoder *d, struct tpo_params *p,
+                           struct tpo_tokenizer *tokenizer);
 
 #endif

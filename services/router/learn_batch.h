@@ -1,4 +1,5 @@
-/* learn_batch.h -- a micro-batch as the decoder takes it: conversations made into prompts and packed. Only services/router/learn*.c see it. */
+/* learn_batch.h -- a micro-batch as the decoder takes it: conversations made into prompts and packed. Only
+ * services/router/learn*.c see it. */
 #ifndef TPO_SERVICES_ROUTER_LEARN_BATCH_H
 #define TPO_SERVICES_ROUTER_LEARN_BATCH_H
 
@@ -21,10 +22,10 @@ struct tpo_learn_batch {
     struct tpo_packed *packed; /* by sample, then conversation */
     int queries;               /* visual rows per sample, 0 without the input */
     struct tpo_decoder_batch rows;
-    int32_t *ids, *visual;     /* (B*T) */
-    float *boxes;              /* user boxes in row order */
+    int32_t *ids, *visual; /* (B*T) */
+    float *boxes;          /* user boxes in row order */
     int n_boxes;
-    int32_t *kept;             /* (B*T) where a row lies among rows.keep, -1 */
+    int32_t *kept; /* (B*T) where a row lies among rows.keep, -1 */
 };
 
 /* Row of the sample; add sample * T for the row of the batch. */
@@ -34,8 +35,9 @@ static inline int tpo_learn_row(const struct tpo_packed *p, int row)
 }
 
 /* Aids, small-model.md 1.1; NULL when the micro-batch has no target (or the tape failed). */
-struct tpo_tensor *tpo_learn_slot_loss(struct tpo_tape *t, const struct tpo_learn_batch *b, struct tpo_tensor *projected, struct tpo_error *err);
-struct tpo_tensor *tpo_learn_attention_loss(struct tpo_tape *t, const struct tpo_learn_batch *b, const struct tpo_decoder_seen *seen,
-                                            struct tpo_error *err);
+struct tpo_tensor *tpo_learn_slot_loss(struct tpo_tape *t, const struct tpo_learn_batch *b, struct tpo_tensor *projected,
+                                       struct tpo_error *err);
+struct tpo_tensor *tpo_learn_attention_loss(struct tpo_tape *t, const struct tpo_learn_batch *b,
+                                            const struct tpo_decoder_seen *seen, struct tpo_error *err);
 
 #endif

@@ -22,7 +22,8 @@ static float values[LEAVES][4096], param_grads[LEAVES][4096];
 
 static void param_set(int i, int64_t out, int64_t in)
 {
-    params[i] = (struct tpo_param){.n_dims = in > 0 ? 2 : 1, .shape = {out, in}, .size = out * (in > 0 ? in : 1), .data = values[i], .grad = param_grads[i]};
+    params[i] = (struct tpo_param){
+        .n_dims = in > 0 ? 2 : 1, .shape = {out, in}, .size = out * (in > 0 ? in : 1), .data = values[i], .grad = param_grads[i]};
     memset(param_grads[i], 0, sizeof(param_grads[i]));
     for (int64_t k = 0; k < params[i].size; k++) values[i][k] = 0.7F * tpo_random_normal(100 + (uint64_t)i, (uint64_t)k);
 }
@@ -50,7 +51,8 @@ static double run(const struct graph *g, float **leaf, const float *weight, floa
     return sum;
 }
 
-static void compare(const struct graph *g, float **leaf, const float *weight, float *x, const float *grad, int64_t n, const char *what)
+static void compare(const struct graph *g, float **leaf, const float *weight, float *x, const float *grad, int64_t n,
+                    const char *what)
 {
     double largest = 0;
     for (int64_t k = 0; k < n; k++) largest = fmax(largest, fabs((double)grad[k]));
@@ -87,9 +89,15 @@ static void check(const struct graph *g, int n_params)
     }
 }
 
-static void open_stream(void) { assert_int_equal(tpo_stream_open(&stream, "cpu", 1, NULL), TPO_OK); }
+static void open_stream(void)
+{
+    assert_int_equal(tpo_stream_open(&stream, "cpu", 1, NULL), TPO_OK);
+}
 
-static struct tpo_tensor *build_linear(struct tpo_tape *t, struct tpo_tensor **x) { return tpo_linear(t, x[0], &params[0], &params[1]); }
+static struct tpo_tensor *build_linear(struct tpo_tape *t, struct tpo_tensor **x)
+{
+    return tpo_linear(t, x[0], &params[0], &params[1]);
+}
 static void linear(void **state)
 {
     (void)state;
@@ -299,6 +307,7 @@ static void unused_input(void **state)
     tpo_tape_close(t);
 }
 
-TPO_TESTS(cmocka_unit_test(linear), cmocka_unit_test(columns), cmocka_unit_test(lora), cmocka_unit_test(norms), cmocka_unit_test(activations),
-          cmocka_unit_test(moves), cmocka_unit_test(drops), cmocka_unit_test(attend), cmocka_unit_test(attend_fused), cmocka_unit_test(attention_rows),
-          cmocka_unit_test(losses), cmocka_unit_test(parameters_accumulate), cmocka_unit_test(errors_stick), cmocka_unit_test(unused_input))
+TPO_TESTS(cmocka_unit_test(linear), cmocka_unit_test(columns), cmocka_unit_test(lora), cmocka_unit_test(norms),
+          cmocka_unit_test(activations), cmocka_unit_test(moves), cmocka_unit_test(drops), cmocka_unit_test(attend),
+          cmocka_unit_test(attend_fused), cmocka_unit_test(attention_rows), cmocka_unit_test(losses),
+          cmocka_unit_test(parameters_accumulate), cmocka_unit_test(errors_stick), cmocka_unit_test(unused_input))

@@ -53,8 +53,10 @@ static void tensor_read(struct tpo_case *c, struct tpo_golden *to, const json_t 
     to->must_match = strcmp(role, "output") == 0 || strcmp(role, "loss") == 0 || strcmp(role, "grad") == 0;
     tolerance_read(c, json_object_get(row, "tolerance") != NULL ? row : c->root, &to->rel, &to->abs, name);
     to->data = aligned_alloc(64, (e->size_bytes + 63) & ~(size_t)63);
-    if (to->data == NULL) tpo_case_fail(c, "%s: no memory", name);
-    else memcpy(to->data, e->data, e->size_bytes);
+    if (to->data == NULL)
+        tpo_case_fail(c, "%s: no memory", name);
+    else
+        memcpy(to->data, e->data, e->size_bytes);
 }
 
 static void tensors_read(struct tpo_case *c)
@@ -71,7 +73,8 @@ static void tensors_read(struct tpo_case *c)
     } else if ((c->tensors = calloc(json_array_size(list), sizeof(*c->tensors))) == NULL) {
         tpo_case_fail(c, "no memory");
     } else {
-        for (size_t i = 0; i < json_array_size(list) && !c->failed; i++) tensor_read(c, &c->tensors[c->n++], json_array_get(list, i), file);
+        for (size_t i = 0; i < json_array_size(list) && !c->failed; i++)
+            tensor_read(c, &c->tensors[c->n++], json_array_get(list, i), file);
     }
     tpo_safetensors_close(file);
 }
@@ -85,10 +88,14 @@ void tpo_case_open(struct tpo_case *c, struct tpo_stream *s, const char *name, c
     c->root = json_load_file(path, JSON_REJECT_DUPLICATES, &where);
     c->module = json_string_value(json_object_get(c->root, "module"));
     c->config = json_object_get(c->root, "config");
-    if (c->root == NULL) tpo_case_fail(c, "case.json, line %d: %s", where.line, where.text);
-    else if (c->module == NULL) tpo_case_fail(c, "case.json: no module");
-    else if (!json_is_object(c->config)) tpo_case_fail(c, "case.json: no config");
-    else tensors_read(c);
+    if (c->root == NULL)
+        tpo_case_fail(c, "case.json, line %d: %s", where.line, where.text);
+    else if (c->module == NULL)
+        tpo_case_fail(c, "case.json: no module");
+    else if (!json_is_object(c->config))
+        tpo_case_fail(c, "case.json: no config");
+    else
+        tensors_read(c);
 }
 
 void tpo_case_close(struct tpo_case *c)
@@ -113,7 +120,10 @@ void tpo_case_keys(struct tpo_case *c, const char *const *known)
     }
 }
 
-bool tpo_case_has_key(const struct tpo_case *c, const char *key) { return json_object_get(c->config, key) != NULL; }
+bool tpo_case_has_key(const struct tpo_case *c, const char *key)
+{
+    return json_object_get(c->config, key) != NULL;
+}
 
 int tpo_case_size_or(struct tpo_case *c, const char *key, int absent)
 {
@@ -163,16 +173,29 @@ struct tpo_golden *tpo_case_find(const struct tpo_case *c, const char *name)
 static const void *data_of(struct tpo_case *c, const char *name, int dtype, int64_t size)
 {
     const struct tpo_golden *g = tpo_case_find(c, name);
-    if (g == NULL) tpo_case_fail(c, "%s: missing", name);
-    else if (g->dtype != dtype) tpo_case_fail(c, "%s: of another dtype", name);
-    else if (size > 0 && g->size != size) tpo_case_fail(c, "%s: %lld elements, config and other tensors mean %lld", name, (long long)g->size, (long long)size);
-    else if (!c->failed) return g->data;
+    if (g == NULL)
+        tpo_case_fail(c, "%s: missing", name);
+    else if (g->dtype != dtype)
+        tpo_case_fail(c, "%s: of another dtype", name);
+    else if (size > 0 && g->size != size)
+        tpo_case_fail(c, "%s: %lld elements, config and other tensors mean %lld", name, (long long)g->size, (long long)size);
+    else if (!c->failed)
+        return g->data;
     return NULL;
 }
 
-const float *tpo_case_f32(struct tpo_case *c, const char *name, int64_t size) { return data_of(c, name, TPO_F32, size); }
-const int32_t *tpo_case_i32(struct tpo_case *c, const char *name, int64_t size) { return data_of(c, name, TPO_I32, size); }
-const uint8_t *tpo_case_u8(struct tpo_case *c, const char *name, int64_t size) { return data_of(c, name, TPO_U8, size); }
+const float *tpo_case_f32(struct tpo_case *c, const char *name, int64_t size)
+{
+    return data_of(c, name, TPO_F32, size);
+}
+const int32_t *tpo_case_i32(struct tpo_case *c, const char *name, int64_t size)
+{
+    return data_of(c, name, TPO_I32, size);
+}
+const uint8_t *tpo_case_u8(struct tpo_case *c, const char *name, int64_t size)
+{
+    return data_of(c, name, TPO_U8, size);
+}
 
 int tpo_case_dim(struct tpo_case *c, const char *name, int dim)
 {
@@ -189,8 +212,11 @@ static struct tpo_golden *golden_for(struct tpo_case *c, const char *name, const
     if (g == NULL || c->failed) return NULL;
     g->compared = true;
     if (values != NULL && g->dtype == dtype && g->size == size) return g;
-    if (values == NULL) tpo_case_fail(c, "%s: could not be computed", name);
-    else tpo_case_fail(c, "%s: the case has %lld elements of dtype %d, the model %lld of %d", name, (long long)g->size, g->dtype, (long long)size, dtype);
+    if (values == NULL)
+        tpo_case_fail(c, "%s: could not be computed", name);
+    else
+        tpo_case_fail(c, "%s: the case has %lld elements of dtype %d, the model %lld of %d", name, (long long)g->size, g->dtype,
+                      (long long)size, dtype);
     return NULL;
 }
 
@@ -217,7 +243,8 @@ void tpo_case_compare_i32(struct tpo_case *c, const char *name, const int32_t *v
     if (g == NULL) return;
     for (int64_t i = 0; i < size; i++)
         if (values[i] != ((const int32_t *)g->data)[i])
-            tpo_case_fail(c, "%s[%lld] is %d, golden %d: max diff must be 0", name, (long long)i, values[i], ((const int32_t *)g->data)[i]);
+            tpo_case_fail(c, "%s[%lld] is %d, golden %d: max diff must be 0", name, (long long)i, values[i],
+                          ((const int32_t *)g->data)[i]);
 }
 
 void tpo_case_compare_u8(struct tpo_case *c, const char *name, const uint8_t *values, int64_t size)
@@ -253,8 +280,10 @@ static void weight_bind(struct tpo_case *c, struct tpo_params *p, struct tpo_gol
     item->data = g->data;
     if (tpo_case_find(c, grad) == NULL) return;
     item->grad = aligned_alloc(64, ((size_t)item->size * sizeof(float) + 63) & ~(size_t)63);
-    if (item->grad == NULL) tpo_case_fail(c, "%s: no memory", grad);
-    else memset(item->grad, 0, (size_t)item->size * sizeof(float));
+    if (item->grad == NULL)
+        tpo_case_fail(c, "%s: no memory", grad);
+    else
+        memset(item->grad, 0, (size_t)item->size * sizeof(float));
 }
 
 void tpo_case_bind(struct tpo_case *c, struct tpo_params *p)

@@ -1,8 +1,8 @@
 /* case.h -- one golden case: its case.json and tensors, read without trust, and the comparison by the kit's rule.
  *
- * A module reads what it needs by name; the first thing that is missing, misshapen or out of tolerance is the case's failure, and everything after
- * it is quiet, so that a module reads straight through. An output, loss or gradient that the case holds and the module never compared is a
- * failure too. */
+ * A module reads what it needs by name; the first thing that is missing, misshapen or out of tolerance is the case's failure,
+ * and everything after it is quiet, so that a module reads straight through. An output, loss or gradient that the case holds and
+ * the module never compared is a failure too. */
 #ifndef TPO_TESTS_PARITY_CASE_H
 #define TPO_TESTS_PARITY_CASE_H
 
@@ -26,7 +26,7 @@ struct tpo_golden {
 };
 
 struct tpo_case {
-    const char *name;   /* "qformer/with_text": the path below DIR */
+    const char *name; /* "qformer/with_text": the path below DIR */
     const char *folder;
     const char *module;
     json_t *root, *config;
@@ -58,17 +58,17 @@ const int32_t *tpo_case_i32(struct tpo_case *c, const char *name, int64_t size);
 const uint8_t *tpo_case_u8(struct tpo_case *c, const char *name, int64_t size);
 int tpo_case_dim(struct tpo_case *c, const char *name, int dim); /* of a tensor that must be there; 1 after a failure */
 
-/* values (size) against the tensor, which may be absent; NULL values of a tensor that is there fail. `skip` (per row of the last dimension, or NULL)
- * marks rows that are not compared. */
+/* values (size) against the tensor, which may be absent; NULL values of a tensor that is there fail. `skip` (per row of the last
+ * dimension, or NULL) marks rows that are not compared. */
 void tpo_case_compare(struct tpo_case *c, const char *name, const float *values, int64_t size, const bool *skip);
 void tpo_case_compare_i32(struct tpo_case *c, const char *name, const int32_t *values, int64_t size);
 void tpo_case_compare_u8(struct tpo_case *c, const char *name, const uint8_t *values, int64_t size);
 
-/* Every declared tensor that the case holds as weight/NAME gets its data, and a gradient of zeros where the case holds grad/NAME. A weight that
- * nobody declared fails. */
+/* Every declared tensor that the case holds as weight/NAME gets its data, and a gradient of zeros where the case holds
+ * grad/NAME. A weight that nobody declared fails. */
 void tpo_case_bind(struct tpo_case *c, struct tpo_params *p);
 void tpo_case_need_weights(struct tpo_case *c, const struct tpo_params *p); /* fails when the case lacks one of them */
-void tpo_case_gradients(struct tpo_case *c, struct tpo_params *p); /* compares them */
+void tpo_case_gradients(struct tpo_case *c, struct tpo_params *p);          /* compares them */
 void tpo_case_unbind(struct tpo_params *p);
 
 /* Modules: read, run, compare. */

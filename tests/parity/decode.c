@@ -1,5 +1,5 @@
-/* This file owns the cases that decode: teacher-forced greedy steps, the side step of a task vector, the cache's contents. They run on what serves:
- * the pool of keys and values and the batched pass of services/router, adapters merged and apart. */
+/* This file owns the cases that decode: teacher-forced greedy steps, the side step of a task vector, the cache's contents. They
+ * run on what serves: the pool of keys and values and the batched pass of services/router, adapters merged and apart. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,8 +16,8 @@ struct feed {
     struct tpo_case *c;
     struct tpo_kv kv;
     struct tpo_batch *batch;
-    int position;   /* the next row's */
-    int rows;       /* kept so far */
+    int position; /* the next row's */
+    int rows;     /* kept so far */
     float *hidden, *logits;
 };
 
@@ -51,13 +51,15 @@ static void feed_rows(struct feed *f, const float *table, int table_rows, int fi
     if (f->c->failed) return;
     struct tpo_batch_row *rows = calloc((size_t)n, sizeof(*rows));
     for (int k = 0; rows != NULL && k < n; k++)
-        rows[k] = (struct tpo_batch_row){.seq = 0, .position = f->position++, .table = table, .table_rows = table_rows, .index = first + k};
+        rows[k] = (struct tpo_batch_row){
+            .seq = 0, .position = f->position++, .table = table, .table_rows = table_rows, .index = first + k};
     const int32_t last = n - 1;
     if (rows == NULL || tpo_batch_run(f->batch, rows, n, prompt, &hidden) != TPO_OK) {
         tpo_case_fail(f->c, "the serving pass failed at row %d", f->position);
     } else {
         tpo_copy_out(f->c->stream, f->hidden + (int64_t)f->rows * D, hidden + (int64_t)last * D, (size_t)D * sizeof(float));
-        if (tpo_batch_logits(f->batch, &last, 1, f->logits + (int64_t)f->rows * V) != TPO_OK) tpo_case_fail(f->c, "the head failed at row %d", f->position);
+        if (tpo_batch_logits(f->batch, &last, 1, f->logits + (int64_t)f->rows * V) != TPO_OK)
+            tpo_case_fail(f->c, "the head failed at row %d", f->position);
         f->rows++;
     }
     free(rows);
@@ -74,14 +76,18 @@ static void feed_id(struct feed *f, int id)
 {
     const int V = f->m->config.llm.vocab_size;
     const float *table = f->m->decoder.embed_tokens->data;
-    if (table == NULL || id < 0 || id >= V) tpo_case_fail(f->c, "id %d has no embedding in this case", id);
-    else feed_rows(f, table, V, id, 1, false);
+    if (table == NULL || id < 0 || id >= V)
+        tpo_case_fail(f->c, "id %d has no embedding in this case", id);
+    else
+        feed_rows(f, table, V, id, 1, false);
 }
 
 static void feed_vector(struct feed *f, const struct tpo_param *vector)
 {
-    if (vector == NULL || vector->data == NULL) tpo_case_fail(f->c, "the task's vector is not in the case");
-    else feed_rows(f, vector->data, 1, 0, 1, false);
+    if (vector == NULL || vector->data == NULL)
+        tpo_case_fail(f->c, "the task's vector is not in the case");
+    else
+        feed_rows(f, vector->data, 1, 0, 1, false);
 }
 
 static void hidden_compare(struct feed *f, const char *name, int first, int n)
@@ -130,7 +136,8 @@ static void greedy_case(struct tpo_parity_model *m, struct tpo_case *c, bool mer
     if (ids != NULL && chosen != NULL && feed_open(&f, m, c, P + n, merge)) {
         feed_prompt(&f);
         for (int k = 0; k < n; k++) feed_id(&f, ids[k]);
-        if (!c->failed && tpo_argmax(c->stream, chosen, f.logits, n + 1, m->config.llm.vocab_size) != TPO_OK) tpo_case_fail(c, "argmax failed");
+        if (!c->failed && tpo_argmax(c->stream, chosen, f.logits, n + 1, m->config.llm.vocab_size) != TPO_OK)
+            tpo_case_fail(c, "argmax failed");
         tpo_case_compare_i32(c, "output/greedy_ids", chosen, n);
         logits_compare(&f, "output/step_logits", 0, n + 1);
         hidden_compare(&f, "output/step_hidden", 0, n + 1);
@@ -140,7 +147,8 @@ static void greedy_case(struct tpo_parity_model *m, struct tpo_case *c, bool mer
     free(chosen);
 }
 
-/* trained: trigger, then v_i, into the cache. reference: v_i takes the trigger's place, its keys and values are then written over by the trigger's. */
+/* trained: trigger, then v_i, into the cache. reference: v_i takes the trigger's place, its keys and values are then written
+ * over by the trigger's. */
 static void side_step_case(struct tpo_parity_model *m, struct tpo_case *c, bool merge)
 {
     const json_t *later = json_object_get(c->config, "later_ids");
@@ -176,9 +184,12 @@ void tpo_parity_decode(struct tpo_parity_model *m, struct tpo_case *c)
 {
     /* The engine takes its weights as loaded, that is complete. */
     for (int i = 0; i < m->params.n; i++)
-        if (strncmp(m->params.items[i]->name, "lm.", 3) == 0 && m->params.items[i]->data == NULL) tpo_case_fail(c, "weight/%s: missing", m->params.items[i]->name);
+        if (strncmp(m->params.items[i]->name, "lm.", 3) == 0 && m->params.items[i]->data == NULL)
+            tpo_case_fail(c, "weight/%s: missing", m->params.items[i]->name);
     for (int merge = 0; merge < 2 && !c->failed; merge++) {
-        if (tpo_case_find(c, "output/task_embedding") != NULL) side_step_case(m, c, merge != 0);
-        else if (tpo_case_find(c, "output/greedy_ids") != NULL) greedy_case(m, c, merge != 0);
+        if (tpo_case_find(c, "output/task_embedding") != NULL)
+            side_step_case(m, c, merge != 0);
+        else if (tpo_case_find(c, "output/greedy_ids") != NULL)
+            greedy_case(m, c, merge != 0);
     }
 }

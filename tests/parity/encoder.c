@@ -8,7 +8,8 @@
 
 #define TABLE_MAX ((int64_t)1 << 26) /* elements of a table that a case may ask for */
 
-void tpo_parity_vision_config(struct tpo_case *c, struct tpo_config *config, int width, int heads, int blocks, int patch, int img_size, int frames)
+void tpo_parity_vision_config(struct tpo_case *c, struct tpo_config *config, int width, int heads, int blocks, int patch,
+                              int img_size, int frames)
 {
     config->vision_encoder.encoder_embed_dim = width;
     config->vision_encoder.encoder_num_heads = heads;
@@ -23,9 +24,10 @@ void tpo_parity_vision_config(struct tpo_case *c, struct tpo_config *config, int
     config->vision_encoder.norm_eps = (float)tpo_case_number_or(c, "norm_eps", 1e-6);
     const int tubelet = config->vision_encoder.tubelet_size;
     if (width % heads != 0 || img_size % patch != 0 || frames % tubelet != 0 || config->vision_encoder.checkpoint_frames > 64)
-        tpo_case_fail(c, "config: width %d, heads %d, img_size %d, patch %d, frames %d, tubelet %d do not fit together", width, heads, img_size, patch,
-                      frames, tubelet);
-    if (!(config->vision_encoder.mlp_ratio > 0.01F && config->vision_encoder.mlp_ratio < 64)) tpo_case_fail(c, "config.mlp_ratio: out of range");
+        tpo_case_fail(c, "config: width %d, heads %d, img_size %d, patch %d, frames %d, tubelet %d do not fit together", width,
+                      heads, img_size, patch, frames, tubelet);
+    if (!(config->vision_encoder.mlp_ratio > 0.01F && config->vision_encoder.mlp_ratio < 64))
+        tpo_case_fail(c, "config.mlp_ratio: out of range");
 }
 
 struct tpo_parity_pixels tpo_parity_tokens(struct tpo_parity_model *m, struct tpo_case *c)
@@ -49,7 +51,8 @@ void tpo_parity_pixel_gradient(struct tpo_parity_model *m, struct tpo_case *c, c
     if (c->failed || tpo_case_find(c, "grad/input/pixels") == NULL || p->patches == NULL || p->patches->grad == NULL) return;
     float *pixels = malloc((size_t)n * sizeof(*pixels));
     for (int64_t k = 0; pixels != NULL && k < n; k++) {
-        const int x = (int)(k % side), y = (int)(k / side % side), colour = (int)(k / side / side % 3), t = (int)(k / side / side / 3 % T);
+        const int x = (int)(k % side), y = (int)(k / side % side), colour = (int)(k / side / side % 3),
+                  t = (int)(k / side / side / 3 % T);
         const int64_t row = ((k / side / side / 3 / T * (T / tubelet) + t / tubelet) * grid + y / patch) * grid + x / patch;
         const int column = ((colour * tubelet + t % tubelet) * patch + y % patch) * patch + x % patch;
         pixels[k] = p->patches->grad[row * p->patches->cols + column];
@@ -60,8 +63,21 @@ void tpo_parity_pixel_gradient(struct tpo_parity_model *m, struct tpo_case *c, c
 
 void tpo_parity_vision_encoder(struct tpo_case *c)
 {
-    static const char *const keys[] = {"img_size", "patch", "width", "heads", "depth_config", "mlp_ratio", "frames", "batch", "grid", "blocks_built",
-                                       "checkpoint_frames_of_table", "norm_eps", "final_layernorm_eps", "tubelet", NULL};
+    static const char *const keys[] = {"img_size",
+                                       "patch",
+                                       "width",
+                                       "heads",
+                                       "depth_config",
+                                       "mlp_ratio",
+                                       "frames",
+                                       "batch",
+                                       "grid",
+                                       "blocks_built",
+                                       "checkpoint_frames_of_table",
+                                       "norm_eps",
+                                       "final_layernorm_eps",
+                                       "tubelet",
+                                       NULL};
     struct tpo_parity_model m;
     tpo_case_keys(c, keys);
     tpo_parity_config(&m.config);
@@ -69,7 +85,8 @@ void tpo_parity_vision_encoder(struct tpo_case *c)
     const int built = tpo_case_has_key(c, "blocks_built") ? tpo_case_size(c, "blocks_built") : tpo_case_size(c, "depth_config") - 1;
     tpo_parity_vision_config(c, &m.config, tpo_case_size(c, "width"), tpo_case_size(c, "heads"), built, tpo_case_size(c, "patch"),
                              tpo_case_size(c, "img_size"), tpo_case_size(c, "frames"));
-    if (tpo_case_number_or(c, "final_layernorm_eps", 1e-12) != 1e-12) tpo_case_fail(c, "config.final_layernorm_eps: the model's is 1e-12");
+    if (tpo_case_number_or(c, "final_layernorm_eps", 1e-12) != 1e-12)
+        tpo_case_fail(c, "config.final_layernorm_eps: the model's is 1e-12");
     if (tpo_parity_open(&m, c)) {
         const struct tpo_parity_pixels p = tpo_parity_tokens(&m, c);
         if (p.tokens != NULL) {
@@ -83,9 +100,11 @@ void tpo_parity_vision_encoder(struct tpo_case *c)
     tpo_parity_close(&m);
 }
 
-/* --- tables ------------------------------------------------------------------------------------------------------------------------ */
+/* --- tables
+ * ------------------------------------------------------------------------------------------------------------------------ */
 
-static void rows_compare(struct tpo_case *c, const char *rows_name, const char *name, const float *table, int64_t table_rows, int width)
+static void rows_compare(struct tpo_case *c, const char *rows_name, const char *name, const float *table, int64_t table_rows,
+                         int width)
 {
     if (tpo_case_find(c, name) == NULL) return;
     const struct tpo_golden *g = tpo_case_find(c, rows_name);
@@ -93,8 +112,10 @@ static void rows_compare(struct tpo_case *c, const char *rows_name, const char *
     if (rows == NULL) return;
     float *picked = malloc((size_t)g->size * (size_t)width * sizeof(*picked));
     for (int64_t i = 0; i < g->size && picked != NULL; i++) {
-        if (rows[i] < 0 || rows[i] >= table_rows) tpo_case_fail(c, "%s: row %d of a table of %lld", rows_name, rows[i], (long long)table_rows);
-        else memcpy(picked + i * width, table + (int64_t)rows[i] * width, (size_t)width * sizeof(*picked));
+        if (rows[i] < 0 || rows[i] >= table_rows)
+            tpo_case_fail(c, "%s: row %d of a table of %lld", rows_name, rows[i], (long long)table_rows);
+        else
+            memcpy(picked + i * width, table + (int64_t)rows[i] * width, (size_t)width * sizeof(*picked));
     }
     tpo_case_compare(c, name, picked, g->size * width, NULL);
     free(picked);
@@ -102,7 +123,8 @@ static void rows_compare(struct tpo_case *c, const char *rows_name, const char *
 
 static void table_case(struct tpo_case *c, int frames, const char *rows_name, const char *name, const char *sums_name)
 {
-    const int width = tpo_case_size(c, "width"), tokens = tpo_case_size(c, "tokens_per_frame"), kept = tpo_case_size_or(c, "checkpoint_frames", 4);
+    const int width = tpo_case_size(c, "width"), tokens = tpo_case_size(c, "tokens_per_frame"),
+              kept = tpo_case_size_or(c, "checkpoint_frames", 4);
     const int64_t n = (int64_t)(frames > kept ? frames : kept) * tokens * width;
     if (tpo_case_find(c, name) == NULL && tpo_case_find(c, sums_name) == NULL) return;
     if (n > TABLE_MAX) tpo_case_fail(c, "config: a table of %lld elements", (long long)n);
@@ -128,8 +150,10 @@ static void clip_table(struct tpo_case *c)
     if (rows == NULL || c->failed) return;
     float *picked = malloc((size_t)g->size * (size_t)width * sizeof(*picked));
     for (int64_t i = 0; i < g->size && picked != NULL; i++) {
-        if (rows[i] < 0 || rows[i] > (int64_t)frames * grid * grid) tpo_case_fail(c, "input/rows: row %d is past the table", rows[i]);
-        else tpo_table_clip_row(picked + i * width, rows[i], grid, width);
+        if (rows[i] < 0 || rows[i] > (int64_t)frames * grid * grid)
+            tpo_case_fail(c, "input/rows: row %d is past the table", rows[i]);
+        else
+            tpo_table_clip_row(picked + i * width, rows[i], grid, width);
     }
     tpo_case_compare(c, "output/table", picked, g->size * width, NULL);
     free(picked);
@@ -143,19 +167,23 @@ void tpo_parity_positional_tables(struct tpo_case *c)
         clip_table(c);
         return;
     }
-    /* The video table's outputs carry a number of frames in their names, video16 and video16_sums; config says how many there are. */
+    /* The video table's outputs carry a number of frames in their names, video16 and video16_sums; config says how many there
+     * are. */
     const char *video = "output/video", *sums = "output/video_sums";
     for (int i = 0; i < c->n; i++) {
         const char *name = c->tensors[i].name, *end = strrchr(name, '_');
         if (strncmp(name, "output/video", 12) != 0) continue;
-        if (end != NULL && strcmp(end, "_sums") == 0) sums = name;
-        else video = name;
+        if (end != NULL && strcmp(end, "_sums") == 0)
+            sums = name;
+        else
+            video = name;
     }
     table_case(c, tpo_case_size_or(c, "frames", 1), "input/video_rows", video, sums);
     table_case(c, 1, "input/image_rows", "output/image", "output/image_sums");
 }
 
-/* --- Q-Former ---------------------------------------------------------------------------------------------------------------------- */
+/* --- Q-Former
+ * ---------------------------------------------------------------------------------------------------------------------- */
 
 /* cross_attention_layers must be every n-th from 0 on. */
 static int cross_frequency(struct tpo_case *c, int layers)
@@ -165,9 +193,11 @@ static int cross_frequency(struct tpo_case *c, int layers)
     const size_t n = json_array_size(list);
     const int freq = n > 1 ? (int)json_integer_value(json_array_get(list, 1)) : layers;
     for (size_t i = 0; i < n; i++)
-        if (freq < 1 || !json_is_integer(json_array_get(list, i)) || json_integer_value(json_array_get(list, i)) != (json_int_t)i * freq)
+        if (freq < 1 || !json_is_integer(json_array_get(list, i)) ||
+            json_integer_value(json_array_get(list, i)) != (json_int_t)i * freq)
             tpo_case_fail(c, "config.cross_attention_layers: not every n-th from 0");
-    if (n == 0 || (int)n != (layers + freq - 1) / (freq > 0 ? freq : 1)) tpo_case_fail(c, "config.cross_attention_layers: not every n-th of %d", layers);
+    if (n == 0 || (int)n != (layers + freq - 1) / (freq > 0 ? freq : 1))
+        tpo_case_fail(c, "config.cross_attention_layers: not every n-th of %d", layers);
     return freq > 0 ? freq : 1;
 }
 
@@ -185,7 +215,8 @@ static void qformer_config(struct tpo_case *c, struct tpo_config *config)
     config->vision_encoder.encoder_embed_dim = tpo_case_size(c, "vision_width");
     config->vision_encoder.encoder_num_heads = 1;
     config->llm.hidden_size = tpo_case_size_or(c, "llm_width", 1);
-    if (config->bridge.hidden_size % config->bridge.num_attention_heads != 0) tpo_case_fail(c, "config: width and heads do not fit together");
+    if (config->bridge.hidden_size % config->bridge.num_attention_heads != 0)
+        tpo_case_fail(c, "config: width and heads do not fit together");
     if (tpo_case_number_or(c, "layernorm_eps", 1e-12) != 1e-12) tpo_case_fail(c, "config.layernorm_eps: the model's is 1e-12");
     if (strcmp(tpo_case_string_or(c, "gelu", "erf"), "erf") != 0) tpo_case_fail(c, "config.gelu: the model's is erf");
 }
@@ -196,16 +227,25 @@ static void qformer_text(struct tpo_case *c, struct tpo_qformer_input *in, const
     in->text_length = tpo_case_dim(c, "input/text_ids", 1);
     in->text_ids = tpo_case_i32(c, "input/text_ids", (int64_t)in->B * in->text_length);
     in->text_mask = tpo_case_i32(c, "input/text_mask", (int64_t)in->B * in->text_length);
-    if (in->text_length > config->bridge.max_position_embeddings) tpo_case_fail(c, "input/text_ids: longer than config.max_positions");
+    if (in->text_length > config->bridge.max_position_embeddings)
+        tpo_case_fail(c, "input/text_ids: longer than config.max_positions");
     for (int k = 0; in->text_ids != NULL && k < in->B * in->text_length; k++)
-        if (in->text_ids[k] < 0 || in->text_ids[k] >= config->bridge.vocab_size) tpo_case_fail(c, "input/text_ids: id %d", in->text_ids[k]);
+        if (in->text_ids[k] < 0 || in->text_ids[k] >= config->bridge.vocab_size)
+            tpo_case_fail(c, "input/text_ids: id %d", in->text_ids[k]);
 }
 
 void tpo_parity_qformer(struct tpo_case *c)
 {
-    static const char *const keys[] = {"width", "layers", "heads", "ffn", "vocab", "max_positions", "vision_width", "queries", "extra_queries",
-                                       "llm_width", "visual_tokens", "batch", "layernorm_eps", "cross_attention_layers", "mask_value", "gelu",
-                                       "text_length", "text_padding", "text_valid", NULL};
+    static const char *const keys[] = {"width",         "layers",
+                                       "heads",         "ffn",
+                                       "vocab",         "max_positions",
+                                       "vision_width",  "queries",
+                                       "extra_queries", "llm_width",
+                                       "visual_tokens", "batch",
+                                       "layernorm_eps", "cross_attention_layers",
+                                       "mask_value",    "gelu",
+                                       "text_length",   "text_padding",
+                                       "text_valid",    NULL};
     struct tpo_parity_model m;
     tpo_case_keys(c, keys);
     tpo_parity_config(&m.config);

@@ -5,7 +5,8 @@
 #include "tests/parity/model.h"
 
 /* Also reads the keys both kinds of case share: tubelet, checkpoint_frames_of_table, mlp_ratio, norm_eps. */
-void tpo_parity_vision_config(struct tpo_case *c, struct tpo_config *config, int width, int heads, int blocks, int patch, int img_size, int frames);
+void tpo_parity_vision_config(struct tpo_case *c, struct tpo_config *config, int width, int heads, int blocks, int patch,
+                              int img_size, int frames);
 struct tpo_parity_pixels {
     int B;
     struct tpo_tensor *patches; /* with a gradient where the case holds grad/input/pixels */

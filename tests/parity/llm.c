@@ -29,16 +29,19 @@ static void llm_config(struct tpo_case *c, struct tpo_config *config)
                       config->llm.num_key_value_heads, config->llm.head_dim);
     if (tpo_case_number_or(c, "lora_dropout", 0) != 0) tpo_case_fail(c, "config.lora_dropout: goldens have none");
     if (tpo_case_number_or(c, "ignore_label", -100) != -100) tpo_case_fail(c, "config.ignore_label: the model's is -100");
-    if (strncmp(tpo_case_string_or(c, "rope_pairing", "half split"), "half split", 10) != 0) tpo_case_fail(c, "config.rope_pairing: the model's is half split");
+    if (strncmp(tpo_case_string_or(c, "rope_pairing", "half split"), "half split", 10) != 0)
+        tpo_case_fail(c, "config.rope_pairing: the model's is half split");
 }
 
-/* --- without a model: tables, norm, merging ---------------------------------------------------------------------------------------- */
+/* --- without a model: tables, norm, merging
+ * ---------------------------------------------------------------------------------------- */
 
 static void rope_case(struct tpo_case *c)
 {
     const int n = tpo_case_dim(c, "input/positions", 0), D = tpo_case_size(c, "head_dim");
     const int32_t *positions = tpo_case_i32(c, "input/positions", n);
-    float *cos_table = malloc((size_t)n * (size_t)D * sizeof(float)), *sin_table = cos_table != NULL ? cos_table + (int64_t)n * D / 2 : NULL;
+    float *cos_table = malloc((size_t)n * (size_t)D * sizeof(float)),
+          *sin_table = cos_table != NULL ? cos_table + (int64_t)n * D / 2 : NULL;
     if (D % 2 != 0) tpo_case_fail(c, "config.head_dim: odd");
     if (positions != NULL && cos_table != NULL && !c->failed) {
         if (tpo_rope_table(c->stream, cos_table, sin_table, positions, tpo_case_number_or(c, "rope_theta", 1e6), n, D) != TPO_OK)
@@ -55,7 +58,8 @@ static void rms_case(struct tpo_case *c)
     const float *x = tpo_case_f32(c, "input/x", 0), *gain = tpo_case_f32(c, "weight/gain", C);
     float *y = malloc((size_t)M * (size_t)C * sizeof(*y));
     if (x != NULL && gain != NULL && y != NULL) {
-        if (tpo_rmsnorm(c->stream, y, NULL, x, gain, (float)tpo_case_number_or(c, "rms_eps", 1e-5), M, C) != TPO_OK) tpo_case_fail(c, "rmsnorm: the kernel refused");
+        if (tpo_rmsnorm(c->stream, y, NULL, x, gain, (float)tpo_case_number_or(c, "rms_eps", 1e-5), M, C) != TPO_OK)
+            tpo_case_fail(c, "rmsnorm: the kernel refused");
         tpo_case_compare(c, "output/rmsnorm", y, (int64_t)M * C, NULL);
     }
     free(y);
@@ -92,13 +96,15 @@ static void merges(struct tpo_parity_model *m, struct tpo_case *c)
         if (c->failed) return;
         float *merged = malloc((size_t)parts[0]->size * sizeof(*merged));
         const struct tpo_lora lora = {.w = parts[0], .a = parts[1], .b = parts[2]};
-        if (merged == NULL || tpo_decoder_merge(c->stream, merged, &lora, scale) != TPO_OK) tpo_case_fail(c, "%s: merging failed", name);
+        if (merged == NULL || tpo_decoder_merge(c->stream, merged, &lora, scale) != TPO_OK)
+            tpo_case_fail(c, "%s: merging failed", name);
         tpo_case_compare(c, name, merged, parts[0]->size, NULL);
         free(merged);
     }
 }
 
-/* --- forward and loss -------------------------------------------------------------------------------------------------------------- */
+/* --- forward and loss
+ * -------------------------------------------------------------------------------------------------------------- */
 
 struct batch {
     int B, T;
@@ -193,10 +199,34 @@ static void forward_case(struct tpo_parity_model *m, struct tpo_case *c)
 
 void tpo_parity_llm(struct tpo_case *c)
 {
-    static const char *const keys[] = {"hidden", "num_heads", "num_kv_heads", "head_dim", "ffn", "layers", "vocab", "lora_r", "lora_alpha", "rms_eps",
-                                       "rope_theta", "rope_pairing", "added_token_ids", "batch", "length", "valid_lengths", "visual_rows_per_sample",
-                                       "lora_dropout", "ignore_label", "prompt_length", "new_tokens", "smallest_top2_margin", "head_context", "task",
-                                       "trigger_id", "slot_id", "later_ids", NULL};
+    static const char *const keys[] = {"hidden",
+                                       "num_heads",
+                                       "num_kv_heads",
+                                       "head_dim",
+                                       "ffn",
+                                       "layers",
+                                       "vocab",
+                                       "lora_r",
+                                       "lora_alpha",
+                                       "rms_eps",
+                                       "rope_theta",
+                                       "rope_pairing",
+                                       "added_token_ids",
+                                       "batch",
+                                       "length",
+                                       "valid_lengths",
+                                       "visual_rows_per_sample",
+                                       "lora_dropout",
+                                       "ignore_label",
+                                       "prompt_length",
+                                       "new_tokens",
+                                       "smallest_top2_margin",
+                                       "head_context",
+                                       "task",
+                                       "trigger_id",
+                                       "slot_id",
+                                       "later_ids",
+                                       NULL};
     struct tpo_parity_model m;
     if (primitives(c)) return;
     tpo_case_keys(c, keys);
@@ -205,8 +235,10 @@ void tpo_parity_llm(struct tpo_case *c)
     llm_config(c, &m.config);
     if (tpo_parity_open(&m, c)) {
         merges(&m, c);
-        if (tpo_case_find(c, "input/prompt_embeds") != NULL) tpo_parity_decode(&m, c);
-        else if (tpo_case_find(c, "input/ids") != NULL) forward_case(&m, c);
+        if (tpo_case_find(c, "input/prompt_embeds") != NULL)
+            tpo_parity_decode(&m, c);
+        else if (tpo_case_find(c, "input/ids") != NULL)
+            forward_case(&m, c);
     }
     tpo_parity_close(&m);
 }

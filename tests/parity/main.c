@@ -1,9 +1,10 @@
-/* main.c -- `parity DIR`: runs every golden case below DIR (a folder with case.json, or a vectors.json) and prints a line for each:
+/* main.c -- `parity DIR`: runs every golden case below DIR (a folder with case.json, or a vectors.json) and prints a line for
+ * each:
  *
  *   ok NAME            FAILED NAME tensor max diff 0.1 (allowed 0.01)            NAME module skipped
  *
- * then `N passed, N failed` alone. The exit status is the verdict: something passed and nothing failed. A case's module is what its case.json says;
- * vectors.json is told by its content. Names decide nothing. */
+ * then `N passed, N failed` alone. The exit status is the verdict: something passed and nothing failed. A case's module is what
+ * its case.json says; vectors.json is told by its content. Names decide nothing. */
 #include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,8 +16,12 @@
 static const struct {
     const char *name;
     void (*run)(struct tpo_case *c);
-} modules[] = {{"vision_encoder", tpo_parity_vision_encoder}, {"positional_tables", tpo_parity_positional_tables}, {"qformer", tpo_parity_qformer},
-               {"llm", tpo_parity_llm},                       {"splice", tpo_parity_splice},                       {"region_loss", tpo_parity_region_loss},
+} modules[] = {{"vision_encoder", tpo_parity_vision_encoder},
+               {"positional_tables", tpo_parity_positional_tables},
+               {"qformer", tpo_parity_qformer},
+               {"llm", tpo_parity_llm},
+               {"splice", tpo_parity_splice},
+               {"region_loss", tpo_parity_region_loss},
                {"resize", tpo_parity_resize}};
 
 static struct {
@@ -36,14 +41,18 @@ static int collect(const char *path, const struct stat *st, int flag, struct FTW
     return found.paths[found.n++] == NULL;
 }
 
-static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
 
 static void uncompared(struct tpo_case *c)
 {
     bool any = false;
     for (int i = 0; i < c->n; i++) {
         any = any || c->tensors[i].compared;
-        if (c->tensors[i].must_match && !c->tensors[i].compared) tpo_case_fail(c, "%s: this runner does not compute it", c->tensors[i].name);
+        if (c->tensors[i].must_match && !c->tensors[i].compared)
+            tpo_case_fail(c, "%s: this runner does not compute it", c->tensors[i].name);
     }
     if (!any) tpo_case_fail(c, "the case holds nothing to compare");
 }
@@ -67,10 +76,14 @@ static int vectors_run(struct tpo_case *c)
     char path[4096];
     snprintf(path, sizeof(path), "%s/vectors.json", c->folder);
     c->root = json_load_file(path, 0, &where);
-    if (c->root == NULL) tpo_case_fail(c, "vectors.json, line %d: %s", where.line, where.text);
-    else if (json_object_get(c->root, "model") != NULL) tpo_parity_tokenizer(c);
-    else if (json_object_get(c->root, "cases") != NULL) tpo_parity_frame_sampling(c);
-    else return -1;
+    if (c->root == NULL)
+        tpo_case_fail(c, "vectors.json, line %d: %s", where.line, where.text);
+    else if (json_object_get(c->root, "model") != NULL)
+        tpo_parity_tokenizer(c);
+    else if (json_object_get(c->root, "cases") != NULL)
+        tpo_parity_frame_sampling(c);
+    else
+        return -1;
     return c->failed ? 0 : 1;
 }
 
@@ -82,12 +95,17 @@ static int path_run(struct tpo_stream *s, char *path, size_t below)
     *slash = '\0';
     const char *name = strlen(path) > below ? path + below : path;
     while (*name == '/' && name[1] != '\0') name++;
-    if (vectors) c = (struct tpo_case){.name = name, .folder = path, .stream = s};
-    else tpo_case_open(&c, s, name, path);
+    if (vectors)
+        c = (struct tpo_case){.name = name, .folder = path, .stream = s};
+    else
+        tpo_case_open(&c, s, name, path);
     const int verdict = vectors ? vectors_run(&c) : case_run(&c);
-    if (verdict < 0) printf("%s %s skipped\n", name, c.module != NULL ? c.module : "vectors.json");
-    else if (verdict > 0) printf("ok %s\n", name);
-    else printf("FAILED %s %s\n", name, c.message);
+    if (verdict < 0)
+        printf("%s %s skipped\n", name, c.module != NULL ? c.module : "vectors.json");
+    else if (verdict > 0)
+        printf("ok %s\n", name);
+    else
+        printf("FAILED %s %s\n", name, c.message);
     fflush(stdout);
     tpo_case_close(&c);
     return verdict;

@@ -20,8 +20,8 @@ static void triple(struct tpo_case *c, const char *key, float out[3])
 
 struct picture {
     int H, W;
-    uint8_t *rows;  /* (H, W, 3) */
-    float *planes;  /* (3, H, W), 0..255 */
+    uint8_t *rows; /* (H, W, 3) */
+    float *planes; /* (3, H, W), 0..255 */
 };
 
 static bool picture_read(struct tpo_case *c, struct picture *p, const char *name)
@@ -65,7 +65,8 @@ static void compare_u8(struct tpo_case *c, const char *name, const struct pictur
     const int64_t n = (int64_t)h * w;
     uint8_t *rows = malloc((size_t)n * 3), *planes = malloc((size_t)n * 3);
     if (rows != NULL && planes != NULL) {
-        if (tpo_resize_u8(c->stream, rows, h, w, p->rows, p->H, p->W, antialias) != TPO_OK) tpo_case_fail(c, "%s: the kernel refused", name);
+        if (tpo_resize_u8(c->stream, rows, h, w, p->rows, p->H, p->W, antialias) != TPO_OK)
+            tpo_case_fail(c, "%s: the kernel refused", name);
         for (int64_t k = 0; k < 3 * n && !c->failed; k++) planes[k] = rows[k % n * 3 + k / n];
         tpo_case_compare_u8(c, name, planes, 3 * n);
     }
@@ -107,7 +108,8 @@ static void compare_f32(struct tpo_case *c, const char *name, const struct pictu
     float *in = malloc((size_t)source * sizeof(*in)), *out = malloc((size_t)n * 3 * sizeof(*out));
     if (in != NULL && out != NULL && !c->failed) {
         for (int64_t k = 0; k < source; k++) in[k] = mask_head ? p->planes[k] / 255 : p->planes[k];
-        if (tpo_resize_f32(c->stream, out, h, w, in, 3, p->H, p->W, antialias) != TPO_OK) tpo_case_fail(c, "%s: the kernel refused", name);
+        if (tpo_resize_f32(c->stream, out, h, w, in, 3, p->H, p->W, antialias) != TPO_OK)
+            tpo_case_fail(c, "%s: the kernel refused", name);
         for (int64_t k = 0; k < 3 * n && !c->failed; k++) out[k] = (out[k] - mean[k / n]) / std[k / n];
         tpo_case_compare(c, name, out, 3 * n, NULL);
     }
@@ -123,9 +125,12 @@ static void outputs_compare(struct tpo_case *c, const char *stem, const struct p
         const char *name = c->tensors[i].name;
         if (strncmp(name, "output/", 7) != 0 || strncmp(name + 7, stem, length) != 0 || name[7 + length] != '.') continue;
         const char *kind = name + 8 + length;
-        if (strncmp(kind, "rgb", 3) == 0) compare_u8(c, name, p, antialias);
-        else if (strcmp(kind, "normalised") == 0) compare_normalised(c, name, p, antialias);
-        else if (strcmp(kind, "f32") == 0) compare_f32(c, name, p, antialias, false);
+        if (strncmp(kind, "rgb", 3) == 0)
+            compare_u8(c, name, p, antialias);
+        else if (strcmp(kind, "normalised") == 0)
+            compare_normalised(c, name, p, antialias);
+        else if (strcmp(kind, "f32") == 0)
+            compare_f32(c, name, p, antialias, false);
     }
 }
 
@@ -157,7 +162,8 @@ void tpo_parity_resize(struct tpo_case *c)
     }
 }
 
-/* --- frame sampling ---------------------------------------------------------------------------------------------------------------- */
+/* --- frame sampling
+ * ---------------------------------------------------------------------------------------------------------------- */
 
 static void sampling_one(struct tpo_case *c, const json_t *v, size_t at)
 {

@@ -31,7 +31,9 @@ void tpo_parity_tasks(struct tpo_case *c, struct tpo_config *config)
 {
     static const struct {
         const char *name, *trigger, *slot, *vector;
-    } tasks[] = {{"region", "box_begin", "boxes", "box_token"}, {"temporal", "time_begin", "temp", "temporal_token"}, {"mask", "track_begin", "tracking", "track_token"}};
+    } tasks[] = {{"region", "box_begin", "boxes", "box_token"},
+                 {"temporal", "time_begin", "temp", "temporal_token"},
+                 {"mask", "track_begin", "tracking", "track_token"}};
     config->n_tasks = 3;
     for (int i = 0; i < 3; i++) {
         struct tpo_task *t = &config->tasks[i];
@@ -69,8 +71,10 @@ bool tpo_parity_open(struct tpo_parity_model *m, struct tpo_case *c)
     fine = fine && tpo_decoder_declare(&m->decoder, &m->params, &m->config, 0) == TPO_OK;
     tpo_region_schema(&m->params, &m->config);
     fine = fine && tpo_tape_open(&m->tape, c->stream, wants_gradients(c)) == TPO_OK;
-    if (!fine) tpo_case_fail(c, "no memory for a model of this config");
-    else tpo_case_bind(c, &m->params);
+    if (!fine)
+        tpo_case_fail(c, "no memory for a model of this config");
+    else
+        tpo_case_bind(c, &m->params);
     return !c->failed;
 }
 
@@ -87,10 +91,12 @@ void tpo_parity_close(struct tpo_parity_model *m)
 void tpo_parity_check(struct tpo_parity_model *m, struct tpo_case *c)
 {
     if (tpo_tape_error(m->tape) != TPO_OK)
-        tpo_case_fail(c, "the pass failed (%s): a weight that it needs is not in the case, or shapes disagree", tpo_status_name(tpo_tape_error(m->tape)));
+        tpo_case_fail(c, "the pass failed (%s): a weight that it needs is not in the case, or shapes disagree",
+                      tpo_status_name(tpo_tape_error(m->tape)));
 }
 
-void tpo_parity_compare(struct tpo_parity_model *m, struct tpo_case *c, const char *name, const struct tpo_tensor *x, const bool *skip)
+void tpo_parity_compare(struct tpo_parity_model *m, struct tpo_case *c, const char *name, const struct tpo_tensor *x,
+                        const bool *skip)
 {
     tpo_parity_check(m, c);
     const bool whole = x != NULL && x->ld == x->cols;

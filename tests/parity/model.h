@@ -28,7 +28,8 @@ void tpo_parity_close(struct tpo_parity_model *m);
 void tpo_parity_check(struct tpo_parity_model *m, struct tpo_case *c);
 
 /* Compares x (may be NULL: "could not be computed") with the tensor `name`, if the case holds it. */
-void tpo_parity_compare(struct tpo_parity_model *m, struct tpo_case *c, const char *name, const struct tpo_tensor *x, const bool *skip);
+void tpo_parity_compare(struct tpo_parity_model *m, struct tpo_case *c, const char *name, const struct tpo_tensor *x,
+                        const bool *skip);
 /* An input of the case as a tensor that takes a gradient where the case holds grad/NAME. */
 struct tpo_tensor *tpo_parity_input(struct tpo_parity_model *m, struct tpo_case *c, const char *name, int rows, int cols);
 /* Seeds x with input/functional, compares loss/functional, walks back and compares every gradient of parameters. */

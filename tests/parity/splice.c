@@ -21,10 +21,12 @@ static void splice_config(struct tpo_case *c, struct tpo_config *config)
     config->bridge.num_hidden_layers = tpo_case_size_or(c, "query_layers", 1);
     config->bridge.intermediate_size = tpo_case_size_or(c, "query_ffn", 1);
     config->box_encoder_hidden_size = tpo_case_size_or(c, "box_encoder_hidden", 1);
-    if (config->bridge.hidden_size % config->bridge.num_attention_heads != 0) tpo_case_fail(c, "config: query_width and query_heads do not fit together");
+    if (config->bridge.hidden_size % config->bridge.num_attention_heads != 0)
+        tpo_case_fail(c, "config: query_width and query_heads do not fit together");
     if (tpo_case_has_key(c, "vision_width"))
-        tpo_parity_vision_config(c, config, tpo_case_size(c, "vision_width"), tpo_case_size(c, "vision_heads"), tpo_case_size(c, "blocks_built"),
-                                 tpo_case_size(c, "patch"), tpo_case_size(c, "img_size"), tpo_case_size(c, "frames"));
+        tpo_parity_vision_config(c, config, tpo_case_size(c, "vision_width"), tpo_case_size(c, "vision_heads"),
+                                 tpo_case_size(c, "blocks_built"), tpo_case_size(c, "patch"), tpo_case_size(c, "img_size"),
+                                 tpo_case_size(c, "frames"));
 }
 
 /* Connector rows: given, or computed from pixels. */
@@ -36,7 +38,8 @@ static struct tpo_tensor *query_rows(struct tpo_parity_model *m, struct tpo_case
     if (tpo_case_find(c, "input/pixels") == NULL) return NULL;
     *p = tpo_parity_tokens(m, c);
     if (p->tokens == NULL) return NULL;
-    const struct tpo_qformer_input in = {.visual = tpo_vit_norm(m->tape, &m->vit, p->tokens), .B = p->B, .N = p->tokens->rows / p->B};
+    const struct tpo_qformer_input in = {
+        .visual = tpo_vit_norm(m->tape, &m->vit, p->tokens), .B = p->B, .N = p->tokens->rows / p->B};
     return in.visual != NULL ? tpo_qformer_forward(m->tape, &m->qformer, &in) : NULL;
 }
 
@@ -52,9 +55,30 @@ int32_t *tpo_parity_visual_index(struct tpo_case *c, const char *name, int n, in
 
 void tpo_parity_splice(struct tpo_case *c)
 {
-    static const char *const keys[] = {"llm_width", "vocab", "query_width", "query_heads", "query_layers", "query_ffn", "queries", "extra_queries",
-                                       "vision_width", "vision_heads", "blocks_built", "patch", "img_size", "frames", "mlp_ratio", "tubelet", "norm_eps",
-                                       "checkpoint_frames_of_table", "box_encoder_hidden", "added_token_ids", "media", "batch", "length", NULL};
+    static const char *const keys[] = {"llm_width",
+                                       "vocab",
+                                       "query_width",
+                                       "query_heads",
+                                       "query_layers",
+                                       "query_ffn",
+                                       "queries",
+                                       "extra_queries",
+                                       "vision_width",
+                                       "vision_heads",
+                                       "blocks_built",
+                                       "patch",
+                                       "img_size",
+                                       "frames",
+                                       "mlp_ratio",
+                                       "tubelet",
+                                       "norm_eps",
+                                       "checkpoint_frames_of_table",
+                                       "box_encoder_hidden",
+                                       "added_token_ids",
+                                       "media",
+                                       "batch",
+                                       "length",
+                                       NULL};
     struct tpo_parity_model m;
     tpo_case_keys(c, keys);
     tpo_parity_config(&m.config);
@@ -85,7 +109,8 @@ void tpo_parity_splice(struct tpo_case *c)
     tpo_parity_close(&m);
 }
 
-/* --- region ------------------------------------------------------------------------------------------------------------------------ */
+/* --- region
+ * ------------------------------------------------------------------------------------------------------------------------ */
 
 static bool wants_all(void *plan, const char *name)
 {
@@ -143,7 +168,8 @@ static void head_case(struct tpo_case *c, int n)
     const int width = tpo_case_size(c, "llm_width");
     config.llm.hidden_size = width;
     config.region_hidden_size = tpo_case_size(c, "hidden");
-    const float *e = tpo_case_f32(c, "input/task_embeddings", (int64_t)n * width), *g = tpo_case_f32(c, "input/gt_boxes", 4 * (int64_t)n);
+    const float *e = tpo_case_f32(c, "input/task_embeddings", (int64_t)n * width),
+                *g = tpo_case_f32(c, "input/gt_boxes", 4 * (int64_t)n);
     if (c->failed) return;
     if (tpo_region_open(&region, c->stream, &config, NULL, 0, &err) != TPO_OK || tpo_tape_open(&t, c->stream, true) != TPO_OK) {
         tpo_case_fail(c, "no region head: %s", err.message);
@@ -152,7 +178,8 @@ static void head_case(struct tpo_case *c, int n)
         tpo_case_bind(c, model->params);
         tpo_case_need_weights(c, model->params);
         struct tpo_tensor *x = tpo_input(t, e, n, width, true);
-        struct tpo_forward f = {.n_inputs = 2, .inputs = {{"e.region", x}, {"boxes", tpo_input(t, g, n, 4, false)}}, .wants_loss = wants_all};
+        struct tpo_forward f = {
+            .n_inputs = 2, .inputs = {{"e.region", x}, {"boxes", tpo_input(t, g, n, 4, false)}}, .wants_loss = wants_all};
         if (c->failed || model->forward(model->self, t, &f, &err) != TPO_OK || f.n_outputs != 1 || f.n_losses != 1) {
             tpo_case_fail(c, "the region head's pass failed: %s", err.message);
         } else {
@@ -175,6 +202,8 @@ void tpo_parity_region_loss(struct tpo_case *c)
     static const char *const keys[] = {"llm_width", "hidden", "boxes", "boxes_per_sample", "valid_predictions", NULL};
     tpo_case_keys(c, keys);
     const int n = tpo_case_dim(c, "input/gt_boxes", 0);
-    if (tpo_case_find(c, "input/boxes") != NULL) boxes_only(c, n);
-    else head_case(c, n);
+    if (tpo_case_find(c, "input/boxes") != NULL)
+        boxes_only(c, n);
+    else
+        head_case(c, n);
 }

@@ -69,7 +69,9 @@ static void training_equals_serving(void **state)
     struct tpo_tape *t;
     const int frames[] = {1, 3, 3, 2};
     struct tpo_sample samples[4];
-    for (int i = 0; i < 4; i++) samples[i] = (struct tpo_sample){.n_frames = frames[i], .height = SIDE, .width = SIDE, .pixels = pixels_of(frames[i], (uint64_t)i)};
+    for (int i = 0; i < 4; i++)
+        samples[i] =
+            (struct tpo_sample){.n_frames = frames[i], .height = SIDE, .width = SIDE, .pixels = pixels_of(frames[i], (uint64_t)i)};
     assert_int_equal(tpo_tape_open(&t, stream, true), TPO_OK);
     struct tpo_forward f = {.samples = samples, .n_samples = 4};
     struct tpo_error err = {0};
@@ -164,14 +166,17 @@ static void dense_gradients(void **state)
     float boxes[3 * PATCHES * 4];
     for (int k = 0; k < 3 * PATCHES * TPO_DENSE_ATTRIBUTES; k++) labels[k] = k % 3 == 0 ? -100 : k % 7;
     for (int k = 0; k < 3 * PATCHES * 4; k++) boxes[k] = tpo_random(1, (uint64_t)k);
-    const struct tpo_named_tensor image[] = {{.name = "dense.attributes", .dtype = TPO_I32, .n_dims = 2, .shape = {PATCHES, 4}, .data = labels},
-                                             {.name = "dense.boxes", .dtype = TPO_F32, .n_dims = 2, .shape = {PATCHES, 4}, .data = boxes}};
-    const struct tpo_named_tensor clip[] = {{.name = "dense.attributes", .dtype = TPO_I32, .n_dims = 2, .shape = {3 * PATCHES, 5}, .data = labels},
-                                            {.name = "dense.boxes", .dtype = TPO_F32, .n_dims = 2, .shape = {3 * PATCHES, 4}, .data = boxes}};
+    const struct tpo_named_tensor image[] = {
+        {.name = "dense.attributes", .dtype = TPO_I32, .n_dims = 2, .shape = {PATCHES, 4}, .data = labels},
+        {.name = "dense.boxes", .dtype = TPO_F32, .n_dims = 2, .shape = {PATCHES, 4}, .data = boxes}};
+    const struct tpo_named_tensor clip[] = {
+        {.name = "dense.attributes", .dtype = TPO_I32, .n_dims = 2, .shape = {3 * PATCHES, 5}, .data = labels},
+        {.name = "dense.boxes", .dtype = TPO_F32, .n_dims = 2, .shape = {3 * PATCHES, 4}, .data = boxes}};
     const struct tpo_sample samples[] = {
         {.n_frames = 1, .height = SIDE, .width = SIDE, .pixels = pixels_of(1, 1), .n_targets = 2, .targets = image},
         {.n_frames = 3, .height = SIDE, .width = SIDE, .pixels = pixels_of(3, 2), .n_targets = 2, .targets = clip}};
-    for (int i = 0; i < p->n; i++) p->items[i]->grad = p->items[i]->ignored ? NULL : calloc((size_t)p->items[i]->size, sizeof(float));
+    for (int i = 0; i < p->n; i++)
+        p->items[i]->grad = p->items[i]->ignored ? NULL : calloc((size_t)p->items[i]->size, sizeof(float));
     assert_int_equal(tpo_tape_open(&t, stream, true), TPO_OK);
     dense_of(e, t, samples, 2, true);
     int checked = 0;
@@ -190,7 +195,8 @@ static void dense_gradients(void **state)
         x->data[at] = kept;
         const float expected = (high - low) / (2 * h);
         if (fabsf(expected - x->grad[at]) > 4e-3F + 0.05F * fabsf(x->grad[at]))
-            fail_msg("%s[%lld]: difference quotient %g, gradient %g", x->name, (long long)at, (double)expected, (double)x->grad[at]);
+            fail_msg("%s[%lld]: difference quotient %g, gradient %g", x->name, (long long)at, (double)expected,
+                     (double)x->grad[at]);
         checked++;
     }
     assert_true(checked > 50);
@@ -208,12 +214,14 @@ static void bad_samples_are_named(void **state)
     struct tpo_tape *t;
     uint8_t *pixels = pixels_of(1, 1);
     int32_t labels[PATCHES * 4] = {0};
-    const struct tpo_named_tensor misshapen = {.name = "dense.attributes", .dtype = TPO_I32, .n_dims = 2, .shape = {PATCHES - 1, 4}, .data = labels};
-    const struct tpo_sample samples[] = {{.n_frames = 1, .height = SIDE, .width = SIDE, .pixels = pixels},
-                                         {.n_frames = 1, .height = SIDE, .width = SIDE, .pixels = pixels, .n_targets = 1, .targets = &misshapen},
-                                         {.n_frames = 1, .height = SIDE, .width = SIDE},
-                                         {.n_frames = 1, .height = SIDE / 2, .width = SIDE, .pixels = pixels},
-                                         {.n_frames = 9, .height = SIDE, .width = SIDE, .pixels = pixels}};
+    const struct tpo_named_tensor misshapen = {
+        .name = "dense.attributes", .dtype = TPO_I32, .n_dims = 2, .shape = {PATCHES - 1, 4}, .data = labels};
+    const struct tpo_sample samples[] = {
+        {.n_frames = 1, .height = SIDE, .width = SIDE, .pixels = pixels},
+        {.n_frames = 1, .height = SIDE, .width = SIDE, .pixels = pixels, .n_targets = 1, .targets = &misshapen},
+        {.n_frames = 1, .height = SIDE, .width = SIDE},
+        {.n_frames = 1, .height = SIDE / 2, .width = SIDE, .pixels = pixels},
+        {.n_frames = 9, .height = SIDE, .width = SIDE, .pixels = pixels}};
     const char *const reasons[] = {"dense_targets", "dense_targets", "sample_pixels", "sample_pixels", "frame_count"};
     assert_int_equal(tpo_tape_open(&t, stream, true), TPO_OK);
     for (int i = 0; i < 5; i++) {
@@ -228,5 +236,5 @@ static void bad_samples_are_named(void **state)
     tpo_encoder_close(e);
 }
 
-TPO_TESTS(cmocka_unit_test(training_equals_serving), cmocka_unit_test(frames_have_places), cmocka_unit_test(frame_counts_are_checked),
-          cmocka_unit_test(dense_gradients), cmocka_unit_test(bad_samples_are_named))
+TPO_TESTS(cmocka_unit_test(training_equals_serving), cmocka_unit_test(frames_have_places),
+          cmocka_unit_test(frame_counts_are_checked), cmocka_unit_test(dense_gradients), cmocka_unit_test(bad_samples_are_named))

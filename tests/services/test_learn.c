@@ -11,8 +11,9 @@
 #define WIDTH   32
 #define BRIDGE  24
 
-static const struct tpo_added_token added[] = {{"<box_begin>", 32000}, {"<time_begin>", 32001}, {"<temp>", 32002},      {"<boxes>", 32003},
-                                               {"<track_begin>", 32004}, {"<tracking>", 32005}, {"<track_box>", 32006}};
+static const struct tpo_added_token added[] = {{"<box_begin>", 32000}, {"<time_begin>", 32001},  {"<temp>", 32002},
+                                               {"<boxes>", 32003},     {"<track_begin>", 32004}, {"<tracking>", 32005},
+                                               {"<track_box>", 32006}};
 
 struct bench {
     struct tpo_stream *stream;
@@ -43,7 +44,12 @@ static void bench_open(struct bench *b)
     c->llm.ext_slot_position = true;
     c->box_encoder_hidden_size = 16;
     c->n_tasks = 1;
-    c->tasks[0] = (struct tpo_task){.name = "region", .trigger = "<box_begin>", .slot = "<boxes>", .vector = "box_token", .trigger_id = 32000, .slot_id = 32003};
+    c->tasks[0] = (struct tpo_task){.name = "region",
+                                    .trigger = "<box_begin>",
+                                    .slot = "<boxes>",
+                                    .vector = "box_token",
+                                    .trigger_id = 32000,
+                                    .slot_id = 32003};
     c->track_box_id = 32006;
     assert_int_equal(tpo_stream_open(&b->stream, "cpu", 1, NULL), TPO_OK);
     assert_int_equal(tpo_decoder_declare(&b->decoder, &b->params, c, 1), TPO_OK);
@@ -92,7 +98,9 @@ static const struct tpo_attention_target looks[] = {
     {.layer = 0, .head = 1, .weight = 1, .from = TPO_AT_VECTOR, .to = TPO_AT_SLOTS, .slots = slots},
     {.layer = 1, .head = 0, .weight = 0.5F, .from = TPO_AT_ANSWER, .to = TPO_AT_WORD, .to_offset = 13},
     {.layer = 1, .head = 3, .weight = 0.5F, .from = TPO_AT_WORD, .from_offset = 13, .to = TPO_AT_SLOTS, .slots = slots}};
-static const struct tpo_turn turns[] = {{"Where is the red star?", "<box_begin><boxes>"}, {"What colour is the star?", "red"}, {"Find {box} again", "<box_begin><boxes>"}};
+static const struct tpo_turn turns[] = {{"Where is the red star?", "<box_begin><boxes>"},
+                                        {"What colour is the star?", "red"},
+                                        {"Find {box} again", "<box_begin><boxes>"}};
 static const float user_box[1][4] = {{0.1F, 0.2F, 0.3F, 0.4F}};
 static const struct tpo_conversation conversations[] = {
     {.n_turns = 1, .turns = &turns[0], .weight = 1, .weight_end = 0.2F, .n_attention = 3, .attention = looks},
@@ -118,7 +126,10 @@ static void packing_changes_nothing(void **state)
     for (int s = 1; s < 3; s++) memcpy(rows + (size_t)s * QUERIES * BRIDGE, rows, QUERIES * BRIDGE * sizeof(*rows));
     const struct tpo_sample one[] = {{.n_frames = 1, .n_conversations = 3, .conversations = conversations}};
     struct tpo_forward f = {.samples = one, .n_samples = 1, .n_inputs = 1, .wants_loss = wants_all};
-    const struct tpo_named_tensor words = {.name = "slot.words", .dtype = TPO_I32, .n_dims = 2, .shape = {QUERIES, 2},
+    const struct tpo_named_tensor words = {.name = "slot.words",
+                                           .dtype = TPO_I32,
+                                           .n_dims = 2,
+                                           .shape = {QUERIES, 2},
                                            .data = (const int32_t[]){7, 300, -100, 301, 8, -100, -100, -100, 9, 300, -100, -100}};
     struct tpo_sample with_words = one[0];
     with_words.n_targets = 1;
@@ -138,7 +149,9 @@ static void packing_changes_nothing(void **state)
 
     tpo_tape_reset(t, false);
     struct tpo_sample each[3];
-    for (int i = 0; i < 3; i++) each[i] = (struct tpo_sample){.n_frames = 1, .n_conversations = 1, .conversations = &conversations[i], .n_targets = 1, .targets = &words};
+    for (int i = 0; i < 3; i++)
+        each[i] = (struct tpo_sample){
+            .n_frames = 1, .n_conversations = 1, .conversations = &conversations[i], .n_targets = 1, .targets = &words};
     f = (struct tpo_forward){.samples = each, .n_samples = 3, .n_inputs = 1, .wants_loss = wants_all};
     f.inputs[0] = (struct tpo_port){"visual", tpo_input(t, rows, 3 * QUERIES, BRIDGE, true)};
     if (b.learn.model.forward(&b.learn, t, &f, &err) != TPO_OK) fail_msg("%s", err.message);
@@ -179,10 +192,23 @@ static void gradients(void **state)
     assert_int_equal(tpo_tape_open(&t, b.stream, true), TPO_OK);
     float *rows = visual_rows(QUERIES);
     const struct tpo_named_tensor targets[] = {
-        {.name = "slot.words", .dtype = TPO_I32, .n_dims = 2, .shape = {QUERIES, 2}, .data = (const int32_t[]){7, 300, -100, 301, 8, -100, -100, -100, 9, 300, -100, -100}},
-        {.name = "slot.boxes", .dtype = TPO_F32, .n_dims = 2, .shape = {QUERIES, 4}, .data = (const float[QUERIES * 4]){0.1F, 0.9F}},
-        {.name = "slot.centres", .dtype = TPO_F32, .n_dims = 2, .shape = {QUERIES, 2}, .data = (const float[QUERIES * 2]){NAN, NAN, 1, 0}}};
-    const struct tpo_sample sample = {.n_frames = 1, .n_conversations = 3, .conversations = conversations, .n_targets = 3, .targets = targets};
+        {.name = "slot.words",
+         .dtype = TPO_I32,
+         .n_dims = 2,
+         .shape = {QUERIES, 2},
+         .data = (const int32_t[]){7, 300, -100, 301, 8, -100, -100, -100, 9, 300, -100, -100}},
+        {.name = "slot.boxes",
+         .dtype = TPO_F32,
+         .n_dims = 2,
+         .shape = {QUERIES, 4},
+         .data = (const float[QUERIES * 4]){0.1F, 0.9F}},
+        {.name = "slot.centres",
+         .dtype = TPO_F32,
+         .n_dims = 2,
+         .shape = {QUERIES, 2},
+         .data = (const float[QUERIES * 2]){NAN, NAN, 1, 0}}};
+    const struct tpo_sample sample = {
+        .n_frames = 1, .n_conversations = 3, .conversations = conversations, .n_targets = 3, .targets = targets};
     total(&b, t, &sample, rows, true);
     int checked = 0;
     for (int i = 0; i < b.params.n; i++) {
@@ -199,7 +225,8 @@ static void gradients(void **state)
         p->data[at] = kept;
         const float expected = (high - low) / (2 * h);
         if (fabsf(expected - p->grad[at]) > 2e-3F + 0.05F * fabsf(p->grad[at]))
-            fail_msg("%s[%lld]: difference quotient %g, gradient %g", p->name, (long long)at, (double)expected, (double)p->grad[at]);
+            fail_msg("%s[%lld]: difference quotient %g, gradient %g", p->name, (long long)at, (double)expected,
+                     (double)p->grad[at]);
         checked++;
     }
     assert_true(checked > 25);

@@ -63,10 +63,14 @@ static void bad_input_is_named(void **state)
     struct tpo_forward f = {.wants_loss = wants_all};
     assert_int_equal(m->forward(m->self, t, &f, &err), TPO_OK); /* no box in the micro-batch: no loss */
     assert_int_equal(f.n_losses, 0);
-    f = (struct tpo_forward){.wants_loss = wants_all, .n_inputs = 1, .inputs = {{"e.region", tpo_input(t, NULL, 2, WIDTH + 1, true)}}};
+    f = (struct tpo_forward){
+        .wants_loss = wants_all, .n_inputs = 1, .inputs = {{"e.region", tpo_input(t, NULL, 2, WIDTH + 1, true)}}};
     assert_int_equal(m->forward(m->self, t, &f, &err), TPO_INVALID_ARGUMENT);
     assert_string_equal(err.reason, "e_width");
-    f = (struct tpo_forward){.wants_loss = wants_all, .n_inputs = 2, .inputs = {{"e.region", tpo_input(t, NULL, 2, WIDTH, true)}, {"boxes", tpo_input(t, NULL, 1, 4, false)}}};
+    f = (struct tpo_forward){
+        .wants_loss = wants_all,
+        .n_inputs = 2,
+        .inputs = {{"e.region", tpo_input(t, NULL, 2, WIDTH, true)}, {"boxes", tpo_input(t, NULL, 1, 4, false)}}};
     assert_int_equal(m->forward(m->self, t, &f, &err), TPO_INVALID_ARGUMENT);
     assert_string_equal(err.reason, "boxes_shape");
     tpo_tape_close(t);
