@@ -46,13 +46,36 @@ bool tpo_host_ready(const struct tpo_host *h)
 /* --- Status -------------------------------------------------------------------------------------------------------------------------------- */
 
 #define COUNTERS_MAX 512
+#define LABELS_MAX   4
 
 struct counters {
     Tpo__V1__Counter items[COUNTERS_MAX], *list[COUNTERS_MAX];
-    char *labels[COUNTERS_MAX][1];
+    char *labels[COUNTERS_MAX][LABELS_MAX], texts[COUNTERS_MAX][160];
     char names[COUNTERS_MAX][128]; /* a histogram's are made on the way and gone after the callback */
     size_t n;
 };
+
+/* `cache="encoder",result="hit"` becomes "cache=encoder" and "result=hit" in `text`, which is the wire's form; how many they are. */
+static size_t split_labels(char **items, char *text, size_t size, const char *labels)
+{
+    size_t n = 0, at = 0;
+    while (*labels != '\0' && n < LABELS_MAX) {
+        size_t key = strcspn(labels, "=");
+        if (labels[key] == '\0' || at + key + 2 >= size) break;
+        items[n++] = text + at;
+        memcpy(text + at, labels, key + 1);
+        at += key + 1;
+        for (labels += key + 2; *labels != '"' && *labels != '\0' && at + 1 < size; labels++) {
+            bool escaped = *labels == '\\' && labels[1] != '\0';
+            labels += escaped;
+            text[at++] = escaped && *labels == 'n' ? '\n' : *labels;
+        }
+        text[at++] = '\0';
+        labels += strcspn(labels, ",");
+        labels += *labels == ',';
+    }
+    return n;
+}
 
 static void add_counter(void *owner, const char *name, const char *labels, double value, bool gauge)
 {
@@ -60,10 +83,9 @@ static void add_counter(void *owner, const char *name, const char *labels, doubl
     if (c->n == COUNTERS_MAX) return;
     Tpo__V1__Counter *item = &c->items[c->n];
     tpo__v1__counter__init(item);
-    c->labels[c->n][0] = (char *)labels;
     item->name = memcpy(c->names[c->n], name, strnlen(name, sizeof(c->names[0]) - 1));
     item->labels = c->labels[c->n];
-    item->n_labels = labels[0] != '\0';
+    item->n_labels = split_labels(c->labels[c->n], c->texts[c->n], sizeof(c->texts[0]), labels);
     item->value = value;
     item->gauge = gauge;
     c->list[c->n++] = item;

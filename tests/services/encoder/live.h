@@ -151,7 +151,9 @@ static inline double live_counter(struct live *l, const char *name, const char *
     if (live_status(l, &reply, &err) != TPO_OK) live_die(err.message);
     for (size_t i = 0; i < reply->n_counters; i++) {
         const Tpo__V1__Counter *c = reply->counters[i];
-        if (strcmp(c->name, name) == 0 && (label == NULL || (c->n_labels > 0 && strstr(c->labels[0], label) != NULL))) value += c->value;
+        bool wanted = label == NULL;
+        for (size_t k = 0; k < c->n_labels; k++) wanted = wanted || strcmp(c->labels[k], label) == 0;
+        if (wanted && strcmp(c->name, name) == 0) value += c->value;
     }
     protobuf_c_message_free_unpacked(&reply->base, NULL);
     return value;

@@ -97,7 +97,7 @@ static void a_hit_gives_the_same_bits(void **state)
     becomes_hit(&l, film, &second);
     double later = live_counter(&l, "tpo_encoder_runs_total", NULL);
     assert_true(later - runs <= 1); /* once at most while the write was on its way; a hit runs nothing */
-    assert_true(live_counter(&l, "tpo_cache_requests_total", "hit") >= 3);
+    assert_true(live_counter(&l, "tpo_cache_requests_total", "result=hit") >= 3);
     assert_true(live_counter(&l, "tpo_request_duration_seconds_count", NULL) >= 5); /* a name made on the way */
     tpo_payload_free(&second);
 
