@@ -150,6 +150,26 @@ int32_t *tpo_tape_indices(struct tpo_tape *t, const int32_t *host, int64_t n)
     return tpo_tape_check(t, tpo_copy_in(t->stream, copy, host, (size_t)n * sizeof(*copy))) ? copy : NULL;
 }
 
+struct tpo_scope tpo_scope_begin(const struct tpo_tape *t)
+{
+    return (struct tpo_scope){.block = t->chunk, .last = t->last, .used = t->chunk != NULL ? t->chunk->used : 0};
+}
+
+struct tpo_tensor *tpo_scope_end(struct tpo_tape *t, struct tpo_scope scope, struct tpo_tensor *keep)
+{
+    if (keep == NULL || t->error != TPO_OK || keep->needs_grad || keep->ld != keep->cols) return keep;
+    if (scope.last != t->last || scope.block == NULL || scope.block != t->chunk) return keep;
+    /* Moved down to the mark, unless it would be copied onto itself. */
+    const int64_t n = (int64_t)keep->rows * keep->cols;
+    char *to = t->chunk->block + scope.used, *end = to + (size_t)n * sizeof(float);
+    const char *from = (const char *)keep->data;
+    if (from < end || from >= t->chunk->block + t->chunk->size) return keep;
+    if (!tpo_tape_check(t, tpo_scale(t->stream, (float *)to, 1, keep->data, n))) return NULL;
+    keep->data = (float *)to;
+    t->chunk->used = scope.used + (((size_t)n * sizeof(float) + 63) & ~(size_t)63);
+    return keep;
+}
+
 static struct tpo_tensor *head_make(struct tpo_tape *t, int rows, int cols)
 {
     if (t->error != TPO_OK) return NULL;

@@ -41,6 +41,16 @@ struct tpo_stream *tpo_tape_stream(const struct tpo_tape *t);
 bool tpo_tape_recording(const struct tpo_tape *t);
 struct tpo_arena *tpo_tape_arena(struct tpo_tape *t); /* for what lives as long as the pass: index arrays, masks */
 
+/* A scope keeps a deep network without gradients in the memory of one layer: at its end everything made since the mark is gone
+ * but `keep`, which may have moved (use the tensor returned). Where gradients are needed, or memory lies awkwardly, it changes
+ * nothing. */
+struct tpo_scope {
+    const void *block, *last;
+    size_t used;
+};
+struct tpo_scope tpo_scope_begin(const struct tpo_tape *t);
+struct tpo_tensor *tpo_scope_end(struct tpo_tape *t, struct tpo_scope scope, struct tpo_tensor *keep);
+
 float *tpo_tape_floats(struct tpo_tape *t, int64_t n); /* device memory of the pass, not cleared; NULL sets the error */
 
 /* A tensor that holds a copy of host `data` (NULL: zeros). */

@@ -254,6 +254,9 @@ struct tpo_tensor *tpo_qformer_forward(struct tpo_tape *t, const struct tpo_qfor
     }
     h = tpo_norm_layer(t, h, q->norm.w, q->norm.b, EPS);
     h = tpo_drop(t, h, in->dropout, tpo_random_u64(in->noise, s.draws++));
-    for (int i = 0; i < c->bridge.num_hidden_layers; i++) h = layer_forward(&s, i, h);
+    for (int i = 0; i < c->bridge.num_hidden_layers && h != NULL; i++) {
+        const struct tpo_scope scope = tpo_scope_begin(t);
+        h = tpo_scope_end(t, scope, layer_forward(&s, i, h));
+    }
     return h;
 }

@@ -120,7 +120,10 @@ struct tpo_tensor *tpo_vit_forward(struct tpo_tape *t, const struct tpo_vit *v, 
     if (patches == NULL) return NULL;
     const int frames = patches->rows / (B * tpo_config_patches(v->config));
     struct tpo_tensor *x = tpo_plus_rows(t, tpo_linear(t, patches, v->patch_w, v->patch_b), position_table(t, v, frames));
-    for (int i = 0; i < v->n_blocks && x != NULL; i++) x = block_forward(t, v, &v->blocks[i], x, B);
+    for (int i = 0; i < v->n_blocks && x != NULL; i++) {
+        const struct tpo_scope scope = tpo_scope_begin(t);
+        x = tpo_scope_end(t, scope, block_forward(t, v, &v->blocks[i], x, B));
+    }
     return x;
 }
 

@@ -307,7 +307,32 @@ static void unused_input(void **state)
     tpo_tape_close(t);
 }
 
+/* A scope without gradients leaves one tensor and gives the rest of its memory back; one with gradients leaves all of it. */
+static void scopes_give_back(void **state)
+{
+    (void)state;
+    open_stream();
+    struct tpo_tape *t;
+    const float data[4] = {1, -2, 3, -4};
+    for (int record = 0; record < 2; record++) {
+        assert_int_equal(tpo_tape_open(&t, stream, record != 0), TPO_OK);
+        struct tpo_tensor *x = tpo_input(t, data, 2, 2, record != 0);
+        float *before = NULL;
+        for (int layer = 0; layer < 5; layer++) {
+            const struct tpo_scope scope = tpo_scope_begin(t);
+            struct tpo_tensor *y = tpo_plus(t, tpo_times(t, x, 2), tpo_times(t, x, 1));
+            y = tpo_scope_end(t, scope, tpo_times(t, y, 0.5F));
+            if (layer > 0 && record == 0) assert_int_equal(y->data - before, 16); /* one block of 64 bytes further */
+            before = y->data;
+            x = y;
+        }
+        for (int k = 0; k < 4; k++) assert_float_equal(x->data[k], data[k] * 7.59375F, 1e-6F);
+        tpo_tape_close(t);
+    }
+}
+
 TPO_TESTS(cmocka_unit_test(linear), cmocka_unit_test(columns), cmocka_unit_test(lora), cmocka_unit_test(norms),
           cmocka_unit_test(activations), cmocka_unit_test(moves), cmocka_unit_test(drops), cmocka_unit_test(attend),
           cmocka_unit_test(attend_fused), cmocka_unit_test(attention_rows), cmocka_unit_test(losses),
-          cmocka_unit_test(parameters_accumulate), cmocka_unit_test(errors_stick), cmocka_unit_test(unused_input))
+          cmocka_unit_test(parameters_accumulate), cmocka_unit_test(errors_stick), cmocka_unit_test(unused_input),
+          cmocka_unit_test(scopes_give_back))
