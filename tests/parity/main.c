@@ -6,6 +6,7 @@
  * then `N passed, N failed` alone. The exit status is the verdict: something passed and nothing failed. A case's module is what
  * its case.json says; vectors.json is told by its content. Names decide nothing. */
 #include <ftw.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -124,10 +125,12 @@ int main(int argc, char **argv)
         fprintf(stderr, "parity: %s\n", err.message);
         return 2;
     }
-    if (nftw(argv[1], collect, 16, FTW_PHYS) != 0) fprintf(stderr, "parity: %s cannot be read whole\n", argv[1]);
+    char root[PATH_MAX]; /* a link to a kit is walked too */
+    if (realpath(argv[1], root) == NULL || nftw(root, collect, 16, FTW_PHYS) != 0)
+        fprintf(stderr, "parity: %s cannot be read whole\n", argv[1]);
     if (found.n > 0) qsort(found.paths, (size_t)found.n, sizeof(*found.paths), by_name);
     for (int i = 0; i < found.n; i++) {
-        const int verdict = path_run(stream, found.paths[i], strlen(argv[1]));
+        const int verdict = path_run(stream, found.paths[i], strlen(root));
         passed += verdict > 0;
         failed += verdict == 0;
         free(found.paths[i]);
