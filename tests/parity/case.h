@@ -33,7 +33,7 @@ struct tpo_case {
     struct tpo_golden *tensors;
     int n;
     struct tpo_stream *stream;
-    bool failed;
+    bool failed, skipped;
     char message[512];
 };
 
@@ -76,6 +76,7 @@ void tpo_parity_vision_encoder(struct tpo_case *c);
 void tpo_parity_positional_tables(struct tpo_case *c);
 void tpo_parity_qformer(struct tpo_case *c);
 void tpo_parity_llm(struct tpo_case *c);
+void tpo_parity_multitask_step(struct tpo_case *c);
 void tpo_parity_splice(struct tpo_case *c);
 void tpo_parity_region_loss(struct tpo_case *c);
 void tpo_parity_resize(struct tpo_case *c);

@@ -7,6 +7,7 @@
 #include "kernels/loss.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
+#include "services/region/region.h"
 #include "tests/parity/llm.h"
 #include "tests/parity/model.h"
 
@@ -24,6 +25,8 @@ static void llm_config(struct tpo_case *c, struct tpo_config *config)
     config->llm.lora_alpha = (float)tpo_case_number_or(c, "lora_alpha", 1);
     config->llm.rms_norm_eps = (float)tpo_case_number_or(c, "rms_eps", 1e-5);
     config->llm.rope_theta = tpo_case_number_or(c, "rope_theta", 1e6);
+    config->box_encoder_hidden_size = tpo_case_size_or(c, "box_encoder_hidden", 1);
+    config->region_hidden_size = tpo_case_size_or(c, "head_hidden", 1);
     if (config->llm.num_attention_heads % config->llm.num_key_value_heads != 0 || config->llm.head_dim % 2 != 0)
         tpo_case_fail(c, "config: heads %d, kv heads %d, head_dim %d do not fit together", config->llm.num_attention_heads,
                       config->llm.num_key_value_heads, config->llm.head_dim);
@@ -144,8 +147,10 @@ static void batch_free(struct batch *b)
 }
 
 /* Mean cross entropy over the labels shifted by one; the head runs on the rows that predict a label, as in training. */
-static void loss_case(struct tpo_parity_model *m, struct tpo_case *c, const struct batch *b, struct tpo_tensor *hidden)
+static struct tpo_tensor *language_loss(struct tpo_parity_model *m, struct tpo_case *c, const struct batch *b,
+                                        struct tpo_tensor *hidden)
 {
+    struct tpo_tensor *loss = NULL;
     const int n = b->B * b->T;
     const int32_t *labels = tpo_case_i32(c, "input/labels", n);
     int32_t *row = malloc((size_t)n * sizeof(*row)), *label = malloc((size_t)n * sizeof(*label));
@@ -159,21 +164,91 @@ static void loss_case(struct tpo_parity_model *m, struct tpo_case *c, const stru
     if (found == 0) tpo_case_fail(c, "input/labels: nothing is labelled");
     if (!c->failed) {
         struct tpo_tensor *logits = tpo_decoder_logits(m->tape, &m->decoder, tpo_take_rows(m->tape, hidden, row, found), 0, 0);
-        struct tpo_tensor *loss = tpo_loss_cross_entropy(m->tape, logits, label, NULL, 1 / (float)found);
-        tpo_seed(m->tape, loss, NULL, 1);
-        tpo_tape_backward(m->tape);
+        loss = tpo_loss_cross_entropy(m->tape, logits, label, NULL, 1 / (float)found);
         tpo_parity_compare(m, c, "loss/language", loss, NULL);
-        tpo_case_gradients(c, &m->params);
     }
     free(row);
     free(label);
+    return loss;
+}
+
+static bool wants_all(void *plan, const char *name)
+{
+    (void)plan, (void)name;
+    return true;
+}
+
+/* The region head's own pass on this tape: its parameters are given the memory of the case's. */
+static struct tpo_tensor *region_loss(struct tpo_parity_model *m, struct tpo_case *c, struct tpo_tensor *e)
+{
+    struct tpo_region *region = NULL;
+    struct tpo_error err = {0};
+    struct tpo_tensor *loss = NULL;
+    const float *boxes = tpo_case_f32(c, "input/gt_boxes", 4 * (int64_t)e->rows);
+    if (boxes == NULL) return NULL;
+    if (tpo_region_open(&region, c->stream, &m->config, NULL, 0, &err) != TPO_OK) {
+        tpo_case_fail(c, "no region head: %s", err.message);
+        return NULL;
+    }
+    struct tpo_model *model = tpo_region_model(region);
+    for (int i = 0; i < model->params->n; i++) {
+        const struct tpo_param *given = tpo_params_find(&m->params, model->params->items[i]->name);
+        if (given == NULL || given->data == NULL) tpo_case_fail(c, "weight/%s: missing", model->params->items[i]->name);
+        if (given == NULL) continue;
+        model->params->items[i]->data = given->data;
+        model->params->items[i]->grad = given->grad;
+    }
+    struct tpo_forward f = {.n_inputs = 2,
+                            .inputs = {{"e.region", e}, {"boxes", tpo_input(m->tape, boxes, e->rows, 4, false)}},
+                            .wants_loss = wants_all};
+    if (c->failed || model->forward(model->self, m->tape, &f, &err) != TPO_OK || f.n_outputs != 1 || f.n_losses != 1) {
+        tpo_case_fail(c, "the region head's pass failed: %s", err.message);
+    } else {
+        loss = f.losses[0].tensor;
+        tpo_parity_compare(m, c, "output/boxes", f.outputs[0].tensor, NULL);
+        tpo_parity_compare(m, c, "loss/head", loss, NULL);
+    }
+    tpo_region_close(region);
+    return loss;
+}
+
+/* e at the slot's own rows, in their order. */
+static struct tpo_tensor *slot_rows(struct tpo_parity_model *m, struct tpo_case *c, const struct batch *b, const int32_t *ids,
+                                    struct tpo_tensor *hidden)
+{
+    const int n = b->B * b->T;
+    int32_t *row = malloc((size_t)n * sizeof(*row));
+    int found = 0;
+    for (int k = 0; row != NULL && k < n; k++)
+        if (ids[k] == m->config.tasks[0].slot_id) row[found++] = k;
+    if (found == 0) tpo_case_fail(c, "input/ids: no slot of the region task");
+    struct tpo_tensor *e = found > 0 ? tpo_take_rows(m->tape, hidden, row, found) : NULL;
+    free(row);
+    return e;
+}
+
+/* All losses of the case, one walk back. */
+static void losses_case(struct tpo_parity_model *m, struct tpo_case *c, const struct batch *b, const int32_t *ids,
+                        struct tpo_tensor *hidden)
+{
+    struct tpo_tensor *total = language_loss(m, c, b, hidden);
+    if (tpo_case_find(c, "loss/head") != NULL && !c->failed) {
+        struct tpo_tensor *e = slot_rows(m, c, b, ids, hidden);
+        total = tpo_loss_sum(m->tape, total, e != NULL ? region_loss(m, c, e) : NULL);
+    }
+    if (c->failed) return;
+    tpo_parity_compare(m, c, "loss/total", total, NULL);
+    tpo_seed(m->tape, total, NULL, 1);
+    tpo_tape_backward(m->tape);
+    tpo_parity_check(m, c);
+    tpo_case_gradients(c, &m->params);
 }
 
 static void forward_case(struct tpo_parity_model *m, struct tpo_case *c)
 {
     struct batch b = {0};
     int32_t *visual = NULL;
-    struct tpo_tensor *rows = NULL;
+    struct tpo_tensor *rows = NULL, *boxes = NULL;
     if (batch_read(c, &b)) {
         const int n = b.B * b.T;
         const int32_t *ids = tpo_case_i32(c, "input/ids", n);
@@ -183,14 +258,17 @@ static void forward_case(struct tpo_parity_model *m, struct tpo_case *c)
             rows = tpo_parity_input(m, c, "visual", tpo_case_dim(c, "input/visual", 0), m->config.llm.hidden_size);
             if (rows != NULL) visual = tpo_parity_visual_index(c, "input/visual_flag", n, rows->rows);
         }
+        if (tpo_case_find(c, "input/box") != NULL) boxes = tpo_parity_input(m, c, "box", tpo_case_dim(c, "input/box", 0), 4);
         if (!c->failed) {
-            struct tpo_tensor *x = tpo_decoder_splice(m->tape, &m->decoder, ids, visual, n, rows, NULL);
+            struct tpo_tensor *encoded = boxes != NULL ? tpo_decoder_box(m->tape, &m->decoder, boxes) : NULL;
+            struct tpo_tensor *x = tpo_decoder_splice(m->tape, &m->decoder, ids, visual, n, rows, encoded);
             const struct tpo_decoder_batch batch = {.B = b.B, .T = b.T, .positions = b.positions, .lengths = b.lengths};
             struct tpo_tensor *hidden = tpo_decoder_forward(m->tape, &m->decoder, x, &batch, 0, 0, NULL);
             tpo_parity_compare(m, c, "output/last_hidden", hidden, b.skip);
             tpo_parity_compare(m, c, "output/logits", tpo_decoder_logits(m->tape, &m->decoder, hidden, 0, 0), b.skip);
-            if (tpo_case_find(c, "input/labels") != NULL && !c->failed) loss_case(m, c, &b, hidden);
+            if (tpo_case_find(c, "input/labels") != NULL && !c->failed) losses_case(m, c, &b, ids, hidden);
             tpo_parity_input_gradient(c, "visual", rows);
+            tpo_parity_input_gradient(c, "box", boxes);
         }
     }
     batch_free(&b);
@@ -226,6 +304,10 @@ void tpo_parity_llm(struct tpo_case *c)
                                        "trigger_id",
                                        "slot_id",
                                        "later_ids",
+                                       "box_encoder_hidden",
+                                       "head_hidden",
+                                       "prompt_width",
+                                       "model_side",
                                        NULL};
     struct tpo_parity_model m;
     if (primitives(c)) return;
@@ -241,4 +323,13 @@ void tpo_parity_llm(struct tpo_case *c)
             forward_case(&m, c);
     }
     tpo_parity_close(&m);
+}
+
+/* The language loss with a head's loss through e in one step. Only the region head is built here; a case of another one is skipped. */
+void tpo_parity_multitask_step(struct tpo_case *c)
+{
+    if (tpo_case_find(c, "weight/loc_decoder.0.weight") == NULL)
+        c->skipped = true;
+    else
+        tpo_parity_llm(c);
 }

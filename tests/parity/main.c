@@ -23,7 +23,8 @@ static const struct {
                {"llm", tpo_parity_llm},
                {"splice", tpo_parity_splice},
                {"region_loss", tpo_parity_region_loss},
-               {"resize", tpo_parity_resize}};
+               {"resize", tpo_parity_resize},
+               {"multitask_step", tpo_parity_multitask_step}};
 
 static struct {
     char **paths; /* of case.json and vectors.json */
@@ -66,6 +67,7 @@ static int case_run(struct tpo_case *c)
         while (i < sizeof(modules) / sizeof(modules[0]) && strcmp(modules[i].name, c->module) != 0) i++;
         if (i == sizeof(modules) / sizeof(modules[0])) return -1;
         modules[i].run(c);
+        if (c->skipped) return -1;
         uncompared(c);
     }
     return c->failed ? 0 : 1;
