@@ -403,15 +403,14 @@ static void start_head(struct head_call *c)
         r->holds++;
 }
 
-/* A task call of the router's: it goes to its head at once. Takes the payload. */
-static void task_call(struct tpo_request *r, const Tpo__V1__TaskEmbedding *t, struct tpo_payload *payload)
+/* A task call of the router's: it goes to its head at once. */
+static void task_call(struct tpo_request *r, const Tpo__V1__TaskEmbedding *t)
 {
     struct tpo_error err = {0};
     struct head_call *c = r->n_calls < CALLS_MAX ? calloc(1, sizeof(*c)) : NULL;
     Tpo__V1__Call *call = c != NULL ? tpo_answer_call(&r->answer, t->task, t->text_offset) : NULL;
     if (call == NULL) {
         free(c);
-        if (payload != NULL) tpo_payload_free(payload);
         tpo_fail(&err, TPO_RESOURCE_EXHAUSTED, "calls", "over %d task calls in one answer", CALLS_MAX);
         fail_stage(r, &err, "gateway");
         return;
@@ -419,9 +418,11 @@ static void task_call(struct tpo_request *r, const Tpo__V1__TaskEmbedding *t, st
     c->r = r;
     c->index = r->n_calls;
     snprintf(c->task, sizeof(c->task), "%s", t->task);
-    if (payload != NULL) {
-        c->e = *payload;
-        *payload = (struct tpo_payload){0};
+    /* It lies inside the event, so it came as an ordinary field; one that does not fit is left out and the head refuses the call. */
+    const Tpo__V1__Tensor *e = t->e;
+    if (e != NULL && e->n_shape <= TPO_PAYLOAD_DIMS_MAX && tpo_payload_alloc(&c->e, (int)e->dtype, (int)e->n_shape, e->shape) == TPO_OK) {
+        if (c->e.size_bytes == e->data.len) memcpy(c->e.data, e->data.data, e->data.len);
+        else tpo_payload_free(&c->e);
     }
     r->calls[r->n_calls++] = c;
     emit(r, TPO__V1__PERCEIVE_EVENT__KIND_TASK, call);
@@ -458,7 +459,7 @@ static void on_router_message(void *owner, struct tpo_rpc *rpc, ProtobufCMessage
             text_delta(r, event->text);
             break;
         case TPO__V1__GENERATE_EVENT__KIND_TASK:
-            task_call(r, event->task, payload);
+            task_call(r, event->task);
             break;
         case TPO__V1__GENERATE_EVENT__KIND_DONE:
             if (r->generated == NULL) {
