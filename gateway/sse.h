@@ -1,4 +1,4 @@
-/* sse.h -- an event of an answer as a server-sent event: `id:` is seq, `event:` the kind, `data:` the kind's JSON on one line.
+/* sse.h -- an event of an answer as a server-sent event: `id:` is seq, `event:` the kind, `data:` the whole event's JSON on one line.
  * https://html.spec.whatwg.org/multipage/server-sent-events.html */
 #ifndef TPO_GATEWAY_SSE_H
 #define TPO_GATEWAY_SSE_H
