@@ -249,5 +249,102 @@ static void bad_media_are_typed_errors(void **state)
     end(&l);
 }
 
+static struct tpo_rpc *begin_put(struct live *l, struct live_put *p)
+{
+    const struct tpo_rpc_start start = {.path = "/tpo.v1.Media/Put", .reply = &tpo__v1__media_put_reply__descriptor, .stream_in = true, .timeout_ms = 30000};
+    const struct tpo_rpc_events on = {.owner = p, .on_message = live_on_put_message, .on_done = live_on_put_done};
+    Tpo__V1__MediaChunk chunk = TPO__V1__MEDIA_CHUNK__INIT;
+    static uint8_t bytes[100000];
+    struct tpo_error err;
+    chunk.id = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    chunk.data.data = bytes;
+    chunk.data.len = sizeof(bytes);
+    memset(p, 0, sizeof(*p));
+    struct tpo_rpc *r = tpo_rpc_open(l->peers, &start, &chunk.base, NULL, &on, &err);
+    if (r == NULL) fail_msg("%s", err.message);
+    return r;
+}
+
+/* How many files lie in the media directory once it has `want` of them, or after a while. */
+static int files_become(int want)
+{
+    int n = -1;
+    for (int i = 0; i < 500 && n != want; i++) {
+        FILE *f = popen("ls media | wc -l", "r");
+        if (fscanf(f, "%d", &n) != 1) n = -1;
+        pclose(f);
+        if (n != want) usleep(10000);
+    }
+    return n;
+}
+
+static void an_upload_that_ends_early_leaves_nothing(void **state)
+{
+    (void)state;
+    struct live l;
+    struct live_put p;
+    begin(&l);
+    struct tpo_rpc *r = begin_put(&l, &p);
+    for (int i = 0; i < 300 && files_become(1) != 1; i++) tpo_loop_wait(l.loop, 10);
+    assert_int_equal(files_become(1), 1);
+    tpo_rpc_cancel(r);
+    while (!p.done) tpo_loop_wait(l.loop, 1000);
+    assert_int_equal(p.status, TPO_CANCELLED);
+    assert_int_equal(files_become(0), 0);
+    end(&l);
+}
+
+static void a_full_queue_is_told_at_once(void **state)
+{
+    (void)state;
+    enum { N = 40 };
+    struct live l;
+    static struct asked asked[N];
+    char id[TPO_SHA256_HEX];
+    begin(&l); /* with --queue 16 */
+    shell(FFMPEG "-f lavfi -i testsrc2=size=640x360:rate=25 -frames:v 60 -preset ultrafast -pix_fmt yuv420p a.mp4");
+    size_t n;
+    uint8_t *film = slurp("a.mp4", &n);
+    static char ids[N][TPO_SHA256_HEX];
+    for (int i = 0; i < N; i++) { /* trailing bytes change the id and nothing else */
+        film = realloc(film, n + 1);
+        film[n++] = (uint8_t)i;
+        spill("b.mp4", film, n);
+        put_file(&l, "b.mp4", id);
+        strcpy(ids[i], id);
+    }
+    free(film);
+    int n_ok = 0, n_full = 0;
+    for (int i = 0; i < N; i++) ask(&l, ids[i], &asked[i]);
+    for (int i = 0; i < N; i++) {
+        while (!asked[i].done) tpo_loop_wait(l.loop, 1000);
+        n_ok += asked[i].status == TPO_OK;
+        n_full += asked[i].status == TPO_RESOURCE_EXHAUSTED;
+    }
+    assert_int_equal(n_ok + n_full, N);
+    assert_true(n_ok >= 16 && n_full > 0);
+    end(&l);
+}
+
+static void what_is_in_flight_ends_before_the_process(void **state)
+{
+    (void)state;
+    struct live l;
+    struct asked asked[3];
+    char id[TPO_SHA256_HEX];
+    begin(&l);
+    shell(FFMPEG "-f lavfi -i testsrc2=size=1280x720:rate=25 -frames:v 60 -preset ultrafast -pix_fmt yuv420p a.mp4");
+    put_file(&l, "a.mp4", id);
+    for (int i = 0; i < 3; i++) ask(&l, id, &asked[i]);
+    usleep(50000);
+    kill(l.encoder, SIGTERM);
+    for (int i = 0; i < 3; i++) {
+        while (!asked[i].done) tpo_loop_wait(l.loop, 1000);
+        assert_int_equal(asked[i].status, TPO_OK);
+    }
+    end(&l);
+}
+
 TPO_TESTS(cmocka_unit_test(a_hit_gives_the_same_bits), cmocka_unit_test(equal_misses_encode_once), cmocka_unit_test(who_is_aboard_outlives_the_leader),
-          cmocka_unit_test(bad_media_are_typed_errors))
+          cmocka_unit_test(bad_media_are_typed_errors), cmocka_unit_test(an_upload_that_ends_early_leaves_nothing),
+          cmocka_unit_test(a_full_queue_is_told_at_once), cmocka_unit_test(what_is_in_flight_ends_before_the_process))
