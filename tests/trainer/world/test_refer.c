@@ -2,13 +2,13 @@
 #include "tests/support/test.h"
 #include "tests/trainer/world/oracle.h"
 
-#define SCENES 4000
+#define SCENES 3000
 
 static struct tpo_world *open_world(enum tpo_world_split split)
 {
     struct tpo_world *w = NULL;
     assert_int_equal(
-        tpo_world_open(&w, &(struct tpo_world_options){split, tpo_world_first_seed(split) + (tpo_test_seed() & 0xfff), 0}, NULL),
+        tpo_world_open(&w, &(struct tpo_world_options){split, tpo_world_first_seed(split) + (tpo_test_seed() & 0xfff), 48}, NULL),
         TPO_OK);
     return w;
 }
@@ -131,7 +131,7 @@ static void expressions_match_one_object(void **state)
             }
         }
         printf("split %d: %d attributes, %d relations (%d hard), %d next to\n", split, asked[0], asked[1], tally.hard, asked[2]);
-        assert_true(asked[0] > 1000 && asked[1] > 500 && asked[2] > 1000);
+        assert_true(asked[0] > 1000 && asked[1] > 400 && asked[2] > 1000);
         assert_true(tally.hard * 100 > tally.n * 15); /* the anchor must matter */
         tpo_world_close(w);
     }

@@ -57,7 +57,7 @@ static void every_word_is_one_piece(void **state)
         tpo_world_open(&w, &(struct tpo_world_options){TPO_WORLD_HELD_OUT, tpo_world_first_seed(TPO_WORLD_HELD_OUT), 48}, NULL),
         TPO_OK);
     for (int kind = 0; kind < TPO_WORLD_KINDS; kind++) {
-        for (uint64_t i = 0; i < 400; i++) {
+        for (uint64_t i = 0; i < 200; i++) {
             struct tpo_world_item item;
             tpo_arena_reset(&arena);
             int n_frames = i % 2 || kind == TPO_KIND_DIRECTION ? 2 : 1;
