@@ -226,16 +226,19 @@ static void on_posted(void *owner, int ok)
     move(c);
 }
 
+static void lose_cancelled(struct tpo_call *c)
+{
+    struct tpo_error gone;
+    tpo_fail(&gone, TPO_CANCELLED, "cancelled", "the caller went away or its deadline passed");
+    lose(c, &gone);
+}
+
 static void on_close(void *owner, int ok)
 {
     struct tpo_call *c = owner;
     (void)ok;
     c->tags--;
-    if (c->close_cancelled) {
-        struct tpo_error gone;
-        tpo_fail(&gone, TPO_CANCELLED, "cancelled", "the caller went away or its deadline passed");
-        lose(c, &gone);
-    }
+    if (c->close_cancelled) lose_cancelled(c);
     move(c);
 }
 
@@ -280,7 +283,12 @@ static void on_read(void *owner, int ok)
         if (c->received != NULL) grpc_byte_buffer_destroy(c->received);
         c->received = NULL;
         c->read_ended = true;
-        if (wanted && c->method->stream_in) {
+        /* A connection that broke ends the messages just as a caller does who has sent its last. gRPC sets this before it ends them, though its
+         * notice comes later: without the look, half an upload would pass for a whole one. */
+        bool broke = __atomic_load_n(&c->close_cancelled, __ATOMIC_ACQUIRE) != 0;
+        if (wanted && broke) {
+            lose_cancelled(c);
+        } else if (wanted && c->method->stream_in) {
             c->handed = true;
             c->method->on_message(c->method->owner, c, NULL, NULL);
         } else if (wanted) {
