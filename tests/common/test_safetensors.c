@@ -27,7 +27,7 @@ static void writes_what_it_reads(void **state)
     assert_int_equal((uintptr_t)b->data % 64, 0);
     assert_int_equal(b->size, 6);
     assert_memory_equal(b->data, numbers, sizeof(numbers));
-    assert_int_equal(*(const float *)tpo_safetensors_find(s, "scalar")->data, 5);
+    assert_memory_equal(tpo_safetensors_find(s, "scalar")->data, numbers + 4, 4); /* where it lies no float may be read */
     assert_null(tpo_safetensors_find(s, "c"));
     tpo_safetensors_close(s);
 }
