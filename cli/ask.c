@@ -22,7 +22,7 @@ static struct {
 } set;
 
 static const struct tpo_setting rows[] = {
-    {"gateway", TPO_SET_TEXT, &set.gateway, "127.0.0.1:8420", .what = "ADDRESS", .help = "the REST door of the mesh"},
+    {"gateway", TPO_SET_TEXT, &set.gateway, "", .what = "ADDRESS", .help = "the REST door of the mesh; empty: the one of build/run, else 127.0.0.1:8420"},
     {"task", TPO_SET_TEXT, &set.task, "auto", .what = "NAME", .help = "auto: the model decides; none: text only; a task's name (region): that one, first"},
     {"box", TPO_SET_LIST, &set.boxes, NULL, .what = "X0,Y0,X1,Y1", .help = "a box in pixels that the sentence speaks of; {box} in the sentence is its place"},
     {"out", TPO_SET_TEXT, &set.out, "", .what = "PICTURE.png", .help = "write the frame with the answer's boxes drawn on it"},
@@ -209,12 +209,27 @@ static int finish(const char *command, int rc, const struct tpo_error *err)
     return 1;
 }
 
+/* `tpo up` leaves the address of its REST door in build/run/http. */
+static void choose_gateway(void)
+{
+    static char address[64] = "127.0.0.1:8420";
+    if (set.gateway[0] != '\0') return;
+    FILE *in = fopen("build/run/http", "r");
+    if (in != NULL) {
+        char found[64];
+        if (fscanf(in, "%63s", found) == 1) memcpy(address, found, sizeof(address));
+        fclose(in);
+    }
+    set.gateway = address;
+}
+
 /* Reads the flags; -1 to go on, else the exit status. */
 static int read_flags(const struct tpo_settings *table, int *argc, char **argv, int n_arguments)
 {
     struct tpo_error err;
     int rc = tpo_settings_read(table, argc, argv, &err);
     if (rc == TPO_CANCELLED) return 0;
+    if (rc == TPO_OK) choose_gateway();
     if (rc == TPO_OK && *argc - 1 == n_arguments) return -1;
     fprintf(stderr, "%s: %s\n", table->program, rc != TPO_OK ? err.message : table->arguments);
     return 2;

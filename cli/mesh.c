@@ -20,14 +20,35 @@ static void path_of(char *out, const char *run_dir, const char *name, const char
     snprintf(out, TPO_MESH_PATH, "%s/%s%s", run_dir, name, suffix);
 }
 
-static int write_pid(const char *run_dir, const char *name, pid_t pid, const char *program)
+/* When a process started, in clock ticks since boot; 0 when there is none. A zombie is none. Of a pid file it tells whether the pid is still
+ * whom we started. (The command line can't: it is empty for a moment while a program is being started.) */
+static unsigned long long started(pid_t pid)
+{
+    char path[64], text[1024];
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    FILE *in = fopen(path, "r");
+    if (in == NULL) return 0;
+    size_t n = fread(text, 1, sizeof(text) - 1, in);
+    fclose(in);
+    text[n] = '\0';
+    /* The name in brackets may hold anything, so fields are counted from its end: the state is the 3rd, the start the 22nd. */
+    char *at = strrchr(text, ')');
+    if (at == NULL || at[1] == '\0' || at[2] == 'Z' || at[2] == 'X') return 0;
+    at += 2;
+    for (int field = 3; field < 22 && at != NULL; field++) {
+        at = strchr(at, ' ');
+        if (at != NULL) at++;
+    }
+    return at != NULL ? strtoull(at, NULL, 10) : 0;
+}
+
+static int write_pid(const char *run_dir, const char *name, pid_t pid)
 {
     char path[TPO_MESH_PATH];
     path_of(path, run_dir, name, ".pid");
     FILE *out = fopen(path, "w");
-    const char *slash = strrchr(program, '/');
     if (out == NULL) return TPO_FAILED_PRECONDITION;
-    fprintf(out, "%d %s\n", (int)pid, slash != NULL ? slash + 1 : program);
+    fprintf(out, "%d %llu\n", (int)pid, started(pid));
     return fclose(out) == 0 ? TPO_OK : TPO_FAILED_PRECONDITION;
 }
 
@@ -53,35 +74,22 @@ int tpo_mesh_start(const char *run_dir, const char *name, char *const argv[], st
     posix_spawn_file_actions_destroy(&actions);
     posix_spawnattr_destroy(&attributes);
     if (rc != 0) return tpo_fail(err, TPO_UNAVAILABLE, "program", "%s: %s", argv[0], strerror(rc));
-    if (write_pid(run_dir, name, pid, argv[0]) == TPO_OK) return TPO_OK;
+    if (write_pid(run_dir, name, pid) == TPO_OK) return TPO_OK;
     kill(pid, SIGTERM);
     return tpo_fail(err, TPO_FAILED_PRECONDITION, "run_dir", "%s cannot be written", run_dir);
 }
 
-/* A pid may be another program's by now: its command line's first word tells. A zombie has none. */
-static bool is_program(pid_t pid, const char *program)
-{
-    char path[64], line[TPO_MESH_PATH] = "";
-    snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)pid);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return false;
-    ssize_t n = read(fd, line, sizeof(line) - 1);
-    close(fd);
-    if (n <= 0) return false;
-    line[n] = '\0';
-    return strstr(line, program) != NULL;
-}
-
 pid_t tpo_mesh_pid(const char *run_dir, const char *name)
 {
-    char path[TPO_MESH_PATH], program[64];
+    char path[TPO_MESH_PATH];
     int pid = 0;
+    unsigned long long start = 0;
     path_of(path, run_dir, name, ".pid");
     FILE *in = fopen(path, "r");
     if (in == NULL) return 0;
-    int n = fscanf(in, "%d %63s", &pid, program);
+    int n = fscanf(in, "%d %llu", &pid, &start);
     fclose(in);
-    return n == 2 && pid > 1 && is_program(pid, program) ? pid : 0;
+    return n == 2 && pid > 1 && start != 0 && started(pid) == start ? pid : 0;
 }
 
 static int rank(const char *name)

@@ -49,19 +49,25 @@ static void nap(int ms)
     nanosleep(&(struct timespec){ms / 1000, (long)(ms % 1000) * 1000000}, NULL);
 }
 
-static int free_port(void)
+/* `wanted` if it can be bound, 0 if not; 0 asks for any. */
+static int try_port(int wanted)
 {
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)wanted), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t n = sizeof(a);
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), port = 0;
-    if (fd >= 0 && bind(fd, (struct sockaddr *)&a, sizeof(a)) == 0 && getsockname(fd, (struct sockaddr *)&a, &n) == 0) port = ntohs(a.sin_port);
-    if (fd >= 0) close(fd);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), port = 0, one = 1;
+    if (fd < 0) return 0;
+    /* As servers do: a port whose last connections are winding down is free. */
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+    if (bind(fd, (struct sockaddr *)&a, sizeof(a)) == 0 && listen(fd, 1) == 0 && getsockname(fd, (struct sockaddr *)&a, &n) == 0) port = ntohs(a.sin_port);
+    close(fd);
     return port;
 }
 
+/* The usual port, or another where someone else has it. */
 static int port_or_free(int port)
 {
-    return set.any_port ? free_port() : port;
+    int usual = set.any_port ? 0 : try_port(port);
+    return usual != 0 ? usual : try_port(0);
 }
 
 static int make_dirs(const char *path)
