@@ -1,0 +1,105 @@
+/* The scores: the small model in models/ sees, another scene's pixels don't help it, and random weights know nothing. */
+#include "tests/support/test.h"
+
+#include <jansson.h>
+#include <math.h>
+
+#include "trainer/eval/eval.h"
+#include "trainer/model_folder.h"
+
+static struct tpo_asker *model_open(const char *folder)
+{
+    struct tpo_asker *a = NULL;
+    struct tpo_error err = {0};
+    if (tpo_asker_open(&a, folder, 1, &err) != TPO_OK) fail_msg("%s", err.message);
+    return a;
+}
+
+static struct tpo_eval_row row_of(struct tpo_asker *a, enum tpo_world_kind kind, int frames, int n)
+{
+    struct tpo_eval_row row;
+    struct tpo_error err = {0};
+    if (tpo_eval_row(a, &row, TPO_WORLD_HELD_OUT, kind, frames, TPO_WORLD_TRAINED_PHRASING, n, true, &err) != TPO_OK) fail_msg("%s", err.message);
+    assert_int_equal(row.seen.n, n);
+    assert_int_equal(row.blind.n, n);
+    return row;
+}
+
+static void the_small_model_sees(void **state)
+{
+    (void)state;
+    static const struct {
+        enum tpo_world_kind kind;
+        int frames;
+        double least, blind;
+    } bars[] = {{TPO_KIND_ATTRIBUTE_BOX, 1, .8, .2},  {TPO_KIND_ATTRIBUTE_BOX, 4, .75, .2}, {TPO_KIND_ATTRIBUTE, 1, .85, .6},
+                {TPO_KIND_DIRECTION, 4, .8, .5},      {TPO_KIND_DESCRIPTION, 1, .7, .4}};
+    char folder[4096];
+    snprintf(folder, sizeof(folder), "%s/models/small", tpo_test_source());
+    struct tpo_asker *a = model_open(folder);
+    for (size_t i = 0; i < sizeof(bars) / sizeof(bars[0]); i++) {
+        const struct tpo_eval_row row = row_of(a, bars[i].kind, bars[i].frames, 40);
+        const double seen = tpo_score_value(&row.seen, bars[i].kind), blind = tpo_score_value(&row.blind, bars[i].kind);
+        if (!(seen >= bars[i].least) || !(blind <= bars[i].blind))
+            fail_msg("%s, %d frames: %.3f seen, %.3f blind", tpo_world_kind_name(bars[i].kind), bars[i].frames, seen, blind);
+        assert_true(row.seen.routed >= 38);
+    }
+    tpo_asker_close(a);
+}
+
+static void answers_do_not_depend_on_company(void **state)
+{
+    (void)state;
+    enum { N = 12 };
+    static struct tpo_world_item items[N];
+    static struct tpo_answer together[N], alone;
+    char folder[4096];
+    struct tpo_error err = {0};
+    struct tpo_world *w = NULL;
+    struct tpo_arena arena;
+    snprintf(folder, sizeof(folder), "%s/models/small", tpo_test_source());
+    struct tpo_asker *a = model_open(folder);
+    const struct tpo_world_options options = {.split = TPO_WORLD_HELD_OUT, .seed = tpo_world_first_seed(TPO_WORLD_HELD_OUT) + 9};
+    tpo_arena_init(&arena, 1 << 20, 0);
+    assert_int_equal(tpo_world_open(&w, &options, &err), TPO_OK);
+    for (int i = 0; i < N; i++)
+        assert_int_equal(tpo_world_item(w, &arena, i % TPO_KIND_DIRECTION, 1, TPO_WORLD_ANY_PHRASING, (uint64_t)i, &items[i], &err), TPO_OK);
+    assert_int_equal(tpo_asker_run(a, items, N, together, NULL, &err), TPO_OK);
+    for (int i = 0; i < N; i++) {
+        assert_int_equal(tpo_asker_run(a, &items[i], 1, &alone, NULL, &err), TPO_OK);
+        assert_int_equal(alone.status, TPO_OK);
+        assert_string_equal(alone.text, together[i].text);
+        assert_int_equal(alone.called, together[i].called);
+        assert_memory_equal(alone.box, together[i].box, sizeof(alone.box));
+    }
+    tpo_arena_free(&arena);
+    tpo_world_close(w);
+    tpo_asker_close(a);
+}
+
+static void random_weights_know_nothing(void **state)
+{
+    (void)state;
+    static struct tpo_eval e;
+    char from[4096];
+    struct tpo_error err = {0};
+    snprintf(from, sizeof(from), "%s/models/small", tpo_test_source());
+    if (tpo_model_folder_write("random", from, 1, 7, TPO_F32, &err) != TPO_OK) fail_msg("%s", err.message);
+    struct tpo_asker *a = model_open("random");
+    e.n = 6;
+    e.frames = tpo_asker_frames(a);
+    assert_int_equal(e.frames, 4);
+    e.held_out[0][TPO_KIND_ATTRIBUTE_BOX] = row_of(a, TPO_KIND_ATTRIBUTE_BOX, 1, 6);
+    e.held_out[0][TPO_KIND_COUNT] = row_of(a, TPO_KIND_COUNT, 1, 6);
+    assert_int_equal(e.held_out[0][TPO_KIND_ATTRIBUTE_BOX].seen.right, 0);
+    assert_true(isnan(tpo_score_value(&e.unseen[0][0], TPO_KIND_ATTRIBUTE_BOX)));
+    assert_int_equal(tpo_eval_write_markdown(&e, "scores.md"), 0);
+    assert_int_equal(tpo_eval_write_json(&e, "scores.json"), 0);
+    json_t *j = json_load_file("scores.json", 0, NULL);
+    json_t *box = json_object_get(json_object_get(json_object_get(j, "held_out"), "image"), "attribute box");
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(box, "seen"), "n")), 6);
+    json_decref(j);
+    tpo_asker_close(a);
+}
+
+TPO_TESTS(cmocka_unit_test(the_small_model_sees), cmocka_unit_test(answers_do_not_depend_on_company), cmocka_unit_test(random_weights_know_nothing))
