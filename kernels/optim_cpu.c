@@ -38,11 +38,11 @@ int tpo_adamw_cpu(struct tpo_stream *s, float *w_next, float *m_next, float *v_n
 #define NS_B     (-4.7750f)
 #define NS_C     2.0315f
 
-/* X lies with its short side as rows (r x c), so that the two square products are small. */
+/* Z is the matrix with its short side r as columns and its long side c as rows; then five squares of r. */
 int64_t tpo_muon_scratch(int R, int C)
 {
     int64_t r = tpo_min64(R, C);
-    return 2 * (int64_t)R * C + 2 * r * r;
+    return 2 * (int64_t)R * C + 5 * r * r;
 }
 
 /* Elementwise parts run over whole rows of the (R, C) matrix. */
@@ -73,45 +73,94 @@ static void run_muon_update(void *arg, int part, int member)
     v->axpy(j->w_next + i, -j->scale, j->x + i, n);
 }
 
-/* X <- a X + (b A + c A A) X with A = X X^T; y gets the new X. */
-static int newton_schulz(struct tpo_stream *s, float *y, const float *x, float *a, float *b, int r, int c)
+struct newton_schulz {
+    float *z, *next;          /* (c, r) */
+    float *a, *b, *p, *q, *t; /* (r, r) */
+    int r, c;
+};
+
+/* The product of two symmetric r x r matrices that commute; all here are polynomials of one. */
+static int square_product(struct tpo_stream *s, float *y, const float *a, const float *b, int r)
 {
-    int64_t square = (int64_t)r * r;
-    int rc = tpo_matmul_cpu(s, a, r, x, c, x, NULL, 0, r, r, c);
-    if (rc == TPO_OK) rc = tpo_matmul_dx_cpu(s, b, r, a, r, a, 0, r, r, r);
-    if (rc == TPO_OK) rc = tpo_scale_cpu(s, b, NS_C, b, square);
-    if (rc == TPO_OK) rc = tpo_axpy_cpu(s, b, NS_B, a, square);
-    if (rc == TPO_OK) rc = tpo_scale_cpu(s, y, NS_A, x, (int64_t)r * c);
-    if (rc == TPO_OK) rc = tpo_matmul_dx_cpu(s, y, c, b, r, x, 1, r, r, c);
+    return tpo_matmul_dx_cpu(s, y, r, a, r, b, 0, r, r, r);
+}
+
+/* B = NS_A I + NS_B A + NS_C A A */
+static int polynomial(struct tpo_stream *s, const struct newton_schulz *n)
+{
+    int64_t size = (int64_t)n->r * n->r;
+    int rc = square_product(s, n->b, n->a, n->a, n->r);
+    if (rc == TPO_OK) rc = tpo_scale_cpu(s, n->b, NS_C, n->b, size);
+    if (rc == TPO_OK) rc = tpo_axpy_cpu(s, n->b, NS_B, n->a, size);
+    for (int i = 0; i < n->r; i++) n->b[(int64_t)i * n->r + i] += NS_A;
+    return rc;
+}
+
+static void swap(float **a, float **b)
+{
+    float *kept = *a;
+    *a = *b;
+    *b = kept;
+}
+
+/* Z <- Z B with A = Z^T Z, five times. */
+static int iterate_whole(struct tpo_stream *s, struct newton_schulz *n)
+{
+    int rc = TPO_OK;
+    for (int i = 0; i < NS_STEPS && rc == TPO_OK; i++) {
+        rc = tpo_matmul_dw_cpu(s, n->a, n->z, n->r, n->z, n->r, 0, n->c, n->r, n->r);
+        if (rc == TPO_OK) rc = polynomial(s, n);
+        if (rc == TPO_OK) rc = tpo_matmul_dx_cpu(s, n->next, n->r, n->z, n->r, n->b, 0, n->c, n->r, n->r);
+        swap(&n->z, &n->next);
+    }
+    return rc;
+}
+
+/* The same on squares alone: the next A is B A B, since all of them commute, and Z is multiplied once, by the product P of the Bs. */
+static int iterate_squares(struct tpo_stream *s, struct newton_schulz *n)
+{
+    int rc = tpo_matmul_dw_cpu(s, n->a, n->z, n->r, n->z, n->r, 0, n->c, n->r, n->r);
+    for (int i = 0; i < NS_STEPS && rc == TPO_OK; i++) {
+        rc = polynomial(s, n);
+        if (rc == TPO_OK && i == 0) rc = tpo_scale_cpu(s, n->p, 1.0f, n->b, (int64_t)n->r * n->r);
+        if (rc == TPO_OK && i > 0) {
+            rc = square_product(s, n->q, n->p, n->b, n->r);
+            swap(&n->p, &n->q);
+        }
+        if (rc == TPO_OK && i + 1 < NS_STEPS) rc = square_product(s, n->t, n->a, n->b, n->r);
+        if (rc == TPO_OK && i + 1 < NS_STEPS) rc = square_product(s, n->a, n->t, n->b, n->r);
+    }
+    if (rc == TPO_OK) rc = tpo_matmul_dx_cpu(s, n->next, n->r, n->z, n->r, n->p, 0, n->c, n->r, n->r);
+    swap(&n->z, &n->next);
     return rc;
 }
 
 int tpo_muon_cpu(struct tpo_stream *s, float *w_next, float *m_next, const float *w, const float *m, const float *g,
                  const struct tpo_muon *step, float *scratch, int R, int C)
 {
-    int64_t n = (int64_t)R * C;
-    if (R < 1 || C < 1 || n > (int64_t)TPO_TEAM_PARTS * TPO_GRAIN) return TPO_EINVAL;
+    int64_t size = (int64_t)R * C;
+    if (R < 1 || C < 1 || size > (int64_t)TPO_TEAM_PARTS * TPO_GRAIN) return TPO_EINVAL;
     const struct tpo_simd *v = tpo_simd();
-    int tall = R > C, r = tall ? C : R, c = tall ? R : C, rc;
-    float *x = scratch, *y = x + n, *a = y + n, *b = a + (int64_t)r * r;
-    struct muon_job j = {w_next, m_next, x, w, m, g, *step, step->rate * 0.2f * sqrtf((float)c), n};
-    tpo_team_run(s->team, run_momentum, &j, tpo_parts(n, TPO_GRAIN));
+    struct newton_schulz n = {.z = scratch, .next = scratch + size, .r = R < C ? R : C, .c = R < C ? C : R};
+    float **squares[] = {&n.a, &n.b, &n.p, &n.q, &n.t};
+    for (int i = 0; i < 5; i++) *squares[i] = scratch + 2 * size + i * (int64_t)n.r * n.r;
+    struct muon_job j = {w_next, m_next, n.z, w, m, g, *step, step->rate * 0.2f * sqrtf((float)n.c), size};
+    tpo_team_run(s->team, run_momentum, &j, tpo_parts(size, TPO_GRAIN));
     double square;
-    rc = tpo_sumsq_cpu(s, &square, x, n);
-    if (rc == TPO_OK) rc = tpo_scale_cpu(s, x, (float)(1.0 / (sqrt(square) + 1e-7)), x, n);
+    int rc = tpo_sumsq_cpu(s, &square, n.z, size);
+    if (rc == TPO_OK) rc = tpo_scale_cpu(s, n.z, (float)(1.0 / (sqrt(square) + 1e-7)), n.z, size);
     if (rc != TPO_OK) return rc;
-    if (tall) v->transpose(y, R, x, C, R, C);
-    for (int i = 0; i < NS_STEPS && rc == TPO_OK; i++) {
-        float *from = (i % 2 == 0) == tall ? y : x, *to = from == x ? y : x;
-        rc = newton_schulz(s, to, from, a, b, r, c);
-        j.x = to;
+    if (R < C) {
+        v->transpose(n.next, R, n.z, C, R, C);
+        swap(&n.z, &n.next);
     }
+    rc = n.c >= 2 * n.r ? iterate_squares(s, &n) : iterate_whole(s, &n);
     if (rc != TPO_OK) return rc;
-    if (tall) {
-        float *turned = j.x == x ? y : x;
-        v->transpose(turned, C, j.x, R, C, R);
-        j.x = turned;
+    if (R < C) {
+        v->transpose(n.next, C, n.z, R, C, R);
+        swap(&n.z, &n.next);
     }
-    tpo_team_run(s->team, run_muon_update, &j, tpo_parts(n, TPO_GRAIN));
+    j.x = n.z;
+    tpo_team_run(s->team, run_muon_update, &j, tpo_parts(size, TPO_GRAIN));
     return TPO_OK;
 }

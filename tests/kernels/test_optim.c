@@ -65,13 +65,17 @@ static void newton_schulz(double *x, int R, int C)
 static void muon_equals_f64(void **state)
 {
     (void)state;
-    static const int sizes[][2] = {{1, 1}, {1, 31}, {33, 1}, {31, 33}, {70, 20}, {128, 128}};
+    static const int sizes[][2] = {{1, 1}, {1, 31}, {33, 1}, {31, 33}, {70, 20}, {128, 128}, {64, 200}, {40, 170}, {50, 60}};
     struct tpo_stream *s = check_stream(2);
-    for (size_t i = 0; i < 6; i++) {
+    for (size_t i = 0; i < 9; i++) { /* the last two: two directions and a millionth of noise, as gradients are at times */
         int R = sizes[i][0], C = sizes[i][1], n = R * C;
         float *w = check_numbers("w", n, 1, 0), *m = check_numbers("m", n, 1, 0), *g = check_numbers("g", n, 1, 0),
               *next = check_zeros(2 * n);
         float *scratch = check_zeros(tpo_muon_scratch(R, C));
+        for (int j = 0; i >= 7 && j < n; j++) {
+            m[j] = 1e-6f * m[j] + g[j / C] * g[n - 1 - j % C] + (j / C % 3 - 1.0f) * (j % C % 5 - 2.0f);
+            g[j] = j < 4 ? g[j] : 1e-6f * g[j];
+        }
         struct tpo_muon step = {8e-3f, 0.95f, 0.05f, 2.0f};
         double *x = check_doubles(NULL, n), *want = check_doubles(NULL, 2 * n), *short_side = check_doubles(NULL, n), norm = 0.0;
         for (int j = 0; j < n; j++) {
@@ -87,7 +91,7 @@ static void muon_equals_f64(void **state)
         assert_int_equal(tpo_muon(s, next, next + n, w, m, g, &step, scratch, R, C), TPO_OK);
         check_near("m", next + n, want + n, n, 1e-6);
         for (int j = 0; j < n; j++) next[j] = (next[j] - w[j]) / 8e-3f, want[j] = (want[j] - w[j]) / 8e-3;
-        check_near("step", next, want, n, 2e-4);
+        check_near("step", next, want, n, i >= 7 ? 5e-3 : 2e-4);
         free(w), free(m), free(g), free(next), free(scratch), free(x), free(want), free(short_side);
     }
     tpo_stream_close(s);
