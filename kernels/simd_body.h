@@ -139,6 +139,13 @@ static void rotate(float *x, const float *c, const float *s, float sign, int hal
     }
 }
 
+#ifdef __clang__ /* the fuzzers' compiler lacks a shuffle by values; moving is moving */
+static void transpose_square(float *to, int64_t ldto, const float *from, int64_t ldfrom)
+{
+    for (int r = 0; r < LANES; r++)
+        for (int c = 0; c < LANES; c++) to[c * ldto + r] = from[r * ldfrom + c];
+}
+#else
 /* A square of LANES x LANES: in the step of distance d, lanes whose number has bit d change places with the row d further on. */
 static inline __attribute__((always_inline)) void transpose_square(float *to, int64_t ldto, const float *from, int64_t ldfrom)
 {
@@ -160,6 +167,7 @@ static inline __attribute__((always_inline)) void transpose_square(float *to, in
     }
     for (int r = 0; r < LANES; r++) store(to + r * ldto, x[r]);
 }
+#endif
 
 static void transpose(float *to, int64_t ldto, const float *from, int64_t ldfrom, int rows, int cols)
 {
