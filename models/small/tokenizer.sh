@@ -3,7 +3,12 @@
 # Every word of the world, every letter of a choice and every tag of a prompt becomes one piece; tests/trainer/world/test_words.c says so.
 set -e
 cd "$(dirname "$0")"
-here=$PWD
+here=${1:-$PWD}
+# Other pieces have other ids, so weights fit only the tokenizer they were trained with.
+if [ -e "$here/model.safetensors" ]; then
+    echo "$here holds weights that were trained with its tokenizer; name an empty folder: tokenizer.sh DIR" >&2
+    exit 1
+fi
 trainer=$(realpath "${TPO_BUILD:-../../build}")/tpo-trainer
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
