@@ -343,11 +343,23 @@ void tpo_settings_log(const struct tpo_settings *s)
     }
 }
 
+/* What split made is pointed to for as long as the process lives; the list lets a leak checker see that. */
+struct kept {
+    struct kept *next;
+    char text[];
+};
+static struct kept *kept_texts;
+
 int tpo_settings_split(const char *text, char separator, const char **items, int max)
 {
-    char *copy = strdup(text);
+    size_t size = strlen(text) + 1;
+    struct kept *k = malloc(sizeof(*k) + size);
     int n = 0;
-    for (char *at = copy; at != NULL && n < max;) {
+    if (k == NULL) return 0;
+    memcpy(k->text, text, size);
+    k->next = kept_texts;
+    kept_texts = k;
+    for (char *at = k->text; at != NULL && n < max;) {
         char *end = strchr(at, separator);
         if (end != NULL) *end = '\0';
         if (at[0] != '\0') items[n++] = at;

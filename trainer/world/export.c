@@ -129,12 +129,13 @@ static json_t *talk_of(const struct export *e, const struct tpo_view *v, const c
 
 static json_t *candidates_of(enum tpo_world_kind kind, const struct tpo_asked *q)
 {
-    static const char *const counts[] = {"0", "1", "2", "3", "4", "5", "6", "7", "8"};
-    if (kind == TPO_KIND_EXIST) return json_pack("[s,s]", "yes", "no");
+    static const char *const counts[] = {"0", "1", "2", "3", "4", "5", "6", "7", "8"}, *const answers[] = {"yes", "no"};
     json_t *list = json_array();
-    int n = kind == TPO_KIND_COUNT ? 9 : tpo_world_values(q->asked);
-    for (int i = 0; i < n; i++)
-        json_array_append_new(list, json_string(kind == TPO_KIND_COUNT ? counts[i] : tpo_world_word(q->asked, i)));
+    int n = kind == TPO_KIND_COUNT ? 9 : kind == TPO_KIND_EXIST ? 2 : tpo_world_values(q->asked);
+    for (int i = 0; i < n; i++) {
+        const char *word = kind == TPO_KIND_COUNT ? counts[i] : kind == TPO_KIND_EXIST ? answers[i] : tpo_world_word(q->asked, i);
+        json_array_append_new(list, json_string(word));
+    }
     return list;
 }
 
