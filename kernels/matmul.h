@@ -10,6 +10,7 @@
  *
  * A row of y (of dx) has the same bits whatever M is: rows go to the library in blocks of TPO_MATMUL_ROWS, the last one padded, and
  * columns in panels cut by N alone. matvec has an order of its own (different bits from matmul), equal for every number of rows.
+ * tpo_matmul turns the weights of a few panels at a time into memory of the stream; nobody keeps a second copy.
  *
  * TPO_EINVAL when a size is not positive or a leading dimension is too small; the output is untouched then. */
 #ifndef TPO_KERNELS_MATMUL_H

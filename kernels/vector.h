@@ -6,6 +6,8 @@
  *   tpo_dropout   y = x * keep / (1-p), keep drawn by tpo_random(key, i) >= p; the gradient is the same call on dy
  *   tpo_bf16_to_f32, tpo_f16_to_f32, tpo_f32_to_bf16 (round to nearest even): weights in and out
  *
+ * The sums are written to host memory, so those calls wait for the device.
+ *
  * tpo_random is counter-based (a keyed 64-bit mixer of key and counter), so a value depends on (key, counter) alone. */
 #ifndef TPO_KERNELS_VECTOR_H
 #define TPO_KERNELS_VECTOR_H
