@@ -20,8 +20,10 @@ struct tpo_media_put {
 
 static void finish(struct tpo_media_put *p, const struct tpo_error *err)
 {
+    /* The error may live in the reader that is about to go. */
+    struct tpo_error kept = err != NULL ? *err : (struct tpo_error){0};
     tpo_media_reader_close(p->reader);
-    if (!p->cancelled) p->on_done(p->owner, err);
+    if (!p->cancelled) p->on_done(p->owner, &kept);
     free(p);
 }
 

@@ -346,7 +346,7 @@ static void a_slow_client_gets_408_and_holds_up_nobody(void **state)
     start(200, 200);
     int headers = dial(), body = dial(), idle = dial();
     say(headers, "GET /hello HTTP/1.1\r\nHos", 24);
-    say(body, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc", 56);
+    say(body, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc", 55);
     expect("GET /hello HTTP/1.1\r\n" CLOSE, 0, "200", "hello");
     char *answer = hear(headers);
     assert_non_null(strstr(answer, "HTTP/1.1 408 "));
