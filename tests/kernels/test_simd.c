@@ -1,0 +1,132 @@
+/* The inner loops' builds for other instruction sets against the portable one, which elsewhere no x86 machine would run; every length of tail. */
+#include "kernels/cpu.h"
+#include "kernels/simd.h"
+#include "tests/kernels/check.h"
+
+#define N 83 /* up to five whole vectors and a tail */
+
+static int builds(const struct tpo_simd *tables[3])
+{
+    int n = 0;
+    tables[n++] = &tpo_simd_portable;
+#if defined(__x86_64__)
+    if (tpo_cpu_has_avx2()) tables[n++] = &tpo_simd_avx2;
+    if (tpo_cpu_has_avx512()) tables[n++] = &tpo_simd_avx512;
+#endif
+    return n;
+}
+
+static void near(const char *what, const float *got, const float *want, int64_t n, double tolerance)
+{
+    double *exact = check_doubles(want, n);
+    check_near(what, got, exact, n, tolerance);
+    free(exact);
+}
+
+/* Everything a table writes for vectors of n elements, one after the other. */
+static int64_t write_all(float *out, const struct tpo_simd *v, const float *x, const float *a, const float *b, int n)
+{
+    float *at = out, mean, rstd;
+    v->add(at, a, b, n), at += n;
+    v->scale(at, 3.0f, a, n), v->axpy(at, 0.5f, b, n), at += n;
+    v->fill(at, 2.0f, n), at += n;
+    v->relu(at, x, n), at += n;
+    v->relu_grad(at, a, x, 0, n), v->relu_grad(at, b, x, 1, n), at += n;
+    v->gelu(at, x, n), at += n;
+    v->gelu_grad(at, a, x, 0, n), v->gelu_grad(at, b, x, 1, n), at += n;
+    v->swiglu(at, x, b, n), at += n;
+    v->swiglu_grad(at, at + n, a, x, b, 0, n), v->swiglu_grad(at, at + n, b, x, a, 1, n), at += 2 * n;
+    v->dropout(at, a, 0.5f, 7, 11, n), at += n;
+    v->norm(at, &mean, &rstd, x, a, b, 1e-5f, n), at += n;
+    v->norm_grad(at, a, x, b, &mean, rstd, 0, n), v->norm_grad(at, b, x, a, NULL, rstd, 1, n), at += n;
+    v->norm(at, NULL, &rstd, x, a, NULL, 1e-5f, n), at += n;
+    v->exp_scaled(at, x, 1.0f, 0.5f, n), at += n;
+    v->momentum(at, at + n, a, b, 0.9f, 2.0f, n), at += 2 * n;
+    memcpy(at, a, (size_t)n * sizeof(*at));
+    v->rotate(at, x, b, -1.0f, n / 2), at += n;
+    memset(at, 0, 2 * (size_t)n * sizeof(*at));
+    v->column_sums(at, a, n, 1, n), v->norm_columns(at, at + n, a, x, NULL, &rstd, n, 1, n), at += 2 * n;
+    *at++ = v->dot(a, b, n);
+    *at++ = v->log_sum_exp(x, n);
+    *at++ = (float)v->sum(x, 0, n);
+    *at++ = (float)v->sum(x, 1, n);
+    return at - out;
+}
+
+static void builds_agree(void **state)
+{
+    (void)state;
+    const struct tpo_simd *tables[3];
+    int n_tables = builds(tables);
+    float *x = check_numbers("x", N, 3, 0), *a = check_numbers("a", N, 1, 0), *b = check_numbers("b", N, 1, 0);
+    float *want = check_zeros(40 * N), *got = check_zeros(40 * N);
+    for (int n = 2; n <= N; n++) {
+        int64_t written = write_all(want, tables[0], x, a, b, n);
+        for (int t = 1; t < n_tables; t++) {
+            assert_true(write_all(got, tables[t], x, a, b, n) == written);
+            near("outputs", got, want, written, 3e-6);
+        }
+        assert_true(want[written] == 0.0f && got[written] == 0.0f);
+    }
+    free(x), free(a), free(b), free(want), free(got);
+}
+
+static void products_agree(void **state)
+{
+    (void)state;
+    const struct tpo_simd *tables[3];
+    int n_tables = builds(tables);
+    float *x = check_numbers("x", 16 * N, 1, 0), *w = check_numbers("w", 9 * N, 1, 0), y[16 * 9], want[16 * 9];
+    for (int rows = 1; rows <= 16; rows++)
+        for (int cols = 1; cols <= 9; cols++)
+            for (int t = 0; t < n_tables; t++) {
+                memset(y, 0, sizeof(y));
+                tables[t]->dots(y, cols, x, N, w, N, w, 1, rows, cols, N - rows);
+                if (t == 0) memcpy(want, y, sizeof(y));
+                near("dots", y, want, rows * cols, 3e-6);
+                for (int i = 0; i < rows * cols; i++) { /* each is a dot alone */
+                    float alone = tables[t]->dot(x + i / cols * N, w + i % cols * N, N - rows) + w[i % cols];
+                    assert_true(alone == y[i]);
+                }
+            }
+    free(x), free(w);
+}
+
+static void turning_and_packing_move_every_element(void **state)
+{
+    (void)state;
+    const struct tpo_simd *tables[3];
+    int n_tables = builds(tables);
+    float *x = check_numbers("x", 70 * 70, 1, 0), *y = check_zeros(80 * 80);
+    for (int t = 0; t < n_tables; t++)
+        for (int rows = 1; rows < 70; rows += 7)
+            for (int cols = 1; cols < 70; cols += 9) {
+                tables[t]->transpose(y, rows + 3, x, 70, rows, cols);
+                for (int i = 0; i < rows * cols; i++)
+                    assert_true(y[i % cols * (rows + 3) + i / cols] == x[i / cols * 70 + i % cols]);
+                int wide = (cols + 15) / 16 * 16;
+                tables[t]->pack(y, wide, 75, x, 70, rows, cols);
+                for (int i = 0; i < 75 * wide; i++)
+                    assert_true(y[i] == (i / wide < rows && i % wide < cols ? x[i / wide * 70 + i % wide] : 0.0f));
+            }
+    free(x), free(y);
+}
+
+static void halves_agree(void **state)
+{
+    (void)state;
+    const struct tpo_simd *tables[3];
+    int n_tables = builds(tables);
+    uint16_t *all = check_alloc(65536, 2), *back = check_alloc(65536, 2);
+    float *f = check_zeros(65536);
+    for (int i = 0; i < 65536; i++) all[i] = (uint16_t)i;
+    for (int t = 0; t < n_tables; t++) {
+        tables[t]->bf16_to_f32(f, all, 65536);
+        tables[t]->f32_to_bf16(back, f, 65536);
+        for (int i = 0; i < 65536; i++) assert_true(isnan(f[i]) ? (back[i] & 0x7fff) > 0x7f80 : back[i] == all[i]);
+    }
+    free(all), free(back), free(f);
+}
+
+TPO_TESTS(cmocka_unit_test(builds_agree), cmocka_unit_test(products_agree),
+          cmocka_unit_test(turning_and_packing_move_every_element), cmocka_unit_test(halves_agree))
