@@ -10,8 +10,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const ProtobufCMessageDescriptor *const types[] = {&tpo__v1__perceive_request__descriptor, &tpo__v1__perceive_response__descriptor,
-                                                              &tpo__v1__perceive_event__descriptor};
+    static const ProtobufCMessageDescriptor *const types[] = {
+        &tpo__v1__perceive_request__descriptor, &tpo__v1__perceive_response__descriptor, &tpo__v1__perceive_event__descriptor};
     for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
         ProtobufCMessage *first, *second;
         struct tpo_text text = {0}, again = {0};
