@@ -6,7 +6,7 @@
 #   make parity KIT=DIR every golden case below DIR
 #   make fuzz           every fuzzer of tests/fuzz/ for SECONDS_EACH
 #   make bench B=hop    one bench of tests/bench/ (hop, cache, ask, matmul, ...)
-#   make                build only            make cuda     build/libtpo_cuda.so   make format   settle all spacing
+#   make                build only            make format   settle all spacing
 #   make clean
 
 CC      ?= gcc
@@ -39,7 +39,7 @@ LDLIBS   := -lgrpc -lgpr -lprotobuf-c -lhiredis -ljansson -lcrypto -ldnnl -lsent
 SERVICES := encoder router region
 PROGRAMS := $(addprefix $(BUILD)/,tpo tpo-media tpo-gateway tpo-trainer $(addprefix tpo-,$(SERVICES)))
 
-.PHONY: all build run stop test parity bench fuzz cuda format clean setup
+.PHONY: all build run stop test parity bench fuzz format clean setup
 .DEFAULT_GOAL := all
 all: setup
 	@$(MAKE) --no-print-directory -j$$(nproc) build
@@ -156,6 +156,12 @@ $(BUILD)/tests/bench/hop_peer: tests/bench/hop_peer.cc tests/bench/echo.proto pr
 	@mkdir -p $(@D)/hop
 	@protoc -Iproto -Itests/bench --cpp_out=$(@D)/hop --grpc_out=$(@D)/hop --plugin=protoc-gen-grpc=/usr/bin/grpc_cpp_plugin $(HOP_PROTOS:%=%.proto)
 	$(call say,CXX)$(CXX) -std=c++17 -O2 -w -I$(@D)/hop -o $@ $< $(HOP_PROTOS:%=$(@D)/hop/%.pb.cc) $(@D)/hop/echo.grpc.pb.cc $$(pkg-config --libs grpc++ protobuf)
+# bench_ask's peer: PyTorch and friends from PyPI, in a virtual environment of its own.
+build/peers/bin/python: tests/peers/requirements.txt
+	python3 -m venv build/peers
+	build/peers/bin/pip install --quiet -r $<
+	@touch $@
+bench_peers_ask := build/peers/bin/python
 bench_peers_hop := $(BUILD)/tests/bench/hop_peer
 
 $(BUILD)/tests/parity: $(BUILD)/obj/tests/parity/main.o $(call objects,$(filter-out tests/parity/main.c,$(wildcard tests/parity/*.c))) $(call archives,$(ARCHIVES))
@@ -192,14 +198,6 @@ run: all
 	@tools/run.sh
 stop:
 	@[ ! -x build/tpo ] || build/tpo down
-
-# --- CUDA: one library, loaded at run time ------------------------------------------------------------------------------------------
-NVCC ?= nvcc
-CUDA_ARCHS := $(foreach a,80 90,-gencode arch=compute_$(a),code=sm_$(a))
-cuda: build/libtpo_cuda.so
-build/libtpo_cuda.so: $(wildcard kernels/*.cu kernels/*.h common/status.h)
-	@mkdir -p build
-	$(call say,NVCC)$(NVCC) -std=c++17 -O3 -I. $(CUDA_ARCHS) -Xcompiler -fPIC,-fvisibility=hidden,-Wall -shared -o $@ $(filter %.cu,$^) -lcublas
 
 format:
 	@git ls-files '*.c' '*.h' '*.cc' '*.cu' | xargs clang-format -i

@@ -193,7 +193,7 @@ def main():
     with torch.inference_mode():
         for turn in range(args.repeat + 1):
             for path, sentence in lines:
-                pixels = numpy.asarray(Image.open(path).convert("RGB"))[None]
+                pixels = numpy.array(Image.open(path).convert("RGB"))[None]
                 start = time.perf_counter()
                 text, boxes, n = model.answer(pixels, sentence)
                 if turn > 0:  # the first round warms up
