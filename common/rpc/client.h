@@ -1,7 +1,8 @@
 /* client.h -- calls to other services: a loop that owns calls, and sets of peers that share a job.
  *
  * A completion-queue thread only collects events; callbacks run on the loop owner's thread, inside tpo_loop_poll, never before the call that
- * registered them has returned. `wake` is called on any thread when there is something to poll (a libuv owner passes uv_async_send). */
+ * registered them has returned. `wake` is called on any thread when there is something to poll (a libuv owner passes uv_async_send). Without a
+ * `wake` there is no such thread: the owner takes events from the queue itself, in tpo_loop_wait or tpo_loop_poll, which saves a hand-over. */
 #ifndef TPO_COMMON_RPC_CLIENT_H
 #define TPO_COMMON_RPC_CLIENT_H
 

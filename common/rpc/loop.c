@@ -16,10 +16,12 @@ struct tpo_loop {
     grpc_completion_queue *queue;
     pthread_t thread;
     bool running, alone;
+    bool direct;            /* no thread: the owner takes events from the queue itself */
+    int64_t next_tick_us;   /* direct only */
     _Atomic unsigned given;
     void (*wake)(void *arg);
     void *arg;
-    grpc_channel *wake_channel; /* alone only; never connects */
+    grpc_channel *wake_channel; /* alone and direct; never connects */
     grpc_call *wake_call;
     struct tpo_tag wake_tag;
 
@@ -78,9 +80,9 @@ static void push(struct tpo_loop *l, struct tpo_tag *tag, int ok)
     pthread_cond_broadcast(&l->changed);
     pthread_mutex_unlock(&l->lock);
     if (!wake) return;
-    if (!l->alone) {
-        if (l->wake != NULL) l->wake(l->arg);
-    } else if (!pthread_equal(pthread_self(), l->thread)) {
+    if (l->wake != NULL) {
+        l->wake(l->arg);
+    } else if (l->direct || !pthread_equal(pthread_self(), l->thread)) {
         /* The owner drains the list after every event, so its own posts need no batch. */
         tpo_loop_give(l);
         grpc_call_start_batch(l->wake_call, NULL, 0, &l->wake_tag, NULL);
@@ -194,6 +196,8 @@ static int open_loop(struct tpo_loop **out, bool alone, void (*wake)(void *arg),
     l->alone = alone;
     l->wake = wake;
     l->arg = arg;
+    l->direct = !alone && wake == NULL;
+    l->next_tick_us = tpo_now_us() + TICK_US;
     l->wake_tag = (struct tpo_tag){.on_event = on_wake, .owner = l};
     l->tick_tag = (struct tpo_tag){.on_event = on_tick, .owner = l};
     pthread_mutex_init(&l->lock, NULL);
@@ -208,11 +212,12 @@ static int open_loop(struct tpo_loop **out, bool alone, void (*wake)(void *arg),
     pthread_cond_init(&l->changed, &monotonic);
     pthread_condattr_destroy(&monotonic);
     l->queue = grpc_completion_queue_create_for_next(NULL);
-    if (l->queue == NULL || (alone && open_wake_call(l) != TPO_OK) || pthread_create(&l->thread, NULL, loop_thread, l) != 0) {
+    bool ok = l->queue != NULL && (wake != NULL || open_wake_call(l) == TPO_OK);
+    if (ok && !l->direct) l->running = ok = pthread_create(&l->thread, NULL, loop_thread, l) == 0;
+    if (!ok) {
         tpo_loop_close(l);
         return tpo_fail(err, TPO_ENOMEM, "memory", "no completion queue or thread");
     }
-    l->running = true;
     *out = l;
     return TPO_OK;
 }
@@ -235,7 +240,8 @@ void tpo_loop_close(struct tpo_loop *l)
     if (l->queue != NULL) {
         grpc_completion_queue_shutdown(l->queue);
         if (l->running) pthread_join(l->thread, NULL);
-        if (l->running) run_ready(l);
+        else while (grpc_completion_queue_next(l->queue, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL).type != GRPC_QUEUE_SHUTDOWN) continue;
+        run_ready(l);
         grpc_completion_queue_destroy(l->queue);
     }
     pthread_cond_destroy(&l->changed);
@@ -246,13 +252,42 @@ void tpo_loop_close(struct tpo_loop *l)
     grpc_shutdown();
 }
 
+/* Waits for the first event only; then runs what has come, up to a bound, so that the caller gets a turn. */
+static void wait_direct(struct tpo_loop *l, int timeout_ms)
+{
+    int64_t now = tpo_now_us(), end = run_ready(l) > 0 ? now : now + (int64_t)timeout_ms * 1000;
+    for (int n = 0; n < 256;) {
+        int64_t until = end < l->next_tick_us ? end : l->next_tick_us, wait_us = until > now ? until - now : 0;
+        gpr_timespec at = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_micros(wait_us, GPR_TIMESPAN));
+        grpc_event e = grpc_completion_queue_next(l->queue, at, NULL);
+        if (e.type == GRPC_OP_COMPLETE) {
+            struct tpo_tag *tag = e.tag;
+            tag->on_event(tag->owner, e.success);
+            run_ready(l);
+            end = 0;
+            n++;
+        }
+        now = tpo_now_us();
+        if (now >= l->next_tick_us) {
+            l->next_tick_us = now + TICK_US;
+            run_ticks(l);
+        }
+        if (e.type != GRPC_OP_COMPLETE && now >= end) return;
+    }
+}
+
 void tpo_loop_poll(struct tpo_loop *l)
 {
-    run_ready(l);
+    if (l->direct) wait_direct(l, 0);
+    else run_ready(l);
 }
 
 void tpo_loop_wait(struct tpo_loop *l, int timeout_ms)
 {
+    if (l->direct) {
+        wait_direct(l, timeout_ms);
+        return;
+    }
     struct timespec until = after_ms(timeout_ms);
     pthread_mutex_lock(&l->lock);
     while (l->first == NULL && l->ready == NULL)

@@ -7,8 +7,8 @@
  *      +----------------------------------------+
  *       UNAVAILABLE before any message, another peer is there, first try
  *
- * Three batches are out from the start: the first write (metadata, message and, unless we stream, the end), the first read (metadata and
- * message), and the status. One more write or read is started when the one before came back. Everything runs on the loop owner's thread. */
+ * Two batches are out from the start: the first write (metadata, message and the end) with the first read (metadata and message), and the
+ * status; where we stream, write and read are batches of their own. One more write or read is started when the one before came back. Everything runs on the loop owner's thread. */
 #include <grpc/byte_buffer.h>
 #include <grpc/slice.h>
 #include <grpc/support/alloc.h>
@@ -81,8 +81,9 @@ static int put_metadata(struct tpo_rpc *r, grpc_metadata *m)
 static void start_try(struct tpo_rpc *r)
 {
     grpc_metadata metadata[3];
-    grpc_op ops[3], read[2], status;
+    grpc_op ops[5], read[2], status;
     size_t n = 0;
+    bool one_batch = !r->start.stream_in;
     r->tries++;
     r->peer->in_flight++;
     r->peer->refs++;
@@ -99,14 +100,15 @@ static void start_try(struct tpo_rpc *r)
     r->end_sent = !r->start.stream_in;
     /* gRPC takes the slices of what it sends: another try needs its own references. */
     grpc_byte_buffer *kept = !r->start.stream_in && r->tries < TRIES ? grpc_byte_buffer_copy(r->request) : NULL;
-    r->writing = true;
-    start_batch(r, ops, n, &r->write_tag);
+    read[0] = (grpc_op){.op = GRPC_OP_RECV_INITIAL_METADATA, .data.recv_initial_metadata.recv_initial_metadata = &r->initial};
+    read[1] = (grpc_op){.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &r->received};
+    if (one_batch) ops[n++] = read[0], ops[n++] = read[1];
+    r->writing = !one_batch;
+    start_batch(r, ops, n, one_batch ? &r->read_tag : &r->write_tag);
     for (size_t i = 0; i < ops[0].data.send_initial_metadata.count; i++) grpc_slice_unref(metadata[i].value);
     grpc_byte_buffer_destroy(r->request);
     r->request = kept;
-    read[0] = (grpc_op){.op = GRPC_OP_RECV_INITIAL_METADATA, .data.recv_initial_metadata.recv_initial_metadata = &r->initial};
-    read[1] = (grpc_op){.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &r->received};
-    start_batch(r, read, 2, &r->read_tag);
+    if (!one_batch) start_batch(r, read, 2, &r->read_tag);
     status = (grpc_op){.op = GRPC_OP_RECV_STATUS_ON_CLIENT};
     status.data.recv_status_on_client.trailing_metadata = &r->trailing;
     status.data.recv_status_on_client.status = &r->status;
@@ -266,6 +268,8 @@ static void on_read(void *owner, int ok)
     ProtobufCMessage *message = NULL;
     r->tags--;
     if (!ok || r->received == NULL) {
+        if (r->received != NULL) grpc_byte_buffer_destroy(r->received);
+        r->received = NULL;
         r->read_ended = true;
         move(r);
         return;
