@@ -161,6 +161,7 @@ static int start(struct tpo_host *h, struct tpo_error *err)
     if (rc == TPO_OK) rc = build_methods(h);
     if (rc == TPO_OK && s->prepare != NULL) rc = s->prepare(s->self, h, err);
     struct tpo_server_options o = {.listen = h->settings.listen,
+                                   .stage = s->stage,
                                    .message_bytes_max = (size_t)h->settings.max_message_bytes,
                                    .methods = h->methods,
                                    .n_methods = h->n_methods};
