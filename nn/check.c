@@ -38,7 +38,7 @@ static void print_holdings(const char *stage, const struct tpo_safetensors *file
     printf("\n");
 }
 
-int tpo_check_folder(const char *stage, const struct tpo_params *schema, const char *folder)
+static int compare(const char *stage, const struct tpo_params *schema, const char *folder)
 {
     struct report r = {.stage = stage};
     struct tpo_safetensors *files = NULL;
@@ -54,4 +54,19 @@ int tpo_check_folder(const char *stage, const struct tpo_params *schema, const c
     if (r.n_faults == 0) printf("%s: sound\n", stage);
     else printf("%s: %d fault%s\n", stage, r.n_faults, r.n_faults == 1 ? "" : "s");
     return r.n_faults == 0 ? 0 : 1;
+}
+
+int tpo_check_folder(const char *stage, void (*declare)(struct tpo_params *schema, const struct tpo_config *c), const char *folder)
+{
+    struct tpo_config config;
+    struct tpo_params schema = {0};
+    struct tpo_error err;
+    if (tpo_config_load(&config, folder, &err) != TPO_OK) {
+        printf("%s: fault: %s\n", stage, err.message);
+        return 2;
+    }
+    declare(&schema, &config);
+    int status = compare(stage, &schema, folder);
+    tpo_params_free(&schema, NULL);
+    return status;
 }

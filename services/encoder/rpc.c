@@ -397,20 +397,15 @@ static void close_model(void *self)
     pthread_cond_destroy(&s->arrived);
 }
 
+static void declare(struct tpo_params *schema, const struct tpo_config *c)
+{
+    tpo_encoder_schema(schema, c, 0);
+}
+
 static int check(void *self, const char *dir)
 {
-    struct tpo_config config;
-    struct tpo_params schema = {0};
-    struct tpo_error err;
     (void)self;
-    if (tpo_config_load(&config, dir, &err) != TPO_OK) {
-        printf("encoder: fault: %s\n", err.message);
-        return 2;
-    }
-    tpo_encoder_schema(&schema, &config, 0);
-    int status = tpo_check_folder("encoder", &schema, dir);
-    tpo_params_free(&schema, NULL);
-    return status;
+    return tpo_check_folder("encoder", declare, dir);
 }
 
 /* Not while loading: if that fails, the store goes, and no upload may hold it. */

@@ -95,18 +95,8 @@ static int run(void *self, struct tpo_job *job)
 
 static int check(void *self, const char *dir)
 {
-    struct tpo_config config;
-    struct tpo_params schema = {0};
-    struct tpo_error err;
     (void)self;
-    if (tpo_config_load(&config, dir, &err) != TPO_OK) {
-        printf("region: fault: %s\n", err.message);
-        return 2;
-    }
-    tpo_region_schema(&schema, &config);
-    int status = tpo_check_folder("region", &schema, dir);
-    tpo_params_free(&schema, NULL);
-    return status;
+    return tpo_check_folder("region", tpo_region_schema, dir);
 }
 
 const struct tpo_host_service *tpo_region_service(void)

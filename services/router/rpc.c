@@ -266,20 +266,15 @@ static int warm_up(void *self, struct tpo_error *err)
     return rc;
 }
 
+static void declare(struct tpo_params *schema, const struct tpo_config *c)
+{
+    tpo_router_schema(schema, c, 0);
+}
+
 static int check(void *self, const char *dir)
 {
-    struct tpo_config config;
-    struct tpo_params schema = {0};
-    struct tpo_error err;
     (void)self;
-    if (tpo_config_load(&config, dir, &err) != TPO_OK) {
-        printf("router: fault: %s\n", err.message);
-        return 2;
-    }
-    tpo_router_schema(&schema, &config, 0);
-    int status = tpo_check_folder("router", &schema, dir);
-    tpo_params_free(&schema, NULL);
-    return status;
+    return tpo_check_folder("router", declare, dir);
 }
 
 const struct tpo_host_service *tpo_router_service(void)
