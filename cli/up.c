@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -64,10 +65,21 @@ static int try_port(int wanted)
 }
 
 /* The usual port, or another where someone else has it. */
+/* A free port below those that the system lends to connections: one of the latter could be taken by anybody's call before our process listens on it. */
+static int free_port(void)
+{
+    uint16_t drawn;
+    for (int i = 0; i < 64 && getrandom(&drawn, sizeof(drawn), 0) == sizeof(drawn); i++) {
+        int port = try_port(10000 + drawn % 22000);
+        if (port != 0) return port;
+    }
+    return try_port(0);
+}
+
 static int port_or_free(int port)
 {
     int usual = set.any_port ? 0 : try_port(port);
-    return usual != 0 ? usual : try_port(0);
+    return usual != 0 ? usual : free_port();
 }
 
 static int make_dirs(const char *path)
