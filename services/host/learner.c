@@ -177,7 +177,7 @@ static int direct_begin(void *self, const char *run, const struct tpo_plan *plan
         }
         rc = step_close(d);
     }
-    *out = (struct tpo_begun){.version = d->version, .prepared_step = d->prepared, .tapes = TAPES, .trainable = d->state.n};
+    *out = (struct tpo_begun){.version = d->version, .prepared_step = d->prepared, .committed_step = d->committed, .tapes = TAPES, .trainable = d->state.n};
     snprintf(out->instance, sizeof(out->instance), "%s", d->instance);
     return rc;
 }

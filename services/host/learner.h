@@ -38,6 +38,7 @@ struct tpo_loss_weight {
 struct tpo_plan {
     uint64_t seed;
     int lanes, micro_batches;
+    int first_lane, own_lanes; /* a replica's share: an aligned subtree of the lanes; own_lanes 0: all of them */
     const struct tpo_group *groups;
     int n_groups;
     const struct tpo_loss_weight *losses;
@@ -46,7 +47,8 @@ struct tpo_plan {
 
 struct tpo_begun {
     char instance[64];
-    uint64_t version, prepared_step;
+    uint64_t version;
+    uint64_t prepared_step, committed_step; /* 0: none. What a trainer that comes back decides by (contracts.md 7, Recovery) */
     int tapes;     /* N: forwards that may await their Backward */
     int trainable; /* tensors that a group owns; 0: nothing to learn here, Backward is needed only for wanted inputs */
 };
@@ -79,6 +81,11 @@ struct tpo_learner {
     /* gradients of outputs in; gradients of the wanted inputs out, in `inputs_out` (n_wants entries). Weights of the losses come from the plan. */
     int (*backward)(void *self, const struct tpo_key *key, const struct tpo_named_tensor *gradients, int n_gradients,
                     struct tpo_named_tensor *inputs_out, int *n_inputs_out, struct tpo_error *err);
+    /* Only where a plan gives a replica a share. gather hands every trainable tensor of this replica's subtree to `sink` once, folded, in the order
+     * they become complete, and may be called while the last Backward still runs (it waits); scatter gives back the total of all replicas, one
+     * tensor a call, `x` NULL after the last. Both come before norms. */
+    int (*gather)(void *self, const struct tpo_key *key, int (*sink)(void *arg, const struct tpo_named_tensor *x), void *arg, struct tpo_error *err);
+    int (*scatter)(void *self, const struct tpo_key *key, const struct tpo_named_tensor *x, struct tpo_error *err);
     int (*norms)(void *self, const struct tpo_key *key, const struct tpo_norm **out, int *n, struct tpo_error *err);
     int (*prepare)(void *self, const struct tpo_key *key, float clip, const float *rates, struct tpo_error *err);
     int (*commit)(void *self, const struct tpo_key *key, struct tpo_error *err);
@@ -87,6 +94,10 @@ struct tpo_learner {
     int (*export_state)(void *self, int (*sink)(void *arg, const char *part, const struct tpo_named_tensor *x), void *arg, struct tpo_error *err);
     /* `part` NULL, after all tensors: the state is that of `version`. */
     int (*import_state)(void *self, uint64_t version, const char *part, const struct tpo_named_tensor *x, struct tpo_error *err);
+    /* The committed weights, `version` of them, become what this service serves beside the version before (contracts.md 7, Publish). Versions that
+     * are served only grow, whatever the run. RESOURCE_EXHAUSTED "versions" while a third would be needed. UNIMPLEMENTED in a learner that serves
+     * nothing. */
+    int (*publish)(void *self, const struct tpo_key *key, uint64_t version, struct tpo_error *err);
     int (*end)(void *self, struct tpo_error *err);
     void (*close)(void *self);
 };
