@@ -47,6 +47,16 @@ static tpo_attention_fn *backward_fn(void)
     return tpo_attention_backward_portable;
 }
 
+/* Keys in one vector of that code. */
+static int tile_width(void)
+{
+#if defined(__x86_64__)
+    if (tpo_cpu_has_avx512()) return 16;
+    if (tpo_cpu_has_avx2()) return 8;
+#endif
+    return 4;
+}
+
 struct job {
     float *out, *lse;    /* forward */
     float *dq, *dk, *dv; /* backward */
@@ -82,8 +92,8 @@ static size_t lay_out(struct tpo_attention_part *a, struct tpo_attention_block *
     TAKE(a->rows, float, TPO_ATTENTION_ROWS *Dp);
     TAKE(a->score, float, TPO_ATTENTION_ROWS *Sp);
     TAKE(a->out, float, TPO_ATTENTION_ROWS *Dp);
-    TAKE(b->tiles, int32_t, Sp / TPO_ATTENTION_TILE);
-    TAKE(b->open, uint8_t, Sp / TPO_ATTENTION_TILE);
+    TAKE(b->tiles, int32_t, Sp / tile_width());
+    TAKE(b->open, uint8_t, Sp / tile_width());
     if (backward) {
         TAKE(a->k, float, Sp *Dp);
         TAKE(a->vt, float, Dp *Sp);
@@ -94,6 +104,7 @@ static size_t lay_out(struct tpo_attention_part *a, struct tpo_attention_block *
     }
 #undef TAKE
     a->segments = segments;
+    a->tile = tile_width();
     a->D = p->D;
     a->Dp = (int)Dp;
     a->Sp = Sp;
@@ -115,15 +126,15 @@ static void block_open(struct tpo_attention_block *block, const struct tpo_atten
         if (block->last[r] < nearest) nearest = block->last[r];
     }
     block->n_tiles = 0;
-    for (int tile = 0; tile * TPO_ATTENTION_TILE <= furthest; tile++) {
-        const int32_t *segment = a->segments + tile * TPO_ATTENTION_TILE;
-        int shared = p->segments == NULL ? TPO_ATTENTION_TILE : 0, seen = 0;
-        for (int i = 0; i < TPO_ATTENTION_TILE && p->segments != NULL; i++) shared += segment[i] == 0;
+    for (int tile = 0; tile * a->tile <= furthest; tile++) {
+        const int32_t *segment = a->segments + tile * a->tile;
+        int shared = p->segments == NULL ? a->tile : 0, seen = 0;
+        for (int i = 0; i < a->tile && p->segments != NULL; i++) shared += segment[i] == 0;
         for (int r = 0; r < block->n_rows && shared == 0 && !seen; r++)
-            for (int i = 0; i < TPO_ATTENTION_TILE; i++) seen |= segment[i] == block->segment[r];
+            for (int i = 0; i < a->tile; i++) seen |= segment[i] == block->segment[r];
         if (shared == 0 && !seen) continue;
         block->tiles[block->n_tiles] = tile;
-        block->open[block->n_tiles++] = shared == TPO_ATTENTION_TILE && (tile + 1) * TPO_ATTENTION_TILE - 1 <= nearest;
+        block->open[block->n_tiles++] = shared == a->tile && (tile + 1) * a->tile - 1 <= nearest;
     }
 }
 

@@ -8,9 +8,9 @@
 #define TPO_ATTENTION_ROWS 8
 #define TPO_ATTENTION_TILE 16
 
-/* One (sample, head). Dp and Sp are D and S rounded up to whole tiles; what was added is zero. */
+/* One (sample, head). Dp and Sp are D and S rounded up to TPO_ATTENTION_TILE; tile: keys in one vector; what was added is zero. */
 struct tpo_attention_part {
-    int D, Dp;
+    int D, Dp, tile;
     int64_t Sp;
     float scale;
     const int32_t *segments; /* (Sp) */

@@ -184,7 +184,8 @@ static void transpose(float *to, int64_t ldto, const float *from, int64_t ldfrom
 
 static void pack(float *to, int Cp, int64_t N, const float *from, int64_t ldfrom, int64_t n, int C)
 {
-    for (int64_t r = 0; r < n; r++, from += ldfrom) EACH_VEC(c, count, C) store(to + r * Cp + c, load_n(from + c, count));
+    for (int64_t r = 0; r < n; r++, from += ldfrom)
+        for (int64_t c = 0; c < Cp; c += LANES) store(to + r * Cp + c, c < C ? load_n(from + c, C - c) : splat(0.0f));
     memset(to + n * Cp, 0, (size_t)((N - n) * Cp) * sizeof(*to));
 }
 

@@ -1,7 +1,8 @@
-/* vec.h -- vectors of 16 floats and the functions of them that kernels share. Private to the kernels' _body.h files.
+/* vec.h -- vectors of LANES floats, as wide as a register, and the functions of them that kernels share. Private to the kernels' _body.h files.
  *
- * A file that includes this is compiled once per instruction set; the compiler splits a vector where registers are narrower, so that all
- * builds sum in the same order. Sums over the lanes are a tree. What lies past the end of an array is loaded as zero. */
+ * A file that includes this is compiled once per instruction set. A vector wider than a register would be split by the compiler through
+ * memory (measured: gelu 8x slower), so builds differ in width, hence in the order of their sums. Sums over the lanes are a tree. What lies
+ * past the end of an array is loaded as zero. */
 #ifndef TPO_KERNELS_VEC_H
 #define TPO_KERNELS_VEC_H
 
@@ -9,28 +10,40 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Vectors wider than a register change the calling convention of functions that take them (-Wpsabi), so none of these is ever called. */
+/* Called, a function of vectors has another convention in every build (-Wpsabi), so none of these is ever called. */
 #define VEC_FN static inline __attribute__((always_inline))
 
-#define LANES 16
+#if defined(__AVX512F__)
+#define LANES        16
+#define EACH_LANE(x) x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x
+#define LANE_NUMBERS 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+#elif defined(__AVX2__)
+#define LANES        8
+#define EACH_LANE(x) x, x, x, x, x, x, x, x
+#define LANE_NUMBERS 0, 1, 2, 3, 4, 5, 6, 7
+#else
+#define LANES        4
+#define EACH_LANE(x) x, x, x, x
+#define LANE_NUMBERS 0, 1, 2, 3
+#endif
 
-typedef float vec __attribute__((vector_size(64), aligned(64)));
-typedef int32_t ivec __attribute__((vector_size(64), aligned(64)));
-typedef float vec_any __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float vec __attribute__((vector_size(LANES * 4), aligned(LANES * 4)));
+typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(LANES * 4)));
+typedef float vec_any __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
 VEC_FN vec splat(float x)
 {
-    return (vec){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+    return (vec){EACH_LANE(x)};
 }
 
 VEC_FN ivec isplat(int32_t x)
 {
-    return (ivec){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+    return (ivec){EACH_LANE(x)};
 }
 
 VEC_FN ivec lane_numbers(void)
 {
-    return (ivec){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return (ivec){LANE_NUMBERS};
 }
 
 VEC_FN vec choose(ivec mask, vec yes, vec no)
@@ -71,10 +84,22 @@ VEC_FN vec first_n(vec x, int64_t n, float rest)
     return n >= LANES ? x : choose(lane_numbers() < isplat((int32_t)n), x, splat(rest));
 }
 
+/* Half of the lanes change places with the other half: distances LANES/2, LANES/4. */
+#if LANES == 16
+#define SWAP_FAR(x)  __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)
+#define SWAP_NEAR(x) __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3)
+#elif LANES == 8
+#define SWAP_NEAR(x) __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3)
+#endif
+
 VEC_FN float sum_lanes(vec x)
 {
-    x += __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
-    x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3);
+#if LANES == 16
+    x += SWAP_FAR(x);
+#endif
+#if LANES >= 8
+    x += SWAP_NEAR(x);
+#endif
     return (x[0] + x[2]) + (x[1] + x[3]);
 }
 
@@ -85,8 +110,12 @@ VEC_FN vec larger(vec a, vec b)
 
 VEC_FN float top_lane(vec x)
 {
-    x = larger(x, __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
-    x = larger(x, __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3));
+#if LANES == 16
+    x = larger(x, SWAP_FAR(x));
+#endif
+#if LANES >= 8
+    x = larger(x, SWAP_NEAR(x));
+#endif
     float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
     return a > b ? a : b;
 }
