@@ -41,7 +41,7 @@ struct direct {
     struct tpo_stream *stream;
     struct kept *kept; /* one per parameter */
     char run[64], instance[64];
-    bool begun, folded;
+    bool begun, folded, scattered;
     struct tpo_arena plan_arena, step_arena;
     struct tpo_plan plan;
     struct tpo_learner_state state;
@@ -49,6 +49,7 @@ struct direct {
     struct pass *passes;
     int lane_next[TPO_LANES_MAX]; /* the least micro-batch whose Backward a lane still takes */
     struct tpo_norm *norms;
+    float *exported; /* the piece that export told last */
     struct tpo_tape *idle[TAPES];
     int n_idle, n_live;
 };
@@ -66,6 +67,10 @@ static int plan_check(const struct tpo_plan *p, struct tpo_error *err)
         return tpo_fail(err, TPO_INVALID_ARGUMENT, "lanes", "%d lanes: a power of two up to %d is needed", p->lanes, TPO_LANES_MAX);
     if (p->micro_batches < 1 || p->micro_batches > 4096)
         return tpo_fail(err, TPO_INVALID_ARGUMENT, "micro_batches", "%d micro-batches: 1..4096", p->micro_batches);
+    const int own = p->own_lanes > 0 ? p->own_lanes : p->lanes;
+    if (own > p->lanes || (own & (own - 1)) != 0 || p->first_lane < 0 || p->first_lane % own != 0 || p->first_lane + own > p->lanes)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "share", "lanes %d..%d are no aligned subtree of %d", p->first_lane,
+                        p->first_lane + own - 1, p->lanes);
     return TPO_OK;
 }
 
@@ -89,6 +94,7 @@ static int plan_copy(struct direct *d, const struct tpo_plan *from)
         if ((losses[i].name = text_copy(a, from->losses[i].name)) == NULL) return TPO_ENOMEM;
     }
     d->plan = *from;
+    if (d->plan.own_lanes <= 0) d->plan.own_lanes = d->plan.lanes;
     d->plan.groups = groups;
     d->plan.losses = losses;
     return TPO_OK;
@@ -126,7 +132,7 @@ static int step_close(struct direct *d)
     memset(d->lane_next, 0, sizeof(d->lane_next));
     tpo_arena_reset(&d->step_arena);
     d->step = d->prepared = 0;
-    d->folded = false;
+    d->folded = d->scattered = false;
     return tpo_learner_state_clear(&d->state);
 }
 
@@ -140,7 +146,8 @@ static int run_end(struct direct *d)
         int at = 0;
         while (d->model->params->items[at] != x->param) at++;
         struct kept *k = &d->kept[at];
-        if (k->copy == NULL && (k->copy = tpo_device_alloc(d->stream, sizeof(float) * (size_t)x->param->size)) == NULL) return TPO_ENOMEM;
+        if (k->copy == NULL && (k->copy = tpo_device_alloc(d->stream, sizeof(float) * (size_t)x->param->size)) == NULL)
+            return TPO_ENOMEM;
         rc = tpo_scale(d->stream, k->copy, 1.0f, x->weight[d->state.now], x->param->size);
         x->param->data = k->copy;
     }
@@ -159,7 +166,8 @@ static int direct_begin(void *self, const char *run, const struct tpo_plan *plan
     struct direct *d = self;
     int rc = plan_check(plan, err);
     if (rc != TPO_OK) return rc;
-    if (strlen(run) >= sizeof(d->run)) return tpo_fail(err, TPO_INVALID_ARGUMENT, "run", "the run's name is longer than %zu", sizeof(d->run) - 1);
+    if (strlen(run) >= sizeof(d->run))
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "run", "the run's name is longer than %zu", sizeof(d->run) - 1);
     if (!d->begun || strcmp(run, d->run) != 0) {
         rc = run_end(d);
         if (rc == TPO_OK) rc = plan_copy(d, plan);
@@ -177,7 +185,11 @@ static int direct_begin(void *self, const char *run, const struct tpo_plan *plan
         }
         rc = step_close(d);
     }
-    *out = (struct tpo_begun){.version = d->version, .prepared_step = d->prepared, .committed_step = d->committed, .tapes = TAPES, .trainable = d->state.n};
+    *out = (struct tpo_begun){.version = d->version,
+                              .prepared_step = d->prepared,
+                              .committed_step = d->committed,
+                              .tapes = TAPES,
+                              .trainable = d->state.n};
     snprintf(out->instance, sizeof(out->instance), "%s", d->instance);
     return rc;
 }
@@ -185,7 +197,8 @@ static int direct_begin(void *self, const char *run, const struct tpo_plan *plan
 static int key_check(const struct direct *d, const struct tpo_key *key, struct tpo_error *err)
 {
     if (!d->begun || strcmp(key->run, d->run) != 0)
-        return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_run", "%s: run \"%.40s\" is not in progress", d->model->stage, key->run);
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_run", "%s: run \"%.40s\" is not in progress", d->model->stage,
+                        key->run);
     if (key->version != d->version)
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_version", "%s holds version %llu, asked for %llu", d->model->stage,
                         (unsigned long long)d->version, (unsigned long long)key->version);
@@ -195,6 +208,12 @@ static int key_check(const struct direct *d, const struct tpo_key *key, struct t
     return TPO_OK;
 }
 
+/* Counted from the first of this share. */
+static int lane_of(const struct direct *d, uint32_t micro_batch)
+{
+    return (int)((uint64_t)micro_batch * (uint64_t)d->plan.lanes / (uint64_t)d->plan.micro_batches) - d->plan.first_lane;
+}
+
 /* key_check for calls about one micro-batch; *out is its pass. */
 static int pass_find(struct direct *d, const struct tpo_key *key, struct pass **out, struct tpo_error *err)
 {
@@ -202,15 +221,12 @@ static int pass_find(struct direct *d, const struct tpo_key *key, struct pass **
     if (rc != TPO_OK) return rc;
     if (key->micro_batch >= (uint32_t)d->plan.micro_batches)
         return tpo_fail(err, TPO_INVALID_ARGUMENT, "micro_batch", "micro-batch %u of %d", key->micro_batch, d->plan.micro_batches);
+    if (lane_of(d, key->micro_batch) < 0 || lane_of(d, key->micro_batch) >= d->plan.own_lanes)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "share", "micro-batch %u is another replica's", key->micro_batch);
     *out = &d->passes[key->micro_batch];
     if ((*out)->state != PASS_DONE && d->folded)
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_step", "step %llu is already folded", (unsigned long long)key->step);
     return TPO_OK;
-}
-
-static int lane_of(const struct direct *d, uint32_t micro_batch)
-{
-    return (int)((uint64_t)micro_batch * (uint64_t)d->plan.lanes / (uint64_t)d->plan.micro_batches);
 }
 
 /* --- forward ----------------------------------------------------------------------------------------------------------------------- */
@@ -237,7 +253,8 @@ static bool named(const char *const *names, int n, const char *name)
     return false;
 }
 
-static int inputs_place(struct pass *p, const struct tpo_named_tensor *inputs, int n, struct tpo_arena *arena, struct tpo_error *err)
+static int inputs_place(struct pass *p, const struct tpo_named_tensor *inputs, int n, struct tpo_arena *arena,
+                        struct tpo_error *err)
 {
     if (n > TPO_PORTS_MAX) return tpo_fail(err, TPO_INVALID_ARGUMENT, "inputs", "%d inputs, at most %d", n, TPO_PORTS_MAX);
     for (int i = 0; i < n; i++) {
@@ -248,18 +265,20 @@ static int inputs_place(struct pass *p, const struct tpo_named_tensor *inputs, i
             return tpo_fail(err, TPO_INVALID_ARGUMENT, "input", "%.64s: a non-empty F32 matrix is needed", x->name);
         const char *name = text_copy(arena, x->name);
         if (name == NULL) return TPO_ENOMEM;
-        p->f.inputs[i] = (struct tpo_port){name, tpo_input(p->tape, x->data, (int)rows, (int)x->shape[x->n_dims - 1],
-                                                           named(p->wants, p->n_wants, name))};
+        p->f.inputs[i] = (struct tpo_port){
+            name, tpo_input(p->tape, x->data, (int)rows, (int)x->shape[x->n_dims - 1], named(p->wants, p->n_wants, name))};
     }
     p->f.n_inputs = n;
     return TPO_OK;
 }
 
-static int tensor_reply(struct direct *d, struct tpo_tape *t, struct tpo_named_tensor *out, const char *name, const float *data, int rows, int cols)
+static int tensor_reply(struct direct *d, struct tpo_tape *t, struct tpo_named_tensor *out, const char *name, const float *data,
+                        int rows, int cols)
 {
     float *host = tpo_arena_alloc(&d->step_arena, sizeof(float) * (size_t)rows * (size_t)cols);
     if (host == NULL) return TPO_ENOMEM;
-    *out = (struct tpo_named_tensor){.name = text_copy(&d->step_arena, name), .dtype = TPO_F32, .n_dims = 2, .shape = {rows, cols}, .data = host};
+    *out = (struct tpo_named_tensor){
+        .name = text_copy(&d->step_arena, name), .dtype = TPO_F32, .n_dims = 2, .shape = {rows, cols}, .data = host};
     if (out->name == NULL) return TPO_ENOMEM;
     if (data == NULL) {
         memset(host, 0, sizeof(float) * (size_t)rows * (size_t)cols);
@@ -288,8 +307,8 @@ static int forward_reply(struct direct *d, struct pass *p)
     return rc;
 }
 
-static int pass_forward(struct direct *d, struct pass *p, const struct tpo_key *key, const struct tpo_sample *samples, int n_samples,
-                        const struct tpo_named_tensor *inputs, int n_inputs, struct tpo_error *err)
+static int pass_forward(struct direct *d, struct pass *p, const struct tpo_key *key, const struct tpo_sample *samples,
+                        int n_samples, const struct tpo_named_tensor *inputs, int n_inputs, struct tpo_error *err)
 {
     const bool record = d->state.n > 0 || p->n_wants > 0;
     int rc = tape_take(d, record, &p->tape, err);
@@ -317,19 +336,21 @@ static int pass_forward(struct direct *d, struct pass *p, const struct tpo_key *
 }
 
 static int direct_forward(void *self, const struct tpo_key *key, const struct tpo_sample *samples, int n_samples,
-                          const struct tpo_named_tensor *inputs, int n_inputs, const char *const *wants, int n_wants, struct tpo_forwarded *out,
-                          struct tpo_error *err)
+                          const struct tpo_named_tensor *inputs, int n_inputs, const char *const *wants, int n_wants,
+                          struct tpo_forwarded *out, struct tpo_error *err)
 {
     struct direct *d = self;
     struct pass *p = NULL;
     int rc = pass_find(d, key, &p, err);
     if (rc != TPO_OK) return rc;
     if (p->state == PASS_EMPTY) {
-        if (n_wants > TPO_PORTS_MAX) return tpo_fail(err, TPO_INVALID_ARGUMENT, "wants", "%d wants, at most %d", n_wants, TPO_PORTS_MAX);
+        if (n_wants > TPO_PORTS_MAX)
+            return tpo_fail(err, TPO_INVALID_ARGUMENT, "wants", "%d wants, at most %d", n_wants, TPO_PORTS_MAX);
         d->step = key->step;
         memset(p, 0, sizeof(*p));
         for (int i = 0; i < n_wants; i++)
-            if ((p->wants[p->n_wants++] = text_copy(&d->step_arena, wants[i])) == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory");
+            if ((p->wants[p->n_wants++] = text_copy(&d->step_arena, wants[i])) == NULL)
+                return tpo_fail(err, TPO_ENOMEM, "memory", "no memory");
         rc = pass_forward(d, p, key, samples, n_samples, inputs, n_inputs, err);
         if (rc != TPO_OK) {
             memset(p, 0, sizeof(*p));
@@ -404,6 +425,77 @@ static int direct_backward(void *self, const struct tpo_key *key, const struct t
     return TPO_OK;
 }
 
+/* --- the sums of a share ------------------------------------------------------------------------------------------------------------- */
+
+static struct tpo_chunk chunk_of(const struct tpo_param *p, const char *part, const float *data, int64_t offset, int64_t most)
+{
+    const int64_t left = offset < p->size ? p->size - offset : 0;
+    struct tpo_chunk c = {.name = p->name, .part = part, .n_dims = p->n_dims, .offset = offset, .count = most < left ? most : left};
+    memcpy(c.shape, p->shape, sizeof(c.shape));
+    c.data = c.count > 0 ? data + offset : NULL;
+    return c;
+}
+
+/* Whether a piece lies inside the tensor it names. */
+static bool chunk_fits(const struct tpo_chunk *c, const struct tpo_param *p)
+{
+    bool fits =
+        c->n_dims == p->n_dims && c->offset >= 0 && c->count >= 0 && c->offset <= p->size && c->count <= p->size - c->offset;
+    for (int k = 0; k < p->n_dims && fits; k++) fits = c->shape[k] == p->shape[k];
+    return fits;
+}
+
+static int sum_send(struct direct *d, struct tpo_trainable *x, int (*sink)(void *arg, const struct tpo_chunk *x), void *arg)
+{
+    int rc = tpo_learner_state_fold(&d->state, x);
+    for (int64_t at = 0; at < x->param->size && rc == TPO_OK; at += TPO_CHUNK_ELEMENTS) {
+        const struct tpo_chunk c = chunk_of(x->param, "gradient", x->lanes[0], at, TPO_CHUNK_ELEMENTS);
+        rc = sink(arg, &c);
+    }
+    return rc;
+}
+
+static int direct_gather(void *self, const struct tpo_key *key, int (*sink)(void *arg, const struct tpo_chunk *x), void *arg,
+                         struct tpo_error *err)
+{
+    struct direct *d = self;
+    int rc = key_check(d, key, err);
+    if (rc != TPO_OK) return rc;
+    if (d->n_live > 0 || d->scattered)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "gather", "%s: the sums are not complete, or no longer this replica's alone",
+                        d->model->stage);
+    d->step = key->step;
+    for (int i = 0; i < d->state.n && rc == TPO_OK; i++) rc = sum_send(d, &d->state.items[i], sink, arg);
+    return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "gather", "%s: the sums could not be told", d->model->stage);
+}
+
+static struct tpo_trainable *trainable_find(struct direct *d, const char *name)
+{
+    for (int i = 0; i < d->state.n; i++)
+        if (strcmp(d->state.items[i].param->name, name) == 0) return &d->state.items[i];
+    return NULL;
+}
+
+static int direct_scatter(void *self, const struct tpo_key *key, const struct tpo_chunk *x, struct tpo_error *err)
+{
+    struct direct *d = self;
+    int rc = key_check(d, key, err);
+    if (rc != TPO_OK) return rc;
+    if (d->folded)
+        return x == NULL ? TPO_OK
+                         : tpo_fail(err, TPO_FAILED_PRECONDITION, "scatter", "%s: the norms are already known", d->model->stage);
+    if (d->n_live > 0)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "open_tapes", "%s: micro-batches await their Backward", d->model->stage);
+    d->scattered = true;
+    if (x == NULL) return TPO_OK;
+    struct tpo_trainable *own = trainable_find(d, x->name);
+    if (own == NULL || !chunk_fits(x, own->param))
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "scatter", "%.96s: no piece of a trainable tensor of that shape", x->name);
+    own->folded = true;
+    rc = tpo_copy_in(d->stream, own->lanes[0] + x->offset, x->data, sizeof(float) * (size_t)x->count);
+    return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "scatter", "%s: the device failed", x->name);
+}
+
 /* --- the step ---------------------------------------------------------------------------------------------------------------------- */
 
 static int direct_norms(void *self, const struct tpo_key *key, const struct tpo_norm **out, int *n, struct tpo_error *err)
@@ -412,10 +504,13 @@ static int direct_norms(void *self, const struct tpo_key *key, const struct tpo_
     int rc = key_check(d, key, err);
     if (rc != TPO_OK) return rc;
     if (d->n_live > 0)
-        return tpo_fail(err, TPO_FAILED_PRECONDITION, "open_tapes", "%s: %d micro-batches await their Backward", d->model->stage, d->n_live);
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "open_tapes", "%s: %d micro-batches await their Backward", d->model->stage,
+                        d->n_live);
     if (!d->folded) {
         d->step = key->step;
-        rc = tpo_learner_state_fold(&d->state);
+        if (d->plan.own_lanes < d->plan.lanes && !d->scattered && d->state.n > 0)
+            return tpo_fail(err, TPO_FAILED_PRECONDITION, "no_total", "%s: Norms of a share come after Scatter", d->model->stage);
+        for (int i = 0; i < d->state.n && rc == TPO_OK; i++) rc = tpo_learner_state_fold(&d->state, &d->state.items[i]);
         if (rc == TPO_OK) rc = tpo_learner_state_norms(&d->state, d->norms);
         if (rc != TPO_OK) return tpo_fail(err, rc, "norms", "%s: the norms failed", d->model->stage);
         d->folded = true;
@@ -443,7 +538,8 @@ static int direct_commit(void *self, const struct tpo_key *key, struct tpo_error
     if (d->begun && d->committed == key->step && key->step != 0 && strcmp(key->run, d->run) == 0) return TPO_OK;
     int rc = key_check(d, key, err);
     if (rc != TPO_OK) return rc;
-    if (d->prepared != key->step) return tpo_fail(err, TPO_FAILED_PRECONDITION, "not_prepared", "%s: Commit comes after Prepare", d->model->stage);
+    if (d->prepared != key->step)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "not_prepared", "%s: Commit comes after Prepare", d->model->stage);
     tpo_learner_state_commit(&d->state);
     d->version++;
     d->committed = key->step;
@@ -456,7 +552,8 @@ static int direct_abort(void *self, const struct tpo_key *key, struct tpo_error 
     struct direct *d = self;
     if (d->begun && d->step == 0 && key->step > d->committed) return TPO_OK;
     int rc = key_check(d, key, err);
-    if (rc == TPO_OK && step_close(d) != TPO_OK) rc = tpo_fail(err, TPO_INTERNAL, "abort", "%s: the device failed", d->model->stage);
+    if (rc == TPO_OK && step_close(d) != TPO_OK)
+        rc = tpo_fail(err, TPO_INTERNAL, "abort", "%s: the device failed", d->model->stage);
     return rc;
 }
 
@@ -465,55 +562,88 @@ static int direct_abort(void *self, const struct tpo_key *key, struct tpo_error 
 static float *part_of(struct direct *d, struct tpo_trainable *x, const char *part)
 {
     const int now = d->state.now;
-    return strcmp(part, "weight") == 0 ? x->weight[now] : strcmp(part, "m") == 0 ? x->m[now] : strcmp(part, "v") == 0 ? x->v[now] : NULL;
+    return strcmp(part, "weight") == 0 ? x->weight[now]
+           : strcmp(part, "m") == 0    ? x->m[now]
+           : strcmp(part, "v") == 0    ? x->v[now]
+                                       : NULL;
 }
 
-static int direct_export(void *self, int (*sink)(void *arg, const char *part, const struct tpo_named_tensor *x), void *arg,
-                         struct tpo_error *err)
+static int direct_export(void *self, int at, int64_t offset, int64_t most, struct tpo_chunk *out, struct tpo_error *err)
 {
     static const char *const parts[] = {"weight", "m", "v"};
     struct direct *d = self;
-    int rc = TPO_OK;
-    for (int i = 0; i < d->state.n; i++) {
-        struct tpo_trainable *x = &d->state.items[i];
-        struct tpo_named_tensor out = {.name = x->param->name, .dtype = TPO_F32, .n_dims = x->param->n_dims};
-        memcpy(out.shape, x->param->shape, sizeof(out.shape));
-        float *host = malloc(sizeof(float) * (size_t)x->param->size);
-        if (host == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory to export %s", x->param->name);
-        out.data = host;
-        for (int k = 0; k < 3 && rc == TPO_OK; k++) {
-            const float *data = part_of(d, x, parts[k]);
-            if (data == NULL) continue;
-            rc = tpo_copy_out(d->stream, host, data, sizeof(float) * (size_t)x->param->size);
-            if (rc == TPO_OK) rc = sink(arg, parts[k], &out);
+    *out = (struct tpo_chunk){0};
+    if (!d->begun) return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_run", "%s: no run is in progress", d->model->stage);
+    if (at < 0 || offset < 0 || most < 0 || most > INT32_MAX)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "export", "part %d does not exist", at);
+    for (int i = 0; i < d->state.n; i++)
+        for (int k = 0; k < 3; k++) {
+            const float *data = part_of(d, &d->state.items[i], parts[k]);
+            if (data == NULL || at-- > 0) continue;
+            *out = chunk_of(d->state.items[i].param, parts[k], data, offset, most);
+            if (out->count == 0) return TPO_OK;
+            float *host = realloc(d->exported, sizeof(float) * (size_t)out->count);
+            if (host == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory to export %s", out->name);
+            out->data = d->exported = host;
+            if (tpo_copy_out(d->stream, host, data + offset, sizeof(float) * (size_t)out->count) == TPO_OK) return TPO_OK;
+            return tpo_fail(err, TPO_INTERNAL, "export", "%s: the device failed", out->name);
         }
-        free(host);
-        if (rc != TPO_OK) return rc;
-    }
     return TPO_OK;
 }
 
-static int direct_import(void *self, uint64_t version, const char *part, const struct tpo_named_tensor *x, struct tpo_error *err)
+/* Memory of the learner's own for a tensor that no group of this run owns: what was loaded stays as it is. */
+static float *frozen_own(struct direct *d, int i)
+{
+    struct tpo_param *p = d->model->params->items[i];
+    struct kept *k = &d->kept[i];
+    if (k->copy == NULL) {
+        k->copy = tpo_device_alloc(d->stream, sizeof(float) * (size_t)p->size);
+        if (k->copy == NULL || tpo_scale(d->stream, k->copy, 1.0f, p->data, p->size) != TPO_OK) return NULL;
+    }
+    p->data = k->copy;
+    return p->data;
+}
+
+static int frozen_find(struct direct *d, const char *name)
+{
+    for (int i = 0; i < d->model->params->n; i++) {
+        struct tpo_param *p = d->model->params->items[i];
+        if (!p->ignored && strcmp(p->name, name) == 0 && trainable_find(d, name) == NULL) return i;
+    }
+    return -1;
+}
+
+static int moments_clear(struct direct *d, struct tpo_trainable *x)
+{
+    int rc = tpo_fill(d->stream, x->m[d->state.now], 0, x->param->size);
+    if (rc == TPO_OK && x->v[d->state.now] != NULL) rc = tpo_fill(d->stream, x->v[d->state.now], 0, x->param->size);
+    return rc;
+}
+
+static int direct_import(void *self, uint64_t version, const struct tpo_chunk *x, struct tpo_error *err)
 {
     struct direct *d = self;
-    if (part == NULL) {
-        if (d->version != version) step_close(d);
+    if (!d->begun) return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_run", "%s: no run is in progress", d->model->stage);
+    if (x == NULL) {
+        step_close(d);
         d->version = version;
+        d->committed = 0;
         return TPO_OK;
     }
-    for (int i = 0; i < d->state.n; i++) {
-        struct tpo_trainable *own = &d->state.items[i];
-        if (strcmp(own->param->name, x->name) != 0) continue;
-        float *data = part_of(d, own, part);
-        int64_t size = 1;
-        for (int k = 0; k < x->n_dims; k++) size *= x->shape[k];
-        if (data == NULL || x->dtype != TPO_F32 || size != own->param->size)
-            return tpo_fail(err, TPO_INVALID_ARGUMENT, "import", "%.96s: part \"%.16s\" does not fit", x->name, part);
-        int rc = tpo_copy_in(d->stream, data, x->data, sizeof(float) * (size_t)size);
-        if (rc != TPO_OK) return tpo_fail(err, rc, "import", "%s: the device failed", x->name);
-        return TPO_OK;
-    }
-    return tpo_fail(err, TPO_NOT_FOUND, "import", "%.96s is not trained in this run", x->name);
+    const bool start = strcmp(x->part, "start") == 0;
+    struct tpo_trainable *own = trainable_find(d, x->name);
+    const int frozen = own == NULL && start ? frozen_find(d, x->name) : -1;
+    const struct tpo_param *p = own != NULL ? own->param : frozen >= 0 ? d->model->params->items[frozen] : NULL;
+    if (p == NULL)
+        return tpo_fail(err, TPO_NOT_FOUND, "import", "%.96s: %s holds no such tensor as \"%.16s\"", x->name, d->model->stage,
+                        x->part);
+    if (!chunk_fits(x, p))
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "import", "%.96s: the piece is not of that tensor's shape", x->name);
+    float *data = own == NULL ? frozen_own(d, frozen) : part_of(d, own, start ? "weight" : x->part);
+    if (data == NULL) return tpo_fail(err, TPO_INVALID_ARGUMENT, "import", "%.96s has no part \"%.16s\"", x->name, x->part);
+    int rc = tpo_copy_in(d->stream, data + x->offset, x->data, sizeof(float) * (size_t)x->count);
+    if (rc == TPO_OK && own != NULL && start) rc = moments_clear(d, own);
+    return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "import", "%s: the device failed", x->name);
 }
 
 static int direct_end(void *self, struct tpo_error *err)
@@ -539,6 +669,7 @@ static void direct_close(void *self)
     free(d->passes);
     free(d->norms);
     free(d->kept);
+    free(d->exported);
     free(d);
 }
 
@@ -551,7 +682,8 @@ int tpo_learner_open_direct(struct tpo_learner *out, struct tpo_model *model, st
     d->stream = s;
     tpo_arena_init(&d->plan_arena, 4096, 0);
     tpo_arena_init(&d->step_arena, (size_t)1 << 20, 0);
-    snprintf(d->instance, sizeof(d->instance), "%ld-%lld-%u", (long)getpid(), (long long)time(NULL), __atomic_fetch_add(&count, 1, __ATOMIC_RELAXED));
+    snprintf(d->instance, sizeof(d->instance), "%ld-%lld-%u", (long)getpid(), (long long)time(NULL),
+             __atomic_fetch_add(&count, 1, __ATOMIC_RELAXED));
     d->kept = calloc((size_t)model->params->n + 1, sizeof(*d->kept));
     if (d->kept == NULL) {
         free(d);
@@ -563,6 +695,8 @@ int tpo_learner_open_direct(struct tpo_learner *out, struct tpo_model *model, st
                                 .begin = direct_begin,
                                 .forward = direct_forward,
                                 .backward = direct_backward,
+                                .gather = direct_gather,
+                                .scatter = direct_scatter,
                                 .norms = direct_norms,
                                 .prepare = direct_prepare,
                                 .commit = direct_commit,

@@ -22,7 +22,8 @@ enum tpo_optimiser { TPO_ADAMW, TPO_MUON };
 
 struct tpo_group {
     char name[32];
-    const char *const *patterns; /* tensor names; a `*` matches any run of characters; the first group that matches owns the tensor */
+    const char *const
+        *patterns; /* tensor names; a `*` matches any run of characters; the first group that matches owns the tensor */
     int n_patterns;
     enum tpo_optimiser optimiser;
     float beta1, beta2, eps, weight_decay;
@@ -49,7 +50,7 @@ struct tpo_begun {
     char instance[64];
     uint64_t version;
     uint64_t prepared_step, committed_step; /* 0: none. What a trainer that comes back decides by (contracts.md 7, Recovery) */
-    int tapes;     /* N: forwards that may await their Backward */
+    int tapes;                              /* N: forwards that may await their Backward */
     int trainable; /* tensors that a group owns; 0: nothing to learn here, Backward is needed only for wanted inputs */
 };
 
@@ -72,28 +73,43 @@ struct tpo_norm {
     double squared;
 };
 
+#define TPO_CHUNK_ELEMENTS ((int64_t)1 << 18) /* 1 MiB */
+
+/* A piece of one f32 tensor: `count` of its elements from `offset` on. `part` is "weight", "m" or "v" of a trainable tensor, "frozen" for the weights
+ * of another one, "gradient" for a sum. Borrowed until the call that got it returns, or the next call that gave it. */
+struct tpo_chunk {
+    const char *name, *part;
+    int n_dims;
+    int64_t shape[TPO_DIMS_MAX];
+    int64_t offset, count;
+    const float *data;
+};
+
 struct tpo_learner {
     const char *stage;
     void *self;
     int (*begin)(void *self, const char *run, const struct tpo_plan *plan, struct tpo_begun *out, struct tpo_error *err);
-    int (*forward)(void *self, const struct tpo_key *key, const struct tpo_sample *samples, int n_samples, const struct tpo_named_tensor *inputs,
-                   int n_inputs, const char *const *wants, int n_wants, struct tpo_forwarded *out, struct tpo_error *err);
+    int (*forward)(void *self, const struct tpo_key *key, const struct tpo_sample *samples, int n_samples,
+                   const struct tpo_named_tensor *inputs, int n_inputs, const char *const *wants, int n_wants,
+                   struct tpo_forwarded *out, struct tpo_error *err);
     /* gradients of outputs in; gradients of the wanted inputs out, in `inputs_out` (n_wants entries). Weights of the losses come from the plan. */
     int (*backward)(void *self, const struct tpo_key *key, const struct tpo_named_tensor *gradients, int n_gradients,
                     struct tpo_named_tensor *inputs_out, int *n_inputs_out, struct tpo_error *err);
-    /* Only where a plan gives a replica a share. gather hands every trainable tensor of this replica's subtree to `sink` once, folded, in the order
-     * they become complete, and may be called while the last Backward still runs (it waits); scatter gives back the total of all replicas, one
-     * tensor a call, `x` NULL after the last. Both come before norms. */
-    int (*gather)(void *self, const struct tpo_key *key, int (*sink)(void *arg, const struct tpo_named_tensor *x), void *arg, struct tpo_error *err);
-    int (*scatter)(void *self, const struct tpo_key *key, const struct tpo_named_tensor *x, struct tpo_error *err);
+    /* Only where a plan gives a replica a share. gather hands every trainable tensor of this replica's subtree to `sink` once, folded, in pieces, and
+     * may be called while Backwards still run (over the mesh it waits for them, and a tensor leaves as soon as it is complete); scatter gives back
+     * the total of all replicas, `x` NULL after the last piece. Both come before norms. */
+    int (*gather)(void *self, const struct tpo_key *key, int (*sink)(void *arg, const struct tpo_chunk *x), void *arg,
+                  struct tpo_error *err);
+    int (*scatter)(void *self, const struct tpo_key *key, const struct tpo_chunk *x, struct tpo_error *err);
     int (*norms)(void *self, const struct tpo_key *key, const struct tpo_norm **out, int *n, struct tpo_error *err);
     int (*prepare)(void *self, const struct tpo_key *key, float clip, const float *rates, struct tpo_error *err);
     int (*commit)(void *self, const struct tpo_key *key, struct tpo_error *err);
     int (*abort)(void *self, const struct tpo_key *key, struct tpo_error *err);
-    /* Every trainable tensor and its moments, one call per part ("weight", "m", "v"), in name order. */
-    int (*export_state)(void *self, int (*sink)(void *arg, const char *part, const struct tpo_named_tensor *x), void *arg, struct tpo_error *err);
-    /* `part` NULL, after all tensors: the state is that of `version`. */
-    int (*import_state)(void *self, uint64_t version, const char *part, const struct tpo_named_tensor *x, struct tpo_error *err);
+    /* The at-th part of the state, in name order, each tensor's weight, m and v: at most `most` elements of it from `offset` on (0: name, part and
+     * shape alone). out->name is NULL past the last. */
+    int (*export_state)(void *self, int at, int64_t offset, int64_t most, struct tpo_chunk *out, struct tpo_error *err);
+    /* `x` NULL, after all pieces: the state is that of `version`. Part "start" reaches every tensor of the model, trainable or not. */
+    int (*import_state)(void *self, uint64_t version, const struct tpo_chunk *x, struct tpo_error *err);
     /* The committed weights, `version` of them, become what this service serves beside the version before (contracts.md 7, Publish). Versions that
      * are served only grow, whatever the run. RESOURCE_EXHAUSTED "versions" while a third would be needed. UNIMPLEMENTED in a learner that serves
      * nothing. */

@@ -60,7 +60,8 @@ static int check_muon(const struct tpo_param *p, const struct tpo_group *g, stru
 {
     if (p->n_dims < 2) return tpo_fail(err, TPO_INVALID_ARGUMENT, "muon_vector", "%s: Muon needs a matrix", p->name);
     if (matrix_rows(p) % parts_of(g) != 0)
-        return tpo_fail(err, TPO_INVALID_ARGUMENT, "muon_split", "%s: %d rows are not divisible by split %d", p->name, matrix_rows(p), g->split);
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "muon_split", "%s: %d rows are not divisible by split %d", p->name,
+                        matrix_rows(p), g->split);
     return TPO_OK;
 }
 
@@ -90,8 +91,10 @@ static int hands_open(struct tpo_learner_state *s, int64_t scratch, struct tpo_e
     const int members = s->stream->team != NULL ? tpo_team_size(s->stream->team) : 1;
     while (s->n_hands < members && s->n_hands < TPO_HANDS_MAX) {
         struct tpo_stream **hand = &s->hands[s->n_hands];
-        if (members == 1) *hand = s->stream;
-        else if (tpo_stream_open(hand, tpo_stream_device_name(s->stream), 1, err) != TPO_OK) return err != NULL ? err->code : TPO_ENOMEM;
+        if (members == 1)
+            *hand = s->stream;
+        else if (tpo_stream_open(hand, tpo_stream_device_name(s->stream), 1, err) != TPO_OK)
+            return err != NULL ? err->code : TPO_ENOMEM;
         s->n_hands++;
         if (scratch == 0) continue;
         s->scratch[s->n_hands - 1] = tpo_device_alloc(s->stream, sizeof(float) * (size_t)scratch);
@@ -100,12 +103,12 @@ static int hands_open(struct tpo_learner_state *s, int64_t scratch, struct tpo_e
     return TPO_OK;
 }
 
-int tpo_learner_state_open(struct tpo_learner_state *s, struct tpo_stream *stream, struct tpo_params *params, const struct tpo_plan *plan,
-                           struct tpo_error *err)
+int tpo_learner_state_open(struct tpo_learner_state *s, struct tpo_stream *stream, struct tpo_params *params,
+                           const struct tpo_plan *plan, struct tpo_error *err)
 {
     int rc = TPO_OK;
     int64_t scratch = 0;
-    *s = (struct tpo_learner_state){.stream = stream, .n_lanes = plan->lanes};
+    *s = (struct tpo_learner_state){.stream = stream, .n_lanes = plan->own_lanes > 0 ? plan->own_lanes : plan->lanes};
     s->items = calloc((size_t)params->n + 1, sizeof(*s->items));
     if (s->items == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the list of trainable tensors");
     for (int i = 0; i < params->n; i++) {
@@ -156,8 +159,11 @@ void tpo_learner_state_free(struct tpo_learner_state *s)
 int tpo_learner_state_clear(struct tpo_learner_state *s)
 {
     int rc = TPO_OK;
-    for (int i = 0; i < s->n && rc == TPO_OK; i++)
-        for (int l = 0; l < s->n_lanes && rc == TPO_OK; l++) rc = tpo_fill(s->stream, s->items[i].lanes[l], 0, s->items[i].param->size);
+    for (int i = 0; i < s->n && rc == TPO_OK; i++) {
+        s->items[i].folded = false;
+        for (int l = 0; l < s->n_lanes && rc == TPO_OK; l++)
+            rc = tpo_fill(s->stream, s->items[i].lanes[l], 0, s->items[i].param->size);
+    }
     return rc;
 }
 
@@ -166,13 +172,14 @@ void tpo_learner_state_lane(struct tpo_learner_state *s, int lane)
     for (int i = 0; i < s->n; i++) s->items[i].param->grad = lane < 0 ? NULL : s->items[i].lanes[lane];
 }
 
-int tpo_learner_state_fold(struct tpo_learner_state *s)
+int tpo_learner_state_fold(struct tpo_learner_state *s, struct tpo_trainable *x)
 {
     int rc = TPO_OK;
+    if (x->folded) return TPO_OK;
     for (int stride = 1; stride < s->n_lanes; stride *= 2)
-        for (int l = 0; l < s->n_lanes; l += 2 * stride)
-            for (int i = 0; i < s->n && rc == TPO_OK; i++)
-                rc = tpo_axpy(s->stream, s->items[i].lanes[l], 1.0f, s->items[i].lanes[l + stride], s->items[i].param->size);
+        for (int l = 0; l < s->n_lanes && rc == TPO_OK; l += 2 * stride)
+            rc = tpo_axpy(s->stream, x->lanes[l], 1.0f, x->lanes[l + stride], x->param->size);
+    x->folded = rc == TPO_OK;
     return rc;
 }
 
@@ -186,7 +193,8 @@ int tpo_learner_state_norms(struct tpo_learner_state *s, struct tpo_norm *out)
     return rc;
 }
 
-static int step_muon(struct tpo_learner_state *s, int hand, struct tpo_trainable *x, const struct tpo_group *g, float clip, float rate)
+static int step_muon(struct tpo_learner_state *s, int hand, struct tpo_trainable *x, const struct tpo_group *g, float clip,
+                     float rate)
 {
     const int now = s->now, next = 1 - now, parts = parts_of(g);
     const int rows = matrix_rows(x->param) / parts, columns = matrix_columns(x->param);
@@ -194,19 +202,20 @@ static int step_muon(struct tpo_learner_state *s, int hand, struct tpo_trainable
     int rc = TPO_OK;
     for (int i = 0; i < parts && rc == TPO_OK; i++) {
         const int64_t at = (int64_t)i * rows * columns;
-        rc = tpo_muon(s->hands[hand], x->weight[next] + at, x->m[next] + at, x->weight[now] + at, x->m[now] + at, x->lanes[0] + at, &step,
-                      s->scratch[hand], rows, columns);
+        rc = tpo_muon(s->hands[hand], x->weight[next] + at, x->m[next] + at, x->weight[now] + at, x->m[now] + at, x->lanes[0] + at,
+                      &step, s->scratch[hand], rows, columns);
     }
     return rc;
 }
 
-static int step_adamw(struct tpo_learner_state *s, int hand, struct tpo_trainable *x, const struct tpo_group *g, float clip, float rate, int64_t t)
+static int step_adamw(struct tpo_learner_state *s, int hand, struct tpo_trainable *x, const struct tpo_group *g, float clip,
+                      float rate, int64_t t)
 {
     const int now = s->now, next = 1 - now;
     const struct tpo_adamw step = {
         .rate = rate, .beta1 = g->beta1, .beta2 = g->beta2, .eps = g->eps, .decay = g->weight_decay, .clip = clip, .t = t};
-    return tpo_adamw(s->hands[hand], x->weight[next], x->m[next], x->v[next], x->weight[now], x->m[now], x->v[now], x->lanes[0], &step,
-                     x->param->size);
+    return tpo_adamw(s->hands[hand], x->weight[next], x->m[next], x->v[next], x->weight[now], x->m[now], x->v[now], x->lanes[0],
+                     &step, x->param->size);
 }
 
 struct update {
@@ -224,7 +233,8 @@ static void update_one(void *arg, int item, int member)
     struct tpo_trainable *x = &u->state->items[item];
     const struct tpo_group *g = &u->plan->groups[x->group];
     const float factor = g->clipped ? u->clip : 1.0f, rate = u->rates[x->group];
-    const int rc = g->optimiser == TPO_MUON ? step_muon(u->state, member, x, g, factor, rate) : step_adamw(u->state, member, x, g, factor, rate, u->t);
+    const int rc = g->optimiser == TPO_MUON ? step_muon(u->state, member, x, g, factor, rate)
+                                            : step_adamw(u->state, member, x, g, factor, rate, u->t);
     if (u->rc[member] == TPO_OK) u->rc[member] = rc;
 }
 

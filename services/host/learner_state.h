@@ -1,7 +1,7 @@
-/* learner_state.h -- what a learner owns per trainable tensor: two buffers of weight and moments, and one gradient per lane.
+/* learner_state.h -- what a learner owns per trainable tensor: two buffers of weight and moments, and one gradient per lane of its share.
  *
- * Buffer `now` is version v, the other is where Prepare writes v+1; Commit turns the index. Gradients of lane l are lanes[l]; folding adds
- * them as a binary tree into lanes[0] (contracts.md 8). One thread owns a state. */
+ * Buffer `now` is version v, the other is where Prepare writes v+1; Commit turns the index. Gradients of the share's l-th lane are lanes[l];
+ * folding adds them as a binary tree into lanes[0] (contracts.md 8), which a total of all replicas may then replace. One thread owns a state. */
 #ifndef TPO_SERVICES_HOST_LEARNER_STATE_H
 #define TPO_SERVICES_HOST_LEARNER_STATE_H
 
@@ -12,9 +12,10 @@
 
 struct tpo_trainable {
     struct tpo_param *param;
-    int group; /* index into the plan's groups */
+    int group;                      /* index into the plan's groups */
     float *weight[2], *m[2], *v[2]; /* v is NULL under Muon */
     float *lanes[TPO_LANES_MAX];
+    bool folded;
 };
 
 struct tpo_learner_state {
@@ -33,13 +34,14 @@ bool tpo_pattern_match(const char *pattern, const char *name);
 
 /* Makes the tensors that a group matches trainable: weights are copies of what the parameters hold now. INVALID_ARGUMENT when Muon gets
  * something that is no matrix or is not divisible by its split. */
-int tpo_learner_state_open(struct tpo_learner_state *s, struct tpo_stream *stream, struct tpo_params *params, const struct tpo_plan *plan,
-                           struct tpo_error *err);
-void tpo_learner_state_free(struct tpo_learner_state *s); /* accepts the half-built; parameters become frozen, their data is not touched */
+int tpo_learner_state_open(struct tpo_learner_state *s, struct tpo_stream *stream, struct tpo_params *params,
+                           const struct tpo_plan *plan, struct tpo_error *err);
+void tpo_learner_state_free(
+    struct tpo_learner_state *s); /* accepts the half-built; parameters become frozen, their data is not touched */
 
-int tpo_learner_state_clear(struct tpo_learner_state *s);          /* gradients of all lanes to zero */
-void tpo_learner_state_lane(struct tpo_learner_state *s, int lane); /* parameters' grad = that lane; -1: none */
-int tpo_learner_state_fold(struct tpo_learner_state *s);           /* lanes added as a tree; once per step */
+int tpo_learner_state_clear(struct tpo_learner_state *s);                         /* gradients of all lanes to zero */
+void tpo_learner_state_lane(struct tpo_learner_state *s, int lane);               /* parameters' grad = that lane; -1: none */
+int tpo_learner_state_fold(struct tpo_learner_state *s, struct tpo_trainable *x); /* its lanes added as a tree, once a step */
 int tpo_learner_state_norms(struct tpo_learner_state *s, struct tpo_norm *out);
 /* Weights and moments of update number t (from 1) into the other buffer. */
 int tpo_learner_state_prepare(struct tpo_learner_state *s, const struct tpo_plan *plan, float clip, const float *rates, int64_t t);

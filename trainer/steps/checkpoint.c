@@ -16,6 +16,7 @@
 #include "common/safetensors.h"
 #include "common/sha256.h"
 #include "trainer/model_folder.h"
+#include "trainer/steps/shard.h"
 
 static const char *const part_names[TPO_PARTS] = {"encoder", "router", "region"};
 
@@ -59,70 +60,6 @@ static int file_hash(const char *path, char hex[TPO_SHA256_HEX], struct tpo_erro
     return TPO_OK;
 }
 
-/* --- shards -------------------------------------------------------------------------------------------------------------------------- */
-
-struct shard {
-    struct tpo_entry *entries;
-    int n, capacity;
-    struct tpo_arena arena;
-};
-
-static int shard_add(void *arg, const char *part, const struct tpo_named_tensor *x)
-{
-    struct shard *s = arg;
-    if (s->n == s->capacity) {
-        const int capacity = s->capacity * 2 + 64;
-        struct tpo_entry *grown = realloc(s->entries, sizeof(*grown) * (size_t)capacity);
-        if (grown == NULL) return TPO_ENOMEM;
-        s->entries = grown;
-        s->capacity = capacity;
-    }
-    struct tpo_entry *e = &s->entries[s->n];
-    *e = (struct tpo_entry){.dtype = TPO_F32, .n_dims = x->n_dims, .size = 1};
-    for (int i = 0; i < x->n_dims; i++) e->size *= e->shape[i] = x->shape[i];
-    e->size_bytes = (size_t)e->size * sizeof(float);
-    char *name = tpo_arena_alloc(&s->arena, strlen(part) + strlen(x->name) + 2);
-    e->data = tpo_arena_copy(&s->arena, x->data, e->size_bytes);
-    if (name == NULL || e->data == NULL) return TPO_ENOMEM;
-    sprintf(name, "%s/%s", part, x->name);
-    e->name = name;
-    s->n++;
-    return TPO_OK;
-}
-
-static int shard_write(const char *path, struct tpo_learner *l, struct tpo_error *err)
-{
-    struct shard s = {0};
-    tpo_arena_init(&s.arena, (size_t)4 << 20, 0);
-    int rc = l->export_state(l->self, shard_add, &s, err);
-    if (rc != TPO_OK && err != NULL && err->code == TPO_OK) tpo_fail(err, rc, "checkpoint", "no memory to gather %s", l->stage);
-    if (rc == TPO_OK) rc = tpo_safetensors_write(path, s.entries, s.n, err);
-    free(s.entries);
-    tpo_arena_free(&s.arena);
-    return rc;
-}
-
-static int shard_read(const char *path, struct tpo_learner *l, uint64_t version, struct tpo_error *err)
-{
-    struct tpo_safetensors *files = NULL;
-    int rc = tpo_safetensors_open(&files, path, err);
-    for (int i = 0; rc == TPO_OK && i < files->n; i++) {
-        const struct tpo_entry *e = &files->items[i];
-        const char *slash = strchr(e->name, '/');
-        char part[16];
-        if (slash == NULL || slash - e->name >= (long)sizeof(part)) {
-            rc = tpo_fail(err, TPO_DATA_LOSS, "checkpoint", "%.120s: \"%.60s\" is no part of a checkpoint", path, e->name);
-            break;
-        }
-        snprintf(part, sizeof(part), "%.*s", (int)(slash - e->name), e->name);
-        struct tpo_named_tensor x = {.name = slash + 1, .dtype = e->dtype, .n_dims = e->n_dims, .data = e->data};
-        for (int k = 0; k < e->n_dims && k < TPO_DIMS_MAX; k++) x.shape[k] = e->shape[k];
-        rc = l->import_state(l->self, version, part, &x, err);
-    }
-    tpo_safetensors_close(files);
-    return rc;
-}
-
 /* --- writing ------------------------------------------------------------------------------------------------------------------------- */
 
 static int manifest_write(const char *dir, const char *run, const struct tpo_checkpoint *c, json_t *files, struct tpo_error *err)
@@ -164,7 +101,7 @@ int tpo_checkpoint_write(const char *stage_dir, struct tpo_team_of_learners *t, 
     for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++) {
         if (t->trainable[p] == 0) continue;
         snprintf(path, sizeof(path), "%s/%s.safetensors", part, part_names[p]);
-        rc = shard_write(path, &t->learners[p], err);
+        rc = tpo_shard_write(path, &t->learners[p], err);
         if (rc == TPO_OK) rc = file_hash(path, hex, err);
         if (rc == TPO_OK) json_object_set_new(files, part_names[p], json_string(hex));
     }
@@ -219,8 +156,8 @@ static int checkpoint_take(const char *dir, const json_t *j, struct tpo_team_of_
         struct tpo_learner *l = &t->learners[p];
         int rc = TPO_OK;
         snprintf(path, sizeof(path), "%s/%s.safetensors", dir, part_names[p]);
-        if (json_object_get(json_object_get(j, "files"), part_names[p]) != NULL) rc = shard_read(path, l, version, err);
-        if (rc == TPO_OK) rc = l->import_state(l->self, version, NULL, NULL, err);
+        if (json_object_get(json_object_get(j, "files"), part_names[p]) != NULL) rc = tpo_shard_read(path, l, version, err);
+        if (rc == TPO_OK) rc = l->import_state(l->self, version, NULL, err);
         if (rc != TPO_OK) return rc;
     }
     c->step = number_of(j, "step");

@@ -5,7 +5,7 @@
 #include "services/host/learner.h"
 #include "services/host/learner_state.h"
 
-#define IN 6
+#define IN   6
 #define WIDE 5
 #define ROWS 4
 
@@ -28,7 +28,8 @@ static int toy_forward(void *self, struct tpo_tape *t, struct tpo_forward *f, st
     struct tpo_tensor *out = tpo_linear(t, tpo_act_relu(t, tpo_linear(t, x, y->w1, y->b1)), y->w2, NULL);
     if (out == NULL) return tpo_tape_error(t);
     tpo_forward_output(f, "y", out);
-    if (f->wants_loss(f->plan, "fit")) tpo_forward_loss(f, "fit", tpo_loss_mse(t, out, f->samples[0].targets[0].data, NULL, 1.0f / ROWS));
+    if (f->wants_loss(f->plan, "fit"))
+        tpo_forward_loss(f, "fit", tpo_loss_mse(t, out, f->samples[0].targets[0].data, NULL, 1.0f / ROWS));
     return tpo_tape_error(t);
 }
 
@@ -55,13 +56,21 @@ static void toy_close(struct toy *y)
 static const char *const hidden[] = {"toy.w*.weight"}, *const rest[] = {"*"};
 static const struct tpo_group groups[] = {
     {.name = "matrices", .patterns = hidden, .n_patterns = 1, .optimiser = TPO_MUON, .beta1 = .9f, .weight_decay = .01f},
-    {.name = "rest", .patterns = rest, .n_patterns = 1, .optimiser = TPO_ADAMW, .beta1 = .9f, .beta2 = .99f, .eps = 1e-8f, .clipped = true}};
+    {.name = "rest",
+     .patterns = rest,
+     .n_patterns = 1,
+     .optimiser = TPO_ADAMW,
+     .beta1 = .9f,
+     .beta2 = .99f,
+     .eps = 1e-8f,
+     .clipped = true}};
 static const struct tpo_loss_weight losses[] = {{"fit", 2}};
 static const float rates[] = {.05f, .02f};
 
 static struct tpo_plan plan_of(int lanes, int M)
 {
-    return (struct tpo_plan){.seed = 1, .lanes = lanes, .micro_batches = M, .groups = groups, .n_groups = 2, .losses = losses, .n_losses = 1};
+    return (struct tpo_plan){
+        .seed = 1, .lanes = lanes, .micro_batches = M, .groups = groups, .n_groups = 2, .losses = losses, .n_losses = 1};
 }
 
 static struct tpo_begun begin(struct toy *y, int lanes, int M)
@@ -163,7 +172,8 @@ static void lanes_and_threads_keep_the_sum(void **state)
     }
     assert_memory_equal(one, three, sizeof(one));
     for (int i = 0; i < WEIGHTS; i++)
-        if (!(one[i] - tree[i] < 1e-3f && tree[i] - one[i] < 1e-3f)) fail_msg("weight %d: %g and %g", i, (double)one[i], (double)tree[i]);
+        if (!(one[i] - tree[i] < 1e-3f && tree[i] - one[i] < 1e-3f))
+            fail_msg("weight %d: %g and %g", i, (double)one[i], (double)tree[i]);
 }
 
 static void repeats_add_nothing(void **state)
@@ -266,15 +276,21 @@ static void wrong_calls_are_refused(void **state)
     toy_close(&y);
 }
 
-struct saved {
-    struct toy *to;
-    uint64_t version;
-};
-static int save(void *arg, const char *part, const struct tpo_named_tensor *x)
+/* Everything a has, in pieces of three elements, into b. */
+static void state_copy(struct toy *a, struct toy *b, uint64_t version)
 {
-    struct saved *s = arg;
     struct tpo_error err = {0};
-    return s->to->learner.import_state(s->to->learner.self, s->version, part, x, &err);
+    struct tpo_chunk c;
+    for (int at = 0;; at++) {
+        assert_int_equal(a->learner.export_state(a->learner.self, at, 0, 0, &c, &err), TPO_OK);
+        if (c.name == NULL) break;
+        for (int64_t offset = 0;; offset += c.count) {
+            assert_int_equal(a->learner.export_state(a->learner.self, at, offset, 3, &c, &err), TPO_OK);
+            if (c.count == 0) break;
+            assert_int_equal(b->learner.import_state(b->learner.self, version, &c, &err), TPO_OK);
+        }
+    }
+    assert_int_equal(b->learner.import_state(b->learner.self, version, NULL, &err), TPO_OK);
 }
 
 static void export_and_import_carry_the_run(void **state)
@@ -288,9 +304,7 @@ static void export_and_import_carry_the_run(void **state)
     begin(&a, 1, 1);
     begin(&b, 1, 1);
     for (uint64_t s = 1; s <= 4; s++) step(&a, s, s - 1, 1);
-    struct saved saved = {&b, 4};
-    assert_int_equal(a.learner.export_state(a.learner.self, save, &saved, &err), TPO_OK);
-    assert_int_equal(b.learner.import_state(b.learner.self, 4, NULL, NULL, &err), TPO_OK);
+    state_copy(&a, &b, 4);
     for (uint64_t s = 5; s <= 7; s++) {
         step(&a, s, s - 1, 1);
         step(&b, s, s - 1, 1);
@@ -305,6 +319,161 @@ static void export_and_import_carry_the_run(void **state)
     assert_null(a.w1->grad);
     toy_close(&a);
     toy_close(&b);
+}
+
+static void pieces_that_do_not_fit_are_refused(void **state)
+{
+    (void)state;
+    struct toy y;
+    struct tpo_error err = {0};
+    float data[64] = {0};
+    toy_open(&y, 1);
+    struct tpo_chunk c = {.name = "toy.w1.bias", .part = "weight", .n_dims = 1, .shape = {WIDE}, .count = WIDE, .data = data};
+    assert_int_equal(y.learner.import_state(y.learner.self, 1, &c, &err), TPO_FAILED_PRECONDITION); /* no run */
+    begin(&y, 1, 1);
+    assert_int_equal(y.learner.import_state(y.learner.self, 1, &c, &err), TPO_OK);
+    c.offset = 1;
+    assert_int_equal(y.learner.import_state(y.learner.self, 1, &c, &err), TPO_INVALID_ARGUMENT);
+    c.offset = INT64_MAX;
+    assert_int_equal(y.learner.import_state(y.learner.self, 1, &c, &err), TPO_INVALID_ARGUMENT);
+    c.offset = 0, c.count = -1;
+    assert_int_equal(y.learner.import_state(y.learner.self, 1, &c, &err), TPO_INVALID_ARGUMENT);
+    c.count = WIDE, c.part = "moment";
+    assert_int_equal(y.learner.import_state(y.learner.self, 1, &c, &err), TPO_INVALID_ARGUMENT);
+    c.part = "weight", c.name = "toy.w9.bias";
+    assert_int_equal(y.learner.import_state(y.learner.self, 1, &c, &err), TPO_NOT_FOUND);
+    toy_close(&y);
+}
+
+/* A tensor that no group owns takes what is imported, and what was loaded comes back at the end. */
+static void frozen_tensors_can_be_replaced(void **state)
+{
+    (void)state;
+    struct toy y;
+    struct tpo_error err = {0};
+    struct tpo_begun begun;
+    const float *loaded, bias[WIDE] = {1, 2, 3, 4, 5};
+    struct tpo_plan plan = plan_of(1, 1);
+    plan.n_groups = 0;
+    toy_open(&y, 1);
+    loaded = y.b1->data;
+    assert_int_equal(y.learner.begin(y.learner.self, "run", &plan, &begun, &err), TPO_OK);
+    struct tpo_chunk c = {
+        .name = "toy.w1.bias", .part = "start", .n_dims = 1, .shape = {WIDE}, .offset = 2, .count = 3, .data = bias};
+    assert_int_equal(y.learner.import_state(y.learner.self, 0, &c, &err), TPO_OK);
+    assert_true(y.b1->data[0] == loaded[0] && y.b1->data[1] == loaded[1]);
+    assert_memory_equal(y.b1->data + 2, bias, 3 * sizeof(float));
+    y.learner.close(y.learner.self);
+    assert_ptr_equal(y.b1->data, loaded);
+    tpo_params_free(&y.params, y.stream);
+    tpo_stream_close(y.stream);
+}
+
+/* --- shares ---------------------------------------------------------------------------------------------------------------------------- */
+
+struct sums {
+    float values[WEIGHTS];
+    int at;
+};
+static int sum_keep(void *arg, const struct tpo_chunk *x)
+{
+    struct sums *s = arg;
+    assert_string_equal(x->part, "gradient");
+    memcpy(s->values + s->at, x->data, sizeof(float) * (size_t)x->count);
+    s->at += (int)x->count;
+    return TPO_OK;
+}
+
+static void total_give(struct toy *y, const struct tpo_key *key, const float *total)
+{
+    struct tpo_error err = {0};
+    struct tpo_param *const params[] = {y->b1, y->w1, y->w2}; /* by name */
+    for (int i = 0; i < 3; i++) {
+        struct tpo_chunk c = {
+            .name = params[i]->name, .part = "gradient", .n_dims = params[i]->n_dims, .count = params[i]->size, .data = total};
+        memcpy(c.shape, params[i]->shape, sizeof(c.shape));
+        assert_int_equal(y->learner.scatter(y->learner.self, key, &c, &err), TPO_OK);
+        total += params[i]->size;
+    }
+    assert_int_equal(y->learner.scatter(y->learner.self, key, NULL, &err), TPO_OK);
+}
+
+static void finish(struct toy *y, const struct tpo_key *key)
+{
+    struct tpo_error err = {0};
+    const struct tpo_norm *norms;
+    int n;
+    assert_int_equal(y->learner.norms(y->learner.self, key, &norms, &n, &err), TPO_OK);
+    assert_int_equal(y->learner.prepare(y->learner.self, key, .5f, rates, &err), TPO_OK);
+    assert_int_equal(y->learner.commit(y->learner.self, key, &err), TPO_OK);
+}
+
+static void shares_keep_the_bits(void **state)
+{
+    (void)state;
+    enum { M = 8, LANES = 4 };
+    struct toy whole, half[2];
+    struct tpo_error err = {0};
+    float one[WEIGHTS], two[WEIGHTS];
+    toy_open(&whole, 1);
+    begin(&whole, LANES, M);
+    for (int r = 0; r < 2; r++) {
+        struct tpo_plan plan = plan_of(LANES, M);
+        struct tpo_begun begun;
+        plan.first_lane = 2 * r;
+        plan.own_lanes = 2;
+        toy_open(&half[r], 1);
+        assert_int_equal(half[r].learner.begin(half[r].learner.self, "run", &plan, &begun, &err), TPO_OK);
+    }
+    for (uint64_t s = 1; s <= 3; s++) {
+        struct sums sums[2] = {{.at = 0}, {.at = 0}};
+        struct tpo_key key = key_of(s, s - 1, 0);
+        const struct tpo_norm *norms;
+        int n;
+        step(&whole, s, s - 1, M);
+        for (int r = 0; r < 2; r++) {
+            struct tpo_forwarded f;
+            key.micro_batch = (uint32_t)((1 - r) * M / 2);
+            assert_int_equal(forward(&half[r], &key, false, &f, &err), TPO_INVALID_ARGUMENT); /* the other's */
+            for (uint32_t m = 0; m < M / 2; m++) {
+                key.micro_batch = (uint32_t)r * M / 2 + m;
+                assert_int_equal(forward(&half[r], &key, false, &f, &err), TPO_OK);
+                assert_int_equal(backward(&half[r], &key, NULL, &err), TPO_OK);
+            }
+            assert_int_equal(half[r].learner.norms(half[r].learner.self, &key, &norms, &n, &err), TPO_FAILED_PRECONDITION);
+            assert_int_equal(half[r].learner.gather(half[r].learner.self, &key, sum_keep, &sums[r], &err), TPO_OK);
+            assert_int_equal(sums[r].at, WEIGHTS);
+        }
+        for (int i = 0; i < WEIGHTS; i++) sums[0].values[i] += sums[1].values[i];
+        for (int r = 0; r < 2; r++) {
+            total_give(&half[r], &key, sums[0].values);
+            finish(&half[r], &key);
+        }
+    }
+    weights_copy(&whole, one);
+    for (int r = 0; r < 2; r++) {
+        weights_copy(&half[r], two);
+        assert_memory_equal(one, two, sizeof(one));
+    }
+    toy_close(&whole);
+    toy_close(&half[0]);
+    toy_close(&half[1]);
+}
+
+static void shares_are_aligned_subtrees(void **state)
+{
+    (void)state;
+    static const int wrong[][3] = {{4, 1, 2}, {4, 0, 3}, {4, 4, 1}, {4, 0, 8}, {4, -1, 1}};
+    struct toy y;
+    toy_open(&y, 1);
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+        struct tpo_plan plan = plan_of(wrong[i][0], 8);
+        struct tpo_begun begun;
+        struct tpo_error err = {0};
+        plan.first_lane = wrong[i][1], plan.own_lanes = wrong[i][2];
+        assert_int_equal(y.learner.begin(y.learner.self, "run", &plan, &begun, &err), TPO_INVALID_ARGUMENT);
+    }
+    toy_close(&y);
 }
 
 static void nothing_to_learn_keeps_no_tape(void **state)
@@ -339,7 +508,9 @@ static void patterns_match_whole_names(void **state)
     assert_true(tpo_pattern_match("a**", "a"));
 }
 
-TPO_TESTS(cmocka_unit_test(steps_lower_the_loss), cmocka_unit_test(lanes_and_threads_keep_the_sum), cmocka_unit_test(repeats_add_nothing),
-          cmocka_unit_test(abort_leaves_no_trace), cmocka_unit_test(wrong_calls_are_refused),
-          cmocka_unit_test(export_and_import_carry_the_run), cmocka_unit_test(nothing_to_learn_keeps_no_tape),
+TPO_TESTS(cmocka_unit_test(steps_lower_the_loss), cmocka_unit_test(lanes_and_threads_keep_the_sum),
+          cmocka_unit_test(repeats_add_nothing), cmocka_unit_test(abort_leaves_no_trace), cmocka_unit_test(wrong_calls_are_refused),
+          cmocka_unit_test(export_and_import_carry_the_run), cmocka_unit_test(pieces_that_do_not_fit_are_refused),
+          cmocka_unit_test(frozen_tensors_can_be_replaced), cmocka_unit_test(shares_keep_the_bits),
+          cmocka_unit_test(shares_are_aligned_subtrees), cmocka_unit_test(nothing_to_learn_keeps_no_tape),
           cmocka_unit_test(patterns_match_whole_names))

@@ -1,0 +1,20 @@
+/* shard.h -- the state of one learner in one file, and the weights a stage starts from.
+ *
+ * A shard is a safetensors file of "weight/NAME", "m/NAME", "v/NAME", f32, trainable tensors only. It is streamed piece by piece (TPO_CHUNK_ELEMENTS), so
+ * a state of any size passes through a megabyte of memory. */
+#ifndef TPO_TRAINER_STEPS_SHARD_H
+#define TPO_TRAINER_STEPS_SHARD_H
+
+#include "services/host/learner.h"
+
+/* RESOURCE_EXHAUSTED "disk_full", FAILED_PRECONDITION "write" for other troubles of the file; then nothing of it is left. */
+int tpo_shard_write(const char *path, struct tpo_learner *l, struct tpo_error *err);
+/* Hands every piece to the learner. The caller ends the import with a NULL piece. DATA_LOSS "checkpoint" for a file that is no shard. */
+int tpo_shard_read(const char *path, struct tpo_learner *l, uint64_t version, struct tpo_error *err);
+
+/* Every tensor of a model, as the learner's start (part "start"): trainable or not, moments zero. */
+int tpo_start_send(const struct tpo_params *params, struct tpo_learner *l, struct tpo_error *err);
+/* The trained weights of a learner that lives elsewhere, into `mirror`, a direct learner of the same run that holds the stage's start. */
+int tpo_weights_fetch(struct tpo_learner *from, struct tpo_learner *mirror, struct tpo_error *err);
+
+#endif
