@@ -41,7 +41,8 @@ struct tpo_attention_target {
     int from_offset;
     enum tpo_attention_place to;
     int to_offset;
-    const float *slots; /* (Q), sums to 1; only for TPO_AT_SLOTS */
+    const float *slots; /* (n_slots), sums to 1; only for TPO_AT_SLOTS, and then n_slots is the number of visual rows */
+    int n_slots;
 };
 
 struct tpo_conversation {
@@ -61,7 +62,8 @@ struct tpo_conversation {
 struct tpo_sample {
     int n_frames, height, width;
     const uint8_t *pixels;  /* (T, H, W, 3), already at the encoder's size */
-    const char *media_id;   /* instead of pixels, for recorded data */
+    const char *media_id;   /* instead of pixels, for recorded data; NULL: none */
+    const char *next_media_id; /* what the next step will need, NULL: nothing */
     int n_conversations;
     const struct tpo_conversation *conversations;
     int n_targets;

@@ -194,7 +194,7 @@ static bool goal_write(const struct tpo_learn_batch *b, const struct tpo_packed 
         target[to] = 1;
         return true;
     }
-    if (a->slots == NULL || b->queries == 0) return false;
+    if (a->slots == NULL || b->queries == 0 || a->n_slots != b->queries) return false;
     double sum = 0;
     for (int r = 0; r < p->prefix; r++) {
         if (p->prompt.visual[r] < 0) continue;

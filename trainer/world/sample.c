@@ -228,13 +228,13 @@ static void look_at_slots(struct aids *w, int layer, int head, float weight, enu
     const float *slots = slots_of(w, objects);
     if (slots == NULL) return;
     TPO_ASSERT(w->n < AIDS_MAX);
-    w->list[w->n++] = (struct tpo_attention_target){layer, head, weight, from, offset, TPO_AT_SLOTS, 0, slots};
+    w->list[w->n++] = (struct tpo_attention_target){layer, head, weight, from, offset, TPO_AT_SLOTS, 0, slots, TPO_WORLD_SLOTS};
 }
 
 static void look_at_word(struct aids *w, int layer, int head, float weight, enum tpo_attention_place from, int offset, int word)
 {
     TPO_ASSERT(w->n < AIDS_MAX);
-    w->list[w->n++] = (struct tpo_attention_target){layer, head, weight, from, offset, TPO_AT_WORD, word, NULL};
+    w->list[w->n++] = (struct tpo_attention_target){layer, head, weight, from, offset, TPO_AT_WORD, word, NULL, 0};
 }
 
 static void add_attention(struct aids *w, const struct tpo_asked *q)
