@@ -44,6 +44,7 @@ struct tpo_param {
     bool like_transposed;         /* and transposed */
     float *data; /* f32 of the stream's device; NULL until loaded, and for an ignored one */
     float *grad; /* NULL while frozen */
+    uint64_t pass; /* the tape's pass that used it last */
 };
 
 struct tpo_params {

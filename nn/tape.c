@@ -22,8 +22,19 @@ struct idle {
     int64_t n;
 };
 
+/* A parameter's first use in this pass: its gradient is whole when backward has come to `at`, the last step before it. */
+struct first_use {
+    struct first_use *older;
+    struct tpo_param *param;
+    const struct tpo_step *at;
+};
+
 struct tpo_tape {
     struct tpo_stream *stream;
+    uint64_t pass;
+    struct first_use *uses; /* newest first */
+    void (*complete)(void *arg, struct tpo_param *p);
+    void *complete_arg;
     bool record;
     int error;
     struct tpo_arena arena; /* steps, tensors' heads, callers' arrays: host memory */
@@ -35,6 +46,12 @@ struct tpo_tape {
     const float *taken; /* the last gradient that tpo_grad_give handed on whole */
 };
 
+static uint64_t pass_next(void)
+{
+    static _Atomic uint64_t passes;
+    return ++passes;
+}
+
 int tpo_tape_open(struct tpo_tape **out, struct tpo_stream *s, bool record)
 {
     struct tpo_tape *t = calloc(1, sizeof(*t));
@@ -43,6 +60,7 @@ int tpo_tape_open(struct tpo_tape **out, struct tpo_stream *s, bool record)
     t->stream = s;
     t->record = record;
     t->next_size = FIRST_CHUNK;
+    t->pass = pass_next();
     tpo_arena_init(&t->arena, 64 << 10, 0);
     return TPO_OK;
 }
@@ -65,6 +83,9 @@ void tpo_tape_reset(struct tpo_tape *t, bool record)
     }
     tpo_arena_reset(&t->arena);
     t->last = NULL;
+    t->pass = pass_next();
+    t->uses = NULL;
+    t->complete = NULL;
     t->n_idle = 0;
     t->error = TPO_OK;
     t->record = record;
@@ -232,6 +253,15 @@ struct tpo_tensor *tpo_input(struct tpo_tape *t, const float *data, int rows, in
     return x->needs_grad ? input_keep(t, x) : x;
 }
 
+static void use_note(struct tpo_tape *t, struct tpo_param *p)
+{
+    struct first_use *use = tpo_arena_alloc(&t->arena, sizeof(*use));
+    if (!tpo_tape_check(t, use != NULL ? TPO_OK : TPO_ENOMEM)) return;
+    *use = (struct first_use){t->uses, p, t->last};
+    t->uses = use;
+    p->pass = t->pass;
+}
+
 struct tpo_tensor *tpo_param_tensor(struct tpo_tape *t, struct tpo_param *p, int rows, int cols)
 {
     if (!tpo_tape_check(t, p == NULL || p->data == NULL || p->size != (int64_t)rows * cols ? TPO_EINVAL : TPO_OK)) return NULL;
@@ -241,6 +271,7 @@ struct tpo_tensor *tpo_param_tensor(struct tpo_tape *t, struct tpo_param *p, int
     x->grad = p->grad;
     x->needs_grad = p->grad != NULL && t->record;
     x->borrowed = true;
+    if (x->needs_grad && p->pass != t->pass) use_note(t, p);
     return x;
 }
 
@@ -364,13 +395,28 @@ void tpo_seed(struct tpo_tape *t, struct tpo_tensor *x, const float *upstream, f
     if (tpo_tape_check(t, code)) tpo_tape_check(t, tpo_axpy(t->stream, grad, upstream != NULL ? 1 : scale, given, n));
 }
 
+void tpo_tape_on_complete(struct tpo_tape *t, void (*complete)(void *arg, struct tpo_param *p), void *arg)
+{
+    t->complete = complete;
+    t->complete_arg = arg;
+}
+
+static void completed(struct tpo_tape *t, const struct tpo_step *next)
+{
+    for (; t->uses != NULL && t->uses->at == next; t->uses = t->uses->older)
+        if (t->complete != NULL && t->error == TPO_OK) t->complete(t->complete_arg, t->uses->param);
+}
+
 int tpo_tape_backward(struct tpo_tape *t)
 {
+    completed(t, t->last);
     for (struct tpo_step *step = t->last; step != NULL && t->error == TPO_OK; step = step->before) {
-        if (step->out->grad == NULL) continue;
-        t->taken = NULL;
-        step->backward(t, step);
-        if (t->taken != step->out->grad) gradient_give_back(t, step->out);
+        if (step->out->grad != NULL) {
+            t->taken = NULL;
+            step->backward(t, step);
+            if (t->taken != step->out->grad) gradient_give_back(t, step->out);
+        }
+        completed(t, step->before);
     }
     t->last = NULL;
     return t->error;

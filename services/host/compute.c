@@ -6,6 +6,7 @@
 #include "common/log.h"
 #include "common/rpc/loop.h"
 #include "services/host/host_private.h"
+#include "services/host/learner_rpc.h"
 
 static int open_model(struct tpo_host *h)
 {
@@ -14,6 +15,7 @@ static int open_model(struct tpo_host *h)
     char quoted[300];
     int64_t begun_us = tpo_now_us();
     int rc = s->open(s->self, h, &err);
+    if (rc == TPO_OK && h->settings.train) rc = tpo_learner_rpc_open(&h->learner, h, &err);
     if (rc == TPO_OK && s->warm_up != NULL) rc = s->warm_up(s->self, &err);
     if (rc != TPO_OK) {
         tpo_log(TPO_LOG_ERROR, "open_failed", "code=%s reason=%s text=%s", tpo_status_name(rc), err.reason,
@@ -72,6 +74,7 @@ void *tpo_host_compute(void *host)
         h->state = TPO_HOST_FAILED;
         kill(getpid(), SIGTERM); /* main waits for signals only */
     }
+    tpo_learner_rpc_close(h->learner);
     s->close(s->self);
     return NULL;
 }

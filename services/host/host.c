@@ -10,7 +10,9 @@
 
 #include "common/log.h"
 #include "common/rpc/loop.h"
+#include "services/host/fault.h"
 #include "services/host/host_private.h"
+#include "services/host/learner_rpc.h"
 #include "status.pb-c.h"
 
 const struct tpo_host_settings *tpo_host_settings(const struct tpo_host *h)
@@ -120,14 +122,15 @@ void tpo_host_on_status(void *host, struct tpo_call *call, ProtobufCMessage *mes
 static int build_methods(struct tpo_host *h)
 {
     const struct tpo_host_service *s = h->service;
-    h->methods = calloc((size_t)(s->n_methods + s->n_raw_methods + 1), sizeof(*h->methods));
-    h->bindings = calloc((size_t)s->n_methods + 1, sizeof(*h->bindings));
+    h->methods = calloc((size_t)(s->n_methods + tpo_n_learner_methods + s->n_raw_methods + 1), sizeof(*h->methods));
+    h->bindings = calloc((size_t)(s->n_methods + tpo_n_learner_methods) + 1, sizeof(*h->bindings));
     if (h->methods == NULL || h->bindings == NULL) return TPO_ENOMEM;
-    for (int i = 0; i < s->n_methods; i++) {
-        h->bindings[i] = (struct tpo_host_binding){h, &s->methods[i]};
-        h->methods[h->n_methods++] = (struct tpo_method){.path = s->methods[i].path,
-                                                         .request = s->methods[i].request,
-                                                         .payload = s->methods[i].payload,
+    for (int i = 0; i < s->n_methods + tpo_n_learner_methods; i++) {
+        const struct tpo_host_method *m = i < s->n_methods ? &s->methods[i] : &tpo_learner_methods[i - s->n_methods];
+        h->bindings[i] = (struct tpo_host_binding){h, m};
+        h->methods[h->n_methods++] = (struct tpo_method){.path = m->path,
+                                                         .request = m->request,
+                                                         .payload = m->payload,
                                                          .on_message = tpo_host_on_message,
                                                          .owner = &h->bindings[i]};
     }
@@ -135,8 +138,10 @@ static int build_methods(struct tpo_host *h)
         h->methods[h->n_methods] = s->raw_methods[i];
         h->methods[h->n_methods++].owner = s->self;
     }
-    h->methods[h->n_methods++] = (struct tpo_method){
-        .path = "/tpo.v1.Status/Get", .request = &tpo__v1__status_request__descriptor, .on_message = tpo_host_on_status, .owner = h};
+    h->methods[h->n_methods++] = (struct tpo_method){.path = "/tpo.v1.Status/Get",
+                                                     .request = &tpo__v1__status_request__descriptor,
+                                                     .on_message = tpo_host_on_status,
+                                                     .owner = h};
     return TPO_OK;
 }
 
@@ -242,15 +247,25 @@ int tpo_host_main(const struct tpo_host_service *service, int argc, char **argv)
     snprintf(listen, sizeof(listen), "127.0.0.1:%d", service->default_port);
     snprintf(program, sizeof(program), "tpo-%s", service->stage);
     const struct tpo_setting rows[] = {
-        {"listen", TPO_SET_TEXT, &set->listen, listen, .what = "ADDRESS", .help = "where to listen; port 0 takes a free one and logs it"},
+        {"listen", TPO_SET_TEXT, &set->listen, listen, .what = "ADDRESS",
+         .help = "where to listen; port 0 takes a free one and logs it"},
         {"port-file", TPO_SET_TEXT, &set->port_file, "", .what = "FILE", .help = "write the port that was taken to FILE"},
-        {"model", TPO_SET_TEXT, &set->model, "models/small", .what = "DIR", .help = "the model folder; only what this service owns is mapped"},
-        {"check", TPO_SET_TEXT, &set->check, "", .what = "DIR", .help = "check that folder against this service's needs, print every fault, exit"},
+        {"model", TPO_SET_TEXT, &set->model, "models/small", .what = "DIR",
+         .help = "the model folder; only what this service owns is mapped"},
+        {"check", TPO_SET_TEXT, &set->check, "", .what = "DIR",
+         .help = "check that folder against this service's needs, print every fault, exit"},
         {"device", TPO_SET_TEXT, &set->device, "auto", .choices = "cpu|cuda|auto", .help = "where to compute"},
-        {"threads", TPO_SET_INT, &set->threads, "0", .min = 0, .max = 256, .help = "threads of the compute team; 0 is one per core"},
-        {"queue", TPO_SET_INT, &set->queue, "64", .min = 1, .max = 65536, .help = "requests that may wait; one more is refused at once"},
-        {"drain-ms", TPO_SET_MS, &set->drain_ms, "45s", .min = 0, .max = 3600000, .help = "how long calls in flight may go on after SIGTERM"},
-        {"max-message-bytes", TPO_SET_BYTES, &set->max_message_bytes, "64M", .min = 65536, .max = 2147483647, .help = "largest message, each way"},
+        {"threads", TPO_SET_INT, &set->threads, "0", .min = 0, .max = 256,
+         .help = "threads of the compute team; 0 is one per core"},
+        {"queue", TPO_SET_INT, &set->queue, "64", .min = 1, .max = 65536,
+         .help = "requests that may wait; one more is refused at once"},
+        {"drain-ms", TPO_SET_MS, &set->drain_ms, "45s", .min = 0, .max = 3600000,
+         .help = "how long calls in flight may go on after SIGTERM"},
+        {"max-message-bytes", TPO_SET_BYTES, &set->max_message_bytes, "64M", .min = 65536, .max = 2147483647,
+         .help = "largest message, each way"},
+        {"train", TPO_SET_BOOL, &set->train, "no", .help = "offer the Learner service, so that a trainer can drive this process"},
+        {"fault", TPO_SET_TEXT, &set->fault, "", .what = "POINT[:N]",
+         .help = "for tests: kill this process when it reaches a named point of a training step"},
         {"log-level", TPO_SET_TEXT, &set->log_level, "info", .choices = "debug|info|warn|error", .help = "what is worth a line"},
     };
     const struct tpo_settings table = {.program = program,
@@ -262,6 +277,7 @@ int tpo_host_main(const struct tpo_host_service *service, int argc, char **argv)
                                        .n_more = service->n_settings};
     int rc = tpo_settings_read(&table, &argc, argv, &err);
     if (rc == TPO_CANCELLED) return 0;
+    if (rc == TPO_OK) rc = tpo_fault_set(set->fault, &err);
     if (rc != TPO_OK) {
         fprintf(stderr, "%s: %s\n", program, err.message);
         return 2;

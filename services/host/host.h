@@ -17,6 +17,7 @@
 #include "common/settings.h"
 
 struct tpo_host;
+struct tpo_learner; /* learner.h */
 
 /* Settings that every service has; filled before anything else runs. */
 struct tpo_host_settings {
@@ -26,8 +27,10 @@ struct tpo_host_settings {
     const char *device;    /* --device cpu|cuda|auto */
     const char *check;     /* --check DIR: check that folder, print, exit; "" serve */
     const char *log_level;
-    int64_t threads;       /* --threads; 0: every core */
-    int64_t queue;         /* --queue: jobs that may wait */
+    bool train;        /* --train: offer the Learner service */
+    const char *fault; /* --fault POINT:N, of fault.h; "" none */
+    int64_t threads;   /* --threads; 0: every core */
+    int64_t queue;     /* --queue: jobs that may wait */
     int64_t drain_ms;
     int64_t max_message_bytes;
 };
@@ -39,13 +42,13 @@ struct tpo_job {
      * is told with tpo_job_finish. */
     int (*run)(void *self, struct tpo_job *job);
     void *user;
-    struct tpo_call *call;       /* NULL in a service's own */
-    ProtobufCMessage *message;   /* the request, freed with the job */
-    struct tpo_payload payload;  /* its tensor; zeroed when there is none */
-    double queue_ms;             /* how long it waited; set before run */
-    int64_t queued_us, run_us;   /* tpo_now_us of submit and of the first run */
+    struct tpo_call *call;      /* NULL in a service's own */
+    ProtobufCMessage *message;  /* the request, freed with the job */
+    struct tpo_payload payload; /* its tensor; zeroed when there is none */
+    double queue_ms;            /* how long it waited; set before run */
+    int64_t queued_us, run_us;  /* tpo_now_us of submit and of the first run */
     struct tpo_host *host;
-    bool owned;                  /* the host's to free */
+    bool owned; /* the host's to free */
 };
 /* Ends the job's call and frees the job. err NULL or code TPO_OK: all went well. Counted in the service's metrics. */
 void tpo_job_finish(struct tpo_job *job, const struct tpo_error *err);
@@ -68,14 +71,20 @@ struct tpo_host_service {
     int n_settings;
     const struct tpo_host_method *methods;
     int n_methods;
-    const struct tpo_method *raw_methods; /* its own, on the completion-queue thread (Media.Put, a cached Encode); owner is set to self */
+    const struct tpo_method
+        *raw_methods; /* its own, on the completion-queue thread (Media.Put, a cached Encode); owner is set to self */
     int n_raw_methods;
     void *self; /* handed to all of these */
     /* May be NULL. Main thread, settings read, server not started yet: start helpers. */
     int (*prepare)(void *self, struct tpo_host *h, struct tpo_error *err);
     int (*open)(void *self, struct tpo_host *h, struct tpo_error *err); /* compute thread: map and check weights */
     int (*warm_up)(void *self, struct tpo_error *err);                  /* compute thread: one pass; may be NULL */
-    int (*step)(void *self);   /* NULL: every job is whole when run returns. Compute thread: moves what is in flight; how many still are */
+    /* Both may be NULL: nothing to train, no versions. Compute thread, only with --train: the learner of this service's model, after open; the committed
+     * weights of it, served as `version` from now on. */
+    int (*open_learner)(void *self, struct tpo_learner *out, struct tpo_error *err);
+    int (*publish)(void *self, uint64_t version, struct tpo_error *err);
+    int (*step)(
+        void *self); /* NULL: every job is whole when run returns. Compute thread: moves what is in flight; how many still are */
     void (*close)(void *self); /* compute thread, after the drain; accepts the half-opened */
     /* --check DIR, main thread: prints to stdout, returns the exit status. */
     int (*check)(void *self, const char *dir);

@@ -8,6 +8,8 @@
 #include "common/queue.h"
 #include "services/host/host.h"
 
+struct tpo_learner_rpc;
+
 /* One row of the server's table: which host a message belongs to. */
 struct tpo_host_binding {
     struct tpo_host *host;
@@ -24,9 +26,10 @@ struct tpo_host {
     struct tpo_queue *queue;
     struct tpo_metrics *metrics;
     pthread_t compute;
-    _Atomic int state; /* enum tpo_host_state */
-    _Atomic int in_flight; /* what step said last */
-    char digest[80];       /* written before ready, read after */
+    _Atomic int state;               /* enum tpo_host_state */
+    struct tpo_learner_rpc *learner; /* compute thread; NULL without --train */
+    _Atomic int in_flight;           /* what step said last */
+    char digest[80];                 /* written before ready, read after */
     int64_t started_us;
     struct tpo_method *methods;
     struct tpo_host_binding *bindings;

@@ -46,8 +46,8 @@ void tpo_job_finish(struct tpo_job *job, const struct tpo_error *err)
     if (job->call != NULL) {
         double run_ms = job->run_us != 0 ? tpo_job_run_ms(job) : 0;
         tpo_log(code == TPO_OK ? TPO_LOG_INFO : TPO_LOG_WARN, "request", "req=%s code=%s%s%s queue_ms=%.3f run_ms=%.3f",
-                tpo_call_request_id(job->call), tpo_status_name(code), code != TPO_OK ? " reason=" : "", code != TPO_OK ? err->reason : "",
-                job->queue_ms, run_ms);
+                tpo_call_request_id(job->call), tpo_status_name(code), code != TPO_OK ? " reason=" : "",
+                code != TPO_OK ? err->reason : "", job->queue_ms, run_ms);
         tpo_call_finish(job->call, code, err);
     }
     if (!job->owned) return;

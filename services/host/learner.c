@@ -49,7 +49,10 @@ struct direct {
     struct pass *passes;
     int lane_next[TPO_LANES_MAX]; /* the least micro-batch whose Backward a lane still takes */
     struct tpo_norm *norms;
-    float *exported; /* the piece that export told last */
+    float *exported;                                       /* the piece that export told last */
+    int (*sum_sink)(void *arg, const struct tpo_chunk *x); /* a Gather that waits for the last Backward */
+    void *sum_arg;
+    int n_done, n_own; /* micro-batches of this share: whose Backward has run, all */
     struct tpo_tape *idle[TAPES];
     int n_idle, n_live;
 };
@@ -133,6 +136,8 @@ static int step_close(struct direct *d)
     tpo_arena_reset(&d->step_arena);
     d->step = d->prepared = 0;
     d->folded = d->scattered = false;
+    d->sum_sink = NULL;
+    d->n_done = 0;
     return tpo_learner_state_clear(&d->state);
 }
 
@@ -161,6 +166,12 @@ static int run_end(struct direct *d)
     return TPO_OK;
 }
 
+/* Counted from the first of this share. */
+static int lane_of(const struct direct *d, uint32_t micro_batch)
+{
+    return (int)((uint64_t)micro_batch * (uint64_t)d->plan.lanes / (uint64_t)d->plan.micro_batches) - d->plan.first_lane;
+}
+
 static int direct_begin(void *self, const char *run, const struct tpo_plan *plan, struct tpo_begun *out, struct tpo_error *err)
 {
     struct direct *d = self;
@@ -177,6 +188,8 @@ static int direct_begin(void *self, const char *run, const struct tpo_plan *plan
         d->begun = true;
         d->version = d->step = d->prepared = d->committed = 0;
         snprintf(d->run, sizeof(d->run), "%s", run);
+        for (int m = d->n_own = 0; m < d->plan.micro_batches; m++)
+            d->n_own += lane_of(d, (uint32_t)m) >= 0 && lane_of(d, (uint32_t)m) < d->plan.own_lanes;
         d->passes = calloc((size_t)d->plan.micro_batches, sizeof(*d->passes));
         d->norms = calloc((size_t)d->state.n + 1, sizeof(*d->norms));
         if (d->passes == NULL || d->norms == NULL) {
@@ -206,12 +219,6 @@ static int key_check(const struct direct *d, const struct tpo_key *key, struct t
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_step", "%s is at step %llu, asked for %llu", d->model->stage,
                         (unsigned long long)(d->step != 0 ? d->step : d->committed), (unsigned long long)key->step);
     return TPO_OK;
-}
-
-/* Counted from the first of this share. */
-static int lane_of(const struct direct *d, uint32_t micro_batch)
-{
-    return (int)((uint64_t)micro_batch * (uint64_t)d->plan.lanes / (uint64_t)d->plan.micro_batches) - d->plan.first_lane;
 }
 
 /* key_check for calls about one micro-batch; *out is its pass. */
@@ -361,6 +368,71 @@ static int direct_forward(void *self, const struct tpo_key *key, const struct tp
     return TPO_OK;
 }
 
+/* --- the sums of a share ------------------------------------------------------------------------------------------------------------- */
+
+static struct tpo_chunk chunk_of(const struct tpo_param *p, const char *part, const float *data, int64_t offset, int64_t most)
+{
+    const int64_t left = offset < p->size ? p->size - offset : 0;
+    struct tpo_chunk c = {.name = p->name, .part = part, .n_dims = p->n_dims, .offset = offset, .count = most < left ? most : left};
+    memcpy(c.shape, p->shape, sizeof(c.shape));
+    c.data = c.count > 0 ? data + offset : NULL;
+    return c;
+}
+
+/* Whether a piece lies inside the tensor it names. */
+static bool chunk_fits(const struct tpo_chunk *c, const struct tpo_param *p)
+{
+    bool fits =
+        c->n_dims == p->n_dims && c->offset >= 0 && c->count >= 0 && c->offset <= p->size && c->count <= p->size - c->offset;
+    for (int k = 0; k < p->n_dims && fits; k++) fits = c->shape[k] == p->shape[k];
+    return fits;
+}
+
+/* One tensor's sum to whoever gathers; who does not take it is forgotten. */
+static void sum_tell(struct direct *d, struct tpo_trainable *x)
+{
+    int rc = tpo_learner_state_fold(&d->state, x);
+    for (int64_t at = 0; at < x->param->size && rc == TPO_OK && d->sum_sink != NULL; at += TPO_CHUNK_ELEMENTS) {
+        const struct tpo_chunk c = chunk_of(x->param, "gradient", x->lanes[0], at, TPO_CHUNK_ELEMENTS);
+        rc = d->sum_sink(d->sum_arg, &c);
+    }
+    x->told = true;
+    if (rc != TPO_OK) d->sum_sink = NULL;
+}
+
+/* From within the last Backward. */
+static void on_gradient(void *arg, struct tpo_param *p)
+{
+    struct direct *d = arg;
+    for (int i = 0; i < d->state.n && d->sum_sink != NULL; i++)
+        if (d->state.items[i].param == p) sum_tell(d, &d->state.items[i]);
+}
+
+/* What was not told yet, and the end. */
+static void sums_finish(struct direct *d)
+{
+    for (int i = 0; i < d->state.n && d->sum_sink != NULL; i++)
+        if (!d->state.items[i].told) sum_tell(d, &d->state.items[i]);
+    if (d->sum_sink != NULL) d->sum_sink(d->sum_arg, NULL);
+    d->sum_sink = NULL;
+}
+
+static int direct_gather(void *self, const struct tpo_key *key, int (*sink)(void *arg, const struct tpo_chunk *x), void *arg,
+                         struct tpo_error *err)
+{
+    struct direct *d = self;
+    int rc = key_check(d, key, err);
+    if (rc != TPO_OK) return rc;
+    if (d->scattered || d->folded)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "gather", "%s: the sums are no longer this replica's alone", d->model->stage);
+    d->step = key->step;
+    d->sum_sink = sink;
+    d->sum_arg = arg;
+    for (int i = 0; i < d->state.n; i++) d->state.items[i].told = false;
+    if (d->n_done == d->n_own || d->state.n == 0) sums_finish(d);
+    return TPO_OK;
+}
+
 /* --- backward ---------------------------------------------------------------------------------------------------------------------- */
 
 static struct tpo_tensor *output_find(const struct pass *p, const char *name)
@@ -413,60 +485,18 @@ static int direct_backward(void *self, const struct tpo_key *key, const struct t
             return tpo_fail(err, TPO_FAILED_PRECONDITION, "order", "micro-batch %u comes after %d in its lane", key->micro_batch,
                             d->lane_next[lane] - 1);
         tpo_learner_state_lane(&d->state, lane);
+        if (d->sum_sink != NULL && d->n_done + 1 == d->n_own) tpo_tape_on_complete(p->tape, on_gradient, d);
         rc = pass_backward(d, p, gradients, n_gradients, err);
         tpo_learner_state_lane(&d->state, -1);
         if (rc != TPO_OK) return rc;
         d->lane_next[lane] = (int)key->micro_batch + 1;
         tape_return(d, p);
     }
+    if (p->state != PASS_DONE && ++d->n_done == d->n_own) sums_finish(d);
     p->state = PASS_DONE;
     memcpy(inputs_out, p->gradients, sizeof(*inputs_out) * (size_t)p->n_gradients);
     *n_inputs_out = p->n_gradients;
     return TPO_OK;
-}
-
-/* --- the sums of a share ------------------------------------------------------------------------------------------------------------- */
-
-static struct tpo_chunk chunk_of(const struct tpo_param *p, const char *part, const float *data, int64_t offset, int64_t most)
-{
-    const int64_t left = offset < p->size ? p->size - offset : 0;
-    struct tpo_chunk c = {.name = p->name, .part = part, .n_dims = p->n_dims, .offset = offset, .count = most < left ? most : left};
-    memcpy(c.shape, p->shape, sizeof(c.shape));
-    c.data = c.count > 0 ? data + offset : NULL;
-    return c;
-}
-
-/* Whether a piece lies inside the tensor it names. */
-static bool chunk_fits(const struct tpo_chunk *c, const struct tpo_param *p)
-{
-    bool fits =
-        c->n_dims == p->n_dims && c->offset >= 0 && c->count >= 0 && c->offset <= p->size && c->count <= p->size - c->offset;
-    for (int k = 0; k < p->n_dims && fits; k++) fits = c->shape[k] == p->shape[k];
-    return fits;
-}
-
-static int sum_send(struct direct *d, struct tpo_trainable *x, int (*sink)(void *arg, const struct tpo_chunk *x), void *arg)
-{
-    int rc = tpo_learner_state_fold(&d->state, x);
-    for (int64_t at = 0; at < x->param->size && rc == TPO_OK; at += TPO_CHUNK_ELEMENTS) {
-        const struct tpo_chunk c = chunk_of(x->param, "gradient", x->lanes[0], at, TPO_CHUNK_ELEMENTS);
-        rc = sink(arg, &c);
-    }
-    return rc;
-}
-
-static int direct_gather(void *self, const struct tpo_key *key, int (*sink)(void *arg, const struct tpo_chunk *x), void *arg,
-                         struct tpo_error *err)
-{
-    struct direct *d = self;
-    int rc = key_check(d, key, err);
-    if (rc != TPO_OK) return rc;
-    if (d->n_live > 0 || d->scattered)
-        return tpo_fail(err, TPO_FAILED_PRECONDITION, "gather", "%s: the sums are not complete, or no longer this replica's alone",
-                        d->model->stage);
-    d->step = key->step;
-    for (int i = 0; i < d->state.n && rc == TPO_OK; i++) rc = sum_send(d, &d->state.items[i], sink, arg);
-    return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "gather", "%s: the sums could not be told", d->model->stage);
 }
 
 static struct tpo_trainable *trainable_find(struct direct *d, const char *name)
@@ -520,11 +550,17 @@ static int direct_norms(void *self, const struct tpo_key *key, const struct tpo_
     return TPO_OK;
 }
 
-static int direct_prepare(void *self, const struct tpo_key *key, float clip, const float *rates, struct tpo_error *err)
+static int direct_prepare(void *self, const struct tpo_key *key, float clip, const float *rates, int n_rates, struct tpo_error *err)
 {
     struct direct *d = self;
     int rc = key_check(d, key, err);
     if (rc != TPO_OK || d->prepared == key->step) return rc;
+    if (n_rates != d->plan.n_groups)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "rates", "%d rates for %d groups", n_rates, d->plan.n_groups);
+    if (!(clip >= 0 && clip <= 1)) return tpo_fail(err, TPO_INVALID_ARGUMENT, "clip", "a clip factor of %g", (double)clip);
+    for (int g = 0; g < n_rates; g++)
+        if (!(rates[g] >= 0) || !isfinite(rates[g]))
+            return tpo_fail(err, TPO_INVALID_ARGUMENT, "rates", "group %d: a rate of %g", g, (double)rates[g]);
     if (!d->folded) return tpo_fail(err, TPO_FAILED_PRECONDITION, "no_norms", "%s: Prepare comes after Norms", d->model->stage);
     rc = tpo_learner_state_prepare(&d->state, &d->plan, clip, rates, (int64_t)d->version + 1);
     if (rc != TPO_OK) return tpo_fail(err, rc, "prepare", "%s: the optimiser's step failed", d->model->stage);

@@ -95,14 +95,15 @@ struct tpo_learner {
     /* gradients of outputs in; gradients of the wanted inputs out, in `inputs_out` (n_wants entries). Weights of the losses come from the plan. */
     int (*backward)(void *self, const struct tpo_key *key, const struct tpo_named_tensor *gradients, int n_gradients,
                     struct tpo_named_tensor *inputs_out, int *n_inputs_out, struct tpo_error *err);
-    /* Only where a plan gives a replica a share. gather hands every trainable tensor of this replica's subtree to `sink` once, folded, in pieces, and
-     * may be called while Backwards still run (over the mesh it waits for them, and a tensor leaves as soon as it is complete); scatter gives back
-     * the total of all replicas, `x` NULL after the last piece. Both come before norms. */
+    /* Only where a plan gives a replica a share. gather hands every trainable tensor of this replica's subtree to `sink` once, folded, in pieces, then
+     * NULL; called while a step's Backwards are still to come it keeps `sink` for them, and a tensor leaves from within the last one as soon as it is
+     * complete (a learner that lives elsewhere waits for that, so it is called from a thread of its own). What sink answers but TPO_OK ends it.
+     * scatter gives back the total of all replicas, `x` NULL after the last piece. Both come before norms. */
     int (*gather)(void *self, const struct tpo_key *key, int (*sink)(void *arg, const struct tpo_chunk *x), void *arg,
                   struct tpo_error *err);
     int (*scatter)(void *self, const struct tpo_key *key, const struct tpo_chunk *x, struct tpo_error *err);
     int (*norms)(void *self, const struct tpo_key *key, const struct tpo_norm **out, int *n, struct tpo_error *err);
-    int (*prepare)(void *self, const struct tpo_key *key, float clip, const float *rates, struct tpo_error *err);
+    int (*prepare)(void *self, const struct tpo_key *key, float clip, const float *rates, int n_rates, struct tpo_error *err);
     int (*commit)(void *self, const struct tpo_key *key, struct tpo_error *err);
     int (*abort)(void *self, const struct tpo_key *key, struct tpo_error *err);
     /* The at-th part of the state, in name order, each tensor's weight, m and v: at most `most` elements of it from `offset` on (0: name, part and

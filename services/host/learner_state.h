@@ -15,7 +15,7 @@ struct tpo_trainable {
     int group;                      /* index into the plan's groups */
     float *weight[2], *m[2], *v[2]; /* v is NULL under Muon */
     float *lanes[TPO_LANES_MAX];
-    bool folded;
+    bool folded, told; /* told: to a Gather */
 };
 
 struct tpo_learner_state {

@@ -9,14 +9,15 @@
 #define NO_MEMORY(err)   tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a training message")
 
 /* n messages of one kind and the list that points at them. */
-#define LIST(arena, type, init, n)                                                                                                               \
-    __extension__({                                                                                                                              \
-        type **list_ = tpo_arena_alloc(arena, ((n) + 1) * sizeof(*list_)), *items_ = tpo_arena_alloc(arena, ((n) + 1) * sizeof(*items_));        \
-        for (size_t i_ = 0; list_ != NULL && items_ != NULL && i_ < (n); i_++) {                                                                 \
-            init(&items_[i_]);                                                                                                                   \
-            list_[i_] = &items_[i_];                                                                                                             \
-        }                                                                                                                                        \
-        items_ != NULL ? list_ : NULL;                                                                                                           \
+#define LIST(arena, type, init, n)                                                                                                 \
+    __extension__({                                                                                                                \
+        type **list_ = tpo_arena_alloc(arena, ((n) + 1) * sizeof(*list_)),                                                         \
+             *items_ = tpo_arena_alloc(arena, ((n) + 1) * sizeof(*items_));                                                        \
+        for (size_t i_ = 0; list_ != NULL && items_ != NULL && i_ < (n); i_++) {                                                   \
+            init(&items_[i_]);                                                                                                     \
+            list_[i_] = &items_[i_];                                                                                               \
+        }                                                                                                                          \
+        items_ != NULL ? list_ : NULL;                                                                                             \
     })
 
 static char *text_of(const char *text)
@@ -94,12 +95,19 @@ static bool share_of_one(float x)
 static int group_unpack(struct tpo_group *g, const Tpo__V1__Group *m, struct tpo_error *err)
 {
     const bool muon = strcmp(m->optimiser, "muon") == 0;
-    if (!muon && strcmp(m->optimiser, "adamw") != 0) return REFUSE(err, "optimiser \"%.32s\" is neither adamw nor muon", m->optimiser);
-    if (!share_of_one(m->beta1) || (!muon && (!share_of_one(m->beta2) || !(m->eps > 0) || !isfinite(m->eps))) || !(m->weight_decay >= 0) ||
-        !isfinite(m->weight_decay) || m->split > 64 || m->n_names > 4096)
+    if (!muon && strcmp(m->optimiser, "adamw") != 0)
+        return REFUSE(err, "optimiser \"%.32s\" is neither adamw nor muon", m->optimiser);
+    if (!share_of_one(m->beta1) || (!muon && (!share_of_one(m->beta2) || !(m->eps > 0) || !isfinite(m->eps))) ||
+        !(m->weight_decay >= 0) || !isfinite(m->weight_decay) || m->split > 64 || m->n_names > 4096)
         return REFUSE(err, "group \"%.31s\": a constant of its optimiser is out of range", m->name);
-    *g = (struct tpo_group){.patterns = (const char *const *)m->names, .n_patterns = (int)m->n_names, .optimiser = muon ? TPO_MUON : TPO_ADAMW,
-                            .beta1 = m->beta1, .beta2 = m->beta2, .eps = m->eps, .weight_decay = m->weight_decay, .clipped = m->clipped,
+    *g = (struct tpo_group){.patterns = (const char *const *)m->names,
+                            .n_patterns = (int)m->n_names,
+                            .optimiser = muon ? TPO_MUON : TPO_ADAMW,
+                            .beta1 = m->beta1,
+                            .beta2 = m->beta2,
+                            .eps = m->eps,
+                            .weight_decay = m->weight_decay,
+                            .clipped = m->clipped,
                             .split = (int)m->split};
     snprintf(g->name, sizeof(g->name), "%s", m->name);
     return TPO_OK;
@@ -108,7 +116,8 @@ static int group_unpack(struct tpo_group *g, const Tpo__V1__Group *m, struct tpo
 int tpo_plan_unpack(struct tpo_plan *out, struct tpo_arena *a, const Tpo__V1__Plan *m, struct tpo_error *err)
 {
     if (m == NULL) return REFUSE(err, "plan is missing");
-    if (m->n_groups > 256 || m->n_losses > 64 || m->lanes > 4096 || m->micro_batches > 4096 || m->first_lane > 4096 || m->own_lanes > 4096)
+    if (m->n_groups > 256 || m->n_losses > 64 || m->lanes > 4096 || m->micro_batches > 4096 || m->first_lane > 4096 ||
+        m->own_lanes > 4096)
         return REFUSE(err, "plan: a number is out of range");
     struct tpo_group *groups = tpo_arena_calloc(a, sizeof(*groups) * (m->n_groups + 1));
     struct tpo_loss_weight *losses = tpo_arena_calloc(a, sizeof(*losses) * (m->n_losses + 1));
@@ -116,11 +125,18 @@ int tpo_plan_unpack(struct tpo_plan *out, struct tpo_arena *a, const Tpo__V1__Pl
     for (size_t i = 0; i < m->n_groups; i++)
         if (group_unpack(&groups[i], m->groups[i], err) != TPO_OK) return TPO_INVALID_ARGUMENT;
     for (size_t i = 0; i < m->n_losses; i++) {
-        if (!(m->losses[i]->weight >= 0) || !isfinite(m->losses[i]->weight)) return REFUSE(err, "the weight of loss %zu is out of range", i);
+        if (!(m->losses[i]->weight >= 0) || !isfinite(m->losses[i]->weight))
+            return REFUSE(err, "the weight of loss %zu is out of range", i);
         losses[i] = (struct tpo_loss_weight){m->losses[i]->name, m->losses[i]->weight};
     }
-    *out = (struct tpo_plan){.seed = m->seed, .lanes = (int)m->lanes, .micro_batches = (int)m->micro_batches, .first_lane = (int)m->first_lane,
-                             .own_lanes = (int)m->own_lanes, .groups = groups, .n_groups = (int)m->n_groups, .losses = losses,
+    *out = (struct tpo_plan){.seed = m->seed,
+                             .lanes = (int)m->lanes,
+                             .micro_batches = (int)m->micro_batches,
+                             .first_lane = (int)m->first_lane,
+                             .own_lanes = (int)m->own_lanes,
+                             .groups = groups,
+                             .n_groups = (int)m->n_groups,
+                             .losses = losses,
                              .n_losses = (int)m->n_losses};
     return TPO_OK;
 }
@@ -150,10 +166,12 @@ Tpo__V1__NamedTensor **tpo_tensors_pack(struct tpo_arena *a, const struct tpo_na
     return list;
 }
 
-static int tensor_unpack(struct tpo_named_tensor *out, struct tpo_arena *a, const char *name, const Tpo__V1__Tensor *t, struct tpo_error *err)
+static int tensor_unpack(struct tpo_named_tensor *out, struct tpo_arena *a, const char *name, const Tpo__V1__Tensor *t,
+                         struct tpo_error *err)
 {
     const size_t element = t != NULL ? tpo_dtype_size((int)t->dtype) : 0;
-    if (element == 0 || t->n_shape < 1 || t->n_shape > TPO_DIMS_MAX) return REFUSE(err, "tensor \"%.64s\": no type or no shape", name);
+    if (element == 0 || t->n_shape < 1 || t->n_shape > TPO_DIMS_MAX)
+        return REFUSE(err, "tensor \"%.64s\": no type or no shape", name);
     size_t size = 1;
     *out = (struct tpo_named_tensor){.name = name, .dtype = (enum tpo_dtype)t->dtype, .n_dims = (int)t->n_shape};
     for (size_t k = 0; k < t->n_shape; k++) {
@@ -161,7 +179,8 @@ static int tensor_unpack(struct tpo_named_tensor *out, struct tpo_arena *a, cons
             return REFUSE(err, "tensor \"%.64s\": its shape is out of range", name);
         size *= (size_t)(out->shape[k] = t->shape[k]);
     }
-    if (size * element != t->data.len) return REFUSE(err, "tensor \"%.64s\": %zu bytes, its shape needs %zu", name, t->data.len, size * element);
+    if (size * element != t->data.len)
+        return REFUSE(err, "tensor \"%.64s\": %zu bytes, its shape needs %zu", name, t->data.len, size * element);
     void *data = tpo_arena_alloc(a, t->data.len + 1);
     if (data == NULL) return NO_MEMORY(err);
     if (t->data.len > 0) memcpy(data, t->data.data, t->data.len);
@@ -169,7 +188,8 @@ static int tensor_unpack(struct tpo_named_tensor *out, struct tpo_arena *a, cons
     return TPO_OK;
 }
 
-int tpo_tensors_unpack(struct tpo_named_tensor *out, struct tpo_arena *a, Tpo__V1__NamedTensor *const *m, size_t n, struct tpo_error *err)
+int tpo_tensors_unpack(struct tpo_named_tensor *out, struct tpo_arena *a, Tpo__V1__NamedTensor *const *m, size_t n,
+                       struct tpo_error *err)
 {
     int rc = n <= TPO_PORTS_MAX ? TPO_OK : REFUSE(err, "%zu tensors, at most %d", n, TPO_PORTS_MAX);
     for (size_t i = 0; i < n && rc == TPO_OK; i++) rc = tensor_unpack(&out[i], a, m[i]->name, m[i]->tensor, err);
@@ -186,7 +206,8 @@ static Tpo__V1__Rect **rects_pack(struct tpo_arena *a, const float (*boxes)[4], 
     return list;
 }
 
-static int rects_unpack(const float (**out)[4], int *n_out, struct tpo_arena *a, Tpo__V1__Rect *const *m, size_t n, struct tpo_error *err)
+static int rects_unpack(const float (**out)[4], int *n_out, struct tpo_arena *a, Tpo__V1__Rect *const *m, size_t n,
+                        struct tpo_error *err)
 {
     float(*boxes)[4] = tpo_arena_alloc(a, sizeof(*boxes) * (n + 1));
     if (n > 4096) return REFUSE(err, "%zu boxes in one conversation", n);
@@ -223,15 +244,21 @@ static int attention_unpack(struct tpo_conversation *c, struct tpo_arena *a, con
     if (out == NULL) return NO_MEMORY(err);
     for (size_t i = 0; i < m->n_attention; i++) {
         const Tpo__V1__Attention *x = m->attention[i];
-        if (x->layer > 4096 || x->head > 4096 || !isfinite(x->weight) || x->from > TPO_AT_SLOTS || x->to > TPO_AT_SLOTS || x->from_offset > length ||
-            x->to_offset > length || x->n_slots > 65536)
+        if (x->layer > 4096 || x->head > 4096 || !isfinite(x->weight) || x->from > TPO_AT_SLOTS || x->to > TPO_AT_SLOTS ||
+            x->from_offset > length || x->to_offset > length || x->n_slots > 65536)
             return REFUSE(err, "attention target %zu: a number is out of range", i);
         for (size_t k = 0; k < x->n_slots; k++)
-            if (!(x->slots[k] >= 0 && x->slots[k] <= 1.001f)) return REFUSE(err, "attention target %zu: its slots are no distribution", i);
-        out[i] = (struct tpo_attention_target){.layer = (int)x->layer, .head = (int)x->head, .weight = x->weight,
-                                               .from = (enum tpo_attention_place)x->from, .from_offset = (int)x->from_offset,
-                                               .to = (enum tpo_attention_place)x->to, .to_offset = (int)x->to_offset,
-                                               .slots = x->n_slots > 0 ? x->slots : NULL, .n_slots = (int)x->n_slots};
+            if (!(x->slots[k] >= 0 && x->slots[k] <= 1.001f))
+                return REFUSE(err, "attention target %zu: its slots are no distribution", i);
+        out[i] = (struct tpo_attention_target){.layer = (int)x->layer,
+                                               .head = (int)x->head,
+                                               .weight = x->weight,
+                                               .from = (enum tpo_attention_place)x->from,
+                                               .from_offset = (int)x->from_offset,
+                                               .to = (enum tpo_attention_place)x->to,
+                                               .to_offset = (int)x->to_offset,
+                                               .slots = x->n_slots > 0 ? x->slots : NULL,
+                                               .n_slots = (int)x->n_slots};
     }
     c->attention = out;
     c->n_attention = (int)m->n_attention;
@@ -258,7 +285,8 @@ static bool conversation_pack(Tpo__V1__Conversation *m, struct tpo_arena *a, con
     return m->turns != NULL && m->boxes != NULL && m->targets != NULL && m->attention != NULL;
 }
 
-static int conversation_unpack(struct tpo_conversation *c, struct tpo_arena *a, const Tpo__V1__Conversation *m, struct tpo_error *err)
+static int conversation_unpack(struct tpo_conversation *c, struct tpo_arena *a, const Tpo__V1__Conversation *m,
+                               struct tpo_error *err)
 {
     struct tpo_turn *turns = tpo_arena_alloc(a, sizeof(*turns) * (m->n_turns + 1));
     if (m->n_turns < 1 || m->n_turns > 256) return REFUSE(err, "%zu turns in one conversation", m->n_turns);
@@ -266,7 +294,10 @@ static int conversation_unpack(struct tpo_conversation *c, struct tpo_arena *a, 
         return REFUSE(err, "the weight of a conversation is out of range");
     if (turns == NULL) return NO_MEMORY(err);
     for (size_t i = 0; i < m->n_turns; i++) turns[i] = (struct tpo_turn){m->turns[i]->question, m->turns[i]->answer};
-    *c = (struct tpo_conversation){.system = text_or_null(m->system), .n_turns = (int)m->n_turns, .turns = turns, .weight = m->weight,
+    *c = (struct tpo_conversation){.system = text_or_null(m->system),
+                                   .n_turns = (int)m->n_turns,
+                                   .turns = turns,
+                                   .weight = m->weight,
                                    .weight_end = m->weight_end};
     int rc = rects_unpack(&c->user_boxes, &c->n_user_boxes, a, m->boxes, m->n_boxes, err);
     if (rc == TPO_OK) rc = rects_unpack(&c->boxes, &c->n_boxes, a, m->targets, m->n_targets, err);
@@ -315,7 +346,8 @@ static int pixels_unpack(struct tpo_sample *s, struct tpo_arena *a, const Tpo__V
     struct tpo_named_tensor x;
     int rc = tensor_unpack(&x, a, "pixels", t, err);
     if (rc != TPO_OK) return rc;
-    if (x.dtype != TPO_U8 || x.n_dims != 4 || x.shape[3] != 3 || x.shape[0] < 1 || x.shape[0] > 4096 || x.shape[1] < 1 || x.shape[2] < 1)
+    if (x.dtype != TPO_U8 || x.n_dims != 4 || x.shape[3] != 3 || x.shape[0] < 1 || x.shape[0] > 4096 || x.shape[1] < 1 ||
+        x.shape[2] < 1)
         return REFUSE(err, "pixels must be u8 (T, H, W, 3)");
     s->n_frames = (int)x.shape[0], s->height = (int)x.shape[1], s->width = (int)x.shape[2];
     s->pixels = x.data;
@@ -330,18 +362,25 @@ static int sample_unpack(struct tpo_sample *s, struct tpo_arena *a, const Tpo__V
     struct tpo_conversation *conversations = tpo_arena_calloc(a, sizeof(*conversations) * (m->n_conversations + 1));
     struct tpo_named_tensor *targets = tpo_arena_calloc(a, sizeof(*targets) * (m->n_targets + 1));
     if (conversations == NULL || targets == NULL) return NO_MEMORY(err);
-    *s = (struct tpo_sample){.n_frames = (int)m->frames, .media_id = text_or_null(m->media_id), .next_media_id = text_or_null(m->next_media_id),
-                             .n_conversations = (int)m->n_conversations, .conversations = conversations, .n_targets = (int)m->n_targets,
+    *s = (struct tpo_sample){.n_frames = (int)m->frames,
+                             .media_id = text_or_null(m->media_id),
+                             .next_media_id = text_or_null(m->next_media_id),
+                             .n_conversations = (int)m->n_conversations,
+                             .conversations = conversations,
+                             .n_targets = (int)m->n_targets,
                              .targets = targets};
     int rc = TPO_OK;
     if (m->pixels != NULL && s->media_id != NULL) return REFUSE(err, "pixels and media_id exclude one another");
     if (m->pixels != NULL) rc = pixels_unpack(s, a, m->pixels, err);
-    for (size_t i = 0; i < m->n_conversations && rc == TPO_OK; i++) rc = conversation_unpack(&conversations[i], a, m->conversations[i], err);
-    for (size_t i = 0; i < m->n_targets && rc == TPO_OK; i++) rc = tensor_unpack(&targets[i], a, m->targets[i]->name, m->targets[i]->tensor, err);
+    for (size_t i = 0; i < m->n_conversations && rc == TPO_OK; i++)
+        rc = conversation_unpack(&conversations[i], a, m->conversations[i], err);
+    for (size_t i = 0; i < m->n_targets && rc == TPO_OK; i++)
+        rc = tensor_unpack(&targets[i], a, m->targets[i]->name, m->targets[i]->tensor, err);
     return rc;
 }
 
-int tpo_samples_unpack(const struct tpo_sample **out, struct tpo_arena *a, Tpo__V1__Sample *const *m, size_t n, struct tpo_error *err)
+int tpo_samples_unpack(const struct tpo_sample **out, struct tpo_arena *a, Tpo__V1__Sample *const *m, size_t n,
+                       struct tpo_error *err)
 {
     if (n > TPO_SAMPLES_MAX) return REFUSE(err, "%zu samples in one micro-batch, at most %d", n, TPO_SAMPLES_MAX);
     struct tpo_sample *samples = tpo_arena_calloc(a, sizeof(*samples) * (n + 1));
@@ -368,7 +407,8 @@ int tpo_rows_unpack(const struct tpo_row **out, struct tpo_arena *a, Tpo__V1__Ro
     struct tpo_row *rows = tpo_arena_alloc(a, sizeof(*rows) * (n + 1));
     if (rows == NULL) return NO_MEMORY(err);
     for (size_t i = 0; i < n; i++) {
-        if (m[i]->sample >= TPO_SAMPLES_MAX || m[i]->conversation >= TPO_CONVERSATIONS_MAX || m[i]->position > INT32_MAX || m[i]->task > 1024)
+        if (m[i]->sample >= TPO_SAMPLES_MAX || m[i]->conversation >= TPO_CONVERSATIONS_MAX || m[i]->position > INT32_MAX ||
+            m[i]->task > 1024)
             return REFUSE(err, "row %zu: a number is out of range", i);
         rows[i] = (struct tpo_row){(int)m[i]->sample, (int)m[i]->conversation, (int)m[i]->position, (int)m[i]->task};
     }
@@ -394,7 +434,10 @@ int tpo_chunk_unpack(struct tpo_chunk *out, struct tpo_arena *a, const Tpo__V1__
     if (m->n_shape > TPO_DIMS_MAX || m->offset > INT64_MAX || m->data.len % sizeof(float) != 0 ||
         m->data.len > (size_t)TPO_CHUNK_ELEMENTS * sizeof(float))
         return REFUSE(err, "a piece of \"%.64s\" is out of range", m->name);
-    *out = (struct tpo_chunk){.name = m->name, .part = m->part, .n_dims = (int)m->n_shape, .offset = (int64_t)m->offset,
+    *out = (struct tpo_chunk){.name = m->name,
+                              .part = m->part,
+                              .n_dims = (int)m->n_shape,
+                              .offset = (int64_t)m->offset,
                               .count = (int64_t)(m->data.len / sizeof(float))};
     for (size_t k = 0; k < m->n_shape; k++) out->shape[k] = m->shape[k];
     float *data = tpo_arena_alloc(a, m->data.len + sizeof(float));

@@ -22,11 +22,13 @@ int tpo_plan_unpack(struct tpo_plan *out, struct tpo_arena *a, const Tpo__V1__Pl
 
 /* with_pixels false: for a service that reads no pictures, frames are only counted. */
 Tpo__V1__Sample **tpo_samples_pack(struct tpo_arena *a, const struct tpo_sample *samples, int n, bool with_pixels);
-int tpo_samples_unpack(const struct tpo_sample **out, struct tpo_arena *a, Tpo__V1__Sample *const *m, size_t n, struct tpo_error *err);
+int tpo_samples_unpack(const struct tpo_sample **out, struct tpo_arena *a, Tpo__V1__Sample *const *m, size_t n,
+                       struct tpo_error *err);
 
 Tpo__V1__NamedTensor **tpo_tensors_pack(struct tpo_arena *a, const struct tpo_named_tensor *x, int n);
 /* At most TPO_PORTS_MAX. */
-int tpo_tensors_unpack(struct tpo_named_tensor *out, struct tpo_arena *a, Tpo__V1__NamedTensor *const *m, size_t n, struct tpo_error *err);
+int tpo_tensors_unpack(struct tpo_named_tensor *out, struct tpo_arena *a, Tpo__V1__NamedTensor *const *m, size_t n,
+                       struct tpo_error *err);
 
 Tpo__V1__Row **tpo_rows_pack(struct tpo_arena *a, const struct tpo_row *rows, int n);
 int tpo_rows_unpack(const struct tpo_row **out, struct tpo_arena *a, Tpo__V1__Row *const *m, size_t n, struct tpo_error *err);

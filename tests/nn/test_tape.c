@@ -331,7 +331,45 @@ static void scopes_give_back(void **state)
     }
 }
 
-TPO_TESTS(cmocka_unit_test(linear), cmocka_unit_test(columns), cmocka_unit_test(lora), cmocka_unit_test(norms),
+/* When a gradient is said to be whole it is what it is at the end; the parameters told first are those used last. */
+static struct tpo_param *told[LEAVES];
+static float told_grads[LEAVES][4096];
+static int n_told;
+static void on_complete(void *arg, struct tpo_param *p)
+{
+    assert_ptr_equal(arg, params);
+    memcpy(told_grads[p - params], p->grad, sizeof(told_grads[0]));
+    told[n_told++] = p;
+}
+
+static void whole_gradients_are_told(void **state)
+{
+    (void)state;
+    struct tpo_tape *t;
+    float x[12];
+    for (int k = 0; k < 12; k++) x[k] = tpo_random_normal(9, (uint64_t)k);
+    param_set(0, 4, 3);
+    param_set(1, 4, 4);
+    param_set(2, 4, 0);
+    assert_int_equal(tpo_stream_open(&stream, "cpu", 1, NULL), TPO_OK);
+    assert_int_equal(tpo_tape_open(&t, stream, true), TPO_OK);
+    for (int pass = 0; pass < 2; pass++) {
+        n_told = 0;
+        tpo_tape_reset(t, true);
+        struct tpo_tensor *y = tpo_linear(t, tpo_input(t, x, 4, 3, false), &params[0], &params[2]);
+        for (int layer = 0; layer < 3; layer++) y = tpo_act_gelu(t, tpo_linear(t, y, &params[1], layer == 1 ? &params[2] : NULL));
+        tpo_seed(t, y, NULL, 1);
+        tpo_tape_on_complete(t, on_complete, params);
+        assert_int_equal(tpo_tape_backward(t), TPO_OK);
+        assert_int_equal(n_told, 3);
+        assert_ptr_equal(told[0], &params[1]);
+        for (int i = 0; i < 3; i++) assert_memory_equal(told_grads[i], param_grads[i], sizeof(told_grads[i]));
+    }
+    tpo_tape_close(t);
+    tpo_stream_close(stream);
+}
+
+TPO_TESTS(cmocka_unit_test(whole_gradients_are_told), cmocka_unit_test(linear), cmocka_unit_test(columns), cmocka_unit_test(lora), cmocka_unit_test(norms),
           cmocka_unit_test(activations), cmocka_unit_test(moves), cmocka_unit_test(drops), cmocka_unit_test(attend),
           cmocka_unit_test(attend_fused), cmocka_unit_test(attention_rows), cmocka_unit_test(losses),
           cmocka_unit_test(parameters_accumulate), cmocka_unit_test(errors_stick), cmocka_unit_test(unused_input),

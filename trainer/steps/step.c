@@ -195,7 +195,7 @@ static int update_all(struct tpo_team_of_learners *t, const struct tpo_recipe_st
     out->rate = tpo_recipe_rate(s, (int)key->step);
     out->clip = s->clip > 0 && out->norm > s->clip ? (float)(s->clip / out->norm) : 1;
     for (int g = 0; g < s->plan.n_groups; g++) rates[g] = s->rates[g] * out->rate;
-    for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++) rc = t->learners[p].prepare(t->learners[p].self, key, out->clip, rates, err);
+    for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++) rc = t->learners[p].prepare(t->learners[p].self, key, out->clip, rates, s->plan.n_groups, err);
     if (rc != TPO_OK) {
         abort_all(t, key);
         return rc;

@@ -127,7 +127,7 @@ static float step(struct toy *y, uint64_t number, uint64_t version, int M)
     int n;
     assert_int_equal(y->learner.norms(y->learner.self, &key, &norms, &n, &err), TPO_OK);
     assert_int_equal(n, 3);
-    assert_int_equal(y->learner.prepare(y->learner.self, &key, .5f, rates, &err), TPO_OK);
+    assert_int_equal(y->learner.prepare(y->learner.self, &key, .5f, rates, 2, &err), TPO_OK);
     assert_int_equal(y->learner.commit(y->learner.self, &key, &err), TPO_OK);
     return loss;
 }
@@ -201,7 +201,7 @@ static void repeats_add_nothing(void **state)
             assert_ptr_equal(f.outputs[0].data, again.outputs[0].data);
         }
         for (int i = 0; i <= repeat; i++) assert_int_equal(y.learner.norms(y.learner.self, &key, &norms, &n, &err), TPO_OK);
-        for (int i = 0; i <= repeat; i++) assert_int_equal(y.learner.prepare(y.learner.self, &key, 1, rates, &err), TPO_OK);
+        for (int i = 0; i <= repeat; i++) assert_int_equal(y.learner.prepare(y.learner.self, &key, 1, rates, 2, &err), TPO_OK);
         for (int i = 0; i <= repeat; i++) assert_int_equal(y.learner.commit(y.learner.self, &key, &err), TPO_OK);
         weights_copy(&y, repeat ? twice : once);
         toy_close(&y);
@@ -227,7 +227,7 @@ static void abort_leaves_no_trace(void **state)
             assert_int_equal(forward(&y, &key, true, &f, &err), TPO_OK);
             assert_int_equal(backward(&y, &key, NULL, &err), TPO_OK);
             assert_int_equal(y.learner.norms(y.learner.self, &key, &norms, &n, &err), TPO_OK);
-            assert_int_equal(y.learner.prepare(y.learner.self, &key, 1, rates, &err), TPO_OK);
+            assert_int_equal(y.learner.prepare(y.learner.self, &key, 1, rates, 2, &err), TPO_OK);
             assert_int_equal(y.learner.abort(y.learner.self, &key, &err), TPO_OK);
             assert_int_equal(y.learner.abort(y.learner.self, &key, &err), TPO_OK);
             assert_int_equal(y.learner.commit(y.learner.self, &key, &err), TPO_FAILED_PRECONDITION);
@@ -371,17 +371,32 @@ static void frozen_tensors_can_be_replaced(void **state)
 
 /* --- shares ---------------------------------------------------------------------------------------------------------------------------- */
 
+/* In name order. */
 struct sums {
+    struct toy *toy;
     float values[WEIGHTS];
-    int at;
+    int at, told, ended;
 };
 static int sum_keep(void *arg, const struct tpo_chunk *x)
 {
     struct sums *s = arg;
+    if (x == NULL) {
+        s->ended++;
+        return TPO_OK;
+    }
     assert_string_equal(x->part, "gradient");
+    struct tpo_param *const params[] = {s->toy->b1, s->toy->w1, s->toy->w2};
+    s->at = 0;
+    for (int i = 0; strcmp(params[i]->name, x->name) != 0; i++) s->at += (int)params[i]->size;
     memcpy(s->values + s->at, x->data, sizeof(float) * (size_t)x->count);
-    s->at += (int)x->count;
+    s->told += (int)x->count;
     return TPO_OK;
+}
+
+static void gather(struct toy *y, const struct tpo_key *key, struct sums *s)
+{
+    struct tpo_error err = {0};
+    assert_int_equal(y->learner.gather(y->learner.self, key, sum_keep, s, &err), TPO_OK);
 }
 
 static void total_give(struct toy *y, const struct tpo_key *key, const float *total)
@@ -404,7 +419,7 @@ static void finish(struct toy *y, const struct tpo_key *key)
     const struct tpo_norm *norms;
     int n;
     assert_int_equal(y->learner.norms(y->learner.self, key, &norms, &n, &err), TPO_OK);
-    assert_int_equal(y->learner.prepare(y->learner.self, key, .5f, rates, &err), TPO_OK);
+    assert_int_equal(y->learner.prepare(y->learner.self, key, .5f, rates, 2, &err), TPO_OK);
     assert_int_equal(y->learner.commit(y->learner.self, key, &err), TPO_OK);
 }
 
@@ -426,7 +441,7 @@ static void shares_keep_the_bits(void **state)
         assert_int_equal(half[r].learner.begin(half[r].learner.self, "run", &plan, &begun, &err), TPO_OK);
     }
     for (uint64_t s = 1; s <= 3; s++) {
-        struct sums sums[2] = {{.at = 0}, {.at = 0}};
+        struct sums sums[2] = {{.toy = &half[0]}, {.toy = &half[1]}};
         struct tpo_key key = key_of(s, s - 1, 0);
         const struct tpo_norm *norms;
         int n;
@@ -437,12 +452,14 @@ static void shares_keep_the_bits(void **state)
             assert_int_equal(forward(&half[r], &key, false, &f, &err), TPO_INVALID_ARGUMENT); /* the other's */
             for (uint32_t m = 0; m < M / 2; m++) {
                 key.micro_batch = (uint32_t)r * M / 2 + m;
+                if (r == 0 && m == s % 3) gather(&half[r], &key, &sums[r]); /* early: told from within the last Backward */
                 assert_int_equal(forward(&half[r], &key, false, &f, &err), TPO_OK);
                 assert_int_equal(backward(&half[r], &key, NULL, &err), TPO_OK);
             }
             assert_int_equal(half[r].learner.norms(half[r].learner.self, &key, &norms, &n, &err), TPO_FAILED_PRECONDITION);
-            assert_int_equal(half[r].learner.gather(half[r].learner.self, &key, sum_keep, &sums[r], &err), TPO_OK);
-            assert_int_equal(sums[r].at, WEIGHTS);
+            if (r == 1) gather(&half[r], &key, &sums[r]);
+            assert_int_equal(sums[r].told, WEIGHTS);
+            assert_int_equal(sums[r].ended, 1);
         }
         for (int i = 0; i < WEIGHTS; i++) sums[0].values[i] += sums[1].values[i];
         for (int r = 0; r < 2; r++) {
