@@ -22,7 +22,7 @@
 static struct {
     const char *model, *run_dir, *cache, *log_level;
     int64_t http, grpc, wait_ms;
-    bool any_port, redis;
+    bool any_port, redis, train;
     struct tpo_setting_list replicas;
 } set;
 
@@ -34,6 +34,7 @@ static const struct tpo_setting rows[] = {
     {"grpc", TPO_SET_INT, &set.grpc, "8421", .min = 1, .max = 65535, .what = "PORT", .help = "of the gRPC door"},
     {"any-port", TPO_SET_BOOL, &set.any_port, "no", .help = "take free ports instead of the usual ones, for a second mesh on the machine"},
     {"redis", TPO_SET_BOOL, &set.redis, "yes", .help = "start a redis-server for the shared cache; without one answers are slower, never wrong"},
+    {"train", TPO_SET_BOOL, &set.train, "no", .help = "start the services so that `tpo train --mesh` can drive them"},
     {"wait-ms", TPO_SET_MS, &set.wait_ms, "120s", .min = 100, .max = 86400000, .help = "how long to wait until everything serves"},
     {"log-level", TPO_SET_TEXT, &set.log_level, "info", .choices = "debug|info|warn|error", .help = "of every process"},
 };
@@ -140,6 +141,7 @@ static int start_service(int service, int replica, const char *cache, char *addr
     snprintf(media_dir, sizeof(media_dir), "%s/%s-media", set.run_dir, name);
     char *argv[WORDS_MAX] = {program, "--listen", listen, "--model", (char *)set.model, "--log-level", (char *)set.log_level};
     int n = 7;
+    if (set.train) argv[n++] = "--train";
     if (strcmp(services[service].name, "encoder") == 0) {
         argv[n++] = "--media-dir", argv[n++] = media_dir;
         if (cache[0] != '\0') argv[n++] = "--cache", argv[n++] = (char *)cache;
@@ -159,6 +161,17 @@ static int write_address(const char *name, int port)
     FILE *out = fopen(path, "w");
     if (out == NULL) return TPO_FAILED_PRECONDITION;
     fprintf(out, "127.0.0.1:%d\n", port);
+    return fclose(out) == 0 ? TPO_OK : TPO_FAILED_PRECONDITION;
+}
+
+/* What `tpo train --mesh` reads when it is given no addresses: a line per service. */
+static int write_services(char addresses[N_SERVICES][TEXT])
+{
+    char path[TEXT];
+    snprintf(path, sizeof(path), "%s/services", set.run_dir);
+    FILE *out = fopen(path, "w");
+    if (out == NULL) return TPO_FAILED_PRECONDITION;
+    for (int i = 0; i < N_SERVICES; i++) fprintf(out, "%s=%s\n", services[i].name, addresses[i]);
     return fclose(out) == 0 ? TPO_OK : TPO_FAILED_PRECONDITION;
 }
 
@@ -250,7 +263,7 @@ static int start_all(struct tpo_error *err)
         for (int i = 0; i < n && rc == TPO_OK; i++) rc = start_service(s, i, cache, addresses[s], err);
     }
     if (rc == TPO_OK) rc = start_gateway(addresses, http, grpc, err);
-    if (rc == TPO_OK && (write_address("http", http) != TPO_OK || write_address("grpc", grpc) != TPO_OK))
+    if (rc == TPO_OK && (write_address("http", http) != TPO_OK || write_address("grpc", grpc) != TPO_OK || write_services(addresses) != TPO_OK))
         rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "run_dir", "%s cannot be written", set.run_dir);
     snprintf(base, sizeof(base), "127.0.0.1:%d", http);
     return rc == TPO_OK ? wait_ready(base, err) : rc;
@@ -261,7 +274,7 @@ int tpo_cmd_up(int argc, char **argv)
     static const struct tpo_settings table = {.program = "tpo up",
                                               .about = "Starts redis-server, tpo-encoder, tpo-router, tpo-region and tpo-gateway on this machine, each in a session of its own, and "
                                                        "waits until they answer. Where they run already it says so.",
-                                              .examples = "tpo up\ntpo up --replicas encoder=2 --replicas router=2\ntpo up --any-port --run-dir /tmp/second --model models/small",
+                                              .examples = "tpo up\ntpo up --replicas encoder=2 --replicas router=2\ntpo up --train --replicas encoder=2\ntpo up --any-port --run-dir /tmp/second --model models/small",
                                               .rows = rows,
                                               .n_rows = sizeof(rows) / sizeof(rows[0])};
     struct tpo_error err = {0};

@@ -61,6 +61,14 @@ struct tpo_param *tpo_params_declare(struct tpo_params *p, enum tpo_init init, f
     return item;
 }
 
+bool tpo_param_is_aid(const struct tpo_param *p)
+{
+    static const char *const prefixes[] = {"ext.encoder.dense.", "ext.router.slot."};
+    for (size_t i = 0; i < sizeof(prefixes) / sizeof(prefixes[0]); i++)
+        if (strncmp(p->name, prefixes[i], strlen(prefixes[i])) == 0) return true;
+    return false;
+}
+
 struct tpo_param *tpo_params_find(const struct tpo_params *p, const char *name)
 {
     for (int i = 0; i < p->n; i++)
@@ -144,7 +152,7 @@ int tpo_params_match(const struct tpo_params *p, const struct tpo_safetensors *f
     int rc = TPO_OK;
     for (int i = 0; i < p->n && rc == TPO_OK; i++) {
         const struct tpo_entry *e = tpo_safetensors_find(files, p->items[i]->name);
-        const char *wrong = e != NULL ? mismatch(p->items[i], e) : "is missing";
+        const char *wrong = e != NULL ? mismatch(p->items[i], e) : tpo_param_is_aid(p->items[i]) ? NULL : "is missing";
         if (wrong == NULL) continue;
         shape_text(want, sizeof(want), p->items[i]->shape, p->items[i]->n_dims);
         if (e != NULL) shape_text(have, sizeof(have), e->shape, e->n_dims);
@@ -163,6 +171,18 @@ int tpo_params_match(const struct tpo_params *p, const struct tpo_safetensors *f
     return rc;
 }
 
+/* Its first values, in memory of its own. */
+static int draw(struct tpo_params *p, struct tpo_stream *s, struct tpo_param *item, uint64_t seed)
+{
+    float *host = malloc((size_t)item->size * sizeof(float));
+    item->data = host != NULL ? block_add(p, s, item->size) : NULL;
+    int rc = item->data != NULL ? tpo_param_init(host, item, seed) : TPO_ENOMEM;
+    if (rc == TPO_OK) rc = tpo_copy_in(s, item->data, host, (size_t)item->size * sizeof(float));
+    if (rc == TPO_OK) rc = tpo_stream_wait(s);
+    free(host);
+    return rc;
+}
+
 static int fail_at_first(void *owner, const char *text)
 {
     return tpo_fail(owner, TPO_FAILED_PRECONDITION, "weights", "%s", text);
@@ -177,7 +197,8 @@ int tpo_params_load(struct tpo_params *p, struct tpo_stream *s, const char *fold
     int rc = tpo_safetensors_open(&m->files, folder, err);
     if (rc == TPO_OK) rc = tpo_params_match(p, m->files, stage, fail_at_first, err);
     for (int i = 0; i < p->n && rc == TPO_OK; i++) {
-        rc = fill(p, s, p->items[i], tpo_safetensors_find(m->files, p->items[i]->name));
+        const struct tpo_entry *e = tpo_safetensors_find(m->files, p->items[i]->name);
+        rc = e != NULL ? fill(p, s, p->items[i], e) : draw(p, s, p->items[i], 1);
         if (rc != TPO_OK) tpo_fail(err, rc, "memory", "no memory for %s", p->items[i]->name);
     }
     return rc;
@@ -187,16 +208,8 @@ int tpo_params_random(struct tpo_params *p, struct tpo_stream *s, uint64_t seed,
 {
     struct tpo_params_memory *m = memory_of(p);
     int rc = m != NULL && !m->failed ? TPO_OK : TPO_ENOMEM;
-    for (int i = 0; i < p->n && rc == TPO_OK; i++) {
-        struct tpo_param *item = p->items[i];
-        if (item->ignored) continue;
-        float *host = malloc((size_t)item->size * sizeof(float));
-        item->data = host != NULL ? block_add(p, s, item->size) : NULL;
-        rc = item->data != NULL ? tpo_param_init(host, item, seed) : TPO_ENOMEM;
-        if (rc == TPO_OK) rc = tpo_copy_in(s, item->data, host, (size_t)item->size * sizeof(float));
-        if (rc == TPO_OK) rc = tpo_stream_wait(s);
-        free(host);
-    }
+    for (int i = 0; i < p->n && rc == TPO_OK; i++)
+        if (!p->items[i]->ignored) rc = draw(p, s, p->items[i], seed);
     return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "memory", "no memory for random weights");
 }
 

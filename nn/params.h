@@ -58,10 +58,12 @@ struct tpo_param *tpo_params_declare(struct tpo_params *p, enum tpo_init init, f
                                      ...) __attribute__((format(printf, 5, 6)));
 #define TPO_SHAPE(...) ((const int64_t[]){__VA_ARGS__, 0})
 bool tpo_param_is_integer(const struct tpo_param *p); /* I64 in a file: position_ids; all others are F32, BF16 or F16 */
+/* One of the training-only heads (ext.encoder.dense.*, ext.router.slot.*), which no folder to serve from need hold. */
+bool tpo_param_is_aid(const struct tpo_param *p);
 struct tpo_param *tpo_params_find(const struct tpo_params *p, const char *name);
 
 /* Maps `folder` (model.safetensors or the shards of its index) and fills data of every declared tensor. `stage` is the owner in the prefix
- * table (common/prefixes.h). FAILED_PRECONDITION naming the tensor when one is missing, extra, misshapen or mistyped. */
+ * table (common/prefixes.h). FAILED_PRECONDITION naming the tensor when one is missing, extra, misshapen or mistyped; a missing aid is drawn fresh. */
 int tpo_params_load(struct tpo_params *p, struct tpo_stream *s, const char *folder, const char *stage, struct tpo_error *err);
 
 /* Compares the schema with files (common/safetensors.h): every missing, misshapen or mistyped tensor, and every extra one (under a prefix of

@@ -22,6 +22,7 @@
 #include "nn/check.h"
 #include "services/encoder/encoder.h"
 #include "services/encoder/frames.h"
+#include "services/host/learner.h"
 
 #define THREADS_MAX 16
 #define RETRY_MS    200
@@ -49,7 +50,7 @@ struct work {
 struct service {
     struct tpo_host *host;
     struct tpo_stream *stream;
-    struct tpo_encoder *encoder;
+    struct tpo_encoder *encoder, *trainee; /* trainee: with --train, what learns; serving never reads it */
     struct tpo_config config;
     struct work *retired; /* the job that ran last: the host may look at it until the next one runs */
 
@@ -388,6 +389,7 @@ static void close_model(void *self)
     while (s->n_threads > 0) pthread_join(s->threads[--s->n_threads], NULL);
     work_free(s->retired);
     tpo_encoder_close(s->encoder);
+    tpo_encoder_close(s->trainee);
     tpo_stream_close(s->stream);
     tpo_cache_close(s->cache);
     tpo_media_close(s->media);
@@ -395,6 +397,13 @@ static void close_model(void *self)
     tpo_flights_close(s->flights);
     pthread_mutex_destroy(&s->lock);
     pthread_cond_destroy(&s->arrived);
+}
+
+static int open_learner(void *self, struct tpo_learner *out, struct tpo_error *err)
+{
+    struct service *s = self;
+    int rc = tpo_encoder_open(&s->trainee, s->stream, &s->config, tpo_host_settings(s->host)->model, 1, 0, err);
+    return rc == TPO_OK ? tpo_learner_open_direct(out, tpo_encoder_model(s->trainee), s->stream, err) : rc;
 }
 
 static void declare(struct tpo_params *schema, const struct tpo_config *c)
@@ -466,6 +475,7 @@ const struct tpo_host_service *tpo_encoder_service(void)
         .self = &the_service,
         .prepare = prepare,
         .open = open_model,
+        .open_learner = open_learner,
         .warm_up = warm_up,
         .close = close_model,
         .check = check,

@@ -7,12 +7,13 @@
 #include "head.pb-c.h"
 #include "kernels/stream.h"
 #include "nn/check.h"
+#include "services/host/learner.h"
 #include "services/region/region.h"
 
 struct service {
     struct tpo_host *host;
     struct tpo_stream *stream;
-    struct tpo_region *region;
+    struct tpo_region *region, *trainee; /* trainee: with --train, what learns; serving never reads it */
     struct tpo_config config;
 };
 
@@ -47,9 +48,17 @@ static void close_model(void *self)
 {
     struct service *s = self;
     tpo_region_close(s->region);
+    tpo_region_close(s->trainee);
     tpo_stream_close(s->stream);
     s->region = NULL;
     s->stream = NULL;
+}
+
+static int open_learner(void *self, struct tpo_learner *out, struct tpo_error *err)
+{
+    struct service *s = self;
+    int rc = tpo_region_open(&s->trainee, s->stream, &s->config, tpo_host_settings(s->host)->model, 0, err);
+    return rc == TPO_OK ? tpo_learner_open_direct(out, tpo_region_model(s->trainee), s->stream, err) : rc;
 }
 
 static void send_box(struct tpo_call *c, const float box[4])
@@ -113,6 +122,7 @@ const struct tpo_host_service *tpo_region_service(void)
         .n_methods = 1,
         .self = &the_service,
         .open = open_model,
+        .open_learner = open_learner,
         .warm_up = warm_up,
         .close = close_model,
         .check = check,

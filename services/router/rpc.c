@@ -11,12 +11,15 @@
 #include "kernels/stream.h"
 #include "nn/check.h"
 #include "router.pb-c.h"
+#include "services/host/learner.h"
+#include "services/router/learn.h"
 #include "services/router/router.h"
 
 struct service {
     struct tpo_host *host;
     struct tpo_stream *stream;
     struct tpo_router *router;
+    struct tpo_router_trainee *trainee; /* with --train, what learns; serving never reads it */
     struct tpo_config config;
     int n_running;
 };
@@ -56,9 +59,17 @@ static void close_model(void *self)
 {
     struct service *s = self;
     tpo_router_close(s->router);
+    tpo_router_trainee_close(s->trainee);
     tpo_stream_close(s->stream);
     s->router = NULL;
     s->stream = NULL;
+}
+
+static int open_learner(void *self, struct tpo_learner *out, struct tpo_error *err)
+{
+    struct service *s = self;
+    int rc = tpo_router_trainee_open(&s->trainee, s->stream, &s->config, tpo_host_settings(s->host)->model, false, 0, 1, err);
+    return rc == TPO_OK ? tpo_learner_open_direct(out, tpo_router_trainee_model(s->trainee), s->stream, err) : rc;
 }
 
 /* --- events of one sequence ------------------------------------------------------------------------------------------------------------ */
@@ -301,6 +312,7 @@ const struct tpo_host_service *tpo_router_service(void)
         .n_methods = 1,
         .self = &the_service,
         .open = open_model,
+        .open_learner = open_learner,
         .warm_up = warm_up,
         .step = step,
         .close = close_model,
