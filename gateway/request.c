@@ -9,100 +9,26 @@
  *
  * FINISHED tells the owner once, cancels what is still under way, and frees when the last callback has come back: `holds` counts
  * them. Without media ENCODING is skipped. An error of a head goes into its own call and the rest stands. */
-#include "gateway/request.h"
-
 #include <math.h>
-#include <openssl/rand.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/log.h"
-#include "common/sha256.h"
-#include "encoder.pb-c.h"
-#include "gateway/compose.h"
-#include "gateway/media_put.h"
 #include "gateway/plan.h"
-#include "head.pb-c.h"
-#include "router.pb-c.h"
-
-#define CALLS_MAX 32
-#define PUTS_MAX  2
-
-enum state { WAITING, STORING, ENCODING, PUTTING, GENERATING, HEADS, FINISHED };
-
-/* A task call and the head that works on it. */
-struct head_call {
-    struct tpo_request *r;
-    uint32_t index;
-    char task[24]; /* as long as an error's stage */
-    struct tpo_peers *peers;
-    struct tpo_rpc *rpc;
-    struct tpo_media_put *put;
-    struct tpo_payload e; /* kept until the head has answered, for asking again after a put */
-    int puts, peer;
-    bool done;
-    struct tpo_error err; /* why it failed */
-    Tpo__V1__HeadDone *end;
-    char instance[128];
-};
-
-struct tpo_request {
-    struct tpo_gateway *g;
-    struct tpo_request *next, *prev;
-    enum state state;
-    Tpo__V1__PerceiveRequest *q;
-    struct tpo_request_events on;
-    bool detached; /* the owner is gone */
-    char id[65], traceparent[56], media_id[65];
-    struct tpo_ticket ticket;
-    uv_timer_t timer;
-    int holds; /* callbacks to come; at 0 and FINISHED the request is freed */
-    double started_ms, deadline_ms, begun_ms, put_ms, put_started_ms;
-    struct tpo_error early; /* refused before it was accepted */
-    bool accepted, first_text_seen;
-    uint32_t seq;
-
-    struct tpo_upload *upload;
-    struct tpo_media_put *put;
-    struct tpo_rpc *rpc; /* encoder's, then router's */
-    int puts, peer;
-    struct tpo_payload visual;
-    Tpo__V1__MediaInfo *media; /* within `encoded` */
-    Tpo__V1__EncodeReply *encoded;
-    Tpo__V1__GenerateDone *generated;
-    Tpo__V1__Rect *rects;
-    char encoder_instance[128], router_instance[128];
-    struct head_call *calls[CALLS_MAX];
-    uint32_t n_calls;
-    struct tpo_answer answer;
-};
+#include "gateway/request_private.h"
+#include "gateway/trace.h"
 
 static void encode(struct tpo_request *r);
 static void generate(struct tpo_request *r);
-static void start_head(struct head_call *c);
-static void finish(struct tpo_request *r, const struct tpo_error *err);
-
-static double now_ms(void)
-{
-    return (double)uv_hrtime() * 1e-6;
-}
 
 /* --- the end ----------------------------------------------------------------------------------------------------------------------- */
 
-static void call_free(struct head_call *c)
-{
-    if (c->end != NULL) protobuf_c_message_free_unpacked(&c->end->base, NULL);
-    tpo_payload_free(&c->e);
-    free(c);
-}
-
-static void release(struct tpo_request *r)
+void tpo_request_release(struct tpo_request *r)
 {
     if (--r->holds > 0) return;
     TPO_ASSERT(r->state == FINISHED);
     *(r->prev != NULL ? &r->prev->next : &r->g->requests) = r->next;
     if (r->next != NULL) r->next->prev = r->prev;
-    for (uint32_t i = 0; i < r->n_calls; i++) call_free(r->calls[i]);
+    for (uint32_t i = 0; i < r->n_calls; i++) tpo_head_call_free(r->calls[i]);
     if (r->q != NULL) protobuf_c_message_free_unpacked(&r->q->base, NULL);
     if (r->encoded != NULL) protobuf_c_message_free_unpacked(&r->encoded->base, NULL);
     if (r->generated != NULL) protobuf_c_message_free_unpacked(&r->generated->base, NULL);
@@ -115,7 +41,7 @@ static void release(struct tpo_request *r)
 
 static void on_timer_closed(uv_handle_t *handle)
 {
-    release(handle->data);
+    tpo_request_release(handle->data);
 }
 
 /* Cancels whatever runs; its callbacks still come and let go. */
@@ -143,56 +69,11 @@ static void stop_all(struct tpo_request *r)
     }
 }
 
-/* What each stage did, or why it didn't; once, at the end, so that the order never depends on who was faster. */
-static void add_stages(struct tpo_request *r, const struct tpo_error *err)
-{
-    const char *failed = err != NULL ? err->stage : "";
-    double begun_ms = r->begun_ms > 0 ? r->begun_ms : now_ms();
-    tpo_answer_stage(&r->answer,
-                     &(struct tpo_stage_result){.name = "gateway", .queue_ms = begun_ms - r->started_ms, .run_ms = r->put_ms});
-    const Tpo__V1__EncodeReply *e = r->encoded;
-    if (e != NULL)
-        tpo_answer_stage(&r->answer, &(struct tpo_stage_result){"encoder", r->encoder_instance, e->cache, e->digest, e->queue_ms,
-                                                                e->run_ms, e->version, NULL});
-    else if (strcmp(failed, "encoder") == 0)
-        tpo_answer_stage(&r->answer, &(struct tpo_stage_result){.name = "encoder", .instance = r->encoder_instance, .err = err});
-    const Tpo__V1__GenerateDone *d = r->generated;
-    if (d != NULL)
-        tpo_answer_stage(&r->answer, &(struct tpo_stage_result){"router", r->router_instance, "", d->digest, d->queue_ms, d->run_ms,
-                                                                d->version, NULL});
-    else if (strcmp(failed, "router") == 0)
-        tpo_answer_stage(&r->answer, &(struct tpo_stage_result){.name = "router", .instance = r->router_instance, .err = err});
-    for (uint32_t i = 0; i < r->n_calls; i++) {
-        const struct head_call *c = r->calls[i];
-        const Tpo__V1__HeadDone *h = c->end;
-        struct tpo_stage_result s = {.name = c->task, .instance = c->instance, .err = c->err.code != TPO_OK ? &c->err : NULL};
-        if (h != NULL)
-            s = (struct tpo_stage_result){c->task, c->instance, h->cache, h->digest, h->queue_ms, h->run_ms, h->version, s.err};
-        if (h != NULL || s.err != NULL) tpo_answer_stage(&r->answer, &s);
-    }
-}
-
-static void count_end(struct tpo_request *r, int code)
-{
-    char labels[64];
-    double total_ms = now_ms() - r->started_ms;
-    if (!r->accepted) {
-        tpo_metrics_labels(labels, sizeof(labels), "reason", r->early.reason[0] != '\0' ? r->early.reason : "cancelled", NULL);
-        tpo_metrics_add(r->g->metrics, "tpo_admission_rejected_total", labels, 1);
-    } else {
-        tpo_metrics_labels(labels, sizeof(labels), "stage", "gateway", "code", tpo_status_name(code), NULL);
-        tpo_metrics_add(r->g->metrics, "tpo_requests_total", labels, 1);
-        tpo_metrics_observe(r->g->metrics, "tpo_request_duration_seconds", "stage=\"gateway\"", total_ms * 1e-3);
-    }
-    tpo_log(TPO_LOG_INFO, "request", "req=%s code=%s ms=%.1f media=%.12s calls=%u", r->id, tpo_status_name(code), total_ms,
-            r->media_id, r->n_calls);
-}
-
 static void tell_done(struct tpo_request *r, const struct tpo_error *err)
 {
     if (r->detached) return;
     double total_ms = now_ms() - r->started_ms;
-    if (r->accepted) add_stages(r, err);
+    if (r->accepted) tpo_request_stages(r, err);
     tpo_answer_usage(&r->answer, r->generated != NULL ? r->generated->prompt_tokens : 0,
                      r->generated != NULL ? r->generated->completion_tokens : 0, total_ms);
     if (r->generated != NULL) tpo_answer_finish_reason(&r->answer, r->generated->finish_reason);
@@ -204,7 +85,7 @@ static void tell_done(struct tpo_request *r, const struct tpo_error *err)
     r->on.on_done(r->on.owner, &event, err);
 }
 
-static void finish(struct tpo_request *r, const struct tpo_error *err)
+void tpo_request_finish(struct tpo_request *r, const struct tpo_error *err)
 {
     if (r->state == FINISHED) return;
     struct tpo_error kept, memory;
@@ -219,7 +100,7 @@ static void finish(struct tpo_request *r, const struct tpo_error *err)
     tell_done(r, err);
     r->state = FINISHED;
     r->detached = true;
-    count_end(r, err != NULL ? err->code : TPO_OK);
+    tpo_request_count(r, err != NULL ? err->code : TPO_OK);
     stop_all(r);
     tpo_admission_leave(r->g->admission, &r->ticket);
     uv_close((uv_handle_t *)&r->timer, on_timer_closed);
@@ -230,7 +111,7 @@ void tpo_request_cancel(struct tpo_request *r)
     struct tpo_error err;
     r->detached = true;
     tpo_fail(&err, TPO_CANCELLED, "cancelled", "the caller went away");
-    finish(r, &err);
+    tpo_request_finish(r, &err);
 }
 
 struct tpo_request *tpo_request_next(struct tpo_request *r)
@@ -238,16 +119,16 @@ struct tpo_request *tpo_request_next(struct tpo_request *r)
     return r->next;
 }
 
-static void fail_stage(struct tpo_request *r, const struct tpo_error *err, const char *stage)
+void tpo_request_fail(struct tpo_request *r, const struct tpo_error *err, const char *stage)
 {
     struct tpo_error e = *err;
     if (e.stage[0] == '\0') snprintf(e.stage, sizeof(e.stage), "%s", stage);
-    finish(r, &e);
+    tpo_request_finish(r, &e);
 }
 
 /* --- events ------------------------------------------------------------------------------------------------------------------------ */
 
-static void emit(struct tpo_request *r, Tpo__V1__PerceiveEvent__KindCase kind, void *part)
+void tpo_request_emit(struct tpo_request *r, Tpo__V1__PerceiveEvent__KindCase kind, void *part)
 {
     if (part == NULL || r->on.on_event == NULL || r->detached) return;
     Tpo__V1__PerceiveEvent event = TPO__V1__PERCEIVE_EVENT__INIT;
@@ -257,8 +138,7 @@ static void emit(struct tpo_request *r, Tpo__V1__PerceiveEvent__KindCase kind, v
     r->on.on_event(r->on.owner, &event);
 }
 
-/* What every hop carries. */
-static struct tpo_rpc_start hop(const struct tpo_request *r, const char *path, const ProtobufCMessageDescriptor *reply)
+struct tpo_rpc_start tpo_request_hop(const struct tpo_request *r, const char *path, const ProtobufCMessageDescriptor *reply)
 {
     double left = r->deadline_ms - now_ms();
     return (struct tpo_rpc_start){.path = path,
@@ -270,170 +150,14 @@ static struct tpo_rpc_start hop(const struct tpo_request *r, const char *path, c
                                   .version = "0"};
 }
 
-/* --- heads ------------------------------------------------------------------------------------------------------------------------- */
+/* --- the last of them ------------------------------------------------------------------------------------------------------------------------- */
 
-static void finish_if_done(struct tpo_request *r)
+void tpo_request_finish_if_done(struct tpo_request *r)
 {
     if (r->state != HEADS) return;
     for (uint32_t i = 0; i < r->n_calls; i++)
         if (!r->calls[i]->done) return;
-    finish(r, NULL);
-}
-
-static void fail_call(struct head_call *c, const struct tpo_error *err)
-{
-    struct tpo_request *r = c->r;
-    if (c->done || r->state == FINISHED) return;
-    c->done = true;
-    c->err = *err;
-    if (c->err.stage[0] == '\0') snprintf(c->err.stage, sizeof(c->err.stage), "%s", c->task);
-    Tpo__V1__Call *call = r->answer.response.calls[c->index];
-    call->error = tpo_error_message(&c->err, r->id);
-    emit(r, TPO__V1__PERCEIVE_EVENT__KIND_ERROR, call->error);
-    finish_if_done(r);
-}
-
-static void on_head_message(void *owner, struct tpo_rpc *rpc, ProtobufCMessage *message, struct tpo_payload *payload)
-{
-    (void)rpc;
-    struct head_call *c = owner;
-    struct tpo_request *r = c->r;
-    Tpo__V1__TaskResult *result = (Tpo__V1__TaskResult *)message;
-    if (payload != NULL) tpo_payload_free(payload);
-    if (r->state != FINISHED) switch (result->kind_case) {
-        case TPO__V1__TASK_RESULT__KIND_BOX:
-            emit(r, TPO__V1__PERCEIVE_EVENT__KIND_BOX, tpo_answer_box(&r->answer, c->index, result->box));
-            break;
-        case TPO__V1__TASK_RESULT__KIND_MOMENT:
-            emit(r, TPO__V1__PERCEIVE_EVENT__KIND_MOMENT, tpo_answer_take_moment(&r->answer, c->index, &result->moment));
-            break;
-        case TPO__V1__TASK_RESULT__KIND_SALIENCY:
-            emit(r, TPO__V1__PERCEIVE_EVENT__KIND_SALIENCY, tpo_answer_take_saliency(&r->answer, c->index, &result->saliency));
-            break;
-        case TPO__V1__TASK_RESULT__KIND_TRACK:
-            emit(r, TPO__V1__PERCEIVE_EVENT__KIND_TRACK, tpo_answer_take_track(&r->answer, c->index, &result->track));
-            break;
-        case TPO__V1__TASK_RESULT__KIND_DONE:
-            if (c->end == NULL) {
-                c->end = result->done;
-                result->done = NULL;
-            }
-            break;
-        default:
-            break;
-        }
-    protobuf_c_message_free_unpacked(message, NULL);
-}
-
-static void on_head_put(void *owner, const struct tpo_error *err)
-{
-    struct head_call *c = owner;
-    c->put = NULL;
-    if (err->code == TPO_OK)
-        start_head(c);
-    else
-        fail_call(c, err);
-    release(c->r);
-}
-
-static bool put_for_head(struct head_call *c, const struct tpo_error *err)
-{
-    struct tpo_request *r = c->r;
-    if (strcmp(err->reason, "media_missing") != 0 || c->puts >= PUTS_MAX || r->media_id[0] == '\0' || r->state == FINISHED)
-        return false;
-    struct tpo_rpc_start start = hop(r, NULL, NULL);
-    start.peer = c->peer;
-    c->put = tpo_media_put_open(r->g, c->peers, &start, r->media_id, on_head_put, c);
-    if (c->put == NULL) return false;
-    c->puts++;
-    r->holds++;
-    return true;
-}
-
-static void on_head_done(void *owner, struct tpo_rpc *rpc, int status, const struct tpo_error *err)
-{
-    struct head_call *c = owner;
-    struct tpo_request *r = c->r;
-    snprintf(c->instance, sizeof(c->instance), "%s", tpo_rpc_peer(rpc));
-    c->peer = 1 + tpo_rpc_peer_index(rpc);
-    c->rpc = NULL;
-    if (status == TPO_OK && c->end != NULL) {
-        c->done = true;
-        tpo_payload_free(&c->e);
-        finish_if_done(r);
-    } else if (status == TPO_OK) {
-        struct tpo_error silent;
-        tpo_fail(&silent, TPO_INTERNAL, "head_silent", "the head ended without saying it was done");
-        fail_call(c, &silent);
-    } else if (!put_for_head(c, err)) {
-        fail_call(c, err);
-    }
-    release(r);
-}
-
-static void start_head(struct head_call *c)
-{
-    struct tpo_request *r = c->r;
-    if (r->state == FINISHED) return;
-    Tpo__V1__Rect *boxes[64];
-    Tpo__V1__TaskCall call = TPO__V1__TASK_CALL__INIT;
-    call.task = c->task;
-    call.index = c->index;
-    call.media = r->media;
-    call.query = r->q->turns[r->q->n_turns - 1]->text;
-    for (size_t i = 0; i < r->q->n_boxes; i++) boxes[i] = &r->rects[i];
-    call.n_boxes = r->q->n_boxes;
-    call.boxes = boxes;
-    struct tpo_error err = {0};
-    struct tpo_payload e = {0};
-    int rc = c->e.data != NULL ? tpo_payload_alloc(&e, c->e.dtype, c->e.n_dims, c->e.shape) : TPO_OK;
-    if (rc != TPO_OK) {
-        tpo_fail(&err, rc, "memory", "out of memory");
-        fail_call(c, &err);
-        return;
-    }
-    if (e.data != NULL) memcpy(e.data, c->e.data, e.size_bytes);
-    struct tpo_rpc_start start = hop(r, "/tpo.v1.Head/Run", &tpo__v1__task_result__descriptor);
-    start.peer = c->peer;
-    const struct tpo_rpc_events events = {.owner = c, .on_message = on_head_message, .on_done = on_head_done};
-    c->rpc = tpo_rpc_open(c->peers, &start, &call.base, &e, &events, &err);
-    if (c->rpc == NULL)
-        fail_call(c, &err);
-    else
-        r->holds++;
-}
-
-/* A task call of the router's: it goes to its head at once. */
-static void task_call(struct tpo_request *r, const Tpo__V1__TaskEmbedding *t)
-{
-    struct tpo_error err = {0};
-    struct head_call *c = r->n_calls < CALLS_MAX ? calloc(1, sizeof(*c)) : NULL;
-    Tpo__V1__Call *call = c != NULL ? tpo_answer_call(&r->answer, t->task, t->text_offset) : NULL;
-    if (call == NULL) {
-        free(c);
-        tpo_fail(&err, TPO_RESOURCE_EXHAUSTED, "calls", "over %d task calls in one answer", CALLS_MAX);
-        fail_stage(r, &err, "gateway");
-        return;
-    }
-    c->r = r;
-    c->index = r->n_calls;
-    snprintf(c->task, sizeof(c->task), "%s", t->task);
-    /* It lies inside the event, so it came as an ordinary field; one that does not fit is left out and the head refuses the call. */
-    const Tpo__V1__Tensor *e = t->e;
-    if (e != NULL && e->n_shape <= TPO_PAYLOAD_DIMS_MAX && tpo_payload_alloc(&c->e, (int)e->dtype, (int)e->n_shape, e->shape) == TPO_OK) {
-        if (c->e.size_bytes == e->data.len) memcpy(c->e.data, e->data.data, e->data.len);
-        else tpo_payload_free(&c->e);
-    }
-    r->calls[r->n_calls++] = c;
-    emit(r, TPO__V1__PERCEIVE_EVENT__KIND_TASK, call);
-    const struct tpo_head *head = tpo_gateway_head(r->g, t->task);
-    if (head != NULL) {
-        c->peers = head->peers;
-        start_head(c);
-        return;
-    }
-    tpo_fail(&err, TPO_UNIMPLEMENTED, "task_unserved", "no head serves the task %.31s here", t->task);
-    fail_call(c, &err);
+    tpo_request_finish(r, NULL);
 }
 
 /* --- router ------------------------------------------------------------------------------------------------------------------------ */
@@ -446,7 +170,7 @@ static void text_delta(struct tpo_request *r, Tpo__V1__TextDelta *text)
                             (now_ms() - r->started_ms) * 1e-3);
     r->first_text_seen = true;
     tpo_answer_text(&r->answer, text->text);
-    emit(r, TPO__V1__PERCEIVE_EVENT__KIND_TEXT, text);
+    tpo_request_emit(r, TPO__V1__PERCEIVE_EVENT__KIND_TEXT, text);
 }
 
 static void on_router_message(void *owner, struct tpo_rpc *rpc, ProtobufCMessage *message, struct tpo_payload *payload)
@@ -459,7 +183,7 @@ static void on_router_message(void *owner, struct tpo_rpc *rpc, ProtobufCMessage
             text_delta(r, event->text);
             break;
         case TPO__V1__GENERATE_EVENT__KIND_TASK:
-            task_call(r, event->task);
+            tpo_head_call_open(r, event->task);
             break;
         case TPO__V1__GENERATE_EVENT__KIND_DONE:
             if (r->generated == NULL) {
@@ -480,16 +204,16 @@ static void on_router_done(void *owner, struct tpo_rpc *rpc, int status, const s
     snprintf(r->router_instance, sizeof(r->router_instance), "%s", tpo_rpc_peer(rpc));
     r->rpc = NULL;
     if (r->state == GENERATING && status != TPO_OK) {
-        fail_stage(r, err, "router");
+        tpo_request_fail(r, err, "router");
     } else if (r->state == GENERATING && r->generated == NULL) {
         struct tpo_error silent;
         tpo_fail(&silent, TPO_INTERNAL, "router_silent", "the router ended without saying it was done");
-        fail_stage(r, &silent, "router");
+        tpo_request_fail(r, &silent, "router");
     } else if (r->state == GENERATING) {
         r->state = HEADS;
-        finish_if_done(r);
+        tpo_request_finish_if_done(r);
     }
-    release(r);
+    tpo_request_release(r);
 }
 
 static void generate(struct tpo_request *r)
@@ -514,12 +238,12 @@ static void generate(struct tpo_request *r)
         ask.n_frames = r->media->n_frames;
         ask.frames = r->media->frames;
     }
-    struct tpo_rpc_start start = hop(r, "/tpo.v1.Router/Generate", &tpo__v1__generate_event__descriptor);
+    struct tpo_rpc_start start = tpo_request_hop(r, "/tpo.v1.Router/Generate", &tpo__v1__generate_event__descriptor);
     start.reply_payload = true;
     const struct tpo_rpc_events events = {.owner = r, .on_message = on_router_message, .on_done = on_router_done};
     r->rpc = tpo_rpc_open(r->g->router, &start, &ask.base, r->visual.data != NULL ? &r->visual : NULL, &events, &err);
     if (r->rpc == NULL)
-        fail_stage(r, &err, "router");
+        tpo_request_fail(r, &err, "router");
     else
         r->holds++;
 }
@@ -550,16 +274,16 @@ static void on_put(void *owner, const struct tpo_error *err)
     if (err->code == TPO_OK)
         encode(r);
     else if (err->code == TPO_NOT_FOUND)
-        finish(r, err);
+        tpo_request_finish(r, err);
     else
-        fail_stage(r, err, "encoder");
-    release(r);
+        tpo_request_fail(r, err, "encoder");
+    tpo_request_release(r);
 }
 
 static bool put_for_encoder(struct tpo_request *r, const struct tpo_error *err)
 {
     if (strcmp(err->reason, "media_missing") != 0 || r->puts >= PUTS_MAX) return false;
-    struct tpo_rpc_start start = hop(r, NULL, NULL);
+    struct tpo_rpc_start start = tpo_request_hop(r, NULL, NULL);
     start.peer = r->peer;
     r->put = tpo_media_put_open(r->g, r->g->encoder, &start, r->media_id, on_put, r);
     if (r->put == NULL) return false;
@@ -592,16 +316,16 @@ static void on_encoder_done(void *owner, struct tpo_rpc *rpc, int status, const 
     r->rpc = NULL;
     if (r->state == ENCODING && status == TPO_OK && r->encoded == NULL) {
         tpo_fail(&own, TPO_INTERNAL, "encoder_silent", "the encoder ended without a reply");
-        fail_stage(r, &own, "encoder");
+        tpo_request_fail(r, &own, "encoder");
     } else if (r->state == ENCODING && status == TPO_OK) {
         if (take_media(r, &own) == TPO_OK)
             generate(r);
         else
-            fail_stage(r, &own, "gateway");
+            tpo_request_fail(r, &own, "gateway");
     } else if (r->state == ENCODING && !put_for_encoder(r, err)) {
-        fail_stage(r, err, "encoder");
+        tpo_request_fail(r, err, "encoder");
     }
-    release(r);
+    tpo_request_release(r);
 }
 
 static void encode(struct tpo_request *r)
@@ -614,13 +338,13 @@ static void encode(struct tpo_request *r)
     r->state = ENCODING;
     Tpo__V1__EncodeRequest ask = TPO__V1__ENCODE_REQUEST__INIT;
     ask.media_id = r->media_id;
-    struct tpo_rpc_start start = hop(r, "/tpo.v1.Encoder/Encode", &tpo__v1__encode_reply__descriptor);
+    struct tpo_rpc_start start = tpo_request_hop(r, "/tpo.v1.Encoder/Encode", &tpo__v1__encode_reply__descriptor);
     start.reply_payload = true;
     start.peer = r->peer; /* the one that was given the bytes, where one was */
     const struct tpo_rpc_events events = {.owner = r, .on_message = on_encoder_message, .on_done = on_encoder_done};
     r->rpc = tpo_rpc_open(r->g->encoder, &start, &ask.base, NULL, &events, &err);
     if (r->rpc == NULL)
-        fail_stage(r, &err, "encoder");
+        tpo_request_fail(r, &err, "encoder");
     else
         r->holds++;
 }
@@ -636,9 +360,9 @@ static void on_stored(void *owner, const char *id, uint64_t size, const struct t
         snprintf(r->media_id, sizeof(r->media_id), "%s", id);
         encode(r);
     } else {
-        finish(r, err);
+        tpo_request_finish(r, err);
     }
-    release(r);
+    tpo_request_release(r);
 }
 
 static void store(struct tpo_request *r)
@@ -655,7 +379,7 @@ static void store(struct tpo_request *r)
     r->upload = tpo_upload_open(r->g->media, NULL, NULL, on_stored, r);
     if (r->upload == NULL) {
         tpo_fail(&err, TPO_RESOURCE_EXHAUSTED, "memory", "out of memory");
-        finish(r, &err);
+        tpo_request_finish(r, &err);
         return;
     }
     r->holds++;
@@ -685,10 +409,10 @@ static void on_deadline(uv_timer_t *timer)
         /* The text stands; the heads that are late don't. */
         stop_all(r);
         for (uint32_t i = 0; i < r->n_calls && r->state == HEADS; i++)
-            if (!r->calls[i]->done) fail_call(r->calls[i], &err);
+            if (!r->calls[i]->done) tpo_head_call_fail(r->calls[i], &err);
         return;
     }
-    fail_stage(r, &err, stages[r->state]);
+    tpo_request_fail(r, &err, stages[r->state]);
 }
 
 /* The first look, from the loop rather than from tpo_request_open, so that no owner is called back from within. */
@@ -699,7 +423,7 @@ static void on_start(uv_timer_t *timer)
         tpo_fail(&r->early, TPO_DEADLINE_EXCEEDED, "deadline", "the deadline had passed before the request came");
     int turn = r->early.code == TPO_OK ? tpo_admission_enter(r->g->admission, &r->ticket, &r->early) : -1;
     if (turn < 0) {
-        finish(r, &r->early);
+        tpo_request_finish(r, &r->early);
         return;
     }
     r->accepted = true;
@@ -707,30 +431,6 @@ static void on_start(uv_timer_t *timer)
     double left = r->deadline_ms - now_ms();
     uv_timer_start(&r->timer, on_deadline, left < 1 ? 1 : (uint64_t)left, 0);
     if (turn > 0) on_turn(r);
-}
-
-static void hex(char *out, size_t bytes)
-{
-    unsigned char random[16];
-    RAND_bytes(random, (int)bytes);
-    for (size_t i = 0; i < bytes; i++) snprintf(out + 2 * i, 3, "%02x", random[i]);
-}
-
-/* W3C trace context: the caller's trace with a span of ours, or a trace of our own. */
-static void choose_trace(struct tpo_request *r, const char *given)
-{
-    char trace[33], span[17], flags[3] = "00";
-    static const char digits[] = "0123456789abcdef";
-    bool valid = given != NULL && strlen(given) >= 55 && strncmp(given, "ff", 2) != 0 && strspn(given, digits) == 2 &&
-                 given[2] == '-' && strspn(given + 3, digits) == 32 && given[35] == '-' && strspn(given + 36, digits) == 16 &&
-                 given[52] == '-' && strspn(given + 53, digits) == 2 && strspn(given + 3, "0") < 32 && strspn(given + 36, "0") < 16;
-    if (valid)
-        snprintf(trace, sizeof(trace), "%.32s", given + 3);
-    else
-        hex(trace, 16);
-    if (valid) snprintf(flags, sizeof(flags), "%.2s", given + 53);
-    hex(span, 8);
-    snprintf(r->traceparent, sizeof(r->traceparent), "00-%s-%s-%s", trace, span, flags);
 }
 
 struct tpo_request *tpo_request_open(struct tpo_gateway *g, Tpo__V1__PerceiveRequest *q, double left_ms, const char *request_id,
@@ -747,8 +447,8 @@ struct tpo_request *tpo_request_open(struct tpo_gateway *g, Tpo__V1__PerceiveReq
     tpo_plan_check(q, &g->s, &r->early);
     snprintf(r->id, sizeof(r->id), "%s",
              q->request_id[0] != '\0' && strcmp(r->early.reason, "request_id") != 0 ? q->request_id : request_id);
-    if (r->id[0] == '\0' || strcmp(r->id, "-") == 0) hex(r->id, 8);
-    choose_trace(r, traceparent);
+    if (r->id[0] == '\0' || strcmp(r->id, "-") == 0) tpo_random_hex(r->id, 8);
+    tpo_trace_choose(r->traceparent, traceparent);
     r->started_ms = now_ms();
     double timeout = q->timeout_ms != 0 ? (double)q->timeout_ms : (double)g->s.timeout_ms;
     r->deadline_ms = r->started_ms + (left_ms != 0 && left_ms < timeout ? left_ms : timeout);

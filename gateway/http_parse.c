@@ -1,0 +1,316 @@
+/* This file owns an HTTP request as it is read: the parser's callbacks, which return -1 where our own answer was given, headers, the route, and what
+ * waits behind it. */
+#include <openssl/rand.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include "gateway/http_private.h"
+
+#define HEADER_BYTES 16384
+#define URL_BYTES    8192
+
+static int on_message_begin(llhttp_t *p)
+{
+    struct tpo_http *x = p->data;
+    tpo_text_reset(&x->head);
+    tpo_text_reset(&x->url);
+    x->n_headers = 0;
+    x->in_value = false;
+    x->head_bytes = 0;
+    x->body_bytes = 0;
+    x->route = NULL;
+    x->handler = NULL;
+    x->request_id[0] = '\0';
+    x->begun = x->complete = x->answered = x->streaming = x->chunked = x->head_only = false;
+    x->keep_alive = true;
+    tpo_http_arm(x, x->door->s.header_timeout_ms);
+    return 0;
+}
+
+static int on_url(llhttp_t *p, const char *at, size_t n)
+{
+    struct tpo_http *x = p->data;
+    if (x->url.size + n > URL_BYTES) {
+        tpo_http_refuse(x, 414, TPO_INVALID_ARGUMENT, "path_too_long", "the path is over 8 KiB");
+        return -1;
+    }
+    tpo_text_add(&x->url, at, n);
+    return 0;
+}
+
+static int count_head(struct tpo_http *x, size_t n)
+{
+    x->head_bytes += n;
+    if (x->head_bytes + x->url.size <= HEADER_BYTES && x->n_headers < (int)(sizeof(x->names) / sizeof(x->names[0]))) return 0;
+    tpo_http_refuse(x, 431, TPO_INVALID_ARGUMENT, "headers_too_large", "over 16 KiB or over 99 headers");
+    return -1;
+}
+
+static int on_field(llhttp_t *p, const char *at, size_t n)
+{
+    struct tpo_http *x = p->data;
+    if (x->in_value || x->n_headers == 0) {
+        if (x->n_headers > 0) tpo_text_add(&x->head, "\0", 1);
+        x->names[x->n_headers] = (struct span){x->head.size, 0};
+        x->values[x->n_headers++] = (struct span){0, 0};
+        x->in_value = false;
+    }
+    if (count_head(x, n + 4) != 0) return -1;
+    tpo_text_add(&x->head, at, n);
+    x->names[x->n_headers - 1].size += n;
+    return 0;
+}
+
+static int on_value(llhttp_t *p, const char *at, size_t n)
+{
+    struct tpo_http *x = p->data;
+    if (!x->in_value) {
+        tpo_text_add(&x->head, "\0", 1);
+        x->values[x->n_headers - 1] = (struct span){x->head.size, 0};
+        x->in_value = true;
+    }
+    if (count_head(x, n) != 0) return -1;
+    tpo_text_add(&x->head, at, n);
+    x->values[x->n_headers - 1].size += n;
+    return 0;
+}
+
+static int on_chunk_extension(llhttp_t *p, const char *at, size_t n)
+{
+    (void)at;
+    return count_head(p->data, n);
+}
+
+const char *tpo_http_header(const struct tpo_http *x, const char *name)
+{
+    for (int i = 0; i < x->n_headers; i++)
+        if (x->values[i].at > 0 && strncasecmp(x->head.data + x->names[i].at, name, x->names[i].size) == 0 &&
+            strlen(name) == x->names[i].size)
+            return x->head.data + x->values[i].at;
+    return NULL;
+}
+
+static int count_headers(const struct tpo_http *x, const char *name)
+{
+    int n = 0;
+    for (int i = 0; i < x->n_headers; i++)
+        n += strlen(name) == x->names[i].size && strncasecmp(x->head.data + x->names[i].at, name, x->names[i].size) == 0;
+    return n;
+}
+
+static bool id_valid(const char *id)
+{
+    static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
+    size_t n = id != NULL ? strlen(id) : 0;
+    return n > 0 && n <= 64 && strspn(id, allowed) == n;
+}
+
+static void choose_request_id(struct tpo_http *x)
+{
+    const char *given = tpo_http_header(x, "tpo-request-id");
+    if (!id_valid(given)) given = tpo_http_header(x, "x-request-id");
+    if (id_valid(given)) {
+        snprintf(x->request_id, sizeof(x->request_id), "%s", given);
+        return;
+    }
+    unsigned char bytes[8];
+    RAND_bytes(bytes, sizeof(bytes));
+    for (size_t i = 0; i < sizeof(bytes); i++) snprintf(x->request_id + 2 * i, 3, "%02x", bytes[i]);
+}
+
+/* Finds the route; false after 404 or 405 was answered. */
+static bool choose_route(struct tpo_http *x)
+{
+    const char *method = llhttp_method_name((llhttp_method_t)x->parser.method);
+    char allow[128] = "";
+    x->url.data[strcspn(x->url.data, "?#")] = '\0';
+    const char *path = x->url.data;
+    if (strncasecmp(path, "http://", 7) == 0) { /* the absolute form, which a proxy sends and a server has to take */
+        path = strchr(path + 7, '/');
+        if (path == NULL) path = "/";
+    }
+    x->head_only = strcmp(method, "HEAD") == 0;
+    for (const struct tpo_http_route *r = x->door->s.routes; r->path != NULL; r++) {
+        if (strcmp(r->path, path) != 0) continue;
+        if (strcmp(r->method, x->head_only ? "GET" : method) == 0) {
+            x->route = r;
+            return true;
+        }
+        size_t n = strlen(allow);
+        snprintf(allow + n, sizeof(allow) - n, "%s%s%s", n > 0 ? ", " : "Allow: ", r->method,
+                 strcmp(r->method, "GET") == 0 ? ", HEAD" : "");
+    }
+    struct tpo_error err;
+    if (allow[0] == '\0') {
+        tpo_fail(&err, TPO_NOT_FOUND, "path_unknown", "no such path");
+        tpo_http_answer_error(x, 404, &err, NULL, NULL);
+    } else {
+        tpo_fail(&err, TPO_UNIMPLEMENTED, "method", "this path does not take %s", method);
+        strcat(allow, "\r\n");
+        tpo_http_answer_error(x, 405, &err, NULL, allow);
+    }
+    return false;
+}
+
+/* What the parser lets through and we do not; false after an answer. */
+static bool check_head(struct tpo_http *x)
+{
+    int version = x->parser.http_major * 10 + x->parser.http_minor;
+    if (version != 10 && version != 11) {
+        x->parser.http_minor = 1;
+        tpo_http_refuse(x, 505, TPO_UNIMPLEMENTED, "http_version", "HTTP 1.0 or 1.1 only");
+    } else if (version == 11 && count_headers(x, "host") != 1) {
+        tpo_http_refuse(x, 400, TPO_INVALID_ARGUMENT, "http", "exactly one Host header is needed");
+    } else if (x->parser.upgrade) {
+        tpo_http_refuse(x, 501, TPO_UNIMPLEMENTED, "upgrade", "no upgrade, no CONNECT");
+    } else if (x->head.failed || x->url.failed || x->pending.failed) {
+        tpo_http_refuse(x, 503, TPO_RESOURCE_EXHAUSTED, "memory", "out of memory");
+    } else {
+        return true;
+    }
+    return false;
+}
+
+static bool check_body(struct tpo_http *x)
+{
+    const char *expect = tpo_http_header(x, "expect");
+    bool chunked = (x->parser.flags & F_CHUNKED) != 0;
+    if (!chunked && x->parser.content_length > x->route->body_max) {
+        tpo_http_refuse(x, 413, TPO_INVALID_ARGUMENT, "body_too_large", "the body is over this path's limit");
+        return false;
+    }
+    if (expect == NULL) return true;
+    if (strcasecmp(expect, "100-continue") != 0) {
+        tpo_http_refuse(x, 417, TPO_INVALID_ARGUMENT, "expect", "only 100-continue can be expected");
+        return false;
+    }
+    if (x->parser.http_minor > 0 && (chunked || x->parser.content_length > 0))
+        tpo_http_write(x, "HTTP/1.1 100 Continue\r\n\r\n", 25, NULL, 0, "");
+    return x->state != CLOSED;
+}
+
+static int on_headers_complete(llhttp_t *p)
+{
+    struct tpo_http *x = p->data;
+    tpo_text_add(&x->head, "\0", 1);
+    choose_request_id(x);
+    if (!check_head(x)) return -1;
+    x->keep_alive = llhttp_should_keep_alive(p);
+    /* Nothing to read: what is refused from here on costs no connection. */
+    bool empty = (p->flags & F_CHUNKED) == 0 && p->content_length == 0;
+    x->complete = empty;
+    if (!choose_route(x) || !check_body(x)) return x->state == CLOSED || x->state == LINGER ? -1 : 0;
+    x->complete = false;
+    x->state = BODY;
+    tpo_http_arm(x, x->door->s.body_timeout_ms);
+    x->begun = true;
+    if (x->route->on_begin != NULL) x->route->on_begin(x, x->door->s.owner);
+    return x->state == CLOSED || x->state == LINGER ? -1 : 0;
+}
+
+static int on_body(llhttp_t *p, const char *at, size_t n)
+{
+    struct tpo_http *x = p->data;
+    x->body_bytes += n;
+    if (x->state != BODY || x->answered) return 0;
+    if (x->body_bytes > x->route->body_max) {
+        tpo_http_refuse(x, 413, TPO_INVALID_ARGUMENT, "body_too_large", "the body is over this path's limit");
+        return -1;
+    }
+    if (!x->paused) tpo_http_arm(x, x->door->s.body_timeout_ms);
+    if (x->begun && x->route->on_body != NULL) x->route->on_body(x, at, n);
+    return x->state == CLOSED || x->state == LINGER ? -1 : 0;
+}
+
+static int on_message_complete(llhttp_t *p)
+{
+    struct tpo_http *x = p->data;
+    x->complete = true;
+    if (x->state == CLOSED || x->state == LINGER) return -1;
+    if (!x->answered) {
+        x->state = ANSWER;
+        tpo_http_disarm(x);
+        if (x->begun) x->route->on_end(x);
+    }
+    if (x->state == CLOSED || x->state == LINGER) return -1;
+    /* The next request waits until this one's answer has been given. */
+    return HPE_PAUSED;
+}
+
+static const llhttp_settings_t parser_settings = {
+    .on_message_begin = on_message_begin,
+    .on_url = on_url,
+    .on_header_field = on_field,
+    .on_header_value = on_value,
+    .on_headers_complete = on_headers_complete,
+    .on_body = on_body,
+    .on_message_complete = on_message_complete,
+    .on_chunk_extension_name = on_chunk_extension,
+    .on_chunk_extension_value = on_chunk_extension,
+};
+
+static void refuse_malformed(struct tpo_http *x, llhttp_errno_t rc)
+{
+    if (rc == HPE_INVALID_VERSION) {
+        x->parser.http_minor = 1;
+        tpo_http_refuse(x, 505, TPO_UNIMPLEMENTED, "http_version", "HTTP 1.0 or 1.1 only");
+        return;
+    }
+    char message[160];
+    const char *why = llhttp_get_error_reason(&x->parser);
+    snprintf(message, sizeof(message), "malformed HTTP: %s", why != NULL ? why : "unknown");
+    tpo_http_refuse(x, 400, TPO_INVALID_ARGUMENT, "http", message);
+}
+
+static void feed(struct tpo_http *x, const char *data, size_t size)
+{
+    x->in_execute = true;
+    llhttp_errno_t rc = llhttp_execute(&x->parser, data, size);
+    x->in_execute = false;
+    if (rc == HPE_PAUSED) {
+        const char *stop = llhttp_get_error_pos(&x->parser);
+        size_t used = stop != NULL ? (size_t)(stop - data) : size;
+        tpo_text_add(&x->pending, data + used, size - used);
+        if (x->pending.failed) tpo_http_close(x);
+    } else if (rc != HPE_OK) {
+        refuse_malformed(x, rc);
+    }
+}
+
+void tpo_http_go_on(struct tpo_http *x)
+{
+    while (x->state != CLOSED && x->state != LINGER && x->answered && x->complete) {
+        if (!x->keep_alive || x->door->draining) return;
+        x->state = HEADERS;
+        x->begun = x->answered = x->complete = x->streaming = false;
+        x->head_bytes = 0;
+        tpo_text_reset(&x->url);
+        x->request_id[0] = '\0';
+        tpo_http_arm(x, x->door->s.idle_timeout_ms);
+        llhttp_resume(&x->parser);
+        struct tpo_text waiting = x->pending;
+        x->pending = (struct tpo_text){0};
+        if (waiting.size > 0) feed(x, waiting.data, waiting.size);
+        tpo_text_free(&waiting);
+    }
+}
+
+void tpo_http_parse(struct tpo_http *x, const char *data, size_t size)
+{
+    if (x->complete || x->pending.size > 0) {
+        tpo_text_add(&x->pending, data, size);
+        if (x->pending.failed) tpo_http_close(x);
+    } else {
+        feed(x, data, size);
+        tpo_http_go_on(x);
+    }
+    tpo_http_set_reading(x);
+}
+
+void tpo_http_parser_init(struct tpo_http *x)
+{
+    llhttp_init(&x->parser, HTTP_REQUEST, &parser_settings);
+    x->parser.data = x;
+    x->parser.http_minor = 1;
+}

@@ -1,0 +1,86 @@
+/* request_private.h -- a request's state, for request.c, head_call.c and request_report.c alone. */
+#ifndef TPO_GATEWAY_REQUEST_PRIVATE_H
+#define TPO_GATEWAY_REQUEST_PRIVATE_H
+
+#include "encoder.pb-c.h"
+#include "gateway/compose.h"
+#include "gateway/media_put.h"
+#include "gateway/request.h"
+#include "head.pb-c.h"
+#include "router.pb-c.h"
+
+#define CALLS_MAX 32
+#define PUTS_MAX  2
+
+enum state { WAITING, STORING, ENCODING, PUTTING, GENERATING, HEADS, FINISHED };
+
+/* A task call and the head that works on it. */
+struct head_call {
+    struct tpo_request *r;
+    uint32_t index;
+    char task[24]; /* as long as an error's stage */
+    struct tpo_peers *peers;
+    struct tpo_rpc *rpc;
+    struct tpo_media_put *put;
+    struct tpo_payload e; /* kept until the head has answered, for asking again after a put */
+    int puts, peer;
+    bool done;
+    struct tpo_error err; /* why it failed */
+    Tpo__V1__HeadDone *end;
+    char instance[128];
+};
+
+struct tpo_request {
+    struct tpo_gateway *g;
+    struct tpo_request *next, *prev;
+    enum state state;
+    Tpo__V1__PerceiveRequest *q;
+    struct tpo_request_events on;
+    bool detached; /* the owner is gone */
+    char id[65], traceparent[56], media_id[65];
+    struct tpo_ticket ticket;
+    uv_timer_t timer;
+    int holds; /* callbacks to come; at 0 and FINISHED the request is freed */
+    double started_ms, deadline_ms, begun_ms, put_ms, put_started_ms;
+    struct tpo_error early; /* refused before it was accepted */
+    bool accepted, first_text_seen;
+    uint32_t seq;
+
+    struct tpo_upload *upload;
+    struct tpo_media_put *put;
+    struct tpo_rpc *rpc; /* encoder's, then router's */
+    int puts, peer;
+    struct tpo_payload visual;
+    Tpo__V1__MediaInfo *media; /* within `encoded` */
+    Tpo__V1__EncodeReply *encoded;
+    Tpo__V1__GenerateDone *generated;
+    Tpo__V1__Rect *rects;
+    char encoder_instance[128], router_instance[128];
+    struct head_call *calls[CALLS_MAX];
+    uint32_t n_calls;
+    struct tpo_answer answer;
+};
+
+static inline double now_ms(void)
+{
+    return (double)uv_hrtime() * 1e-6;
+}
+
+void tpo_request_finish(struct tpo_request *r, const struct tpo_error *err); /* NULL: whole */
+void tpo_request_fail(struct tpo_request *r, const struct tpo_error *err, const char *stage);
+void tpo_request_finish_if_done(struct tpo_request *r); /* the router and every head have ended */
+void tpo_request_release(struct tpo_request *r);        /* one of its holds */
+void tpo_request_emit(struct tpo_request *r, Tpo__V1__PerceiveEvent__KindCase kind, void *part);
+/* What every hop carries. */
+struct tpo_rpc_start tpo_request_hop(const struct tpo_request *r, const char *path, const ProtobufCMessageDescriptor *reply);
+
+/* A task call of the router's: it goes to its head at once. */
+void tpo_head_call_open(struct tpo_request *r, const Tpo__V1__TaskEmbedding *t);
+void tpo_head_call_fail(struct head_call *c, const struct tpo_error *err);
+void tpo_head_call_free(struct head_call *c);
+
+/* What each stage did, or why it didn't; once, at the end, so that the order never depends on who was faster. */
+void tpo_request_stages(struct tpo_request *r, const struct tpo_error *err);
+void tpo_request_count(struct tpo_request *r, int code);
+
+#endif
