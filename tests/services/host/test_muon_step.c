@@ -78,7 +78,7 @@ static void step(struct fixture *x, int number, const float *g, int R, int C, fl
     assert_int_equal(l->backward(l->self, &key, &of_y, 1, none, &n, &err), TPO_OK);
     assert_int_equal(l->norms(l->self, &key, &norms, &n, &err), TPO_OK);
     assert_int_equal(n, 1);
-    assert_int_equal(l->prepare(l->self, &key, clip, &rate, &err), TPO_OK);
+    assert_int_equal(l->prepare(l->self, &key, clip, &rate, 1, &err), TPO_OK);
     assert_int_equal(l->commit(l->self, &key, &err), TPO_OK);
 }
 
