@@ -34,7 +34,7 @@ CFLAGS   := -std=c11 -D_GNU_SOURCE -O2 -g $(ARCH) -ffp-contract=off -fno-math-er
 CXXFLAGS := -std=c++17 -O2 -g $(ARCH) -Wall -Wextra -Werror -MMD -MP $(SAN_FLAGS)
 CPPFLAGS := -I. -I$(BUILD)/proto -I/usr/share/include
 LDFLAGS  := $(SAN_FLAGS) -Wl,--as-needed -Wl,-rpath,'$$ORIGIN'
-LDLIBS   := -lgrpc -lgpr -lprotobuf-c -lhiredis -ljansson -lcrypto -ldnnl -lsentencepiece -lstdc++ -luv -lyaml -lpng -lcurl -ldl -lm -lpthread
+LDLIBS   := -lgrpc -lgpr -lprotobuf-c -lhiredis -ljansson -lcrypto -lsentencepiece -lstdc++ -luv -lyaml -lpng -lcurl -ldl -lm -lpthread
 
 SERVICES := encoder router region
 PROGRAMS := $(addprefix $(BUILD)/,tpo tpo-media tpo-gateway tpo-trainer $(addprefix tpo-,$(SERVICES)))
@@ -149,7 +149,7 @@ $(TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_HELP_O) $(call archive
 	$(link) -lcmocka
 $(BENCHES): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_HELP_O) $(call archives,$(ARCHIVES))
 	@mkdir -p $(@D)
-	$(link) -lcmocka
+	$(link) -lcmocka -ldnnl
 # bench_hop's peer in grpc++: protoc's C++ from the same .proto files.
 HOP_PROTOS := common encoder media echo
 $(BUILD)/tests/bench/hop_peer: tests/bench/hop_peer.cc tests/bench/echo.proto proto/common.proto proto/encoder.proto proto/media.proto

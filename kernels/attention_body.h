@@ -1,131 +1,185 @@
-/* attention_body.h -- one (sample, head) of attention, forward or backward, in vectors of 16 floats; compiled once per instruction set.
+/* attention_body.h -- one block of query rows against one span of keys, forward or backward; compiled once per instruction set.
  *
- * Keys and values are packed so that a tile of TILE keys is one vector: kt (D, S) for scores, v (S, D) for sums. Query rows go in blocks of ROWS; a
- * block looks only at tiles in which one of its rows sees a key. A key that a row does not see has the score -INFINITY, hence the weight 0, and
+ * A block looks only at tiles in which one of its rows sees a key. A key that a row does not see has the score -INFINITY, hence the weight 0, and
  * adding 0 changes no bit: so a row's result does not depend on the block it is in.
  *
- * The including file defines ATTENTION_NAME(x), the names for its instruction set. */
+ * The including file defines ATTENTION_CODE, the name of its table. */
 #include "kernels/attention_parts.h"
 #include "kernels/vec.h"
 
-#define TILE LANES
-#define ROWS TPO_ATTENTION_ROWS
+#define STRIP TPO_ATTENTION_STRIP
+#define ROWS  TPO_ATTENTION_ROWS
+#define KEYS  TPO_ATTENTION_KEYS
+#define TILE  (2 * LANES)
 
-/* Scores of the block against tile `t`: acc[r] = sum over d of rows[r][d] * packed[d][tile], d ascending. */
-static inline void block_dot(vec acc[ROWS], const float *rows, const float *packed, int D, int Dp, int64_t Sp, int tile)
+struct strip { /* six rows by two vectors */
+    vec low[STRIP], high[STRIP];
+};
+
+VEC_FN void strip_clear(struct strip *s)
 {
-    for (int r = 0; r < ROWS; r++) acc[r] = splat(0.0f);
-    for (int d = 0; d < D; d++) {
-        vec column = *(const vec *)(packed + d * Sp + tile * TILE);
-        for (int r = 0; r < ROWS; r++) acc[r] += splat(rows[r * Dp + d]) * column;
-    }
+    for (int r = 0; r < STRIP; r++) s->low[r] = s->high[r] = splat(0.0f);
 }
 
-/* out[r][...] = sum over the block's tiles and their keys of weight[r][key] * packed[key][...], keys ascending. */
-static inline void block_sum(float *out, const float *weight, const float *packed, const struct tpo_attention_block *b, int Dp,
-                             int64_t Sp)
+/* s[r] += sum over n of x[r][i] * y[i], i ascending. */
+VEC_FN void strip_add(struct strip *s, const float *x, int64_t ldx, const float *y, int64_t ldy, int n)
 {
-    for (int c = 0; c < Dp; c += 2 * TILE) {
-        int two = c + TILE < Dp;
-        vec low[ROWS], high[ROWS];
-        for (int r = 0; r < ROWS; r++) low[r] = high[r] = splat(0.0f);
-        for (int i = 0; i < b->n_tiles; i++)
-            for (int k = 0; k < TILE; k++) {
-                const float *row = packed + ((int64_t)b->tiles[i] * TILE + k) * Dp + c;
-                vec x = *(const vec *)row, y = two ? *(const vec *)(row + TILE) : splat(0.0f);
-                for (int r = 0; r < ROWS; r++) {
-                    vec w = splat(weight[r * Sp + i * TILE + k]);
-                    low[r] += w * x;
-                    high[r] += w * y;
-                }
-            }
-        for (int r = 0; r < ROWS; r++) {
-            *(vec *)(out + r * Dp + c) = low[r];
-            if (two) *(vec *)(out + r * Dp + c + TILE) = high[r];
+#pragma GCC unroll 2
+    for (int i = 0; i < n; i++) {
+        vec low = *(const vec *)(y + i * ldy), high = *(const vec *)(y + i * ldy + LANES);
+        for (int r = 0; r < STRIP; r++) {
+            vec one = splat(x[r * ldx + i]);
+            s->low[r] += one * low;
+            s->high[r] += one * high;
         }
     }
 }
 
-/* packed[key][...] += sum over the block's rows of weight[r][key] * rows[r][...], rows ascending. */
-static inline void block_spread(float *packed, const float *weight, const float *rows, const struct tpo_attention_block *b, int Dp,
-                                int64_t Sp)
+/* Scaled and masked scores of six rows against the block's tile i, r0 their place in the block. */
+VEC_FN void strip_mask(struct strip *s, const struct tpo_attention_part *a, const struct tpo_attention_block *b, int i, int r0)
+{
+    for (int r = 0; r < STRIP; r++) {
+        s->low[r] *= splat(a->scale);
+        s->high[r] *= splat(a->scale);
+    }
+    if (b->open[i]) return;
+    const int32_t *segments = a->segments + b->tiles[i] * TILE;
+    ivec low = *(const ivec *)segments, high = *(const ivec *)(segments + LANES);
+    ivec key = lane_numbers() + isplat(a->first + b->tiles[i] * TILE);
+    for (int r = 0; r < STRIP; r++) {
+        ivec last = isplat(b->last[r0 + r]), own = isplat(b->segment[r0 + r]), none = isplat(0);
+        s->low[r] = choose((key <= last) & ((low == none) | (low == own)), s->low[r], splat(-INFINITY));
+        s->high[r] = choose((key + isplat(LANES) <= last) & ((high == none) | (high == own)), s->high[r], splat(-INFINITY));
+    }
+}
+
+static void strip_scores(const struct tpo_attention_part *a, const struct tpo_attention_block *b, int r0)
+{
+    for (int i = 0; i < b->n_tiles; i++) {
+        struct strip s;
+        strip_clear(&s);
+        strip_add(&s, a->rows + r0 * a->Dp, a->Dp, a->k_panels + (int64_t)b->tiles[i] * TILE * a->D, TILE, a->D);
+        strip_mask(&s, a, b, i, r0);
+        for (int r = 0; r < STRIP; r++) {
+            float *score = a->score + (r0 + r) * KEYS + i * TILE;
+            store(score, s.low[r]);
+            store(score + LANES, s.high[r]);
+        }
+    }
+}
+
+/* Turns a row's scores into weights under its new maximum; returns what its sums so far have to be multiplied with. */
+static float row_weigh(const struct tpo_attention_part *a, const struct tpo_attention_block *b, int r)
+{
+    float *row = a->score + r * KEYS, old = a->top[r];
+    vec top = splat(old), total = splat(0.0f);
+    for (int i = 0; i < b->n_tiles * TILE; i += LANES) top = larger(load(row + i), top);
+    float most = top_lane(top), factor = 0.0f;
+    if (most == -INFINITY) {
+        memset(row, 0, (size_t)b->n_tiles * TILE * sizeof(*row));
+        return 0.0f;
+    }
+    for (int i = 0; i < b->n_tiles * TILE; i += LANES) {
+        vec e = exp_vec(load(row + i) - splat(most));
+        store(row + i, e);
+        total += e;
+    }
+    if (old != -INFINITY) factor = old == most ? 1.0f : expf(old - most);
+    a->total[r] = a->total[r] * factor + sum_lanes(total);
+    a->top[r] = most;
+    return factor;
+}
+
+/* out[r][...] = factor[r] out[r][...] + sum over the block's tiles and their keys of weight[r][key] * packed[key][...], keys ascending. */
+VEC_FN void strip_gather(float *out, const float *factor, const float *weight, const float *packed,
+                         const struct tpo_attention_block *b, int Dp)
 {
     for (int c = 0; c < Dp; c += TILE) {
-        vec x[ROWS];
-        for (int r = 0; r < ROWS; r++) x[r] = *(const vec *)(rows + r * Dp + c);
+        struct strip s;
+        strip_clear(&s);
+        if (factor != NULL)
+            for (int r = 0; r < STRIP; r++) {
+                s.low[r] = load(out + r * Dp + c) * splat(factor[r]);
+                s.high[r] = load(out + r * Dp + c + LANES) * splat(factor[r]);
+            }
         for (int i = 0; i < b->n_tiles; i++)
-            for (int k = 0; k < TILE; k++) {
-                vec *row = (vec *)(packed + ((int64_t)b->tiles[i] * TILE + k) * Dp + c);
-                vec sum = *row;
-                for (int r = 0; r < ROWS; r++) sum += splat(weight[r * Sp + i * TILE + k]) * x[r];
-                *row = sum;
-            }
+            strip_add(&s, weight + i * TILE, KEYS, packed + (int64_t)b->tiles[i] * TILE * Dp + c, Dp, TILE);
+        for (int r = 0; r < STRIP; r++) {
+            store(out + r * Dp + c, s.low[r]);
+            store(out + r * Dp + c + LANES, s.high[r]);
+        }
     }
 }
 
-/* Scaled and masked scores of the block, tile by tile, into score[r][i * TILE]. */
-static void block_scores(float *score, const float *rows, const struct tpo_attention_part *a, const struct tpo_attention_block *b)
+static void forward(struct tpo_attention_part *a, const struct tpo_attention_block *b)
 {
-    const ivec lanes = lane_numbers();
+    float factor[STRIP];
+    for (int r0 = 0; r0 < b->n_rows; r0 += STRIP) {
+        strip_scores(a, b, r0);
+        for (int r = 0; r < STRIP; r++) factor[r] = row_weigh(a, b, r0 + r);
+        strip_gather(a->out + r0 * a->Dp, factor, a->score + r0 * KEYS, a->v, b, a->Dp);
+    }
+}
+
+/* Weights p and gradients of the scores, ds = p (dp - delta) scale, of six rows. */
+static void strip_slopes(const struct tpo_attention_part *a, const struct tpo_attention_block *b, int r0)
+{
     for (int i = 0; i < b->n_tiles; i++) {
-        vec acc[ROWS];
-        int tile = b->tiles[i];
-        block_dot(acc, rows, a->kt, a->D, a->Dp, a->Sp, tile);
-        ivec key = lanes + isplat(tile * TILE), segment = *(const ivec *)(a->segments + tile * TILE);
-        for (int r = 0; r < ROWS; r++) {
-            vec x = acc[r] * splat(a->scale);
-            if (!b->open[i]) {
-                ivec seen = (key <= isplat(b->last[r])) & ((segment == isplat(0)) | (segment == isplat(b->segment[r])));
-                x = choose(seen, x, splat(-INFINITY));
+        struct strip s;
+        strip_clear(&s);
+        strip_add(&s, a->dout + r0 * a->Dp, a->Dp, a->v_panels + (int64_t)b->tiles[i] * TILE * a->D, TILE, a->D);
+        for (int r = 0; r < STRIP; r++) {
+            float *score = a->score + (r0 + r) * KEYS + i * TILE, *ds = a->ds + (r0 + r) * KEYS + i * TILE, lse = a->lse[r0 + r];
+            vec delta = splat(a->delta[r0 + r]), scale = splat(a->scale), low = splat(0.0f), high = splat(0.0f);
+            if (lse != -INFINITY) {
+                low = exp_vec(load(score) - splat(lse));
+                high = exp_vec(load(score + LANES) - splat(lse));
             }
-            *(vec *)(score + r * a->Sp + i * TILE) = x;
+            store(score, low);
+            store(score + LANES, high);
+            store(ds, low * (s.low[r] - delta) * scale);
+            store(ds + LANES, high * (s.high[r] - delta) * scale);
         }
     }
 }
 
-void ATTENTION_NAME(forward)(struct tpo_attention_part *a, const struct tpo_attention_block *b)
+#define SPREAD 4 /* keys at a time: divides TILE */
+
+/* packed[key][...] += sum over the block's rows of weight[r][key] * rows[r][...], rows ascending. */
+VEC_FN void block_spread(float *packed, const float *weight, const float *rows, const struct tpo_attention_block *b, int Dp)
 {
-    float *score = a->score;
-    block_scores(score, a->rows, a, b);
-    for (int r = 0; r < b->n_rows; r++) {
-        vec top = splat(-INFINITY), total = splat(0.0f);
-        float *row = score + r * a->Sp;
-        for (int i = 0; i < b->n_tiles; i++) {
-            vec x = *(vec *)(row + i * TILE);
-            top = choose(x > top, x, top);
+    for (int c = 0; c < Dp; c += TILE)
+        for (int at = 0; at < b->n_tiles * TILE; at += SPREAD) {
+            float *to = packed + (int64_t)(b->tiles[at / TILE] * TILE + at % TILE) * Dp + c;
+            vec low[SPREAD], high[SPREAD];
+            for (int k = 0; k < SPREAD; k++) {
+                low[k] = load(to + k * Dp);
+                high[k] = load(to + k * Dp + LANES);
+            }
+            for (int r = 0; r < b->n_rows; r++) {
+                vec x = load(rows + r * Dp + c), y = load(rows + r * Dp + c + LANES);
+                for (int k = 0; k < SPREAD; k++) {
+                    vec one = splat(weight[r * KEYS + at + k]);
+                    low[k] += one * x;
+                    high[k] += one * y;
+                }
+            }
+            for (int k = 0; k < SPREAD; k++) {
+                store(to + k * Dp, low[k]);
+                store(to + k * Dp + LANES, high[k]);
+            }
         }
-        float most = top_lane(top);
-        for (int i = 0; i < b->n_tiles; i++) {
-            vec e = most == -INFINITY ? splat(0.0f) : exp_vec(*(vec *)(row + i * TILE) - splat(most));
-            *(vec *)(row + i * TILE) = e;
-            total += e;
-        }
-        a->sum[r] = sum_lanes(total);
-        a->lse[r] = most == -INFINITY ? -INFINITY : most + logf(a->sum[r]);
-    }
-    for (int r = b->n_rows; r < ROWS; r++) memset(score + r * a->Sp, 0, (size_t)b->n_tiles * TILE * sizeof(float));
-    block_sum(a->out, score, a->v, b, a->Dp, a->Sp);
-    for (int r = 0; r < b->n_rows; r++) {
-        vec sum = splat(a->sum[r] > 0.0f ? a->sum[r] : 1.0f);
-        for (int c = 0; c < a->Dp; c += TILE) *(vec *)(a->out + r * a->Dp + c) /= sum;
-    }
 }
 
-void ATTENTION_NAME(backward)(struct tpo_attention_part *a, const struct tpo_attention_block *b)
+static void backward(struct tpo_attention_part *a, const struct tpo_attention_block *b)
 {
-    float *weight = a->score, *ds = a->ds;
-    block_scores(weight, a->rows, a, b);
-    for (int i = 0; i < b->n_tiles; i++) {
-        vec dp[ROWS];
-        block_dot(dp, a->dout, a->vt, a->D, a->Dp, a->Sp, b->tiles[i]);
-        for (int r = 0; r < ROWS; r++) {
-            vec p = r < b->n_rows && a->lse[r] != -INFINITY ? exp_vec(*(vec *)(weight + r * a->Sp + i * TILE) - splat(a->lse[r]))
-                                                            : splat(0.0f);
-            *(vec *)(weight + r * a->Sp + i * TILE) = p;
-            *(vec *)(ds + r * a->Sp + i * TILE) = p * (dp[r] - splat(a->delta[r])) * splat(a->scale);
-        }
+    for (int r0 = 0; r0 < b->n_rows; r0 += STRIP) {
+        strip_scores(a, b, r0);
+        strip_slopes(a, b, r0);
+        strip_gather(a->out + r0 * a->Dp, NULL, a->ds + r0 * KEYS, a->k, b, a->Dp);
     }
-    block_sum(a->out, ds, a->k, b, a->Dp, a->Sp);
-    block_spread(a->dk, ds, a->rows, b, a->Dp, a->Sp);
-    block_spread(a->dv, weight, a->dout, b, a->Dp, a->Sp);
+    block_spread(a->dk, a->ds, a->rows, b, a->Dp);
+    block_spread(a->dv, a->score, a->dout, b, a->Dp);
 }
+
+const struct tpo_attention_code ATTENTION_CODE = {.tile = TILE, .forward = forward, .backward = backward};

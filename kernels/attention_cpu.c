@@ -29,149 +29,172 @@ static int visible(const struct tpo_attention_shape *p, int b, int t, int s)
 }
 
 /* The code for the widest instruction set of this machine; the bits may differ between them, not within one. */
-static tpo_attention_fn *forward_fn(void)
+static const struct tpo_attention_code *code(void)
 {
 #if defined(__x86_64__)
-    if (tpo_cpu_has_avx512()) return tpo_attention_forward_avx512;
-    if (tpo_cpu_has_avx2()) return tpo_attention_forward_avx2;
+    if (tpo_cpu_has_avx512()) return &tpo_attention_avx512;
+    if (tpo_cpu_has_avx2()) return &tpo_attention_avx2;
 #endif
-    return tpo_attention_forward_portable;
+    return &tpo_attention_portable;
 }
 
-static tpo_attention_fn *backward_fn(void)
-{
-#if defined(__x86_64__)
-    if (tpo_cpu_has_avx512()) return tpo_attention_backward_avx512;
-    if (tpo_cpu_has_avx2()) return tpo_attention_backward_avx2;
-#endif
-    return tpo_attention_backward_portable;
-}
-
-/* Keys in one vector of that code. */
-static int tile_width(void)
-{
-#if defined(__x86_64__)
-    if (tpo_cpu_has_avx512()) return 16;
-    if (tpo_cpu_has_avx2()) return 8;
-#endif
-    return 4;
-}
+#define CHUNK (16 * TPO_ATTENTION_ROWS) /* query rows of one part, forward */
 
 struct job {
     float *out, *lse;    /* forward */
     float *dq, *dk, *dv; /* backward */
     const float *dout, *old_out, *old_lse;
     const float *q, *k, *v;
-    int add;
+    int add, n_chunks;
     const struct tpo_attention_shape *p;
-    tpo_attention_fn *fn;
     char *scratch;
     size_t scratch_stride;
 };
 
-static int64_t up(int64_t n)
+/* Bytes of one member's scratch, and where each array lies in it; *sums: forward, the chunk's sums so far. */
+static size_t lay_out(struct tpo_attention_part *a, float **sums, char *at, const struct tpo_attention_shape *p, int backward)
 {
-    return (n + TPO_ATTENTION_TILE - 1) / TPO_ATTENTION_TILE * TPO_ATTENTION_TILE;
-}
-
-/* Bytes of one member's scratch, and where each array lies in it. */
-static size_t lay_out(struct tpo_attention_part *a, struct tpo_attention_block *b, char *at, const struct tpo_attention_shape *p,
-                      int backward)
-{
-    int64_t Dp = up(p->D), Sp = up(p->S);
+    const int64_t K = TPO_ATTENTION_KEYS, R = TPO_ATTENTION_ROWS,
+                  Dp = (p->D + TPO_ATTENTION_WIDE - 1) / TPO_ATTENTION_WIDE * TPO_ATTENTION_WIDE;
     size_t used = 0;
+    memset(a, 0, sizeof(*a));
 #define TAKE(member, type, count)                                                                                                  \
     do {                                                                                                                           \
         if (at != NULL) (member) = (type *)(at + used);                                                                            \
         used += ((size_t)(count) * sizeof(type) + 63) & ~(size_t)63;                                                               \
     } while (0)
-    int32_t *segments = NULL;
-    TAKE(segments, int32_t, Sp);
-    TAKE(a->kt, float, Dp *Sp);
-    TAKE(a->v, float, Sp *Dp);
-    TAKE(a->rows, float, TPO_ATTENTION_ROWS *Dp);
-    TAKE(a->score, float, TPO_ATTENTION_ROWS *Sp);
-    TAKE(a->out, float, TPO_ATTENTION_ROWS *Dp);
-    TAKE(b->tiles, int32_t, Sp / tile_width());
-    TAKE(b->open, uint8_t, Sp / tile_width());
+    TAKE(a->segments, int32_t, K);
+    TAKE(a->k_panels, float, K * p->D);
+    TAKE(a->rows, float, R *Dp);
+    TAKE(a->score, float, R *K);
     if (backward) {
-        TAKE(a->k, float, Sp *Dp);
-        TAKE(a->vt, float, Dp *Sp);
-        TAKE(a->dk, float, Sp *Dp);
-        TAKE(a->dv, float, Sp *Dp);
-        TAKE(a->dout, float, TPO_ATTENTION_ROWS *Dp);
-        TAKE(a->ds, float, TPO_ATTENTION_ROWS *Sp);
+        TAKE(a->v_panels, float, K * p->D);
+        TAKE(a->k, float, K *Dp);
+        TAKE(a->dk, float, K *Dp);
+        TAKE(a->dv, float, K *Dp);
+        TAKE(a->dout, float, R *Dp);
+        TAKE(a->ds, float, R *K);
+        TAKE(a->out, float, R *Dp);
+    } else {
+        TAKE(a->v, float, K *Dp);
+        TAKE(a->top, float, CHUNK);
+        TAKE(a->total, float, CHUNK);
+        TAKE(*sums, float, CHUNK *Dp);
     }
 #undef TAKE
-    a->segments = segments;
-    a->tile = tile_width();
+    a->tile = code()->tile;
     a->D = p->D;
     a->Dp = (int)Dp;
-    a->Sp = Sp;
     a->scale = p->scale;
     return used;
 }
 
-/* Rows t0.. of sample b: how far each one sees, of which segment it is, and the tiles that matter. */
-static void block_open(struct tpo_attention_block *block, const struct tpo_attention_part *a, const struct tpo_attention_shape *p,
-                       int b, int t0)
+/* Rows t0.. of sample b: how far each one sees, and of which segment it is. */
+static void block_rows(struct tpo_attention_block *block, const struct tpo_attention_shape *p, int b, int t0, int t_end)
 {
-    int n_keys = keys_of(p, b), furthest = -1, nearest = p->S;
-    block->n_rows = p->T - t0 < TPO_ATTENTION_ROWS ? p->T - t0 : TPO_ATTENTION_ROWS;
+    int n_keys = keys_of(p, b);
+    block->n_rows = (int)tpo_min64(TPO_ATTENTION_ROWS, t_end - t0);
     for (int r = 0; r < TPO_ATTENTION_ROWS; r++) {
         int at = t0 + r + p->S - p->T, last = p->causal && at < n_keys ? at : n_keys - 1;
         block->last[r] = r < block->n_rows && last >= 0 ? last : -1;
-        block->segment[r] = r < block->n_rows && p->segments != NULL && at >= 0 && at < p->S ? a->segments[at] : -1;
-        if (r < block->n_rows && block->last[r] > furthest) furthest = block->last[r];
+        block->segment[r] =
+            r < block->n_rows && p->segments != NULL && at >= 0 && at < p->S ? p->segments[(int64_t)b * p->S + at] : -1;
+    }
+}
+
+/* The tiles of the span that matter to the block. */
+static void block_tiles(struct tpo_attention_block *block, const struct tpo_attention_part *a, const struct tpo_attention_shape *p)
+{
+    int furthest = -1, nearest = p->S;
+    for (int r = 0; r < block->n_rows; r++) {
+        if (block->last[r] > furthest) furthest = block->last[r];
         if (block->last[r] < nearest) nearest = block->last[r];
     }
     block->n_tiles = 0;
-    for (int tile = 0; tile * a->tile <= furthest; tile++) {
+    for (int tile = 0; tile * a->tile < TPO_ATTENTION_KEYS && a->first + tile * a->tile <= furthest; tile++) {
         const int32_t *segment = a->segments + tile * a->tile;
         int shared = p->segments == NULL ? a->tile : 0, seen = 0;
         for (int i = 0; i < a->tile && p->segments != NULL; i++) shared += segment[i] == 0;
-        for (int r = 0; r < block->n_rows && shared == 0 && !seen; r++)
+        for (int r = 0; r < block->n_rows && shared == 0 && !seen; r++) {
+            if (r > 0 && block->segment[r] == block->segment[r - 1]) continue;
             for (int i = 0; i < a->tile; i++) seen |= segment[i] == block->segment[r];
+        }
         if (shared == 0 && !seen) continue;
         block->tiles[block->n_tiles] = tile;
-        block->open[block->n_tiles++] = shared == a->tile && (tile + 1) * a->tile - 1 <= nearest;
+        block->open[block->n_tiles++] = shared == a->tile && a->first + (tile + 1) * a->tile - 1 <= nearest;
     }
 }
 
-static void pack_keys(struct tpo_attention_part *a, const struct tpo_attention_shape *p, const struct job *f, int b, int g,
-                      int backward)
+/* Tiles of the span's n keys from `from`, turned; what a last tile lacks is zero. */
+static void pack_panels(const struct tpo_attention_part *a, float *panels, const float *from, int64_t ld, int n)
 {
-    int n_keys = keys_of(p, b);
-    int32_t *segments = (int32_t *)a->segments;
-    for (int64_t s = 0; s < a->Sp; s++) segments[s] = s < p->S && p->segments != NULL ? p->segments[(int64_t)b * p->S + s] : 0;
-    const struct tpo_simd *v = tpo_simd();
-    /* The rows of k pass through v's place where backward does not need them packed. */
-    float *rows = backward ? a->k : a->v;
-    v->pack(rows, a->Dp, a->Sp, f->k + (int64_t)b * p->S * p->ldk + g * p->D, p->ldk, n_keys, p->D);
-    v->transpose(a->kt, a->Sp, rows, a->Dp, (int)a->Sp, p->D);
-    v->pack(a->v, a->Dp, a->Sp, f->v + (int64_t)b * p->S * p->ldv + g * p->D, p->ldv, n_keys, p->D);
-    if (backward) v->transpose(a->vt, a->Sp, a->v, a->Dp, (int)a->Sp, p->D);
+    for (int key = 0; key < n; key += a->tile, panels += a->tile * a->D) {
+        int some = (int)tpo_min64(a->tile, n - key);
+        if (some < a->tile) memset(panels, 0, (size_t)(a->tile * a->D) * sizeof(*panels));
+        tpo_simd()->transpose(panels, a->tile, from + key * ld, ld, some, a->D);
+    }
 }
 
+/* Packs the span of at most KEYS keys that begins at a->first; returns how many it has. */
+static int pack_span(struct tpo_attention_part *a, const struct job *f, int b, int g)
+{
+    const struct tpo_attention_shape *p = f->p;
+    int n = (int)tpo_min64(TPO_ATTENTION_KEYS, keys_of(p, b) - a->first), whole = tpo_parts(n, a->tile) * a->tile;
+    int64_t at = (int64_t)b * p->S + a->first;
+    const float *k = f->k + at * p->ldk + g * p->D, *v = f->v + at * p->ldv + g * p->D;
+    for (int s = 0; s < whole; s++) a->segments[s] = s < n && p->segments != NULL ? p->segments[at + s] : 0;
+    pack_panels(a, a->k_panels, k, p->ldk, n);
+    if (a->v != NULL) tpo_simd()->pack(a->v, a->Dp, whole, v, p->ldv, n, p->D);
+    if (a->k != NULL) tpo_simd()->pack(a->k, a->Dp, whole, k, p->ldk, n, p->D);
+    if (a->v_panels != NULL) pack_panels(a, a->v_panels, v, p->ldv, n);
+    return n;
+}
+
+/* Writes the chunk's sums divided by their weights. */
+static void chunk_end(const struct job *f, const struct tpo_attention_part *a, const float *sums, int b, int h, int t0, int t_end)
+{
+    const struct tpo_attention_shape *p = f->p;
+    for (int t = t0; t < t_end; t++) {
+        int64_t row = (int64_t)b * p->T + t;
+        float total = a->total[t - t0], top = a->top[t - t0];
+        tpo_simd()->scale(f->out + row * p->ldo + h * p->D, total > 0.0f ? 1.0f / total : 0.0f, sums + (int64_t)(t - t0) * a->Dp,
+                          p->D);
+        if (f->lse != NULL) f->lse[row * p->H + h] = top == -INFINITY ? -INFINITY : top + logf(total);
+    }
+}
+
+/* One part is CHUNK rows of one head of one sample. */
 static void run_forward(void *arg, int part, int member)
 {
     const struct job *f = arg;
     const struct tpo_attention_shape *p = f->p;
-    int h = part % p->H, b = part / p->H;
+    int t0 = part % f->n_chunks * CHUNK, h = part / f->n_chunks % p->H, b = part / f->n_chunks / p->H;
+    int t_end = (int)tpo_min64(p->T, t0 + CHUNK), n_keys = keys_of(p, b);
     struct tpo_attention_part a;
     struct tpo_attention_block block;
-    lay_out(&a, &block, f->scratch + f->scratch_stride * (size_t)member, p, 0);
-    pack_keys(&a, p, f, b, h / (p->H / p->G), 0);
-    for (int t = 0; t < p->T; t += TPO_ATTENTION_ROWS) {
-        int64_t row = (int64_t)b * p->T + t;
-        block_open(&block, &a, p, b, t);
-        tpo_simd()->pack(a.rows, a.Dp, TPO_ATTENTION_ROWS, f->q + row * p->ldq + h * p->D, p->ldq, block.n_rows, p->D);
-        f->fn(&a, &block);
-        for (int r = 0; r < block.n_rows; r++) {
-            memcpy(f->out + (row + r) * p->ldo + h * p->D, a.out + (int64_t)r * a.Dp, (size_t)p->D * sizeof(float));
-            if (f->lse != NULL) f->lse[(row + r) * p->H + h] = a.lse[r];
+    float *sums;
+    lay_out(&a, &sums, f->scratch + f->scratch_stride * (size_t)member, p, 0);
+    float *top = a.top, *total = a.total;
+    for (int i = 0; i < CHUNK; i++) top[i] = -INFINITY, total[i] = 0.0f;
+    memset(sums, 0, (size_t)(CHUNK * a.Dp) * sizeof(*sums));
+    if (p->causal) n_keys = (int)tpo_min64(n_keys, t_end + p->S - p->T);
+    for (a.first = 0; a.first < n_keys; a.first += TPO_ATTENTION_KEYS) {
+        pack_span(&a, f, b, h / (p->H / p->G));
+        for (int t = t0; t < t_end; t += TPO_ATTENTION_ROWS) {
+            block_rows(&block, p, b, t, t_end);
+            block_tiles(&block, &a, p);
+            if (block.n_tiles == 0) continue;
+            tpo_simd()->pack(a.rows, a.Dp, TPO_ATTENTION_ROWS, f->q + ((int64_t)b * p->T + t) * p->ldq + h * p->D, p->ldq,
+                             block.n_rows, p->D);
+            a.top = top + (t - t0);
+            a.total = total + (t - t0);
+            a.out = sums + (int64_t)(t - t0) * a.Dp;
+            code()->forward(&a, &block);
         }
     }
+    a.top = top;
+    a.total = total;
+    chunk_end(f, &a, sums, b, h, t0, t_end);
 }
 
 int tpo_attention_cpu(struct tpo_stream *s, float *out, float *lse, const float *q, const float *k, const float *v,
@@ -179,11 +202,11 @@ int tpo_attention_cpu(struct tpo_stream *s, float *out, float *lse, const float 
 {
     if (!shape_ok(shape)) return TPO_EINVAL;
     struct tpo_attention_part a;
-    struct tpo_attention_block block;
-    struct job f = {.out = out, .lse = lse, .q = q, .k = k, .v = v, .p = shape, .fn = forward_fn()};
-    f.scratch = tpo_cpu_scratch(s, lay_out(&a, &block, NULL, shape, 0), &f.scratch_stride);
+    float *sums;
+    struct job f = {.out = out, .lse = lse, .q = q, .k = k, .v = v, .p = shape, .n_chunks = tpo_parts(shape->T, CHUNK)};
+    f.scratch = tpo_cpu_scratch(s, lay_out(&a, &sums, NULL, shape, 0), &f.scratch_stride);
     if (f.scratch == NULL) return TPO_ENOMEM;
-    tpo_team_run(s->team, run_forward, &f, shape->B * shape->H);
+    tpo_team_run(s->team, run_forward, &f, shape->B * shape->H * f.n_chunks);
     return TPO_OK;
 }
 
@@ -198,12 +221,24 @@ static void unpack_rows(float *x, int64_t ld, const float *packed, int n, int D,
     }
 }
 
+static void clear_rows(float *x, int64_t ld, int n, int D)
+{
+    for (int r = 0; r < n; r++) memset(x + r * ld, 0, (size_t)D * sizeof(*x));
+}
+
+/* One head against one span. dq is written by the first span, unless the caller adds, and added to by the others. */
 static void backward_head(const struct job *f, struct tpo_attention_part *a, struct tpo_attention_block *block, int b, int h)
 {
     const struct tpo_attention_shape *p = f->p;
     for (int t = 0; t < p->T; t += TPO_ATTENTION_ROWS) {
         int64_t row = (int64_t)b * p->T + t;
-        block_open(block, a, p, b, t);
+        float *dq = f->dq + row * p->ldq + h * p->D;
+        block_rows(block, p, b, t, p->T);
+        block_tiles(block, a, p);
+        if (block->n_tiles == 0) {
+            if (a->first == 0 && !f->add) clear_rows(dq, p->ldq, block->n_rows, p->D);
+            continue;
+        }
         tpo_simd()->pack(a->rows, a->Dp, TPO_ATTENTION_ROWS, f->q + row * p->ldq + h * p->D, p->ldq, block->n_rows, p->D);
         tpo_simd()->pack(a->dout, a->Dp, TPO_ATTENTION_ROWS, f->dout + row * p->ldo + h * p->D, p->ldo, block->n_rows, p->D);
         for (int r = 0; r < TPO_ATTENTION_ROWS; r++) {
@@ -211,8 +246,8 @@ static void backward_head(const struct job *f, struct tpo_attention_part *a, str
             a->delta[r] = r < block->n_rows ? tpo_simd()->dot(a->dout + (int64_t)r * a->Dp, out, p->D) : 0.0f;
             a->lse[r] = r < block->n_rows ? f->old_lse[(row + r) * p->H + h] : -INFINITY;
         }
-        f->fn(a, block);
-        unpack_rows(f->dq + row * p->ldq + h * p->D, p->ldq, a->out, block->n_rows, p->D, a->Dp, f->add);
+        code()->backward(a, block);
+        unpack_rows(dq, p->ldq, a->out, block->n_rows, p->D, a->Dp, f->add || a->first > 0);
     }
 }
 
@@ -221,16 +256,25 @@ static void run_backward(void *arg, int part, int member)
 {
     const struct job *f = arg;
     const struct tpo_attention_shape *p = f->p;
-    int g = part % p->G, b = part / p->G, per_group = p->H / p->G;
+    int g = part % p->G, b = part / p->G, per_group = p->H / p->G, n_keys = keys_of(p, b);
+    float *dk = f->dk + (int64_t)b * p->S * p->ldk + g * p->D, *dv = f->dv + (int64_t)b * p->S * p->ldv + g * p->D;
     struct tpo_attention_part a;
     struct tpo_attention_block block;
-    lay_out(&a, &block, f->scratch + f->scratch_stride * (size_t)member, p, 1);
-    pack_keys(&a, p, f, b, g, 1);
-    memset(a.dk, 0, (size_t)(a.Sp * a.Dp) * sizeof(float));
-    memset(a.dv, 0, (size_t)(a.Sp * a.Dp) * sizeof(float));
-    for (int h = g * per_group; h < (g + 1) * per_group; h++) backward_head(f, &a, &block, b, h);
-    unpack_rows(f->dk + (int64_t)b * p->S * p->ldk + g * p->D, p->ldk, a.dk, p->S, p->D, a.Dp, f->add);
-    unpack_rows(f->dv + (int64_t)b * p->S * p->ldv + g * p->D, p->ldv, a.dv, p->S, p->D, a.Dp, f->add);
+    float *sums;
+    lay_out(&a, &sums, f->scratch + f->scratch_stride * (size_t)member, p, 1);
+    for (a.first = 0; a.first < n_keys; a.first += TPO_ATTENTION_KEYS) {
+        int n = pack_span(&a, f, b, g);
+        size_t bytes = (size_t)(TPO_ATTENTION_KEYS * a.Dp) * sizeof(float);
+        memset(a.dk, 0, bytes);
+        memset(a.dv, 0, bytes);
+        for (int h = g * per_group; h < (g + 1) * per_group; h++) backward_head(f, &a, &block, b, h);
+        unpack_rows(dk + (int64_t)a.first * p->ldk, p->ldk, a.dk, n, p->D, a.Dp, f->add);
+        unpack_rows(dv + (int64_t)a.first * p->ldv, p->ldv, a.dv, n, p->D, a.Dp, f->add);
+    }
+    if (f->add) return;
+    clear_rows(dk + (int64_t)n_keys * p->ldk, p->ldk, p->S - n_keys, p->D);
+    clear_rows(dv + (int64_t)n_keys * p->ldv, p->ldv, p->S - n_keys, p->D);
+    if (n_keys == 0) clear_rows(f->dq + (int64_t)b * p->T * p->ldq + g * per_group * p->D, p->ldq, p->T, per_group * p->D);
 }
 
 int tpo_attention_grad_cpu(struct tpo_stream *s, float *dq, float *dk, float *dv, const float *dout, const float *out,
@@ -239,11 +283,10 @@ int tpo_attention_grad_cpu(struct tpo_stream *s, float *dq, float *dk, float *dv
 {
     if (!shape_ok(shape)) return TPO_EINVAL;
     struct tpo_attention_part a;
-    struct tpo_attention_block block;
+    float *sums;
     struct job f = {.dq = dq, .dk = dk, .dv = dv, .dout = dout, .old_out = out, .old_lse = lse, .q = q, .k = k, .v = v, .add = add};
     f.p = shape;
-    f.fn = backward_fn();
-    f.scratch = tpo_cpu_scratch(s, lay_out(&a, &block, NULL, shape, 1), &f.scratch_stride);
+    f.scratch = tpo_cpu_scratch(s, lay_out(&a, &sums, NULL, shape, 1), &f.scratch_stride);
     if (f.scratch == NULL) return TPO_ENOMEM;
     tpo_team_run(s->team, run_backward, &f, shape->B * shape->G);
     return TPO_OK;

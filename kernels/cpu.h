@@ -11,7 +11,6 @@
 #define TPO_COLUMNS 64    /* columns of one part where a sum runs down the rows */
 
 struct tpo_cpu {
-    struct tpo_products *products; /* the library's primitives, kept by shape: products.h */
     char *scratch;
     size_t scratch_stride; /* bytes of one member */
     float *turned;

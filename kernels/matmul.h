@@ -8,9 +8,9 @@
  * `bias` may be NULL. `add` non-zero adds to what the output holds (bias included once). All f32; leading dimensions ldx, ldy, ... are
  * the distance between rows in elements, so that a slice of a wider matrix is an operand. No operand may alias the output.
  *
- * A row of y (of dx) has the same bits whatever M is: rows go to the library in blocks of TPO_MATMUL_ROWS, the last one padded, and
- * columns in panels cut by N alone. matvec has an order of its own (different bits from matmul), equal for every number of rows.
- * tpo_matmul turns the weights of a few panels at a time into memory of the stream; nobody keeps a second copy.
+ * A row of y (of dx) has the same bits whatever M is: every element is summed along the depth in one order, in chunks of fixed length.
+ * matvec has an order of its own (different bits from matmul), equal for every number of rows. tpo_matmul and tpo_matmul_dx pack a few
+ * megabytes of the weights at a time into memory of the stream; nobody keeps a second copy.
  *
  * TPO_EINVAL when a size is not positive or a leading dimension is too small; the output is untouched then. */
 #ifndef TPO_KERNELS_MATMUL_H
@@ -18,7 +18,6 @@
 
 #include "kernels/stream.h"
 
-#define TPO_MATMUL_ROWS 64
 #define TPO_MATVEC_ROWS 16
 
 int tpo_matmul(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, const float *w, const float *bias, int add, int M,

@@ -5,7 +5,7 @@
  * Muon (Jordan et al. 2024): Nesterov momentum, then five Newton-Schulz steps (3.4445, -4.7750, 2.0315) on the (R, C) matrix divided by its
  *   Frobenius norm, w' = w - rate (0.2 sqrt(max(R, C)) O + decay w)
  *
- *   Where one side is at least twice the other, the steps run on the Gram matrix of the short side: the same polynomial, rounded otherwise.
+ *   The steps run on the Gram matrix of the short side and its polynomials, which are symmetric: half of each product is computed.
  *
  * Reads w, m, v (n), writes w_next, m_next, v_next (n), which may not alias them: a step is prepared beside the weights it will replace.
  * g is multiplied by `clip` first. Muon has no v. scratch of tpo_muon: at least tpo_muon_scratch(R, C) floats of the device. */

@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "kernels/cpu.h"
+#include "kernels/products.h"
 #include "kernels/simd.h"
 
 struct adamw_job {
@@ -38,11 +39,13 @@ int tpo_adamw_cpu(struct tpo_stream *s, float *w_next, float *m_next, float *v_n
 #define NS_B     (-4.7750f)
 #define NS_C     2.0315f
 
-/* Z is the matrix with its short side r as columns and its long side c as rows; then five squares of r. */
+/* Two matrices of the weight's size, then squares of its short side. */
+#define SQUARES 4
+
 int64_t tpo_muon_scratch(int R, int C)
 {
     int64_t r = tpo_min64(R, C);
-    return 2 * (int64_t)R * C + 5 * r * r;
+    return 2 * (int64_t)R * C + SQUARES * r * r;
 }
 
 /* Elementwise parts run over whole rows of the (R, C) matrix. */
@@ -74,15 +77,42 @@ static void run_muon_update(void *arg, int part, int member)
 }
 
 struct newton_schulz {
-    float *z, *next;          /* (c, r) */
-    float *a, *b, *p, *q, *t; /* (r, r) */
-    int r, c;
+    float *a, *b, *p, *t; /* (r, r), polynomials of one symmetric matrix: symmetric, and they commute */
+    int r;
 };
 
-/* The product of two symmetric r x r matrices that commute; all here are polynomials of one. */
+static void swap(float **a, float **b)
+{
+    float *kept = *a;
+    *a = *b;
+    *b = kept;
+}
+
+/* y = a b, of which half is computed. */
 static int square_product(struct tpo_stream *s, float *y, const float *a, const float *b, int r)
 {
-    return tpo_matmul_dx_cpu(s, y, r, a, r, b, 0, r, r, r);
+    struct tpo_product p = {.y = y, .ldy = r, .a = a, .lda = r, .b = b, .ldb = r, .symmetric = 1, .rows = r, .cols = r, .depth = r};
+    return tpo_product_run(s, &p);
+}
+
+/* a = x^T x (R >= C) or x x^T, of x (R, C). */
+static int gram(struct tpo_stream *s, float *a, const float *x, int R, int C)
+{
+    int r = R < C ? R : C, wide = R < C;
+    struct tpo_product p = {
+        .y = a, .ldy = r, .a = x, .lda = C, .a_turned = !wide, .b = x, .ldb = C, .b_turned = wide, .symmetric = 1};
+    p.rows = p.cols = r;
+    p.depth = wide ? C : R;
+    return tpo_product_run(s, &p);
+}
+
+/* y = x b (R >= C) or b x, b symmetric. */
+static int transform(struct tpo_stream *s, float *y, const float *x, const float *b, int R, int C)
+{
+    int r = R < C ? R : C, wide = R < C;
+    struct tpo_product p = {.y = y, .ldy = C, .a = wide ? b : x, .lda = wide ? r : C, .b = wide ? x : b, .ldb = C};
+    p.rows = R, p.cols = C, p.depth = r;
+    return tpo_product_run(s, &p);
 }
 
 /* B = NS_A I + NS_B A + NS_C A A */
@@ -96,43 +126,22 @@ static int polynomial(struct tpo_stream *s, const struct newton_schulz *n)
     return rc;
 }
 
-static void swap(float **a, float **b)
+/* X <- B(A) X with A the Gram matrix of X's short side, five times. On squares alone: the next A is B A B, since all of them commute, and X is
+ * multiplied once, by the product P of the Bs. */
+static int newton_schulz(struct tpo_stream *s, struct newton_schulz *n, float *next, const float *x, int R, int C)
 {
-    float *kept = *a;
-    *a = *b;
-    *b = kept;
-}
-
-/* Z <- Z B with A = Z^T Z, five times. */
-static int iterate_whole(struct tpo_stream *s, struct newton_schulz *n)
-{
-    int rc = TPO_OK;
-    for (int i = 0; i < NS_STEPS && rc == TPO_OK; i++) {
-        rc = tpo_matmul_dw_cpu(s, n->a, n->z, n->r, n->z, n->r, 0, n->c, n->r, n->r);
-        if (rc == TPO_OK) rc = polynomial(s, n);
-        if (rc == TPO_OK) rc = tpo_matmul_dx_cpu(s, n->next, n->r, n->z, n->r, n->b, 0, n->c, n->r, n->r);
-        swap(&n->z, &n->next);
-    }
-    return rc;
-}
-
-/* The same on squares alone: the next A is B A B, since all of them commute, and Z is multiplied once, by the product P of the Bs. */
-static int iterate_squares(struct tpo_stream *s, struct newton_schulz *n)
-{
-    int rc = tpo_matmul_dw_cpu(s, n->a, n->z, n->r, n->z, n->r, 0, n->c, n->r, n->r);
+    int rc = gram(s, n->a, x, R, C);
     for (int i = 0; i < NS_STEPS && rc == TPO_OK; i++) {
         rc = polynomial(s, n);
         if (rc == TPO_OK && i == 0) rc = tpo_scale_cpu(s, n->p, 1.0f, n->b, (int64_t)n->r * n->r);
-        if (rc == TPO_OK && i > 0) {
-            rc = square_product(s, n->q, n->p, n->b, n->r);
-            swap(&n->p, &n->q);
-        }
         if (rc == TPO_OK && i + 1 < NS_STEPS) rc = square_product(s, n->t, n->a, n->b, n->r);
         if (rc == TPO_OK && i + 1 < NS_STEPS) rc = square_product(s, n->a, n->t, n->b, n->r);
+        if (rc == TPO_OK && i > 0) {
+            rc = square_product(s, n->t, n->p, n->b, n->r);
+            swap(&n->p, &n->t);
+        }
     }
-    if (rc == TPO_OK) rc = tpo_matmul_dx_cpu(s, n->next, n->r, n->z, n->r, n->p, 0, n->c, n->r, n->r);
-    swap(&n->z, &n->next);
-    return rc;
+    return rc == TPO_OK ? transform(s, next, x, n->p, R, C) : rc;
 }
 
 int tpo_muon_cpu(struct tpo_stream *s, float *w_next, float *m_next, const float *w, const float *m, const float *g,
@@ -140,27 +149,18 @@ int tpo_muon_cpu(struct tpo_stream *s, float *w_next, float *m_next, const float
 {
     int64_t size = (int64_t)R * C;
     if (R < 1 || C < 1 || size > (int64_t)TPO_TEAM_PARTS * TPO_GRAIN) return TPO_EINVAL;
-    const struct tpo_simd *v = tpo_simd();
-    struct newton_schulz n = {.z = scratch, .next = scratch + size, .r = R < C ? R : C, .c = R < C ? C : R};
-    float **squares[] = {&n.a, &n.b, &n.p, &n.q, &n.t};
-    for (int i = 0; i < 5; i++) *squares[i] = scratch + 2 * size + i * (int64_t)n.r * n.r;
-    struct muon_job j = {w_next, m_next, n.z, w, m, g, *step, step->rate * 0.2f * sqrtf((float)n.c), size};
+    float *x = scratch, *next = scratch + size;
+    struct newton_schulz n = {.r = R < C ? R : C};
+    float **squares[SQUARES] = {&n.a, &n.b, &n.p, &n.t};
+    for (int i = 0; i < SQUARES; i++) *squares[i] = scratch + 2 * size + i * (int64_t)n.r * n.r;
+    struct muon_job j = {w_next, m_next, x, w, m, g, *step, step->rate * 0.2f * sqrtf((float)(R < C ? C : R)), size};
     tpo_team_run(s->team, run_momentum, &j, tpo_parts(size, TPO_GRAIN));
     double square;
-    int rc = tpo_sumsq_cpu(s, &square, n.z, size);
-    if (rc == TPO_OK) rc = tpo_scale_cpu(s, n.z, (float)(1.0 / (sqrt(square) + 1e-7)), n.z, size);
+    int rc = tpo_sumsq_cpu(s, &square, x, size);
+    if (rc == TPO_OK) rc = tpo_scale_cpu(s, x, (float)(1.0 / (sqrt(square) + 1e-7)), x, size);
+    if (rc == TPO_OK) rc = newton_schulz(s, &n, next, x, R, C);
     if (rc != TPO_OK) return rc;
-    if (R < C) {
-        v->transpose(n.next, R, n.z, C, R, C);
-        swap(&n.z, &n.next);
-    }
-    rc = n.c >= 2 * n.r ? iterate_squares(s, &n) : iterate_whole(s, &n);
-    if (rc != TPO_OK) return rc;
-    if (R < C) {
-        v->transpose(n.next, C, n.z, R, C, R);
-        swap(&n.z, &n.next);
-    }
-    j.x = n.z;
+    j.x = next;
     tpo_team_run(s->team, run_muon_update, &j, tpo_parts(size, TPO_GRAIN));
     return TPO_OK;
 }

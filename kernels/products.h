@@ -1,31 +1,30 @@
-/* products.h -- the library's (oneDNN's) matrix products, kept by shape. Private to kernels/; matmul.h is what callers use.
+/* products.h -- matrix products in packed panels, on the stream's team. Private to kernels/; matmul.h is what callers use.
  *
- *   y (rows, cols) [+]= x (rows, depth) w (depth, cols) [+ bias (cols)]
- * x_t says that x lies transposed: element (r, d) at d*ldx + r.
+ *   y (rows, cols) [+]= a (rows, depth) b (depth, cols) [+ bias (cols)]
  *
- * The library is called with one thread, from a member of our team. Its OpenMP runtime would start threads of its own that spin: every thread
- * that creates or runs a product first tells it to use one (omp_set_num_threads, which is per thread), so that no environment
- * variable has to be set before the program starts. */
+ * The right operand is packed first, at most PACKED floats at a time, into panels of a few vectors' columns; then blocks of rows walk the panels.
+ * Goto & van de Geijn 2008 (doi:10.1145/1356052.1356053). Sums run along the depth in order, in chunks whose length is fixed, so an element's
+ * bits depend on its row of a, its column of b and the depth alone. */
 #ifndef TPO_KERNELS_PRODUCTS_H
 #define TPO_KERNELS_PRODUCTS_H
 
-#include "common/status.h"
+#include <stdint.h>
 
-struct tpo_product_shape {
+#include "common/status.h"
+#include "kernels/stream.h"
+
+struct tpo_product {
+    float *y;
+    const float *a, *b, *bias;
+    int64_t ldy, lda, ldb;
+    int a_turned;  /* element (r, d) of a lies at d*lda + r, else at r*lda + d */
+    int b_turned;  /* element (d, c) of b lies at c*ldb + d, else at d*ldb + c */
+    int add;       /* to what y holds; bias is added once */
+    int symmetric; /* y is, and square: what lies above the diagonal is computed and copied below; not with add or bias */
     int rows, cols, depth;
-    int ldx, ldw, ldy;
-    int x_t, bias, add;
 };
 
-struct tpo_products;
-struct tpo_product;
-
-int tpo_products_open(struct tpo_products **out, int n_members, struct tpo_error *err);
-void tpo_products_close(struct tpo_products *p); /* accepts NULL */
-
-/* Finds or makes the product of a shape; NULL when the library refuses it or memory is short, and then a loop of ours does it. The stream's caller only. */
-const struct tpo_product *tpo_product_get(struct tpo_products *p, const struct tpo_product_shape *shape);
-/* From any member, each with its own number. bias is ignored unless the shape has one. */
-void tpo_product_run(const struct tpo_product *p, int member, float *y, const float *x, const float *w, const float *bias);
+/* TPO_ENOMEM when memory for the panels is short. */
+int tpo_product_run(struct tpo_stream *s, const struct tpo_product *p);
 
 #endif

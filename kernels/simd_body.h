@@ -182,12 +182,90 @@ static void transpose(float *to, int64_t ldto, const float *from, int64_t ldfrom
         }
 }
 
+static inline __attribute__((always_inline)) void pack_whole(float *to, int Cp, const float *from, int64_t ldfrom, int64_t n)
+{
+    for (int64_t r = 0; r < n; r++, from += ldfrom, to += Cp)
+        for (int c = 0; c < Cp; c += LANES) store(to + c, load(from + c));
+}
+
 static void pack(float *to, int Cp, int64_t N, const float *from, int64_t ldfrom, int64_t n, int C)
 {
-    for (int64_t r = 0; r < n; r++, from += ldfrom)
+    if (C == Cp && C == 2 * LANES)
+        pack_whole(to, 2 * LANES, from, ldfrom, n);
+    else if (C == Cp)
+        pack_whole(to, Cp, from, ldfrom, n);
+    for (int64_t r = 0; r < n && C < Cp; r++, from += ldfrom)
         for (int64_t c = 0; c < Cp; c += LANES) store(to + r * Cp + c, c < C ? load_n(from + c, C - c) : splat(0.0f));
     memset(to + n * Cp, 0, (size_t)((N - n) * Cp) * sizeof(*to));
 }
+
+/* --- products ------------------------------------------------------------------------------------------------------------------------- */
+
+#define WIDTH                                                                                                                      \
+    (2 * LANES) /* with six rows: twelve sums, as many as hide the latency of one and still leave registers for operands */
+
+static int panel_width(void)
+{
+    return WIDTH;
+}
+
+static inline __attribute__((always_inline)) void strip_sum(const struct tpo_panel_sum *p, int r0, int rows, int64_t a_row,
+                                                            int64_t a_depth)
+{
+    const float *a = p->a + r0 * (a_depth == 1 ? a_row : p->depth), *b = p->b;
+    vec low[TPO_STRIP], high[TPO_STRIP];
+    for (int r = 0; r < rows; r++) low[r] = high[r] = splat(0.0f);
+#pragma GCC unroll 4
+    for (int64_t d = 0; d < p->depth; d++) {
+        vec b_low = *(const vec *)(b + d * WIDTH), b_high = *(const vec *)(b + d * WIDTH + LANES);
+        for (int r = 0; r < rows; r++) {
+            vec x = splat(a[r * a_row + d * a_depth]);
+            low[r] += x * b_low;
+            high[r] += x * b_high;
+        }
+    }
+    int64_t n_low = p->cols, n_high = p->cols - LANES;
+    for (int r = 0; r < rows; r++) {
+        float *y = p->y + (r0 + r) * p->ldy;
+        if (p->bias != NULL) low[r] += load_n(p->bias, n_low);
+        if (p->add) low[r] += load_n(y, n_low);
+        store_n(y, low[r], n_low);
+        if (n_high <= 0) continue;
+        if (p->bias != NULL) high[r] += load_n(p->bias + LANES, n_high);
+        if (p->add) high[r] += load_n(y + LANES, n_high);
+        store_n(y + LANES, high[r], n_high);
+    }
+}
+
+static inline __attribute__((always_inline)) void strips_sum(const struct tpo_panel_sum *p, int64_t a_row, int64_t a_depth)
+{
+    int r = 0, left = p->rows % TPO_STRIP;
+    for (; r + TPO_STRIP <= p->rows; r += TPO_STRIP) strip_sum(p, r, TPO_STRIP, a_row, a_depth);
+    if (left == 1) strip_sum(p, r, 1, a_row, a_depth);
+    if (left == 2) strip_sum(p, r, 2, a_row, a_depth);
+    if (left == 3) strip_sum(p, r, 3, a_row, a_depth);
+    if (left == 4) strip_sum(p, r, 4, a_row, a_depth);
+    if (left == 5) strip_sum(p, r, 5, a_row, a_depth);
+}
+
+static void panel_sum(const struct tpo_panel_sum *p)
+{
+    if (p->lda == 0)
+        strips_sum(p, 1, TPO_STRIP);
+    else
+        strips_sum(p, p->lda, 1);
+}
+
+static void pack_strips(float *to, const float *from, int64_t ldfrom, int rows, int depth)
+{
+    int r = 0;
+    for (; r + TPO_STRIP <= rows; r += TPO_STRIP, to += (int64_t)TPO_STRIP * depth)
+        for (int64_t d = 0; d < depth; d++) memcpy(to + d * TPO_STRIP, from + d * ldfrom + r, TPO_STRIP * sizeof(*to));
+    for (int64_t d = 0; d < depth && r < rows; d++)
+        for (int i = 0; i < rows - r; i++) to[d * TPO_STRIP + i] = from[d * ldfrom + r + i];
+}
+
+/* --- Muon ------------------------------------------------------------------------------------------------------------------------------ */
 
 static void momentum(float *m_next, float *x, const float *m, const float *g, float beta, float clip, int64_t n)
 {

@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include "kernels/cpu.h"
-#include "kernels/products.h"
 
 #define ALIGN 64
 
@@ -44,7 +43,6 @@ static void close_cpu(struct tpo_stream *s)
     tpo_team_close(s->team);
     struct tpo_cpu *cpu = tpo_cpu_of(s);
     if (cpu == NULL) return;
-    tpo_products_close(cpu->products);
     free(cpu->scratch);
     free(cpu->turned);
     free(cpu);
@@ -61,7 +59,7 @@ static int open_cpu(struct tpo_stream *s, int n_threads, struct tpo_error *err)
     struct tpo_cpu *cpu = calloc(1, sizeof(*cpu));
     if (cpu == NULL) return tpo_fail(err, TPO_ENOMEM, "out_of_memory", "no memory for a stream");
     s->queue = cpu;
-    return tpo_products_open(&cpu->products, n_threads, err);
+    return TPO_OK;
 }
 
 static void *alloc_cpu(struct tpo_stream *s, size_t bytes)

@@ -4,10 +4,10 @@
 set -eu
 packages="gcc g++ make pkg-config ca-certificates curl
  libgrpc-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler libprotobuf-dev grpc-proto
- libdnnl-dev libsentencepiece-dev sentencepiece libhiredis-dev redis-server libuv1-dev libjansson-dev node-llhttp
+ libsentencepiece-dev sentencepiece libhiredis-dev redis-server libuv1-dev libjansson-dev node-llhttp
  libavcodec-dev libavformat-dev libswscale-dev libavutil-dev ffmpeg libseccomp-dev libyaml-dev libssl-dev libpng-dev libcurl4-openssl-dev
  libcmocka-dev python3 python3-grpcio python3-protobuf protobuf-compiler-grpc"
-[ "${1:-}" != bench ] || packages="$packages libgrpc++-dev"
+[ "${1:-}" != bench ] || packages="$packages libgrpc++-dev libdnnl-dev"
 [ "${1:-}" != fuzz ] || packages="$packages clang libclang-rt-14-dev"
 missing=
 for p in $packages; do
