@@ -5,6 +5,7 @@
  *   tpo_matmul_dx   dx (M, K) = dy (M, N) w (N, K)                         gradient of x
  *   tpo_matmul_dw   dw (N, K) = dy (M, N)^T x (M, K)                       gradient of w; bias_grad below for b
  *
+ * w is F32, or BF16 as it lies in a file: then every element counts as the f32 of the same value, and all sums are f32.
  * `bias` may be NULL. `add` non-zero adds to what the output holds (bias included once). All f32; leading dimensions ldx, ldy, ... are
  * the distance between rows in elements, so that a slice of a wider matrix is an operand. No operand may alias the output.
  *
@@ -16,15 +17,31 @@
 #ifndef TPO_KERNELS_MATMUL_H
 #define TPO_KERNELS_MATMUL_H
 
+#include <stdint.h>
+
+#include "common/dtype.h"
 #include "kernels/stream.h"
 
 #define TPO_MATVEC_ROWS 16
 
-int tpo_matmul(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, const float *w, const float *bias, int add, int M,
+struct tpo_weight {
+    const void *data;
+    enum tpo_dtype dtype; /* TPO_F32 or TPO_BF16 */
+};
+static inline struct tpo_weight tpo_f32(const float *data)
+{
+    return (struct tpo_weight){data, TPO_F32};
+}
+static inline struct tpo_weight tpo_bf16(const uint16_t *data)
+{
+    return (struct tpo_weight){data, TPO_BF16};
+}
+
+int tpo_matmul(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, struct tpo_weight w, const float *bias, int add, int M,
                int N, int K);
-int tpo_matvec(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, const float *w, const float *bias, int add, int M,
+int tpo_matvec(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, struct tpo_weight w, const float *bias, int add, int M,
                int N, int K);
-int tpo_matmul_dx(struct tpo_stream *s, float *dx, int lddx, const float *dy, int lddy, const float *w, int add, int M, int N,
+int tpo_matmul_dx(struct tpo_stream *s, float *dx, int lddx, const float *dy, int lddy, struct tpo_weight w, int add, int M, int N,
                   int K);
 int tpo_matmul_dw(struct tpo_stream *s, float *dw, const float *dy, int lddy, const float *x, int ldx, int add, int M, int N,
                   int K);

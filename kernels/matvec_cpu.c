@@ -6,7 +6,8 @@
 
 struct matvec {
     float *y;
-    const float *x, *w, *bias;
+    const float *x, *bias;
+    struct tpo_weight w;
     int ldy, ldx, add, M, N, K;
 };
 
@@ -15,15 +16,19 @@ static void run_matvec(void *arg, int part, int member)
     (void)member;
     const struct matvec *v = arg;
     int n = part * GRAIN, cols = (int)tpo_min64(v->N - n, GRAIN);
-    tpo_simd()->dots(v->y + n, v->ldy, v->x, v->ldx, v->w + (int64_t)n * v->K, v->K, v->bias != NULL ? v->bias + n : NULL, v->add,
-                     v->M, cols, v->K);
+    const float *bias = v->bias != NULL ? v->bias + n : NULL;
+    int64_t at = (int64_t)n * v->K;
+    if (v->w.dtype == TPO_BF16)
+        tpo_simd()->dots_half(v->y + n, v->ldy, v->x, v->ldx, (const uint16_t *)v->w.data + at, v->K, bias, v->add, v->M, cols, v->K);
+    else
+        tpo_simd()->dots(v->y + n, v->ldy, v->x, v->ldx, (const float *)v->w.data + at, v->K, bias, v->add, v->M, cols, v->K);
 }
 
-int tpo_matvec_cpu(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, const float *w, const float *bias, int add,
+int tpo_matvec_cpu(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, struct tpo_weight w, const float *bias, int add,
                    int M, int N, int K)
 {
     if (M < 1 || M > TPO_MATVEC_ROWS || N < 1 || K < 1 || ldx < K || ldy < N) return TPO_EINVAL;
-    struct matvec v = {y, x, w, bias, ldy, ldx, add, M, N, K};
+    struct matvec v = {y, x, bias, w, ldy, ldx, add, M, N, K};
     tpo_team_run(s->team, run_matvec, &v, tpo_parts(N, GRAIN));
     return TPO_OK;
 }

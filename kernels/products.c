@@ -35,19 +35,26 @@ static float *panel_at(const struct job *j, int d0, int panel)
 /* One part is one panel of one chunk. */
 static void run_pack(void *arg, int part, int member)
 {
-    (void)member;
     const struct job *j = arg;
     const struct tpo_product *p = j->p;
     const struct tpo_simd *v = tpo_simd();
     int panel = part % n_panels(j), d0 = part / n_panels(j) * DEPTH, c = j->c0 + panel * j->width;
     int deep = (int)tpo_min64(DEPTH, p->depth - d0), wide = (int)tpo_min64(j->width, j->c0 + j->n_cols - c);
     float *to = panel_at(j, d0, panel);
+    const float *from = p->b;
+    int64_t at = p->b_turned ? c * p->ldb + d0 : d0 * p->ldb + c, ld = p->ldb;
+    if (p->b_half) {
+        float *wide_rows = (float *)(j->scratch + j->scratch_stride * (size_t)member);
+        int rows = p->b_turned ? wide : deep, cols = p->b_turned ? deep : wide;
+        for (int r = 0; r < rows; r++) v->bf16_to_f32(wide_rows + r * cols, (const uint16_t *)p->b + at + r * ld, cols);
+        from = wide_rows, at = 0, ld = cols;
+    }
     if (!p->b_turned) {
-        v->pack(to, j->width, deep, p->b + d0 * p->ldb + c, p->ldb, deep, wide);
+        v->pack(to, j->width, deep, from + at, ld, deep, wide);
         return;
     }
     if (wide < j->width) memset(to, 0, (size_t)deep * (size_t)j->width * sizeof(*to));
-    v->transpose(to, j->width, p->b + c * p->ldb + d0, p->ldb, wide, deep);
+    v->transpose(to, j->width, from + at, ld, wide, deep);
 }
 
 /* One part is ROWS rows by COLS columns. */

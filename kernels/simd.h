@@ -61,6 +61,9 @@ struct tpo_panel_sum {
     X(void, dots,                                                                                                                        \
       (float *y, int64_t ldy, const float *x, int64_t ldx, const float *w, int64_t ldw, const float *bias, int add, int rows,            \
        int cols, int K))                                                                                                                 \
+    X(void, dots_half, /* the same with a bf16 w */                                                                                      \
+      (float *y, int64_t ldy, const float *x, int64_t ldx, const uint16_t *w, int64_t ldw, const float *bias, int add, int rows,         \
+       int cols, int K))                                                                                                                 \
     /* sum[c] += over M rows, in order, of dy[m][c] */                                                                                   \
     X(void, column_sums, (float *sum, const float *dy, int64_t ld, int M, int cols))                                                     \
     /* dw[c] += dy z and db[c] += dy over M rows, z = (x - mean) rstd; mean, dw, db may be NULL */                                       \

@@ -299,25 +299,33 @@ static double sum(const float *x, int square, int64_t n)
 
 #define DOT_COLS 4 /* rows of w at a time, so that enough loads are under way */
 
-/* R rows of x by DOT_COLS rows of w; every sum runs along K alike, whatever R is. */
-static inline __attribute__((always_inline)) void dots_block(float *y, int64_t ldy, const float *x, int64_t ldx, const float *w,
+/* R rows of x by DOT_COLS rows of w, f32 or bf16; every sum runs along K alike, whatever R is. */
+static inline __attribute__((always_inline)) void dots_block(float *y, int64_t ldy, const float *x, int64_t ldx, const void *w, int half,
                                                              int64_t ldw, const float *bias, int add, int R, int cols, int K)
 {
     vec sums[4][DOT_COLS], a[4];
     const float *at[DOT_COLS];
-    for (int c = 0; c < DOT_COLS; c++) at[c] = w + (c < cols ? c : 0) * ldw;
+    const uint16_t *half_at[DOT_COLS];
+    for (int c = 0; c < DOT_COLS; c++) {
+        at[c] = (const float *)w + (half ? 0 : (c < cols ? c : 0) * ldw);
+        half_at[c] = (const uint16_t *)w + (half ? (c < cols ? c : 0) * ldw : 0);
+    }
     for (int r = 0; r < R; r++)
         for (int c = 0; c < DOT_COLS; c++) sums[r][c] = splat(0.0f);
     int k = 0;
     for (; k + LANES <= K; k += LANES) {
         for (int r = 0; r < R; r++) a[r] = load(x + r * ldx + k);
-        for (int c = 0; c < DOT_COLS; c++)
-            for (int r = 0; r < R; r++) sums[r][c] += a[r] * load(at[c] + k);
+        for (int c = 0; c < DOT_COLS; c++) {
+            vec b = half ? load_half(half_at[c] + k, LANES) : load(at[c] + k);
+            for (int r = 0; r < R; r++) sums[r][c] += a[r] * b;
+        }
     }
     if (k < K) {
         for (int r = 0; r < R; r++) a[r] = load_n(x + r * ldx + k, K - k);
-        for (int c = 0; c < DOT_COLS; c++)
-            for (int r = 0; r < R; r++) sums[r][c] += a[r] * load_n(at[c] + k, K - k);
+        for (int c = 0; c < DOT_COLS; c++) {
+            vec b = half ? load_half(half_at[c] + k, K - k) : load_n(at[c] + k, K - k);
+            for (int r = 0; r < R; r++) sums[r][c] += a[r] * b;
+        }
     }
     for (int r = 0; r < R; r++)
         for (int c = 0; c < DOT_COLS && c < cols; c++) {
@@ -326,17 +334,30 @@ static inline __attribute__((always_inline)) void dots_block(float *y, int64_t l
         }
 }
 
-static void dots(float *y, int64_t ldy, const float *x, int64_t ldx, const float *w, int64_t ldw, const float *bias, int add,
-                 int rows, int cols, int K)
+static inline __attribute__((always_inline)) void dots_of(float *y, int64_t ldy, const float *x, int64_t ldx, const void *w, int half,
+                                                          int64_t ldw, const float *bias, int add, int rows, int cols, int K)
 {
     for (int c = 0; c < cols; c += DOT_COLS) {
-        const float *wc = w + c * ldw, *bc = bias != NULL ? bias + c : NULL;
+        const void *wc = half ? (const void *)((const uint16_t *)w + c * ldw) : (const void *)((const float *)w + c * ldw);
+        const float *bc = bias != NULL ? bias + c : NULL;
         int left = cols - c, r = 0;
-        for (; r + 4 <= rows; r += 4) dots_block(y + r * ldy + c, ldy, x + r * ldx, ldx, wc, ldw, bc, add, 4, left, K);
-        if (rows - r == 3) dots_block(y + r * ldy + c, ldy, x + r * ldx, ldx, wc, ldw, bc, add, 3, left, K);
-        if (rows - r == 2) dots_block(y + r * ldy + c, ldy, x + r * ldx, ldx, wc, ldw, bc, add, 2, left, K);
-        if (rows - r == 1) dots_block(y + r * ldy + c, ldy, x + r * ldx, ldx, wc, ldw, bc, add, 1, left, K);
+        for (; r + 4 <= rows; r += 4) dots_block(y + r * ldy + c, ldy, x + r * ldx, ldx, wc, half, ldw, bc, add, 4, left, K);
+        if (rows - r == 3) dots_block(y + r * ldy + c, ldy, x + r * ldx, ldx, wc, half, ldw, bc, add, 3, left, K);
+        if (rows - r == 2) dots_block(y + r * ldy + c, ldy, x + r * ldx, ldx, wc, half, ldw, bc, add, 2, left, K);
+        if (rows - r == 1) dots_block(y + r * ldy + c, ldy, x + r * ldx, ldx, wc, half, ldw, bc, add, 1, left, K);
     }
+}
+
+static void dots(float *y, int64_t ldy, const float *x, int64_t ldx, const float *w, int64_t ldw, const float *bias, int add, int rows,
+                 int cols, int K)
+{
+    dots_of(y, ldy, x, ldx, w, 0, ldw, bias, add, rows, cols, K);
+}
+
+static void dots_half(float *y, int64_t ldy, const float *x, int64_t ldx, const uint16_t *w, int64_t ldw, const float *bias, int add, int rows,
+                      int cols, int K)
+{
+    dots_of(y, ldy, x, ldx, w, 1, ldw, bias, add, rows, cols, K);
 }
 
 static void column_sums(float *sum, const float *dy, int64_t ld, int M, int cols)

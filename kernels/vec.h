@@ -70,6 +70,15 @@ VEC_FN vec load_n(const float *p, int64_t n)
     return x;
 }
 
+/* n of LANES or fewer bf16 numbers, whose bits are the upper half of the f32's */
+typedef uint16_t half_vec __attribute__((vector_size(LANES * 2), aligned(LANES * 2)));
+VEC_FN vec load_half(const uint16_t *p, int64_t n)
+{
+    half_vec x = {0};
+    memcpy(&x, p, n >= LANES ? sizeof(x) : (size_t)n * sizeof(*p));
+    return (vec)(__builtin_convertvector(x, ivec) << 16);
+}
+
 VEC_FN void store_n(float *p, vec x, int64_t n)
 {
     if (n >= LANES)

@@ -61,6 +61,22 @@ struct tpo_param *tpo_params_declare(struct tpo_params *p, enum tpo_init init, f
     return item;
 }
 
+struct tpo_param *tpo_param_of_product(struct tpo_param *p)
+{
+    if (p != NULL) p->product = true;
+    return p;
+}
+
+int tpo_param_read(const struct tpo_param *p, struct tpo_stream *s, float *to)
+{
+    return p->data != NULL ? tpo_scale(s, to, 1.0f, p->data, p->size) : tpo_bf16_to_f32(s, to, p->half, p->size);
+}
+
+struct tpo_weight tpo_param_weight(const struct tpo_param *p)
+{
+    return p->data == NULL ? tpo_bf16(p->half) : tpo_f32(p->data);
+}
+
 bool tpo_param_is_aid(const struct tpo_param *p)
 {
     static const char *const prefixes[] = {"ext.encoder.dense.", "ext.router.slot."};
@@ -116,6 +132,10 @@ static int fill(struct tpo_params *p, struct tpo_stream *s, struct tpo_param *it
 {
     bool cpu = strcmp(tpo_stream_device_name(s), "cpu") == 0;
     if (item->ignored) return TPO_OK;
+    if (cpu && p->keep_half && item->product && e->dtype == TPO_BF16 && (uintptr_t)e->data % sizeof(uint16_t) == 0) {
+        item->half = e->data;
+        return TPO_OK;
+    }
     if (cpu && e->dtype == TPO_F32 && (uintptr_t)e->data % ALIGNMENT == 0) {
         item->data = (float *)e->data; /* the mapping is private: training that writes here copies the page */
         return TPO_OK;

@@ -14,7 +14,7 @@
 
 #include "common/dtype.h"
 #include "common/status.h"
-#include "kernels/stream.h"
+#include "kernels/matmul.h"
 
 #define TPO_NAME_MAX 128
 #define TPO_DIMS_MAX 5
@@ -42,7 +42,9 @@ struct tpo_param {
     float scale;
     const struct tpo_param *like; /* NULL, or draw ORTHOGONAL from this tensor's name instead of the own one, so that both start equal; */
     bool like_transposed;         /* and transposed */
-    float *data; /* f32 of the stream's device; NULL until loaded, and for an ignored one */
+    bool product; /* only ever the weight of a product, so that it may stay as it is in the file */
+    float *data; /* f32 of the stream's device; NULL until loaded, for an ignored one, and while `half` counts */
+    const uint16_t *half; /* with keep_half: a product's weight that is BF16 in its file, mapped; counts where data is NULL */
     float *grad; /* NULL while frozen */
     uint64_t pass; /* the tape's pass that used it last */
 };
@@ -51,6 +53,7 @@ struct tpo_params {
     struct tpo_param **items; /* pointers stay valid as the list grows, so models keep them */
     int n;
     struct tpo_params_memory *memory; /* mappings and copies */
+    bool keep_half; /* before load, CPU only: BF16 weights of products stay mapped as they are (--dtype bf16) */
 };
 
 /* Adds a tensor to the schema and returns it; NULL when out of memory (a later load then fails with TPO_ENOMEM). shape ends with 0. */
@@ -61,6 +64,10 @@ bool tpo_param_is_integer(const struct tpo_param *p); /* I64 in a file: position
 /* One of the training-only heads (ext.encoder.dense.*, ext.router.slot.*), which no folder to serve from need hold. */
 bool tpo_param_is_aid(const struct tpo_param *p);
 struct tpo_param *tpo_params_find(const struct tpo_params *p, const char *name);
+
+struct tpo_param *tpo_param_of_product(struct tpo_param *p); /* marks it; accepts and returns NULL */
+int tpo_param_read(const struct tpo_param *p, struct tpo_stream *s, float *to); /* its values as f32 of the device */
+struct tpo_weight tpo_param_weight(const struct tpo_param *p);
 
 /* Maps `folder` (model.safetensors or the shards of its index) and fills data of every declared tensor. `stage` is the owner in the prefix
  * table (common/prefixes.h). FAILED_PRECONDITION naming the tensor when one is missing, extra, misshapen or mistyped; a missing aid is drawn fresh. */

@@ -19,6 +19,7 @@
 
 struct tpo_tensor {
     float *data;
+    const uint16_t *half; /* a weight that stays bf16: data is NULL, and products alone take it */
     /* NULL until backward first adds to it, and again once its own step has run; an input that asked keeps it (zeros where no loss
      * reached it). */
     float *grad;

@@ -9,6 +9,11 @@ struct product_step {
     struct tpo_tensor *x, *w, *b;
 };
 
+static struct tpo_weight weight_of(const struct tpo_tensor *w)
+{
+    return w->half != NULL ? tpo_bf16(w->half) : tpo_f32(w->data);
+}
+
 /* dx += or = dy w, dw += dy^T x, db += sum of dy: what every linear layer hands back. */
 static void product_hand_back(struct tpo_tape *t, const float *dy, struct tpo_tensor *x, struct tpo_tensor *w, struct tpo_tensor *b)
 {
@@ -22,7 +27,7 @@ static void product_hand_back(struct tpo_tape *t, const float *dy, struct tpo_te
     float *dx = tpo_grad_begin(t, x, &add);
     if (dx == NULL) return;
     const int lddx = x->view_of != NULL ? x->ld : K;
-    tpo_tape_check(t, tpo_matmul_dx(s, dx, lddx, dy, N, w->data, add, M, N, K));
+    tpo_tape_check(t, tpo_matmul_dx(s, dx, lddx, dy, N, weight_of(w), add, M, N, K));
 }
 
 static void product_backward(struct tpo_tape *t, struct tpo_step *base)
@@ -40,7 +45,7 @@ struct tpo_tensor *tpo_product(struct tpo_tape *t, struct tpo_tensor *x, struct 
     struct tpo_tensor *y = tpo_tape_make(t, x->rows, N, x->needs_grad || w->needs_grad || (b != NULL && b->needs_grad));
     if (y == NULL) return NULL;
     const float *bias = b != NULL ? b->data : NULL;
-    if (!tpo_tape_check(t, tpo_matmul(tpo_tape_stream(t), y->data, N, x->data, x->ld, w->data, bias, 0, x->rows, N, K)))
+    if (!tpo_tape_check(t, tpo_matmul(tpo_tape_stream(t), y->data, N, x->data, x->ld, weight_of(w), bias, 0, x->rows, N, K)))
         return NULL;
     struct product_step *step = tpo_tape_step(t, sizeof(*step), y, product_backward);
     if (step != NULL) {
@@ -84,14 +89,14 @@ static void lora_backward(struct tpo_tape *t, struct tpo_step *base)
     if (db != NULL) tpo_tape_check(t, tpo_matmul_dw(s, db, dy, N, step->h->data, r, add, M, N, r));
     float *dh = tpo_tape_floats(t, (int64_t)M * r);
     if (dh == NULL) return;
-    tpo_tape_check(t, tpo_matmul_dx(s, dh, r, dy, N, step->b->data, 0, M, N, r));
+    tpo_tape_check(t, tpo_matmul_dx(s, dh, r, dy, N, weight_of(step->b), 0, M, N, r));
     tpo_tape_check(t, tpo_scale(s, dh, step->scale, dh, (int64_t)M * r));
     float *da = tpo_grad_begin(t, step->a, &add);
     if (da != NULL) tpo_tape_check(t, tpo_matmul_dw(s, da, dh, r, step->dropped->data, step->dropped->ld, add, M, r, K));
     float *dd = tpo_grad_begin(t, step->dropped, &add);
     if (dd != NULL)
         tpo_tape_check(
-            t, tpo_matmul_dx(s, dd, step->dropped->view_of != NULL ? step->dropped->ld : K, dh, r, step->a->data, add, M, r, K));
+            t, tpo_matmul_dx(s, dd, step->dropped->view_of != NULL ? step->dropped->ld : K, dh, r, weight_of(step->a), add, M, r, K));
 }
 
 /* An adapter that has not begun (b still zero) and is frozen adds nothing: the base alone gives the same bits. */
@@ -116,10 +121,10 @@ struct tpo_tensor *tpo_linear_lora(struct tpo_tape *t, struct tpo_tensor *x, str
     struct tpo_tensor *h = tpo_tape_make(t, M, r, false);
     struct tpo_tensor *y = tpo_tape_make(t, M, N, x->needs_grad || wt->needs_grad || at->needs_grad || bt->needs_grad);
     if (dropped == NULL || h == NULL || y == NULL) return NULL;
-    bool fine = tpo_tape_check(t, tpo_matmul(s, y->data, N, x->data, x->ld, wt->data, NULL, 0, M, N, K));
-    fine = fine && tpo_tape_check(t, tpo_matmul(s, h->data, r, dropped->data, dropped->ld, at->data, NULL, 0, M, r, K));
+    bool fine = tpo_tape_check(t, tpo_matmul(s, y->data, N, x->data, x->ld, weight_of(wt), NULL, 0, M, N, K));
+    fine = fine && tpo_tape_check(t, tpo_matmul(s, h->data, r, dropped->data, dropped->ld, weight_of(at), NULL, 0, M, r, K));
     fine = fine && tpo_tape_check(t, tpo_scale(s, h->data, scale, h->data, (int64_t)M * r));
-    fine = fine && tpo_tape_check(t, tpo_matmul(s, y->data, N, h->data, r, bt->data, NULL, 1, M, N, r));
+    fine = fine && tpo_tape_check(t, tpo_matmul(s, y->data, N, h->data, r, weight_of(bt), NULL, 1, M, N, r));
     if (!fine) return NULL;
     struct lora_step *step = tpo_tape_step(t, sizeof(*step), y, lora_backward);
     if (step != NULL) {

@@ -21,14 +21,14 @@ static void block_declare(struct tpo_vit_block *b, struct tpo_params *p, int ind
     b->norm1_b = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(C), "%s.norm1.bias", name);
     b->q_bias = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(C), "%s.attn.q_bias", name);
     b->v_bias = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(C), "%s.attn.v_bias", name);
-    b->qkv = tpo_params_declare(p, TPO_INIT_FAN_IN, s, TPO_SHAPE(3 * C, C), "%s.attn.qkv.weight", name);
-    b->proj_w = tpo_params_declare(p, TPO_INIT_FAN_IN, s, TPO_SHAPE(C, C), "%s.attn.proj.weight", name);
+    b->qkv = tpo_param_of_product(tpo_params_declare(p, TPO_INIT_FAN_IN, s, TPO_SHAPE(3 * C, C), "%s.attn.qkv.weight", name));
+    b->proj_w = tpo_param_of_product(tpo_params_declare(p, TPO_INIT_FAN_IN, s, TPO_SHAPE(C, C), "%s.attn.proj.weight", name));
     b->proj_b = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(C), "%s.attn.proj.bias", name);
     b->norm2_w = tpo_params_declare(p, TPO_INIT_ONE, 1, TPO_SHAPE(C), "%s.norm2.weight", name);
     b->norm2_b = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(C), "%s.norm2.bias", name);
-    b->fc1_w = tpo_params_declare(p, TPO_INIT_FAN_IN, s, TPO_SHAPE(F, C), "%s.mlp.fc1.weight", name);
+    b->fc1_w = tpo_param_of_product(tpo_params_declare(p, TPO_INIT_FAN_IN, s, TPO_SHAPE(F, C), "%s.mlp.fc1.weight", name));
     b->fc1_b = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(F), "%s.mlp.fc1.bias", name);
-    b->fc2_w = tpo_params_declare(p, TPO_INIT_FAN_IN, s, TPO_SHAPE(C, F), "%s.mlp.fc2.weight", name);
+    b->fc2_w = tpo_param_of_product(tpo_params_declare(p, TPO_INIT_FAN_IN, s, TPO_SHAPE(C, F), "%s.mlp.fc2.weight", name));
     b->fc2_b = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(C), "%s.mlp.fc2.bias", name);
 }
 

@@ -634,7 +634,7 @@ static float *frozen_own(struct direct *d, int i)
     struct kept *k = &d->kept[i];
     if (k->copy == NULL) {
         k->copy = tpo_device_alloc(d->stream, sizeof(float) * (size_t)p->size);
-        if (k->copy == NULL || tpo_scale(d->stream, k->copy, 1.0f, p->data, p->size) != TPO_OK) return NULL;
+        if (k->copy == NULL || tpo_param_read(p, d->stream, k->copy) != TPO_OK) return NULL;
     }
     p->data = k->copy;
     return p->data;

@@ -83,7 +83,7 @@ static int open_item(struct tpo_learner_state *s, struct tpo_trainable *x, enum 
     }
     for (int l = 0; l < s->n_lanes; l++)
         if ((x->lanes[l] = fresh(s->stream, n)) == NULL) return TPO_ENOMEM;
-    return tpo_scale(s->stream, x->weight[0], 1.0f, x->param->data, n);
+    return tpo_param_read(x->param, s->stream, x->weight[0]);
 }
 
 static int hands_open(struct tpo_learner_state *s, int64_t scratch, struct tpo_error *err)

@@ -41,7 +41,7 @@ static const struct tpo_lora *layer_linear(const struct tpo_decoder_layer *l, in
 static int linear_open(struct tpo_batch *b, struct linear *l, const struct tpo_lora *lora, bool merge)
 {
     l->lora = lora;
-    if (!merge || lora->a == NULL) return TPO_OK;
+    if (!merge || lora->a == NULL || lora->w->data == NULL) return TPO_OK; /* what stays bf16 takes no adapter in */
     l->merged = tpo_device_alloc(b->s, (size_t)lora->w->size * sizeof(float));
     return l->merged != NULL ? tpo_decoder_merge(b->s, l->merged, lora, b->scale) : TPO_ENOMEM;
 }
@@ -114,7 +114,7 @@ void tpo_batch_close(struct tpo_batch *b)
 }
 
 /* y (n, out) = or += x w^T, by the kernel of the pass. */
-static int product(struct tpo_batch *b, float *y, const float *x, const float *w, const float *bias, int add, int n, int out,
+static int product(struct tpo_batch *b, float *y, const float *x, struct tpo_weight w, const float *bias, int add, int n, int out,
                    int in, bool prompt)
 {
     if (prompt) return tpo_matmul(b->s, y, out, x, in, w, bias, add, n, out, in);
@@ -125,12 +125,12 @@ static int apply(struct tpo_batch *b, float *y, const float *x, const struct lin
 {
     const struct tpo_lora *a = l->lora;
     const int out = (int)a->w->shape[0], in = (int)a->w->shape[1];
-    int rc = product(b, y, x, l->merged != NULL ? l->merged : a->w->data, NULL, add, n, out, in, prompt);
+    int rc = product(b, y, x, l->merged != NULL ? tpo_f32(l->merged) : tpo_param_weight(a->w), NULL, add, n, out, in, prompt);
     if (rc != TPO_OK || l->merged != NULL || a->a == NULL) return rc;
     const int r = (int)a->a->shape[0];
-    rc = product(b, b->low, x, a->a->data, NULL, 0, n, r, in, prompt);
+    rc = product(b, b->low, x, tpo_param_weight(a->a), NULL, 0, n, r, in, prompt);
     if (rc == TPO_OK) rc = tpo_scale(b->s, b->low, b->scale, b->low, (int64_t)n * r);
-    if (rc == TPO_OK) rc = product(b, y, b->low, a->b->data, NULL, 1, n, out, r, prompt);
+    if (rc == TPO_OK) rc = product(b, y, b->low, tpo_param_weight(a->b), NULL, 1, n, out, r, prompt);
     return rc;
 }
 
@@ -217,7 +217,7 @@ static int project(struct tpo_batch *b, float *out, const float *visual, int que
     const int D = d->config->llm.hidden_size, C = d->config->bridge.hidden_size;
     float *in = tpo_device_alloc(b->s, (size_t)queries * (size_t)C * sizeof(float));
     int rc = in != NULL ? tpo_copy_in(b->s, in, visual, (size_t)queries * (size_t)C * sizeof(float)) : TPO_ENOMEM;
-    if (rc == TPO_OK) rc = tpo_matmul(b->s, out, D, in, C, d->project_up_w->data, d->project_up_b->data, 0, queries, D, C);
+    if (rc == TPO_OK) rc = tpo_matmul(b->s, out, D, in, C, tpo_param_weight(d->project_up_w), d->project_up_b->data, 0, queries, D, C);
     if (rc == TPO_OK && d->slot_position != NULL) rc = tpo_add_rows(b->s, out, d->slot_position->data, queries, queries, D);
     if (rc == TPO_OK) rc = tpo_stream_wait(b->s);
     tpo_device_free(b->s, in);
@@ -231,9 +231,9 @@ static int encode_boxes(struct tpo_batch *b, float *out, const float (*boxes)[4]
     float *in = tpo_device_alloc(b->s, (size_t)n * 4 * sizeof(float)),
           *mid = tpo_device_alloc(b->s, (size_t)n * (size_t)H * sizeof(float));
     int rc = in != NULL && mid != NULL ? tpo_copy_in(b->s, in, boxes, (size_t)n * 4 * sizeof(float)) : TPO_ENOMEM;
-    if (rc == TPO_OK) rc = tpo_matmul(b->s, mid, H, in, 4, d->box_w0->data, d->box_b0->data, 0, n, H, 4);
+    if (rc == TPO_OK) rc = tpo_matmul(b->s, mid, H, in, 4, tpo_param_weight(d->box_w0), d->box_b0->data, 0, n, H, 4);
     if (rc == TPO_OK) rc = tpo_relu(b->s, mid, mid, (int64_t)n * H);
-    if (rc == TPO_OK) rc = tpo_matmul(b->s, out, D, mid, H, d->box_w1->data, d->box_b1->data, 0, n, D, H);
+    if (rc == TPO_OK) rc = tpo_matmul(b->s, out, D, mid, H, tpo_param_weight(d->box_w1), d->box_b1->data, 0, n, D, H);
     if (rc == TPO_OK) rc = tpo_stream_wait(b->s);
     tpo_device_free(b->s, in);
     tpo_device_free(b->s, mid);

@@ -15,7 +15,7 @@ static void lora_declare(struct tpo_lora *l, struct tpo_params *p, const struct 
                          int out, int in, const char *name)
 {
     const int r = c->llm.lora_r;
-    l->w = tpo_params_declare(p, init, scale, TPO_SHAPE(out, in), "%s.base_layer.weight", name);
+    l->w = tpo_param_of_product(tpo_params_declare(p, init, scale, TPO_SHAPE(out, in), "%s.base_layer.weight", name));
     if (!c->llm.use_lora) return;
     l->a = tpo_params_declare(p, TPO_INIT_FAN_IN, 0.7F, TPO_SHAPE(r, in), "%s.lora_A.default.weight", name);
     l->b = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(out, r), "%s.lora_B.default.weight", name);
@@ -109,7 +109,7 @@ int tpo_decoder_merge(struct tpo_stream *s, float *merged, const struct tpo_lora
     if (scaled == NULL) return TPO_ENOMEM;
     code = tpo_scale(s, scaled, scale, l->b->data, l->b->size);
     /* The product of two matrices as they lie, b (out, r) a (r, in), is what matmul_dx computes. */
-    if (code == TPO_OK) code = tpo_matmul_dx(s, merged, in, scaled, r, l->a->data, 1, out, r, in);
+    if (code == TPO_OK) code = tpo_matmul_dx(s, merged, in, scaled, r, tpo_f32(l->a->data), 1, out, r, in);
     tpo_device_free(s, scaled);
     return code;
 }

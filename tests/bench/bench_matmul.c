@@ -61,13 +61,13 @@ struct product {
 static void run_y(struct tpo_stream *s, void *arg)
 {
     struct product *p = arg;
-    tpo_matmul(s, p->y, p->N, p->x, p->K, p->w, NULL, 0, p->M, p->N, p->K);
+    tpo_matmul(s, p->y, p->N, p->x, p->K, tpo_f32(p->w), NULL, 0, p->M, p->N, p->K);
 }
 
 static void run_dx(struct tpo_stream *s, void *arg)
 {
     struct product *p = arg;
-    tpo_matmul_dx(s, p->x, p->K, p->y, p->N, p->w, 0, p->M, p->N, p->K);
+    tpo_matmul_dx(s, p->x, p->K, p->y, p->N, tpo_f32(p->w), 0, p->M, p->N, p->K);
 }
 
 static void run_dw(struct tpo_stream *s, void *arg)
@@ -79,7 +79,7 @@ static void run_dw(struct tpo_stream *s, void *arg)
 static void run_matvec(struct tpo_stream *s, void *arg)
 {
     struct product *p = arg;
-    tpo_matvec(s, p->y, p->N, p->x, p->K, p->w, NULL, 0, p->M, p->N, p->K);
+    tpo_matvec(s, p->y, p->N, p->x, p->K, tpo_f32(p->w), NULL, 0, p->M, p->N, p->K);
 }
 
 static void run_bare(struct tpo_stream *s, void *arg)

@@ -53,13 +53,13 @@ static void compare(const char *what, const float *got, const float *before, int
 static void check_all(struct tpo_stream *s, struct operands *o, int add)
 {
     float *y = check_copy(o->y, (int64_t)o->M * o->ldy);
-    assert_int_equal(tpo_matmul(s, y, o->ldy, o->x, o->ldx, o->w, o->bias, add, o->M, o->N, o->K), TPO_OK);
+    assert_int_equal(tpo_matmul(s, y, o->ldy, o->x, o->ldx, tpo_f32(o->w), o->bias, add, o->M, o->N, o->K), TPO_OK);
     compare("y", y, add ? o->y : NULL, o->M, o->N, o->ldy, o->K, o->x, o->ldx, 1, o->w, 1, o->K, o->bias);
-    assert_int_equal(tpo_matmul(s, y, o->ldy, o->x, o->ldx, o->w, NULL, 0, o->M, o->N, o->K), TPO_OK);
+    assert_int_equal(tpo_matmul(s, y, o->ldy, o->x, o->ldx, tpo_f32(o->w), NULL, 0, o->M, o->N, o->K), TPO_OK);
     compare("y without bias", y, NULL, o->M, o->N, o->ldy, o->K, o->x, o->ldx, 1, o->w, 1, o->K, NULL);
     free(y);
     float *dx = check_copy(o->y, (int64_t)o->M * o->ldx);
-    assert_int_equal(tpo_matmul_dx(s, dx, o->ldx, o->dy, o->ldy, o->w, add, o->M, o->N, o->K), TPO_OK);
+    assert_int_equal(tpo_matmul_dx(s, dx, o->ldx, o->dy, o->ldy, tpo_f32(o->w), add, o->M, o->N, o->K), TPO_OK);
     compare("dx", dx, add ? o->y : NULL, o->M, o->K, o->ldx, o->N, o->dy, o->ldy, 1, o->w, o->K, 1, NULL);
     free(dx);
     float *dw = check_copy(o->y, (int64_t)o->N * o->K);
@@ -104,7 +104,7 @@ static void matvec_equals_f64(void **state)
         for (int add = 0; add <= 1; add++) {
             struct operands o = make((int[]){M, 131, 77}, 3, 1, 0);
             float *y = check_copy(o.y, (int64_t)o.M * o.ldy);
-            assert_int_equal(tpo_matvec(s, y, o.ldy, o.x, o.ldx, o.w, o.bias, add, o.M, o.N, o.K), TPO_OK);
+            assert_int_equal(tpo_matvec(s, y, o.ldy, o.x, o.ldx, tpo_f32(o.w), o.bias, add, o.M, o.N, o.K), TPO_OK);
             compare("matvec", y, add ? o.y : NULL, o.M, o.N, o.ldy, o.K, o.x, o.ldx, 1, o.w, 1, o.K, o.bias);
             free(y);
             unmake(&o);
@@ -124,19 +124,19 @@ static void a_row_has_the_same_bits_whatever_M_is(void **state)
         float *y = check_zeros((int64_t)200 * N), *dx = check_zeros((int64_t)200 * K), *v = check_zeros((int64_t)16 * N);
         float *y_all = check_zeros((int64_t)200 * N), *dx_all = check_zeros((int64_t)200 * K),
               *v_all = check_zeros((int64_t)16 * N);
-        tpo_matmul(s, y_all, N, o.x, K, o.w, o.bias, 0, 200, N, K);
-        tpo_matmul_dx(s, dx_all, K, o.dy, N, o.w, 0, 200, N, K);
-        tpo_matvec(s, v_all, N, o.x, K, o.w, o.bias, 0, 16, N, K);
+        tpo_matmul(s, y_all, N, o.x, K, tpo_f32(o.w), o.bias, 0, 200, N, K);
+        tpo_matmul_dx(s, dx_all, K, o.dy, N, tpo_f32(o.w), 0, 200, N, K);
+        tpo_matvec(s, v_all, N, o.x, K, tpo_f32(o.w), o.bias, 0, 16, N, K);
         for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
             for (int first = 0; first <= 67; first += 67) {
                 int M = rows[i];
-                tpo_matmul(s, y, N, o.x + (int64_t)first * K, K, o.w, o.bias, 0, M, N, K);
+                tpo_matmul(s, y, N, o.x + (int64_t)first * K, K, tpo_f32(o.w), o.bias, 0, M, N, K);
                 check_same_bits("y", y, y_all + (int64_t)first * N, (size_t)M * N * sizeof(float));
-                tpo_matmul_dx(s, dx, K, o.dy + (int64_t)first * N, N, o.w, 0, M, N, K);
+                tpo_matmul_dx(s, dx, K, o.dy + (int64_t)first * N, N, tpo_f32(o.w), 0, M, N, K);
                 check_same_bits("dx", dx, dx_all + (int64_t)first * K, (size_t)M * K * sizeof(float));
             }
         for (int M = 1; M <= 15; M++) {
-            tpo_matvec(s, v, N, o.x + K, K, o.w, o.bias, 0, M, N, K);
+            tpo_matvec(s, v, N, o.x + K, K, tpo_f32(o.w), o.bias, 0, M, N, K);
             check_same_bits("matvec", v, v_all + N, (size_t)M * N * sizeof(float));
         }
         free(y), free(dx), free(v), free(y_all), free(dx_all), free(v_all);
@@ -156,8 +156,8 @@ static void bits_do_not_depend_on_the_team(void **state)
         for (int which = 0; which < 2; which++) {
             struct tpo_stream *s = which == 0 ? one : three;
             float *y = which == 0 ? a : b, *dx = y + (int64_t)o.M * o.ldy, *dw = dx + (int64_t)o.M * o.ldx;
-            tpo_matmul(s, y, o.ldy, o.x, o.ldx, o.w, o.bias, 1, o.M, o.N, o.K);
-            tpo_matmul_dx(s, dx, o.ldx, o.dy, o.ldy, o.w, 1, o.M, o.N, o.K);
+            tpo_matmul(s, y, o.ldy, o.x, o.ldx, tpo_f32(o.w), o.bias, 1, o.M, o.N, o.K);
+            tpo_matmul_dx(s, dx, o.ldx, o.dy, o.ldy, tpo_f32(o.w), 1, o.M, o.N, o.K);
             tpo_matmul_dw(s, dw, o.dy, o.ldy, o.x, o.ldx, 1, o.M, o.N, o.K);
             tpo_bias_grad(s, dw, o.dy, o.ldy, 1, o.M, o.N < o.K ? o.N : o.K);
         }
@@ -173,12 +173,12 @@ static void impossible_shapes_are_refused(void **state)
     (void)state;
     struct tpo_stream *s = check_stream(1);
     float x[64] = {0}, y[64] = {7.0f};
-    assert_int_equal(tpo_matmul(s, y, 4, x, 4, x, NULL, 0, 0, 4, 4), TPO_EINVAL);
-    assert_int_equal(tpo_matmul(s, y, 3, x, 4, x, NULL, 0, 4, 4, 4), TPO_EINVAL);
-    assert_int_equal(tpo_matmul(s, y, 4, x, 3, x, NULL, 0, 4, 4, 4), TPO_EINVAL);
-    assert_int_equal(tpo_matmul_dx(s, y, 4, x, 4, x, 0, 4, -1, 4), TPO_EINVAL);
+    assert_int_equal(tpo_matmul(s, y, 4, x, 4, tpo_f32(x), NULL, 0, 0, 4, 4), TPO_EINVAL);
+    assert_int_equal(tpo_matmul(s, y, 3, x, 4, tpo_f32(x), NULL, 0, 4, 4, 4), TPO_EINVAL);
+    assert_int_equal(tpo_matmul(s, y, 4, x, 3, tpo_f32(x), NULL, 0, 4, 4, 4), TPO_EINVAL);
+    assert_int_equal(tpo_matmul_dx(s, y, 4, x, 4, tpo_f32(x), 0, 4, -1, 4), TPO_EINVAL);
     assert_int_equal(tpo_matmul_dw(s, y, x, 4, x, 4, 0, 4, 4, 0), TPO_EINVAL);
-    assert_int_equal(tpo_matvec(s, y, 4, x, 4, x, NULL, 0, TPO_MATVEC_ROWS + 1, 1, 1), TPO_EINVAL);
+    assert_int_equal(tpo_matvec(s, y, 4, x, 4, tpo_f32(x), NULL, 0, TPO_MATVEC_ROWS + 1, 1, 1), TPO_EINVAL);
     assert_int_equal(tpo_bias_grad(s, y, x, 3, 0, 4, 4), TPO_EINVAL);
     assert_true(y[0] == 7.0f);
     tpo_stream_close(s);
