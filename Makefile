@@ -1,7 +1,7 @@
 # tpomesh: one file that sets up, builds, tests, benches and runs everything.
 #
 #   make run            set up, build, start the mesh, ask it real questions       make stop     end it
-#   make test           set up, build, run every test (T=attention: only those whose path or case holds it)
+#   make test           set up, build, run every test (T=attention,rpc: only those whose path or case holds one of the words)
 #   make test SAN=address|thread|undefined                                         the same under a sanitizer
 #   make parity KIT=DIR every golden case below DIR
 #   make fuzz           every fuzzer of tests/fuzz/ for SECONDS_EACH
@@ -172,7 +172,7 @@ $(BUILD)/tests/parity: $(BUILD)/obj/tests/parity/main.o $(call objects,$(filter-
 build-tests: build $(TESTS) $(BUILD)/tests/parity
 test: setup
 	@$(MAKE) --no-print-directory -j$$(nproc) build-tests
-	@ASAN_OPTIONS=detect_leaks=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1 TPO_BUILD=$(BUILD) $(BUILD)/tests/run $(if $(T),--only $(T)) $(TESTS)
+	@ASAN_OPTIONS=detect_leaks=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1 TPO_BUILD=$(BUILD) $(BUILD)/tests/run $(if $(T),--only $(T)) $(if $(SAN),--seconds 1200) $(TESTS)
 parity: setup
 	@$(MAKE) --no-print-directory -j$$(nproc) $(BUILD)/tests/parity
 	@$(BUILD)/tests/parity $(KIT)

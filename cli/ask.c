@@ -133,7 +133,8 @@ static void print_stages(const struct answer *a)
     json_array_foreach(json_object_get(a->done, "stages"), i, stage)
     {
         const char *cache = text_at(stage, "cache");
-        printf("  stage   %-8s queue %7.2f ms  run %8.2f ms%s%s\n", text_at(stage, "name"), number_at(stage, "queueMs"), number_at(stage, "runMs"),
+        printf("  stage   %-8s queue %7.2f ms  run %8.2f ms  hop %6.2f ms%s%s\n", text_at(stage, "name"), number_at(stage, "queueMs"), number_at(stage, "runMs"),
+               number_at(stage, "hopMs"),
                cache[0] != '\0' ? "  cache " : "", cache);
     }
     printf("  total   %.1f ms in the mesh, %.0f prompt and %.0f answer tokens, %s", number_at(usage, "totalMs"), number_at(usage, "promptTokens"),

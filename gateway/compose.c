@@ -166,6 +166,7 @@ void tpo_answer_stage(struct tpo_answer *a, const struct tpo_stage_result *s)
         g->queue_ms = isfinite(s->queue_ms) ? s->queue_ms : 0;
         g->run_ms = isfinite(s->run_ms) ? s->run_ms : 0;
         g->version = s->version;
+        g->hop_ms = isfinite(s->hop_ms) && s->hop_ms > 0 ? s->hop_ms : 0;
         if (s->err != NULL) g->error = tpo_error_message(s->err, a->response.request_id);
     }
     insert(a, &a->response.stages, &a->response.n_stages, a->response.n_stages, g);

@@ -38,6 +38,7 @@ struct tpo_stage_result {
     double queue_ms, run_ms;
     uint64_t version;
     const struct tpo_error *err; /* NULL: none */
+    double hop_ms;
 };
 void tpo_answer_stage(struct tpo_answer *a, const struct tpo_stage_result *s);
 void tpo_answer_usage(struct tpo_answer *a, uint32_t prompt_tokens, uint32_t completion_tokens, double total_ms);

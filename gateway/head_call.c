@@ -51,6 +51,7 @@ static void on_head_message(void *owner, struct tpo_rpc *rpc, ProtobufCMessage *
         case TPO__V1__TASK_RESULT__KIND_DONE:
             if (c->end == NULL) {
                 c->end = result->done;
+                c->told_ms = now_ms();
                 result->done = NULL;
             }
             break;
@@ -131,6 +132,7 @@ static void start_head(struct head_call *c)
     struct tpo_rpc_start start = tpo_request_hop(r, "/tpo.v1.Head/Run", &tpo__v1__task_result__descriptor);
     start.peer = c->peer;
     const struct tpo_rpc_events events = {.owner = c, .on_message = on_head_message, .on_done = on_head_done};
+    c->sent_ms = now_ms();
     c->rpc = tpo_rpc_open(c->peers, &start, &call.base, &e, &events, &err);
     if (c->rpc == NULL)
         tpo_head_call_fail(c, &err);

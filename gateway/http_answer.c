@@ -65,7 +65,8 @@ static const char *status_text(int status)
     return "Error";
 }
 
-static void write_head(struct tpo_http *x, int status, const char *type, const char *headers, int64_t length)
+/* The head, and what there is of the body with it: one write, so that a client wakes once. length -1: not known. */
+static void write_head(struct tpo_http *x, int status, const char *type, const char *headers, int64_t length, const void *body)
 {
     /* A body that wasn't read to its end would be taken for the next request. */
     if (!x->complete || x->door->draining) x->keep_alive = false;
@@ -85,7 +86,7 @@ static void write_head(struct tpo_http *x, int status, const char *type, const c
     if (t.failed)
         tpo_http_close(x);
     else
-        tpo_http_write(x, t.data, t.size, NULL, 0, "");
+        tpo_http_write(x, t.data, t.size, body, body != NULL ? (size_t)length : 0, "");
     tpo_text_free(&t);
     if (x->door->s.on_answer != NULL) x->door->s.on_answer(x->door->s.owner, x->route != NULL ? x->route->path : "", status);
 }
@@ -94,8 +95,7 @@ void tpo_http_reply(struct tpo_http *x, int status, const char *type, const void
 {
     TPO_ASSERT(!x->answered && !x->streaming);
     x->answered = true;
-    write_head(x, status, type, headers, (int64_t)size);
-    if (!x->head_only && size > 0) tpo_http_write(x, data, size, NULL, 0, "");
+    write_head(x, status, type, headers, (int64_t)size, x->head_only || size == 0 ? NULL : data);
     tpo_http_after_answer(x);
 }
 
@@ -157,7 +157,7 @@ void tpo_http_stream_begin(struct tpo_http *x, const char *type)
     TPO_ASSERT(!x->answered && !x->streaming);
     x->chunked = x->parser.http_minor > 0;
     if (!x->chunked) x->keep_alive = false;
-    write_head(x, 200, type, "Cache-Control: no-store\r\nX-Accel-Buffering: no\r\n", -1);
+    write_head(x, 200, type, "Cache-Control: no-store\r\nX-Accel-Buffering: no\r\n", -1, NULL);
     x->streaming = true;
 }
 

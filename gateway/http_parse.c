@@ -1,11 +1,11 @@
 /* This file owns an HTTP request as it is read: the parser's callbacks, which return -1 where our own answer was given, headers, the route, and what
  * waits behind it. */
-#include <openssl/rand.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
 #include "gateway/http_private.h"
+#include "gateway/trace.h"
 
 #define HEADER_BYTES 16384
 #define URL_BYTES    8192
@@ -114,9 +114,7 @@ static void choose_request_id(struct tpo_http *x)
         snprintf(x->request_id, sizeof(x->request_id), "%s", given);
         return;
     }
-    unsigned char bytes[8];
-    RAND_bytes(bytes, sizeof(bytes));
-    for (size_t i = 0; i < sizeof(bytes); i++) snprintf(x->request_id + 2 * i, 3, "%02x", bytes[i]);
+    tpo_random_hex(x->request_id, 8);
 }
 
 /* Finds the route; false after 404 or 405 was answered. */

@@ -188,6 +188,7 @@ static void on_router_message(void *owner, struct tpo_rpc *rpc, ProtobufCMessage
         case TPO__V1__GENERATE_EVENT__KIND_DONE:
             if (r->generated == NULL) {
                 r->generated = event->done;
+                r->generate_told_ms = now_ms();
                 event->done = NULL;
             }
             break;
@@ -241,6 +242,7 @@ static void generate(struct tpo_request *r)
     struct tpo_rpc_start start = tpo_request_hop(r, "/tpo.v1.Router/Generate", &tpo__v1__generate_event__descriptor);
     start.reply_payload = true;
     const struct tpo_rpc_events events = {.owner = r, .on_message = on_router_message, .on_done = on_router_done};
+    r->generate_sent_ms = now_ms();
     r->rpc = tpo_rpc_open(r->g->router, &start, &ask.base, r->visual.data != NULL ? &r->visual : NULL, &events, &err);
     if (r->rpc == NULL)
         tpo_request_fail(r, &err, "router");
@@ -260,6 +262,7 @@ static void on_encoder_message(void *owner, struct tpo_rpc *rpc, ProtobufCMessag
         return;
     }
     r->encoded = (Tpo__V1__EncodeReply *)message;
+    r->encode_told_ms = now_ms();
     if (payload != NULL) {
         r->visual = *payload;
         *payload = (struct tpo_payload){0};
@@ -342,6 +345,7 @@ static void encode(struct tpo_request *r)
     start.reply_payload = true;
     start.peer = r->peer; /* the one that was given the bytes, where one was */
     const struct tpo_rpc_events events = {.owner = r, .on_message = on_encoder_message, .on_done = on_encoder_done};
+    r->encode_sent_ms = now_ms();
     r->rpc = tpo_rpc_open(r->g->encoder, &start, &ask.base, NULL, &events, &err);
     if (r->rpc == NULL)
         tpo_request_fail(r, &err, "encoder");

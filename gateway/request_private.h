@@ -28,6 +28,7 @@ struct head_call {
     struct tpo_error err; /* why it failed */
     Tpo__V1__HeadDone *end;
     char instance[128];
+    double sent_ms, told_ms; /* the call's start, its last message */
 };
 
 struct tpo_request {
@@ -56,6 +57,7 @@ struct tpo_request {
     Tpo__V1__GenerateDone *generated;
     Tpo__V1__Rect *rects;
     char encoder_instance[128], router_instance[128];
+    double encode_sent_ms, encode_told_ms, generate_sent_ms, generate_told_ms;
     struct head_call *calls[CALLS_MAX];
     uint32_t n_calls;
     struct tpo_answer answer;

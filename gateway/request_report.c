@@ -13,13 +13,15 @@ void tpo_request_stages(struct tpo_request *r, const struct tpo_error *err)
     const Tpo__V1__EncodeReply *e = r->encoded;
     if (e != NULL)
         tpo_answer_stage(&r->answer, &(struct tpo_stage_result){"encoder", r->encoder_instance, e->cache, e->digest, e->queue_ms,
-                                                                e->run_ms, e->version, NULL});
+                                                                e->run_ms, e->version, NULL,
+                                                                r->encode_told_ms - r->encode_sent_ms - e->queue_ms - e->run_ms});
     else if (strcmp(failed, "encoder") == 0)
         tpo_answer_stage(&r->answer, &(struct tpo_stage_result){.name = "encoder", .instance = r->encoder_instance, .err = err});
     const Tpo__V1__GenerateDone *d = r->generated;
     if (d != NULL)
-        tpo_answer_stage(&r->answer, &(struct tpo_stage_result){"router", r->router_instance, "", d->digest, d->queue_ms, d->run_ms,
-                                                                d->version, NULL});
+        tpo_answer_stage(&r->answer,
+                         &(struct tpo_stage_result){"router", r->router_instance, "", d->digest, d->queue_ms, d->run_ms, d->version,
+                                                    NULL, r->generate_told_ms - r->generate_sent_ms - d->queue_ms - d->run_ms});
     else if (strcmp(failed, "router") == 0)
         tpo_answer_stage(&r->answer, &(struct tpo_stage_result){.name = "router", .instance = r->router_instance, .err = err});
     for (uint32_t i = 0; i < r->n_calls; i++) {
@@ -27,7 +29,9 @@ void tpo_request_stages(struct tpo_request *r, const struct tpo_error *err)
         const Tpo__V1__HeadDone *h = c->end;
         struct tpo_stage_result s = {.name = c->task, .instance = c->instance, .err = c->err.code != TPO_OK ? &c->err : NULL};
         if (h != NULL)
-            s = (struct tpo_stage_result){c->task, c->instance, h->cache, h->digest, h->queue_ms, h->run_ms, h->version, s.err};
+            s = (struct tpo_stage_result){c->task,    c->instance, h->cache,
+                                          h->digest,  h->queue_ms, h->run_ms,
+                                          h->version, s.err,       c->told_ms - c->sent_ms - h->queue_ms - h->run_ms};
         if (h != NULL || s.err != NULL) tpo_answer_stage(&r->answer, &s);
     }
 }

@@ -1,6 +1,6 @@
 /* run.c -- starts one process per test case, each with a time limit and a directory of its own, some at a time, and counts.
  *
- *   run [--only TEXT] [--jobs N] [--seconds S] TEST_PROGRAM...
+ *   run [--only TEXT,...] [--jobs N] [--seconds S] TEST_PROGRAM...
  *
  * A line per case as it ends; the output of failed cases; `N passed, N failed` last. The exit status is the verdict. */
 #include <errno.h>
@@ -36,6 +36,17 @@ static int remove_one(const char *path, const struct stat *st, int flag, struct 
     return remove(path);
 }
 
+/* Whether one of the words, parted by commas, is in a or in b. */
+static int named(const char *words, const char *a, const char *b)
+{
+    char word[256];
+    for (const char *at = words; *at != '\0'; at += strcspn(at, ","), at += *at == ',') {
+        snprintf(word, sizeof(word), "%.*s", (int)strcspn(at, ","), at);
+        if (word[0] != '\0' && (strstr(a, word) != NULL || strstr(b, word) != NULL)) return 1;
+    }
+    return 0;
+}
+
 static int list_cases(const char *program, const char *only, struct job **jobs, int n)
 {
     char command[PATH_MAX + 16], line[128];
@@ -43,7 +54,7 @@ static int list_cases(const char *program, const char *only, struct job **jobs, 
     FILE *list = popen(command, "r");
     while (list != NULL && fgets(line, sizeof(line), list) != NULL) {
         line[strcspn(line, "\n")] = '\0';
-        if (only != NULL && strstr(program, only) == NULL && strstr(line, only) == NULL) continue;
+        if (only != NULL && !named(only, program, line)) continue;
         *jobs = realloc(*jobs, (size_t)(n + 1) * sizeof(**jobs));
         (*jobs)[n] = (struct job){.program = program};
         snprintf((*jobs)[n].name, sizeof((*jobs)[n].name), "%s", line);
@@ -127,8 +138,10 @@ int main(int argc, char **argv)
                 waitpid(jobs[k].pid, &status, 0);
                 timed_out = 1;
             }
-            if (finish(&jobs[k], status, timed_out)) passed++;
-            else failed++;
+            if (finish(&jobs[k], status, timed_out))
+                passed++;
+            else
+                failed++;
             jobs[k].pid = 0;
             running--;
         }

@@ -388,7 +388,7 @@ static void post(struct tpo_call *c)
     tpo_loop_post(c->server->loop, &c->post_tag);
 }
 
-void tpo_call_send(struct tpo_call *c, const ProtobufCMessage *message, struct tpo_payload *take_payload)
+static void send(struct tpo_call *c, const ProtobufCMessage *message, struct tpo_payload *take_payload, bool now)
 {
     struct call_out *out = calloc(1, sizeof(*out));
     if (out != NULL) out->bytes = tpo_message_pack(message, take_payload);
@@ -399,8 +399,18 @@ void tpo_call_send(struct tpo_call *c, const ProtobufCMessage *message, struct t
     else c->out_first = out;
     c->out_last = out;
     c->n_out++;
-    post(c);
+    if (now) post(c);
     pthread_mutex_unlock(&c->lock);
+}
+
+void tpo_call_send(struct tpo_call *c, const ProtobufCMessage *message, struct tpo_payload *take_payload)
+{
+    send(c, message, take_payload, true);
+}
+
+void tpo_call_send_last(struct tpo_call *c, const ProtobufCMessage *message, struct tpo_payload *take_payload)
+{
+    send(c, message, take_payload, false);
 }
 
 int tpo_call_unsent(struct tpo_call *c)

@@ -61,6 +61,8 @@ const char *tpo_call_request_id(const struct tpo_call *c);                /* tpo
 
 /* Any thread. Takes the payload's data (may be NULL). Messages of a streaming call go out in order. */
 void tpo_call_send(struct tpo_call *c, const ProtobufCMessage *message, struct tpo_payload *take_payload);
+/* The same for a message that tpo_call_finish follows at once: both go out together, which saves both sides a round through their queues. */
+void tpo_call_send_last(struct tpo_call *c, const ProtobufCMessage *message, struct tpo_payload *take_payload);
 int tpo_call_unsent(struct tpo_call *c); /* messages in the outbox: a producer that outruns its reader waits on this */
 /* status TPO_OK, or an error; then err (may be NULL) tells the rest. The last use of the call. */
 void tpo_call_finish(struct tpo_call *c, int status, const struct tpo_error *err);

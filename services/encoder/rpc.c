@@ -133,7 +133,7 @@ static void answer(struct service *s, struct request *r, const struct tpo_cached
         reply.queue_ms = began_ms > r->came_ms ? began_ms - r->came_ms : 0;
         reply.run_ms = now_ms() - (began_ms > r->came_ms ? began_ms : r->came_ms);
         reply.digest = (char *)tpo_host_digest(s->host);
-        tpo_call_send(r->call, &reply.base, &visual);
+        tpo_call_send_last(r->call, &reply.base, &visual);
     }
     free(frames), free(list);
     finish(s, r, err.code == TPO_OK ? NULL : &err);

@@ -68,7 +68,7 @@ static void send_box(struct tpo_call *c, const float box[4])
     rect.x0 = box[0], rect.y0 = box[1], rect.x1 = box[2], rect.y1 = box[3];
     result.kind_case = TPO__V1__TASK_RESULT__KIND_BOX;
     result.box = &rect;
-    tpo_call_send(c, &result.base, NULL);
+    tpo_call_send_last(c, &result.base, NULL); /* `done` comes at once */
 }
 
 static void send_done(struct service *s, struct tpo_job *job)
@@ -80,7 +80,7 @@ static void send_done(struct service *s, struct tpo_job *job)
     done.digest = (char *)tpo_host_digest(s->host);
     result.kind_case = TPO__V1__TASK_RESULT__KIND_DONE;
     result.done = &done;
-    tpo_call_send(job->call, &result.base, NULL);
+    tpo_call_send_last(job->call, &result.base, NULL);
 }
 
 static int run(void *self, struct tpo_job *job)

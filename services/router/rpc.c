@@ -136,7 +136,7 @@ static void send_done(struct flight *f, const char *finish_reason, int prompt_to
     done.digest = (char *)tpo_host_digest(f->service->host);
     event.kind_case = TPO__V1__GENERATE_EVENT__KIND_DONE;
     event.done = &done;
-    tpo_call_send(f->job->call, &event.base, NULL);
+    tpo_call_send_last(f->job->call, &event.base, NULL);
 }
 
 static void on_done(void *owner, int status, const char *finish_reason, int prompt_tokens, int completion_tokens, const struct tpo_error *err)

@@ -162,7 +162,7 @@ static inline double live_counter(struct live *l, const char *name, const char *
 static inline int live_encode(struct live *l, const char *id, Tpo__V1__EncodeReply **reply, struct tpo_payload *visual, struct tpo_error *err)
 {
     const struct tpo_rpc_start start = {
-        .path = "/tpo.v1.Encoder/Encode", .reply = &tpo__v1__encode_reply__descriptor, .reply_payload = true, .timeout_ms = 30000, .key = id};
+        .path = "/tpo.v1.Encoder/Encode", .reply = &tpo__v1__encode_reply__descriptor, .reply_payload = true, .timeout_ms = 240000, .key = id};
     Tpo__V1__EncodeRequest q = TPO__V1__ENCODE_REQUEST__INIT;
     q.media_id = (char *)id;
     *reply = NULL;
@@ -195,7 +195,7 @@ static inline void live_on_put_done(void *owner, struct tpo_rpc *r, int status, 
 /* Sends bytes as chunks of `step`. expected may be NULL. */
 static inline int live_put(struct live *l, const char *expected, const uint8_t *data, size_t n, size_t step, struct live_put *p)
 {
-    const struct tpo_rpc_start start = {.path = "/tpo.v1.Media/Put", .reply = &tpo__v1__media_put_reply__descriptor, .stream_in = true, .timeout_ms = 30000};
+    const struct tpo_rpc_start start = {.path = "/tpo.v1.Media/Put", .reply = &tpo__v1__media_put_reply__descriptor, .stream_in = true, .timeout_ms = 240000};
     const struct tpo_rpc_events on = {.owner = p, .on_message = live_on_put_message, .on_done = live_on_put_done};
     Tpo__V1__MediaChunk chunk = TPO__V1__MEDIA_CHUNK__INIT;
     struct tpo_error err;

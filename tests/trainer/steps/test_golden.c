@@ -35,7 +35,7 @@
  *      vhat = .04432725 / (1 - .970299) = 1.4924498, root 1.2216586; .22 x .9464945 / 1.7216586 = .1209466: c = -.0709466 */
 #include "tests/support/test.h"
 
-#include <unistd.h>
+#include <math.h>
 
 #include "trainer/steps/step.h"
 
@@ -127,48 +127,97 @@ static void near(int step, const char *what, double value, double expected)
     if (!(diff < 4e-6 && diff > -4e-6)) fail_msg("step %d: %s is %.8g, on paper %.8g", step, what, value, expected);
 }
 
-static void three_steps_equal_paper(void **state)
+/* The recipe as read, and its only stage begun. */
+static void paper_begin(struct paper *p, struct tpo_recipe **recipe, struct tpo_team_of_learners *team)
 {
-    (void)state;
-    struct paper p;
     struct tpo_error err = {0};
-    struct tpo_recipe *recipe = NULL;
-    struct tpo_team_of_learners team = {0};
     FILE *f = fopen("golden.yaml", "w");
     assert_non_null(f);
     fputs(recipe_text, f);
     fclose(f);
-    if (tpo_recipe_load(&recipe, "golden.yaml", &err) != TPO_OK) fail_msg("%s", err.message);
-    paper_open(&p);
+    if (tpo_recipe_load(recipe, "golden.yaml", &err) != TPO_OK) fail_msg("%s", err.message);
+    paper_open(p);
     for (int i = 0; i < TPO_PARTS; i++)
-        assert_int_equal(tpo_learner_open_direct(&team.learners[i], &p.models[i], p.stream, &err), TPO_OK);
-    if (tpo_step_begin(&team, recipe, 0, &err) != TPO_OK) fail_msg("%s", err.message);
-    for (int s = 0; s < (int)(sizeof(golden) / sizeof(golden[0])); s++) {
-        struct tpo_named_tensor targets[M][2];
-        struct tpo_sample samples[M];
-        struct tpo_world_batch batches[M];
-        struct tpo_step_report report;
-        for (int m = 0; m < M; m++) {
-            targets[m][0] = (struct tpo_named_tensor){"x", TPO_F32, 2, {1, 2}, points[m]};
-            targets[m][1] = (struct tpo_named_tensor){"goal", TPO_F32, 2, {1, 1}, &golden[s].goals[m]};
-            samples[m] = (struct tpo_sample){.n_targets = 2, .targets = targets[m]};
-            batches[m] = (struct tpo_world_batch){.samples = &samples[m], .n = 1};
-        }
-        if (tpo_step_run(&team, &recipe->stages[0], s + 1, batches, &report, &err) != TPO_OK) fail_msg("%s", err.message);
-        assert_int_equal(report.n_losses, 1);
-        near(s + 1, "loss", report.losses[0].value, golden[s].loss);
-        near(s + 1, "norm", report.norm, golden[s].norm);
-        near(s + 1, "clip", report.clip, golden[s].clip);
-        near(s + 1, "rate", report.rate, golden[s].rate);
-        for (int i = 0; i < 2; i++) near(s + 1, "a", p.a->data[i], golden[s].a[i]);
-        near(s + 1, "b", p.b->data[0], golden[s].b);
-        near(s + 1, "c", p.c->data[0], golden[s].c);
-    }
-    assert_int_equal(team.version, sizeof(golden) / sizeof(golden[0]));
-    near(4, "rate", tpo_recipe_rate(&recipe->stages[0], 4), .1);
-    for (int i = 0; i < TPO_PARTS; i++) team.learners[i].close(team.learners[i].self);
-    paper_close(&p);
+        assert_int_equal(tpo_learner_open_direct(&team->learners[i], &p->models[i], p->stream, &err), TPO_OK);
+    if (tpo_step_begin(team, *recipe, 0, &err) != TPO_OK) fail_msg("%s", err.message);
+}
+
+static void paper_end(struct paper *p, struct tpo_recipe *recipe, struct tpo_team_of_learners *team)
+{
+    for (int i = 0; i < TPO_PARTS; i++) team->learners[i].close(team->learners[i].self);
+    paper_close(p);
     tpo_recipe_close(recipe);
 }
 
-TPO_TESTS(cmocka_unit_test(three_steps_equal_paper))
+static void step_run(struct tpo_team_of_learners *team, const struct tpo_recipe *recipe, int step, const float goals[M],
+                     struct tpo_step_report *report)
+{
+    struct tpo_named_tensor targets[M][2];
+    struct tpo_sample samples[M];
+    struct tpo_world_batch batches[M];
+    struct tpo_error err = {0};
+    for (int m = 0; m < M; m++) {
+        targets[m][0] = (struct tpo_named_tensor){"x", TPO_F32, 2, {1, 2}, points[m]};
+        targets[m][1] = (struct tpo_named_tensor){"goal", TPO_F32, 2, {1, 1}, &goals[m]};
+        samples[m] = (struct tpo_sample){.n_targets = 2, .targets = targets[m]};
+        batches[m] = (struct tpo_world_batch){.samples = &samples[m], .n = 1};
+    }
+    if (tpo_step_run(team, &recipe->stages[0], step, batches, report, &err) != TPO_OK) fail_msg("%s", err.message);
+}
+
+static void three_steps_equal_paper(void **state)
+{
+    (void)state;
+    struct paper p;
+    struct tpo_step_report report;
+    struct tpo_recipe *recipe = NULL;
+    struct tpo_team_of_learners team = {0};
+    const int n = (int)(sizeof(golden) / sizeof(golden[0]));
+    paper_begin(&p, &recipe, &team);
+    for (int s = 1; s <= n; s++) {
+        step_run(&team, recipe, s, golden[s - 1].goals, &report);
+        assert_int_equal(report.n_losses, 1);
+        near(s, "loss", report.losses[0].value, golden[s - 1].loss);
+        near(s, "norm", report.norm, golden[s - 1].norm);
+        near(s, "clip", report.clip, golden[s - 1].clip);
+        near(s, "rate", report.rate, golden[s - 1].rate);
+        for (int i = 0; i < 2; i++) near(s, "a", p.a->data[i], golden[s - 1].a[i]);
+        near(s, "b", p.b->data[0], golden[s - 1].b);
+        near(s, "c", p.c->data[0], golden[s - 1].c);
+    }
+    assert_int_equal(team.version, n);
+    near(4, "rate", tpo_recipe_rate(&recipe->stages[0], 4), .1);
+    paper_end(&p, recipe, &team);
+}
+
+/* Step 1 meets a goal that is no number, or one whose square is beyond f32: given up everywhere and counted; version and weights stay, and the step after
+ * it has the bits of a run that never met one. */
+static void what_is_not_finite_is_given_up_and_counted(void **state)
+{
+    (void)state;
+    float weights[3][4];
+    static const float goals[] = {0, NAN, 3e38f};
+    for (int with = 0; with < 3; with++) {
+        struct paper p;
+        struct tpo_step_report report;
+        struct tpo_recipe *recipe = NULL;
+        struct tpo_team_of_learners team = {0};
+        paper_begin(&p, &recipe, &team);
+        for (int s = with > 0 ? 1 : 2; s <= 2; s++) {
+            float goal[M];
+            memcpy(goal, golden[0].goals, sizeof(goal));
+            if (s == 1) goal[2] = goals[with];
+            step_run(&team, recipe, s, goal, &report);
+            assert_int_equal(report.aborted, s == 1);
+            if (s == 1) assert_true(p.a->data[0] == 2 && p.a->data[1] == 1 && p.b->data[0] == 2 && p.c->data[0] == .5f);
+            assert_int_equal(team.version, s - 1);
+        }
+        assert_int_equal(team.aborted, with > 0);
+        memcpy(weights[with], (float[]){p.a->data[0], p.a->data[1], p.b->data[0], p.c->data[0]}, sizeof(weights[with]));
+        paper_end(&p, recipe, &team);
+    }
+    assert_memory_equal(weights[0], weights[1], sizeof(weights[0]));
+    assert_memory_equal(weights[0], weights[2], sizeof(weights[0]));
+}
+
+TPO_TESTS(cmocka_unit_test(three_steps_equal_paper), cmocka_unit_test(what_is_not_finite_is_given_up_and_counted))
