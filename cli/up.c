@@ -20,7 +20,7 @@
 #define TEXT         1024
 
 static struct {
-    const char *model, *run_dir, *cache, *log_level;
+    const char *model, *run_dir, *cache, *dtype, *log_level;
     int64_t http, grpc, wait_ms;
     bool any_port, redis, train;
     struct tpo_setting_list replicas;
@@ -34,6 +34,7 @@ static const struct tpo_setting rows[] = {
     {"grpc", TPO_SET_INT, &set.grpc, "8421", .min = 1, .max = 65535, .what = "PORT", .help = "of the gRPC door"},
     {"any-port", TPO_SET_BOOL, &set.any_port, "no", .help = "take free ports instead of the usual ones, for a second mesh on the machine"},
     {"redis", TPO_SET_BOOL, &set.redis, "yes", .help = "start a redis-server for the shared cache; without one answers are slower, never wrong"},
+    {"dtype", TPO_SET_TEXT, &set.dtype, "f32", .choices = "f32|bf16", .help = "how the services hold the weights of products"},
     {"train", TPO_SET_BOOL, &set.train, "no", .help = "start the services so that `tpo train --mesh` can drive them"},
     {"wait-ms", TPO_SET_MS, &set.wait_ms, "120s", .min = 100, .max = 86400000, .help = "how long to wait until everything serves"},
     {"log-level", TPO_SET_TEXT, &set.log_level, "info", .choices = "debug|info|warn|error", .help = "of every process"},
@@ -139,8 +140,8 @@ static int start_service(int service, int replica, const char *cache, char *addr
     tpo_cli_beside(program, sizeof(program), short_name);
     snprintf(listen, sizeof(listen), "127.0.0.1:%d", port);
     snprintf(media_dir, sizeof(media_dir), "%s/%s-media", set.run_dir, name);
-    char *argv[WORDS_MAX] = {program, "--listen", listen, "--model", (char *)set.model, "--log-level", (char *)set.log_level};
-    int n = 7;
+    char *argv[WORDS_MAX] = {program, "--listen", listen, "--model", (char *)set.model, "--log-level", (char *)set.log_level, "--dtype", (char *)set.dtype};
+    int n = 9;
     if (set.train) argv[n++] = "--train";
     if (strcmp(services[service].name, "encoder") == 0) {
         argv[n++] = "--media-dir", argv[n++] = media_dir;

@@ -56,6 +56,7 @@ struct tpo_config {
     int n_tasks;
     struct tpo_task tasks[TPO_TASKS_MAX];
     int track_box_id; /* "<track_box>" of added_tokens.json */
+    bool keep_bf16;   /* not of the file: --dtype bf16, products' weights stay as they are mapped */
 };
 
 /* Blocks that are built: encoder_depth + return_index + 1. */

@@ -67,6 +67,7 @@ int tpo_encoder_open(struct tpo_encoder **out, struct tpo_stream *s, const struc
         tpo_fail(err, TPO_ENOMEM, "no_memory", "no memory for the encoder's tensors");
         goto fail;
     }
+    e->params.keep_half = e->config.keep_bf16;
     const int code =
         folder != NULL ? tpo_params_load(&e->params, s, folder, "encoder", err) : tpo_params_random(&e->params, s, seed, err);
     if (code == TPO_OK) return TPO_OK;

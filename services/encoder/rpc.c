@@ -356,6 +356,7 @@ static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
     const struct tpo_host_settings *set = tpo_host_settings(h);
     char digest[72];
     int rc = tpo_config_load(&s->config, set->model, err);
+    s->config.keep_bf16 = strcmp(set->dtype, "bf16") == 0;
     if (rc == TPO_OK) rc = tpo_stream_open(&s->stream, set->device, (int)set->threads, err);
     if (rc == TPO_OK) rc = tpo_encoder_open(&s->encoder, s->stream, &s->config, set->model, 0, 0, err);
     if (rc == TPO_OK) rc = tpo_params_digest(digest, set->model, "encoder", false, err);

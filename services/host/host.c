@@ -263,6 +263,8 @@ int tpo_host_main(const struct tpo_host_service *service, int argc, char **argv)
          .help = "how long calls in flight may go on after SIGTERM"},
         {"max-message-bytes", TPO_SET_BYTES, &set->max_message_bytes, "64M", .min = 65536, .max = 2147483647,
          .help = "largest message, each way"},
+        {"dtype", TPO_SET_TEXT, &set->dtype, "f32", .choices = "f32|bf16",
+         .help = "bf16: weights that are BF16 in the folder stay as they are mapped, half the memory and its traffic; sums stay f32"},
         {"train", TPO_SET_BOOL, &set->train, "no", .help = "offer the Learner service, so that a trainer can drive this process"},
         {"fault", TPO_SET_TEXT, &set->fault, "", .what = "POINT[:N]",
          .help = "for tests: kill this process when it reaches a named point of a training step"},

@@ -27,6 +27,7 @@ struct tpo_host_settings {
     const char *device;    /* --device cpu|cuda|auto */
     const char *check;     /* --check DIR: check that folder, print, exit; "" serve */
     const char *log_level;
+    const char *dtype; /* --dtype f32|bf16: how products' weights lie in memory */
     bool train;        /* --train: offer the Learner service */
     const char *fault; /* --fault POINT:N, of fault.h; "" none */
     int64_t threads;   /* --threads; 0: every core */

@@ -77,6 +77,8 @@ int tpo_region_open(struct tpo_region **out, struct tpo_stream *s, const struct 
     if (code != TPO_OK)
         tpo_fail(err, code, "no_memory", "no memory for a region head");
     else
+        r->params.keep_half = c->keep_bf16;
+    if (code == TPO_OK)
         code = folder != NULL ? tpo_params_load(&r->params, s, folder, "region", err) : tpo_params_random(&r->params, s, seed, err);
     if (code == TPO_OK) return TPO_OK;
     tpo_region_close(r);

@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "head.pb-c.h"
 #include "kernels/stream.h"
@@ -26,6 +27,7 @@ static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
     char digest[72];
     s->host = h;
     int rc = tpo_config_load(&s->config, set->model, err);
+    s->config.keep_bf16 = strcmp(set->dtype, "bf16") == 0;
     if (rc == TPO_OK) rc = tpo_stream_open(&s->stream, set->device, (int)set->threads, err);
     if (rc == TPO_OK) rc = tpo_region_open(&s->region, s->stream, &s->config, set->model, 0, err);
     if (rc == TPO_OK) rc = tpo_params_digest(digest, set->model, "region", false, err);

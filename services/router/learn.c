@@ -297,6 +297,7 @@ int tpo_router_trainee_open(struct tpo_router_trainee **out, struct tpo_stream *
     int code = tpo_decoder_declare(&r->decoder, &r->params, &r->config, aids);
     if (code != TPO_OK) tpo_fail(err, code, "no_memory", "no memory for the router's tensors");
     if (code == TPO_OK) code = tpo_tokenizer_open(&r->tokenizer, folder, err);
+    r->params.keep_half = c->keep_bf16;
     if (code == TPO_OK)
         code = random ? tpo_params_random(&r->params, s, seed, err) : tpo_params_load(&r->params, s, folder, "router", err);
     if (code != TPO_OK) {

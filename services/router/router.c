@@ -103,6 +103,8 @@ int tpo_router_open(struct tpo_router **out, struct tpo_stream *s, const struct 
     if (rc == TPO_OK && tpo_decoder_declare(&r->decoder, &r->params, &r->config, o->aids) != TPO_OK)
         rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the list of tensors");
     if (rc == TPO_OK)
+        r->params.keep_half = c->keep_bf16;
+    if (rc == TPO_OK)
         rc = o->random ? tpo_params_random(&r->params, s, o->seed, err) : tpo_params_load(&r->params, s, o->folder, "router", err);
     if (rc == TPO_OK) rc = engine_open(r, err);
     if (rc != TPO_OK) {

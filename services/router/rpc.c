@@ -48,6 +48,7 @@ static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
     char digest[72];
     s->host = h;
     int rc = tpo_config_load(&s->config, host->model, err);
+    s->config.keep_bf16 = strcmp(host->dtype, "bf16") == 0;
     if (rc == TPO_OK) rc = tpo_stream_open(&s->stream, host->device, (int)host->threads, err);
     if (rc == TPO_OK) rc = tpo_router_open(&s->router, s->stream, &s->config, &o, err);
     if (rc == TPO_OK) rc = tpo_params_digest(digest, host->model, "router", true, err);

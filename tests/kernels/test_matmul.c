@@ -1,4 +1,5 @@
 /* Products against f64 loops: odd sizes, slices of wider matrices, adding; the same bits for every team and every number of rows. */
+#include "kernels/vector.h"
 #include "tests/kernels/check.h"
 
 static const int sizes[][3] = {{1, 1, 1},      {1, 31, 33},   {33, 1, 31},    {31, 33, 1},
@@ -112,6 +113,39 @@ static void matvec_equals_f64(void **state)
     tpo_stream_close(s);
 }
 
+/* bf16 weights count as the f32 of the same value: the same bits, whatever lies in the file. */
+static void half_weights_equal_their_f32(void **state)
+{
+    (void)state;
+    struct tpo_stream *s = check_stream(2);
+    for (size_t i = 0; i < N_SIZES; i++)
+        for (int large = 0; large <= 1; large++) {
+            struct operands o = make(sizes[i], 2, large ? 1000 : 1, large ? 990 : 0);
+            const int64_t n = (int64_t)o.N * o.K;
+            uint16_t *half = calloc((size_t)n + 1, sizeof(*half)) ;
+            uint16_t *w = half + 1; /* as a file may give it: at an odd place */
+            float *wide = check_zeros(n), *y = check_zeros((int64_t)o.M * o.ldy), *z = check_zeros((int64_t)o.M * o.ldy);
+            float *dx = check_zeros((int64_t)o.M * o.ldx), *dz = check_zeros((int64_t)o.M * o.ldx);
+            assert_int_equal(tpo_f32_to_bf16(s, w, o.w, n), TPO_OK);
+            assert_int_equal(tpo_bf16_to_f32(s, wide, w, n), TPO_OK);
+            assert_int_equal(tpo_matmul(s, y, o.ldy, o.x, o.ldx, tpo_f32(wide), o.bias, 0, o.M, o.N, o.K), TPO_OK);
+            assert_int_equal(tpo_matmul(s, z, o.ldy, o.x, o.ldx, tpo_bf16(w), o.bias, 0, o.M, o.N, o.K), TPO_OK);
+            check_same_bits("y", y, z, (size_t)o.M * (size_t)o.ldy * sizeof(float));
+            assert_int_equal(tpo_matmul_dx(s, dx, o.ldx, o.dy, o.ldy, tpo_f32(wide), 0, o.M, o.N, o.K), TPO_OK);
+            assert_int_equal(tpo_matmul_dx(s, dz, o.ldx, o.dy, o.ldy, tpo_bf16(w), 0, o.M, o.N, o.K), TPO_OK);
+            check_same_bits("dx", dx, dz, (size_t)o.M * (size_t)o.ldx * sizeof(float));
+            const int rows = o.M < TPO_MATVEC_ROWS ? o.M : TPO_MATVEC_ROWS;
+            for (int add = 0; add <= 1; add++) {
+                assert_int_equal(tpo_matvec(s, y, o.ldy, o.x, o.ldx, tpo_f32(wide), o.bias, add, rows, o.N, o.K), TPO_OK);
+                assert_int_equal(tpo_matvec(s, z, o.ldy, o.x, o.ldx, tpo_bf16(w), o.bias, add, rows, o.N, o.K), TPO_OK);
+                check_same_bits("matvec", y, z, (size_t)rows * (size_t)o.ldy * sizeof(float));
+            }
+            free(half), free(wide), free(y), free(z), free(dx), free(dz);
+            unmake(&o);
+        }
+    tpo_stream_close(s);
+}
+
 /* A row's bits must not depend on the rows beside it, or a cached clip and a fresh one would differ. */
 static void a_row_has_the_same_bits_whatever_M_is(void **state)
 {
@@ -184,6 +218,6 @@ static void impossible_shapes_are_refused(void **state)
     tpo_stream_close(s);
 }
 
-TPO_TESTS(cmocka_unit_test(products_equal_f64), cmocka_unit_test(values_near_1000_stay_right), cmocka_unit_test(matvec_equals_f64),
+TPO_TESTS(cmocka_unit_test(products_equal_f64), cmocka_unit_test(values_near_1000_stay_right), cmocka_unit_test(matvec_equals_f64), cmocka_unit_test(half_weights_equal_their_f32),
           cmocka_unit_test(a_row_has_the_same_bits_whatever_M_is), cmocka_unit_test(bits_do_not_depend_on_the_team),
           cmocka_unit_test(impossible_shapes_are_refused))
