@@ -22,6 +22,7 @@
 #include "nn/check.h"
 #include "services/encoder/encoder.h"
 #include "services/encoder/frames.h"
+#include "services/encoder/recorded.h"
 #include "services/host/learner.h"
 
 #define THREADS_MAX 16
@@ -51,6 +52,7 @@ struct service {
     struct tpo_host *host;
     struct tpo_stream *stream;
     struct tpo_encoder *encoder, *trainee; /* trainee: with --train, what learns; serving never reads it */
+    struct tpo_recorded *recorded;         /* the trainee's model, media ids understood */
     struct tpo_config config;
     struct work *retired; /* the job that ran last: the host may look at it until the next one runs */
 
@@ -390,6 +392,7 @@ static void close_model(void *self)
     while (s->n_threads > 0) pthread_join(s->threads[--s->n_threads], NULL);
     work_free(s->retired);
     tpo_encoder_close(s->encoder);
+    tpo_recorded_close(s->recorded);
     tpo_encoder_close(s->trainee);
     tpo_stream_close(s->stream);
     tpo_cache_close(s->cache);
@@ -404,7 +407,18 @@ static int open_learner(void *self, struct tpo_learner *out, struct tpo_error *e
 {
     struct service *s = self;
     int rc = tpo_encoder_open(&s->trainee, s->stream, &s->config, tpo_host_settings(s->host)->model, 1, 0, err);
-    return rc == TPO_OK ? tpo_learner_open_direct(out, tpo_encoder_model(s->trainee), s->stream, err) : rc;
+    if (rc != TPO_OK) return rc;
+    const struct tpo_recorded_options o = {.encoder = s->trainee,
+                                           .config = &s->config,
+                                           .store = s->store,
+                                           .media = s->media,
+                                           .cache = s->cache,
+                                           .metrics = tpo_host_metrics(s->host),
+                                           .digest = tpo_host_digest(s->host),
+                                           .timeout_ms = (int)s->media_timeout_ms,
+                                           .threads = (int)s->media_workers};
+    rc = tpo_recorded_open(&s->recorded, &o, err);
+    return rc == TPO_OK ? tpo_learner_open_direct(out, tpo_recorded_model(s->recorded), s->stream, err) : rc;
 }
 
 static void declare(struct tpo_params *schema, const struct tpo_config *c)

@@ -27,7 +27,7 @@ struct tpo_learner_rpc {
     int threads;
 
     char holder[64];
-    uint64_t lease; /* 0: none yet */
+    uint64_t lease; /* the last one given, or where they start */
     int64_t lease_us, ends_us;
     struct tpo_key open; /* of the last Forward; step 0: no step is open */
     bool prepared;
@@ -88,7 +88,7 @@ static void lease_renew(struct tpo_learner_rpc *l)
 
 static bool lease_runs(const struct tpo_learner_rpc *l)
 {
-    return l->lease != 0 && tpo_now_us() < l->ends_us;
+    return tpo_now_us() < l->ends_us;
 }
 
 /* Compute thread: what a trainer that went away has left behind. */
@@ -364,6 +364,7 @@ static int on_prepare(void *self, struct tpo_job *job)
     if (rc == TPO_OK) {
         l->open = key;
         l->prepared = true;
+        lease_renew(l);
         tpo_fault_reach(TPO_FAULT_PREPARE_AFTER);
     }
     return answer_empty(job, &err);
@@ -443,6 +444,7 @@ static int on_import(void *self, struct tpo_job *job)
     tpo_fault_reach(TPO_FAULT_IMPORT);
     if (rc == TPO_OK) rc = l->learner.import_state(l->learner.self, key.version, m->name[0] != '\0' ? &x : NULL, &err);
     if (rc == TPO_OK && m->name[0] == '\0') {
+        gather_abort(l, "another state was imported");
         l->open.step = 0;
         l->prepared = false;
     }
@@ -527,6 +529,9 @@ int tpo_learner_rpc_open(struct tpo_learner_rpc **out, struct tpo_host *h, struc
     struct tpo_learner_rpc *l = calloc(1, sizeof(*l));
     if (l == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the learner");
     l->host = h;
+    struct timespec now; /* microseconds: no number of an earlier process is given again */
+    clock_gettime(CLOCK_REALTIME, &now);
+    l->lease = (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
     l->threads = h->settings.threads > 0 ? (int)h->settings.threads : (int)sysconf(_SC_NPROCESSORS_ONLN);
     tpo_arena_init(&l->arena, (size_t)1 << 20, 0);
     pthread_mutex_init(&l->lock, NULL);

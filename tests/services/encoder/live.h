@@ -28,6 +28,7 @@ struct live {
     const char *build;
     pid_t redis, encoder;
     int redis_port;
+    bool train;
     struct tpo_loop *loop;
     struct tpo_peers *peers;
 };
@@ -107,7 +108,7 @@ static inline void live_encoder(struct live *l)
     snprintf(cache, sizeof(cache), "127.0.0.1:%d", l->redis_port);
     unlink("port");
     char *argv[] = {NULL,      "--listen",      "127.0.0.1:0", "--port-file", "port", "--model", "model",       "--cache", cache,
-                    "--media-dir", "media", "--threads",   "1",           "--queue", "16", "--log-level", "warn",    NULL};
+                    "--media-dir", "media", "--threads",   "1",           "--queue", "16", "--log-level", "warn",    l->train ? "--train" : NULL, NULL};
     l->encoder = live_spawn(program, argv);
 }
 

@@ -1,0 +1,36 @@
+/* recorded.h -- training on recorded media: samples that name a file instead of bringing pixels (learner.proto, Sample.media_id).
+ *
+ * Frames come by the path that serving takes (media store, tpo-media worker, frames.h), decoded on threads of its own: what a sample names as its
+ * next_media_id is decoded while this step computes. Where nothing of the encoder learns, the dense aid is off and no weight has been replaced
+ * since the folder was read, a clip's visual tokens are serving's own value: taken from its cache or put there (contracts.md 4), clip by clip.
+ * Counted: tpo_training_visual_total{source="cache"|"encoder"}, tpo_media_decodes_total. */
+#ifndef TPO_SERVICES_ENCODER_RECORDED_H
+#define TPO_SERVICES_ENCODER_RECORDED_H
+
+#include "common/cache.h"
+#include "common/media/media.h"
+#include "common/media/store.h"
+#include "services/encoder/encoder.h"
+
+struct tpo_recorded;
+
+/* All borrowed until close, but digest, which is copied. */
+struct tpo_recorded_options {
+    struct tpo_encoder *encoder; /* the one that learns, as it was loaded */
+    const struct tpo_config *config;
+    tpo_store_t *store;
+    tpo_media_t *media;
+    tpo_cache_t *cache; /* NULL: none */
+    struct tpo_metrics *metrics;
+    const char *digest; /* of the loaded weights, as serving's keys have it */
+    int timeout_ms, threads;
+};
+
+int tpo_recorded_open(struct tpo_recorded **out, const struct tpo_recorded_options *o, struct tpo_error *err);
+void tpo_recorded_close(struct tpo_recorded *r); /* accepts NULL; after the learner over its model */
+
+/* tpo_encoder_model that reads samples with media ids too. FAILED_PRECONDITION "media_missing" where the bytes are not here, INVALID_ARGUMENT "media_id",
+ * else media.h's errors. */
+struct tpo_model *tpo_recorded_model(struct tpo_recorded *r);
+
+#endif

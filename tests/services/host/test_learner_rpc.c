@@ -1,0 +1,643 @@
+/* The Learner service over loopback, in a process of its own: the same bits as direct calls, calls that come twice, the lease, what is refused, faults. */
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/rpc/client.h"
+#include "services/host/host.h"
+#include "services/host/learner_wire.h"
+#include "tests/services/host/toy.h"
+
+/* --- the service, in the forked process ------------------------------------------------------------------------------------------------- */
+
+static struct toy served;
+
+static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
+{
+    (void)self, (void)err;
+    toy_open(&served, 1);
+    tpo_host_set_digest(h, "feed");
+    return TPO_OK;
+}
+
+static int open_learner(void *self, struct tpo_learner *out, struct tpo_error *err)
+{
+    (void)self, (void)err;
+    *out = served.learner;
+    return TPO_OK;
+}
+
+static void close_model(void *self)
+{
+    (void)self;
+    tpo_params_free(&served.params, served.stream);
+    tpo_stream_close(served.stream);
+}
+
+static const struct tpo_host_service service = {.stage = "toy",
+                                                .about = "Learns.",
+                                                .default_port = 8498,
+                                                .open = open_model,
+                                                .open_learner = open_learner,
+                                                .close = close_model};
+
+struct mesh {
+    pid_t pid;
+    struct tpo_loop *loop;
+    struct tpo_peers *peers;
+    uint64_t lease;
+    struct tpo_arena arena; /* of replies */
+    struct tpo_error err;   /* of the last call */
+};
+
+/* Forked before this process touches gRPC. */
+static pid_t start(const char *port, const char *train, const char *fault)
+{
+    mkdir("model", 0755);
+    FILE *f = fopen("model/config.json", "w");
+    assert_non_null(f);
+    fputs("{}", f);
+    fclose(f);
+    const pid_t pid = fork();
+    if (pid != 0) return pid;
+    char *argv[] = {"tpo-toy", "--listen",    "127.0.0.1:0", "--port-file", (char *)port,  "--model", "model", "--drain-ms",
+                    "10s",     (char *)train, "--fault",     (char *)fault, "--log-level", "error",   NULL};
+    _exit(tpo_host_main(&service, 14, argv));
+}
+
+static void connect_to(struct mesh *w, pid_t pid, const char *port_file)
+{
+    char address[64];
+    int port = 0;
+    *w = (struct mesh){.pid = pid};
+    tpo_arena_init(&w->arena, 1 << 16, 0);
+    for (int i = 0; i < 2000 && port == 0; i++) {
+        FILE *in = fopen(port_file, "r");
+        if (in != NULL && fscanf(in, "%d", &port) != 1) port = 0;
+        if (in != NULL) fclose(in);
+        if (port == 0) usleep(10000);
+    }
+    snprintf(address, sizeof(address), "127.0.0.1:%d", port);
+    assert_int_equal(tpo_loop_open(&w->loop, NULL, NULL, &w->err), TPO_OK);
+    assert_int_equal(tpo_peers_open(&w->peers, w->loop, "toy", address, TPO_PICK_LEAST, &w->err), TPO_OK);
+    for (int i = 0; i < 2000 && tpo_peers_ready(w->peers) == 0; i++) tpo_loop_wait(w->loop, 20);
+    assert_int_equal(tpo_peers_ready(w->peers), 1);
+}
+
+static void mesh_open(struct mesh *w)
+{
+    connect_to(w, start("port", "--train", ""), "port");
+}
+
+static int ended(struct mesh *w)
+{
+    int status = -1;
+    tpo_peers_close(w->peers);
+    tpo_loop_close(w->loop);
+    tpo_arena_free(&w->arena);
+    assert_int_equal(waitpid(w->pid, &status, 0), w->pid);
+    return status;
+}
+
+static void mesh_close(struct mesh *w)
+{
+    kill(w->pid, SIGTERM);
+    const int status = ended(w);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
+/* --- calls ------------------------------------------------------------------------------------------------------------------------------ */
+
+static int call(struct mesh *w, const char *path, const ProtobufCMessage *m, const ProtobufCMessageDescriptor *type, void *reply)
+{
+    const struct tpo_rpc_start how = {.path = path, .reply = type, .timeout_ms = 60000};
+    w->err = (struct tpo_error){0};
+    *(void **)reply = NULL;
+    return tpo_rpc_call(w->peers, &how, m, NULL, (ProtobufCMessage **)reply, NULL, &w->err);
+}
+
+static void refused(struct mesh *w, int rc, int code, const char *reason)
+{
+    if (rc != code || strcmp(w->err.reason, reason) != 0)
+        fail_msg("%d %s (%s), want %d %s", rc, w->err.reason, w->err.message, code, reason);
+}
+
+/* What Begin replies, the caller's to free; NULL and *rc where it is refused. */
+static Tpo__V1__BeginReply *begin_share(struct mesh *w, const char *holder, uint32_t lease_ms, int first, int own, int *rc)
+{
+    struct tpo_plan plan = plan_of(2, 4);
+    Tpo__V1__BeginRequest q = TPO__V1__BEGIN_REQUEST__INIT;
+    Tpo__V1__BeginReply *reply;
+    plan.first_lane = first, plan.own_lanes = own;
+    q.run = "run";
+    q.holder = (char *)holder;
+    q.lease_ms = lease_ms;
+    q.plan = tpo_plan_pack(&w->arena, &plan);
+    *rc = call(w, "/tpo.v1.Learner/Begin", &q.base, &tpo__v1__begin_reply__descriptor, &reply);
+    if (*rc == TPO_OK) w->lease = reply->lease;
+    return reply;
+}
+
+static void begin(struct mesh *w)
+{
+    int rc;
+    Tpo__V1__BeginReply *reply = begin_share(w, "me", 60000, 0, 0, &rc);
+    if (rc != TPO_OK) fail_msg("%s", w->err.message);
+    assert_int_equal(reply->trainable, 3);
+    assert_int_equal(reply->version, 0);
+    assert_string_equal(reply->stage, "toy");
+    assert_int_equal(strlen(reply->config), 64);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+}
+
+static int forward(struct mesh *w, const struct tpo_key *key, float *y, float *loss)
+{
+    Tpo__V1__ForwardRequest q = TPO__V1__FORWARD_REQUEST__INIT;
+    Tpo__V1__ForwardReply *reply;
+    Tpo__V1__Key k;
+    char *wants[] = {"x"};
+    struct toy_batch b;
+    toy_batch(&b, key);
+    tpo_key_pack(&k, key, w->lease);
+    q.key = &k;
+    q.wants = wants, q.n_wants = 1;
+    q.samples = tpo_samples_pack(&w->arena, &b.sample, 1, true), q.n_samples = 1;
+    q.tensors = tpo_tensors_pack(&w->arena, &b.input, 1), q.n_tensors = 1;
+    const int rc = call(w, "/tpo.v1.Learner/Forward", &q.base, &tpo__v1__forward_reply__descriptor, &reply);
+    if (rc != TPO_OK) return rc;
+    assert_int_equal(reply->n_tensors, 1);
+    assert_int_equal(reply->n_losses, 1);
+    assert_int_equal(reply->tensors[0]->tensor->data.len, sizeof(float) * ROWS * 3);
+    if (y != NULL) memcpy(y, reply->tensors[0]->tensor->data.data, sizeof(float) * ROWS * 3);
+    if (loss != NULL) *loss = reply->losses[0]->weight;
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    return TPO_OK;
+}
+
+static int backward(struct mesh *w, const struct tpo_key *key, float *dx)
+{
+    Tpo__V1__BackwardRequest q = TPO__V1__BACKWARD_REQUEST__INIT;
+    Tpo__V1__BackwardReply *reply;
+    Tpo__V1__Key k;
+    tpo_key_pack(&k, key, w->lease);
+    q.key = &k;
+    const int rc = call(w, "/tpo.v1.Learner/Backward", &q.base, &tpo__v1__backward_reply__descriptor, &reply);
+    if (rc != TPO_OK) return rc;
+    assert_int_equal(reply->n_gradients, 1);
+    assert_int_equal(reply->gradients[0]->tensor->data.len, sizeof(float) * ROWS * IN);
+    if (dx != NULL) memcpy(dx, reply->gradients[0]->tensor->data.data, sizeof(float) * ROWS * IN);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    return TPO_OK;
+}
+
+/* Commit, Abort, End: a key in, nothing out. */
+static int step_call(struct mesh *w, const char *path, const struct tpo_key *key)
+{
+    Tpo__V1__StepRequest q = TPO__V1__STEP_REQUEST__INIT;
+    Tpo__V1__Empty *reply;
+    Tpo__V1__Key k;
+    tpo_key_pack(&k, key, w->lease);
+    q.key = &k;
+    const int rc = call(w, path, &q.base, &tpo__v1__empty__descriptor, &reply);
+    if (reply != NULL) protobuf_c_message_free_unpacked(&reply->base, NULL);
+    return rc;
+}
+
+static int norms(struct mesh *w, const struct tpo_key *key, double *squared)
+{
+    Tpo__V1__StepRequest q = TPO__V1__STEP_REQUEST__INIT;
+    Tpo__V1__NormsReply *reply;
+    Tpo__V1__Key k;
+    tpo_key_pack(&k, key, w->lease);
+    q.key = &k;
+    const int rc = call(w, "/tpo.v1.Learner/Norms", &q.base, &tpo__v1__norms_reply__descriptor, &reply);
+    if (rc != TPO_OK) return rc;
+    assert_int_equal(reply->n_norms, 3);
+    for (int i = 0; i < 3; i++) squared[i] = reply->norms[i]->squared;
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    return TPO_OK;
+}
+
+static int prepare(struct mesh *w, const struct tpo_key *key)
+{
+    Tpo__V1__PrepareRequest q = TPO__V1__PREPARE_REQUEST__INIT;
+    Tpo__V1__Empty *reply;
+    Tpo__V1__Key k;
+    tpo_key_pack(&k, key, w->lease);
+    q.key = &k;
+    q.clip = .5f;
+    q.rates = (float *)rates, q.n_rates = 2;
+    const int rc = call(w, "/tpo.v1.Learner/Prepare", &q.base, &tpo__v1__empty__descriptor, &reply);
+    if (reply != NULL) protobuf_c_message_free_unpacked(&reply->base, NULL);
+    return rc;
+}
+
+/* --- cases ------------------------------------------------------------------------------------------------------------------------------ */
+
+/* What a step shows to its trainer. */
+struct seen {
+    float loss[4], y[4][ROWS * 3], dx[4][ROWS * IN];
+    double squared[3];
+};
+
+static void step_over_mesh(struct mesh *w, uint64_t number, int times, struct seen *s)
+{
+    struct tpo_key key = key_of(number, number - 1, 0);
+    for (uint32_t m = 0; m < 4; m++) {
+        key.micro_batch = m;
+        for (int k = 0; k < times; k++) assert_int_equal(forward(w, &key, s->y[m], &s->loss[m]), TPO_OK);
+        for (int k = 0; k < times; k++) assert_int_equal(backward(w, &key, s->dx[m]), TPO_OK);
+    }
+    for (int k = 0; k < times; k++) assert_int_equal(norms(w, &key, s->squared), TPO_OK);
+    for (int k = 0; k < times; k++) assert_int_equal(prepare(w, &key), TPO_OK);
+    for (int k = 0; k < times; k++) assert_int_equal(step_call(w, "/tpo.v1.Learner/Commit", &key), TPO_OK);
+}
+
+static void step_direct(struct toy *y, uint64_t number, struct seen *s)
+{
+    struct tpo_learner *l = &y->learner;
+    struct tpo_key key = key_of(number, number - 1, 0);
+    struct tpo_forwarded f;
+    struct tpo_named_tensor dx[TPO_PORTS_MAX];
+    const struct tpo_norm *squared;
+    struct toy_batch b;
+    static const char *const wants[] = {"x"};
+    int n;
+    for (uint32_t m = 0; m < 4; m++) {
+        key.micro_batch = m;
+        toy_batch(&b, &key);
+        assert_int_equal(l->forward(l->self, &key, &b.sample, 1, &b.input, 1, wants, 1, &f, NULL), TPO_OK);
+        assert_int_equal(l->backward(l->self, &key, NULL, 0, dx, &n, NULL), TPO_OK);
+        s->loss[m] = f.losses[0].value;
+        memcpy(s->y[m], f.outputs[0].data, sizeof(s->y[m]));
+        memcpy(s->dx[m], dx[0].data, sizeof(s->dx[m]));
+    }
+    assert_int_equal(l->norms(l->self, &key, &squared, &n, NULL), TPO_OK);
+    for (int i = 0; i < 3; i++) s->squared[i] = squared[i].squared;
+    assert_int_equal(l->prepare(l->self, &key, .5f, rates, 2, NULL), TPO_OK);
+    assert_int_equal(l->commit(l->self, &key, NULL), TPO_OK);
+}
+
+/* Every part of the state, over the mesh and in this process. */
+static void same_state(struct mesh *w, struct toy *y)
+{
+    struct tpo_chunk x;
+    for (uint32_t at = 0;; at++) {
+        Tpo__V1__ExportRequest q = TPO__V1__EXPORT_REQUEST__INIT;
+        Tpo__V1__Chunk *reply;
+        Tpo__V1__Key k;
+        const struct tpo_key key = key_of(0, 0, 0);
+        tpo_key_pack(&k, &key, w->lease);
+        q.key = &k, q.at = at, q.most = 1000;
+        assert_int_equal(call(w, "/tpo.v1.Learner/Export", &q.base, &tpo__v1__chunk__descriptor, &reply), TPO_OK);
+        assert_int_equal(y->learner.export_state(y->learner.self, (int)at, 0, 1000, &x, NULL), TPO_OK);
+        assert_string_equal(reply->name, x.name != NULL ? x.name : "");
+        if (x.name != NULL) {
+            assert_string_equal(reply->part, x.part);
+            assert_int_equal(reply->data.len, (size_t)x.count * sizeof(float));
+            assert_memory_equal(reply->data.data, x.data, reply->data.len);
+        }
+        protobuf_c_message_free_unpacked(&reply->base, NULL);
+        if (x.name == NULL) break;
+        assert_true(at < 100);
+    }
+}
+
+static void compare_steps(int times)
+{
+    struct mesh w;
+    struct toy y;
+    struct tpo_plan plan = plan_of(2, 4);
+    struct tpo_begun begun;
+    mesh_open(&w);
+    begin(&w);
+    toy_open(&y, 1);
+    assert_int_equal(y.learner.begin(y.learner.self, "run", &plan, &begun, NULL), TPO_OK);
+    for (uint64_t s = 1; s <= 5; s++) {
+        struct seen mesh = {0}, direct = {0};
+        step_over_mesh(&w, s, times, &mesh);
+        step_direct(&y, s, &direct);
+        assert_memory_equal(&mesh, &direct, sizeof(mesh));
+    }
+    same_state(&w, &y);
+    toy_close(&y);
+    mesh_close(&w);
+}
+
+static void the_mesh_gives_the_same_bits(void **state)
+{
+    (void)state;
+    compare_steps(1);
+}
+
+/* As when every first reply was lost. */
+static void what_comes_twice_counts_once(void **state)
+{
+    (void)state;
+    compare_steps(2);
+}
+
+struct sums {
+    float values[WEIGHTS];
+    int n, done, status;
+};
+
+static void on_chunk(void *owner, struct tpo_rpc *r, ProtobufCMessage *message, struct tpo_payload *payload)
+{
+    struct sums *s = owner;
+    const Tpo__V1__Chunk *c = (const Tpo__V1__Chunk *)message;
+    (void)r;
+    assert_string_equal(c->part, "gradient");
+    const int at = strcmp(c->name, "toy.w1.weight") == 0 ? 0 : strcmp(c->name, "toy.w1.bias") == 0 ? WIDE * IN : WIDE * IN + WIDE;
+    memcpy(s->values + at, c->data.data, c->data.len);
+    s->n += (int)(c->data.len / sizeof(float));
+    protobuf_c_message_free_unpacked(message, NULL);
+    tpo_payload_free(payload);
+}
+
+static void on_sums_done(void *owner, struct tpo_rpc *r, int status, const struct tpo_error *err)
+{
+    struct sums *s = owner;
+    (void)r, (void)err;
+    s->status = status;
+    s->done = 1;
+}
+
+static int scatter(struct mesh *w, const struct tpo_key *key, const struct tpo_chunk *x)
+{
+    Tpo__V1__Chunk m;
+    Tpo__V1__Empty *reply;
+    Tpo__V1__Key k;
+    int64_t shape[TPO_DIMS_MAX];
+    tpo_chunk_pack(&m, x, shape);
+    tpo_key_pack(&k, key, w->lease);
+    m.key = &k;
+    const int rc = call(w, "/tpo.v1.Learner/Scatter", &m.base, &tpo__v1__empty__descriptor, &reply);
+    if (reply != NULL) protobuf_c_message_free_unpacked(&reply->base, NULL);
+    return rc;
+}
+
+/* A Gather that is there before the Backwards gets the share's sums by itself; what is scattered is what Norms then tell. */
+static void a_share_is_gathered_and_scattered(void **state)
+{
+    (void)state;
+    struct mesh w;
+    struct sums s = {0};
+    int rc;
+    mesh_open(&w);
+    Tpo__V1__BeginReply *reply = begin_share(&w, "me", 60000, 1, 1, &rc);
+    assert_int_equal(rc, TPO_OK);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    struct tpo_key key = key_of(1, 0, 2);
+    Tpo__V1__Key k;
+    tpo_key_pack(&k, &key, w.lease);
+    Tpo__V1__StepRequest q = TPO__V1__STEP_REQUEST__INIT;
+    const struct tpo_rpc_start how = {.path = "/tpo.v1.Learner/Gather", .reply = &tpo__v1__chunk__descriptor, .timeout_ms = 60000};
+    const struct tpo_rpc_events on = {.owner = &s, .on_message = on_chunk, .on_done = on_sums_done};
+    q.key = &k;
+    assert_non_null(tpo_rpc_open(w.peers, &how, &q.base, NULL, &on, NULL));
+    key.micro_batch = 0;
+    refused(&w, forward(&w, &key, NULL, NULL), TPO_INVALID_ARGUMENT, "share");
+    for (key.micro_batch = 2; key.micro_batch < 4; key.micro_batch++) {
+        assert_false(s.done);
+        assert_int_equal(forward(&w, &key, NULL, NULL), TPO_OK);
+        assert_int_equal(backward(&w, &key, NULL), TPO_OK);
+    }
+    for (int i = 0; i < 1000 && !s.done; i++) tpo_loop_wait(w.loop, 20);
+    assert_int_equal(s.status, TPO_OK);
+    assert_int_equal(s.n, WEIGHTS);
+    key.micro_batch = 0;
+    double squared[3], want = 0;
+    refused(&w, norms(&w, &key, squared), TPO_FAILED_PRECONDITION, "no_total");
+    const struct tpo_chunk total = {
+        .name = "toy.w1.bias", .part = "gradient", .n_dims = 1, .shape = {WIDE}, .count = WIDE, .data = s.values};
+    struct tpo_chunk wrong = total;
+    wrong.shape[0] = WIDE + 1;
+    refused(&w, scatter(&w, &key, &wrong), TPO_INVALID_ARGUMENT, "scatter");
+    for (int k2 = 0; k2 < 2; k2++) assert_int_equal(scatter(&w, &key, &total), TPO_OK);
+    assert_int_equal(scatter(&w, &key, NULL), TPO_OK);
+    assert_int_equal(norms(&w, &key, squared), TPO_OK);
+    for (int i = 0; i < WIDE; i++) want += (double)s.values[i] * (double)s.values[i];
+    assert_true(want > 0 && squared[0] > want * (1 - 1e-6) &&
+                squared[0] < want * (1 + 1e-6)); /* names in order: the bias is first */
+    assert_int_equal(step_call(&w, "/tpo.v1.Learner/Abort", &key), TPO_OK);
+    mesh_close(&w);
+}
+
+static void two_trainers_exclude_one_another(void **state)
+{
+    (void)state;
+    struct mesh w;
+    int rc;
+    const struct tpo_key key = key_of(1, 0, 0);
+    mesh_open(&w);
+    begin(&w);
+    const uint64_t first = w.lease;
+    assert_null(begin_share(&w, "other", 60000, 0, 0, &rc));
+    refused(&w, rc, TPO_FAILED_PRECONDITION, "leased");
+    assert_true(w.err.retry_ms > 0);
+    begin(&w); /* the same one may, and what it sent before is void */
+    assert_true(w.lease > first);
+    const uint64_t second = w.lease;
+    w.lease = first;
+    refused(&w, forward(&w, &key, NULL, NULL), TPO_FAILED_PRECONDITION, "lease");
+    w.lease = second;
+    assert_int_equal(forward(&w, &key, NULL, NULL), TPO_OK);
+    assert_int_equal(step_call(&w, "/tpo.v1.Learner/End", &key), TPO_OK);
+    Tpo__V1__BeginReply *reply = begin_share(&w, "other", 60000, 0, 0, &rc);
+    assert_int_equal(rc, TPO_OK);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    mesh_close(&w);
+}
+
+/* Another trainer, as soon as it gets in. */
+static Tpo__V1__BeginReply *take_over(struct mesh *w)
+{
+    Tpo__V1__BeginReply *reply = NULL;
+    int rc = TPO_FAILED_PRECONDITION;
+    for (int i = 0; i < 1000 && reply == NULL; i++) {
+        reply = begin_share(w, "other", 60000, 0, 0, &rc);
+        if (reply == NULL) usleep(10000);
+    }
+    assert_int_equal(rc, TPO_OK);
+    return reply;
+}
+
+static void the_end_of_a_lease_frees_tapes(void **state)
+{
+    (void)state;
+    struct mesh w;
+    struct tpo_key key = key_of(1, 0, 0);
+    int rc;
+    mesh_open(&w);
+    Tpo__V1__BeginReply *reply = begin_share(&w, "short", 3000, 0, 0, &rc);
+    assert_int_equal(rc, TPO_OK);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    assert_int_equal(forward(&w, &key, NULL, NULL), TPO_OK);
+    const uint64_t late = w.lease;
+    reply = take_over(&w);
+    assert_int_equal(reply->version, 0);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    const uint64_t own = w.lease;
+    w.lease = late; /* the first one comes back */
+    refused(&w, backward(&w, &key, NULL), TPO_FAILED_PRECONDITION, "lease");
+    assert_null(begin_share(&w, "short", 3000, 0, 0, &rc));
+    refused(&w, rc, TPO_FAILED_PRECONDITION, "leased");
+    w.lease = own;
+    refused(&w, backward(&w, &key, NULL), TPO_FAILED_PRECONDITION, "no_forward");
+    mesh_close(&w);
+}
+
+static void a_prepared_step_outlives_its_trainer(void **state)
+{
+    (void)state;
+    struct mesh w;
+    struct tpo_key key = key_of(1, 0, 0);
+    double squared[3];
+    int rc;
+    mesh_open(&w);
+    Tpo__V1__BeginReply *reply = begin_share(&w, "short", 3000, 0, 0, &rc);
+    assert_int_equal(rc, TPO_OK);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    for (; key.micro_batch < 4; key.micro_batch++) {
+        assert_int_equal(forward(&w, &key, NULL, NULL), TPO_OK);
+        assert_int_equal(backward(&w, &key, NULL), TPO_OK);
+    }
+    assert_int_equal(norms(&w, &key, squared), TPO_OK);
+    assert_int_equal(prepare(&w, &key), TPO_OK);
+    reply = take_over(&w);
+    assert_int_equal(reply->prepared_step, 1);
+    assert_int_equal(reply->committed_step, 0);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    assert_int_equal(step_call(&w, "/tpo.v1.Learner/Commit", &key), TPO_OK);
+    begin_share(&w, "third", 60000, 0, 0, &rc);
+    refused(&w, rc, TPO_FAILED_PRECONDITION, "leased");
+    reply = begin_share(&w, "other", 60000, 0, 0, &rc);
+    assert_int_equal(reply->version, 1);
+    assert_int_equal(reply->committed_step, 1);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    mesh_close(&w);
+}
+
+/* A process that starts anew does not take the numbers of the one before for its own. */
+static void leases_are_not_given_twice(void **state)
+{
+    (void)state;
+    struct mesh one, two;
+    const pid_t first = start("port", "--train", ""), second = start("port2", "--train", "");
+    connect_to(&one, first, "port");
+    connect_to(&two, second, "port2");
+    begin(&one);
+    begin(&two);
+    assert_true(one.lease != two.lease);
+    mesh_close(&one);
+    mesh_close(&two);
+}
+
+static void what_does_not_fit_is_refused(void **state)
+{
+    (void)state;
+    struct mesh w;
+    struct tpo_key key = key_of(1, 1, 0);
+    double squared[3];
+    mesh_open(&w);
+    begin(&w);
+    refused(&w, forward(&w, &key, NULL, NULL), TPO_FAILED_PRECONDITION, "wrong_version");
+    key = key_of(1, 0, 4);
+    refused(&w, forward(&w, &key, NULL, NULL), TPO_INVALID_ARGUMENT, "micro_batch");
+    for (key.micro_batch = 0; key.micro_batch < 4; key.micro_batch++) assert_int_equal(forward(&w, &key, NULL, NULL), TPO_OK);
+    key = key_of(2, 0, 0);
+    refused(&w, forward(&w, &key, NULL, NULL), TPO_FAILED_PRECONDITION, "wrong_step");
+    key = key_of(1, 0, 0);
+    refused(&w, norms(&w, &key, squared), TPO_FAILED_PRECONDITION, "open_tapes");
+    refused(&w, prepare(&w, &key), TPO_FAILED_PRECONDITION, "no_norms");
+    refused(&w, step_call(&w, "/tpo.v1.Learner/Commit", &key), TPO_FAILED_PRECONDITION, "not_prepared");
+    Tpo__V1__PublishRequest p = TPO__V1__PUBLISH_REQUEST__INIT;
+    Tpo__V1__Empty *reply;
+    Tpo__V1__Key k;
+    tpo_key_pack(&k, &key, w.lease);
+    p.key = &k, p.version = 1;
+    refused(&w, call(&w, "/tpo.v1.Learner/Publish", &p.base, &tpo__v1__empty__descriptor, &reply), TPO_UNIMPLEMENTED, "publish");
+    p.key = NULL;
+    refused(&w, call(&w, "/tpo.v1.Learner/Publish", &p.base, &tpo__v1__empty__descriptor, &reply), TPO_INVALID_ARGUMENT, "learner");
+    mesh_close(&w);
+}
+
+/* A message past the limit costs its own call alone. */
+static void a_forward_of_a_gigabyte_is_refused(void **state)
+{
+    (void)state;
+    struct mesh w;
+    struct tpo_key key = key_of(1, 0, 0);
+    mesh_open(&w);
+    begin(&w);
+    Tpo__V1__ForwardRequest q = TPO__V1__FORWARD_REQUEST__INIT;
+    Tpo__V1__ForwardReply *reply;
+    Tpo__V1__Key k;
+    const int64_t n = (int64_t)1 << 28;
+    float *data = calloc((size_t)n, sizeof(*data));
+    assert_non_null(data);
+    const struct tpo_named_tensor x = {.name = "x", .dtype = TPO_F32, .n_dims = 2, .shape = {n / IN, IN}, .data = data};
+    tpo_key_pack(&k, &key, w.lease);
+    q.key = &k;
+    q.tensors = tpo_tensors_pack(&w.arena, &x, 1), q.n_tensors = 1;
+    const int rc = call(&w, "/tpo.v1.Learner/Forward", &q.base, &tpo__v1__forward_reply__descriptor, &reply);
+    free(data);
+    assert_int_equal(rc, TPO_RESOURCE_EXHAUSTED);
+    assert_int_equal(forward(&w, &key, NULL, NULL), TPO_OK);
+    assert_int_equal(backward(&w, &key, NULL), TPO_OK);
+    mesh_close(&w);
+}
+
+static void without_train_nothing_learns(void **state)
+{
+    (void)state;
+    struct mesh w;
+    int rc;
+    connect_to(&w, start("port", "--no-train", ""), "port");
+    assert_null(begin_share(&w, "me", 60000, 0, 0, &rc));
+    refused(&w, rc, TPO_UNIMPLEMENTED, "train");
+    const struct tpo_key key = key_of(1, 0, 0);
+    refused(&w, forward(&w, &key, NULL, NULL), TPO_UNIMPLEMENTED, "train");
+    mesh_close(&w);
+}
+
+static void faults_kill_at_their_point(void **state)
+{
+    (void)state;
+    struct mesh w;
+    struct tpo_key key = key_of(1, 0, 0);
+    connect_to(&w, start("port", "--train", "backward_before:2"), "port");
+    begin(&w);
+    assert_int_equal(forward(&w, &key, NULL, NULL), TPO_OK);
+    assert_int_equal(backward(&w, &key, NULL), TPO_OK);
+    key.micro_batch = 1;
+    assert_int_equal(forward(&w, &key, NULL, NULL), TPO_OK);
+    assert_int_not_equal(backward(&w, &key, NULL), TPO_OK);
+    const int status = ended(&w);
+    assert_true(WIFSIGNALED(status));
+    assert_int_equal(WTERMSIG(status), SIGKILL);
+}
+
+static void an_unknown_fault_is_refused(void **state)
+{
+    (void)state;
+    static const char *const wrong[] = {"coffee", "norms:0", "norms:x", "norms:1x", ":1", "norm"};
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+        int status = -1;
+        const pid_t pid = start("port", "--train", wrong[i]);
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        assert_true(WIFEXITED(status));
+        assert_int_equal(WEXITSTATUS(status), 2);
+    }
+}
+
+TPO_TESTS(cmocka_unit_test(the_mesh_gives_the_same_bits), cmocka_unit_test(what_comes_twice_counts_once),
+          cmocka_unit_test(a_share_is_gathered_and_scattered), cmocka_unit_test(two_trainers_exclude_one_another),
+          cmocka_unit_test(the_end_of_a_lease_frees_tapes), cmocka_unit_test(a_prepared_step_outlives_its_trainer),
+          cmocka_unit_test(leases_are_not_given_twice), cmocka_unit_test(what_does_not_fit_is_refused),
+          cmocka_unit_test(a_forward_of_a_gigabyte_is_refused), cmocka_unit_test(without_train_nothing_learns),
+          cmocka_unit_test(faults_kill_at_their_point), cmocka_unit_test(an_unknown_fault_is_refused))
