@@ -6,6 +6,7 @@
 
 #include "common/log.h"
 #include "gateway/request.h"
+#include "gateway/versions.h"
 #include "status.pb-c.h"
 
 static void on_wake(uv_async_t *async)
@@ -48,6 +49,7 @@ static void describe_metrics(struct tpo_metrics *m)
         {"tpo_http_answers_total", "HTTP answers by path and status."},
         {"tpo_media_bytes", "Bytes of media stored."},
         {"tpo_media_put_total", "Files sent to a service that lacked them."},
+        {"tpo_version", "The newest version of the weights: that a service holds; that requests get, where stage is gateway."},
         {"tpo_peer_up", "1 when the peer says it is SERVING."},
     };
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) tpo_metrics_help(m, rows[i][0], rows[i][1]);
@@ -68,6 +70,7 @@ int tpo_gateway_open(struct tpo_gateway **out, uv_loop_t *loop, const struct tpo
     if (rc == TPO_OK) rc = tpo_peers_open(&g->encoder, g->rpc, "encoder", s->encoder, TPO_PICK_HASH, err);
     if (rc == TPO_OK) rc = tpo_peers_open(&g->router, g->rpc, "router", s->router, TPO_PICK_LEAST, err);
     for (int i = 0; rc == TPO_OK && i < s->n_heads; i++) rc = open_head(g, s->heads[i], err);
+    if (rc == TPO_OK) rc = tpo_version_watch_open(&g->versions, g, err);
     if (rc != TPO_OK) {
         tpo_gateway_close(g);
         return rc;
@@ -88,6 +91,8 @@ static void on_closed(uv_handle_t *handle)
 void tpo_gateway_close(struct tpo_gateway *g)
 {
     if (g == NULL) return;
+    g->closing = true;
+    tpo_gateway_hold(g);
     for (struct tpo_request *r = g->requests, *next; r != NULL; r = next) {
         next = tpo_request_next(r);
         tpo_request_cancel(r);
@@ -97,10 +102,9 @@ void tpo_gateway_close(struct tpo_gateway *g)
     if (g->encoder != NULL) tpo_peers_close(g->encoder);
     if (g->rpc != NULL) tpo_loop_close(g->rpc);
     g->rpc = NULL;
+    tpo_version_watch_close(g->versions);
     tpo_media_store_close(g->media);
     g->media = NULL;
-    g->closing = true;
-    tpo_gateway_hold(g);
     tpo_gateway_release(g);
 }
 
@@ -126,8 +130,7 @@ const struct tpo_head *tpo_gateway_head(const struct tpo_gateway *g, const char 
     return NULL;
 }
 
-/* The i-th set of peers; NULL past the last. */
-static struct tpo_peers *peers_at(const struct tpo_gateway *g, int i)
+struct tpo_peers *tpo_gateway_peers(const struct tpo_gateway *g, int i)
 {
     if (i == 0) return g->encoder;
     if (i == 1) return g->router;
@@ -139,7 +142,7 @@ void tpo_gateway_ready_json(const struct tpo_gateway *g, struct tpo_text *out)
     const char *comma = "";
     tpo_text_printf(out, "{\"ready\":%s,\"peers\":[", tpo_gateway_ready(g) ? "true" : "false");
     struct tpo_peers *p;
-    for (int i = 0; (p = peers_at(g, i)) != NULL; i++) {
+    for (int i = 0; (p = tpo_gateway_peers(g, i)) != NULL; i++) {
         for (int k = 0; k < tpo_peers_count(p); k++) {
             bool serving;
             const char *address = tpo_peers_address(p, k, &serving);
@@ -218,7 +221,7 @@ static void finish_scrape(struct scrape *s)
     tpo_metrics_set(g->metrics, "tpo_requests_running", "stage=\"gateway\"", tpo_admission_running(g->admission));
     tpo_metrics_set(g->metrics, "tpo_requests_waiting", "stage=\"gateway\"", tpo_admission_waiting(g->admission));
     struct tpo_peers *p;
-    for (int i = 0; !g->closing && (p = peers_at(g, i)) != NULL; i++) {
+    for (int i = 0; !g->closing && (p = tpo_gateway_peers(g, i)) != NULL; i++) {
         for (int k = 0; k < tpo_peers_count(p); k++) {
             bool serving;
             const char *address = tpo_peers_address(p, k, &serving);
@@ -264,7 +267,7 @@ void tpo_gateway_metrics(struct tpo_gateway *g, void (*on_text)(void *owner, con
     const Tpo__V1__StatusRequest ask = TPO__V1__STATUS_REQUEST__INIT;
     const struct tpo_rpc_events events = {.owner = s, .on_message = on_status, .on_done = on_status_done};
     struct tpo_peers *p;
-    for (int i = 0; (p = peers_at(g, i)) != NULL; i++) {
+    for (int i = 0; (p = tpo_gateway_peers(g, i)) != NULL; i++) {
         for (int k = 0; k < tpo_peers_count(p); k++) {
             bool serving;
             tpo_peers_address(p, k, &serving);

@@ -21,6 +21,7 @@ struct tpo_gateway_settings {
     struct tpo_media_settings media;
     int running_max, waiting_max;
     int timeout_ms, timeout_max_ms;            /* of a request that names none, and the longest one may name */
+    int version_poll_ms;                       /* between two looks at what versions the peers hold */
     uint32_t tokens_max;                       /* of max_new_tokens */
     size_t text_max_bytes;                     /* of one turn */
     uint64_t body_max_bytes, bodies_max_bytes; /* of one JSON body, of all that are in memory at once */
@@ -42,6 +43,7 @@ struct tpo_gateway {
     struct tpo_media_store *media;
     struct tpo_metrics *metrics;
     struct tpo_admission *admission;
+    struct tpo_version_watch *versions;
     struct tpo_request *requests; /* all that aren't freed yet */
     int holds;                    /* of requests and scrapes: g outlives them */
     bool closing;
@@ -54,6 +56,7 @@ int tpo_gateway_open(struct tpo_gateway **out, uv_loop_t *loop, const struct tpo
 void tpo_gateway_close(struct tpo_gateway *g);
 void tpo_gateway_hold(struct tpo_gateway *g);
 void tpo_gateway_release(struct tpo_gateway *g);
+struct tpo_peers *tpo_gateway_peers(const struct tpo_gateway *g, int i);                /* encoder, router, heads; NULL past the last */
 bool tpo_gateway_ready(const struct tpo_gateway *g);                                    /* an encoder and a router serve */
 const struct tpo_head *tpo_gateway_head(const struct tpo_gateway *g, const char *task); /* NULL: none */
 

@@ -16,7 +16,7 @@ void tpo_head_call_free(struct head_call *c)
 void tpo_head_call_fail(struct head_call *c, const struct tpo_error *err)
 {
     struct tpo_request *r = c->r;
-    if (c->done || r->state == FINISHED) return;
+    if (c->done || tpo_request_over(r)) return;
     c->done = true;
     c->err = *err;
     if (c->err.stage[0] == '\0') snprintf(c->err.stage, sizeof(c->err.stage), "%s", c->task);
@@ -33,7 +33,7 @@ static void on_head_message(void *owner, struct tpo_rpc *rpc, ProtobufCMessage *
     struct tpo_request *r = c->r;
     Tpo__V1__TaskResult *result = (Tpo__V1__TaskResult *)message;
     if (payload != NULL) tpo_payload_free(payload);
-    if (r->state != FINISHED) switch (result->kind_case) {
+    if (!tpo_request_over(r)) switch (result->kind_case) {
         case TPO__V1__TASK_RESULT__KIND_BOX:
             tpo_request_emit(r, TPO__V1__PERCEIVE_EVENT__KIND_BOX, tpo_answer_box(&r->answer, c->index, result->box));
             break;
@@ -75,7 +75,7 @@ static void on_head_put(void *owner, const struct tpo_error *err)
 static bool put_for_head(struct head_call *c, const struct tpo_error *err)
 {
     struct tpo_request *r = c->r;
-    if (strcmp(err->reason, "media_missing") != 0 || c->puts >= PUTS_MAX || r->media_id[0] == '\0' || r->state == FINISHED)
+    if (strcmp(err->reason, "media_missing") != 0 || c->puts >= PUTS_MAX || r->media_id[0] == '\0' || tpo_request_over(r))
         return false;
     struct tpo_rpc_start start = tpo_request_hop(r, NULL, NULL);
     start.peer = c->peer;
@@ -86,12 +86,19 @@ static bool put_for_head(struct head_call *c, const struct tpo_error *err)
     return true;
 }
 
+/* The head failed, or none has this version: then the whole request may begin anew, while nothing was streamed. */
+static void refused(struct head_call *c, const struct tpo_error *err)
+{
+    if (!tpo_request_of_version(err) || !tpo_request_start_anew(c->r)) tpo_head_call_fail(c, err);
+}
+
 static void on_head_done(void *owner, struct tpo_rpc *rpc, int status, const struct tpo_error *err)
 {
     struct head_call *c = owner;
     struct tpo_request *r = c->r;
+    const int peer = tpo_rpc_peer_index(rpc);
     snprintf(c->instance, sizeof(c->instance), "%s", tpo_rpc_peer(rpc));
-    c->peer = 1 + tpo_rpc_peer_index(rpc);
+    c->peer = 1 + peer;
     c->rpc = NULL;
     if (status == TPO_OK && c->end != NULL) {
         c->done = true;
@@ -101,6 +108,10 @@ static void on_head_done(void *owner, struct tpo_rpc *rpc, int status, const str
         struct tpo_error silent;
         tpo_fail(&silent, TPO_INTERNAL, "head_silent", "the head ended without saying it was done");
         tpo_head_call_fail(c, &silent);
+    } else if (tpo_request_of_version(err)) {
+        c->peer = 0;
+        if (tpo_version_refused(c->peers, peer, r->version)) start_head(c);
+        else refused(c, err);
     } else if (!put_for_head(c, err)) {
         tpo_head_call_fail(c, err);
     }
@@ -110,7 +121,7 @@ static void on_head_done(void *owner, struct tpo_rpc *rpc, int status, const str
 static void start_head(struct head_call *c)
 {
     struct tpo_request *r = c->r;
-    if (r->state == FINISHED) return;
+    if (tpo_request_over(r)) return;
     Tpo__V1__Rect *boxes[64];
     Tpo__V1__TaskCall call = TPO__V1__TASK_CALL__INIT;
     call.task = c->task;
@@ -119,6 +130,7 @@ static void start_head(struct head_call *c)
     call.query = r->q->turns[r->q->n_turns - 1]->text;
     for (size_t i = 0; i < r->q->n_boxes; i++) boxes[i] = &r->rects[i];
     call.n_boxes = r->q->n_boxes;
+    call.version = r->version;
     call.boxes = boxes;
     struct tpo_error err = {0};
     struct tpo_payload e = {0};
@@ -135,7 +147,7 @@ static void start_head(struct head_call *c)
     c->sent_ms = now_ms();
     c->rpc = tpo_rpc_open(c->peers, &start, &call.base, &e, &events, &err);
     if (c->rpc == NULL)
-        tpo_head_call_fail(c, &err);
+        refused(c, &err);
     else
         r->holds++;
 }

@@ -13,7 +13,7 @@
 static struct {
     const char *http, *grpc, *encoder, *router, *media_dir, *port_file, *log_level;
     struct tpo_setting_list heads;
-    int64_t media_bytes, media_file_bytes, media_ttl, running, waiting, timeout, timeout_max, tokens, text_bytes, body_bytes,
+    int64_t media_bytes, media_file_bytes, media_ttl, running, waiting, timeout, timeout_max, version_poll, tokens, text_bytes, body_bytes,
         bodies_bytes, drain;
 } set;
 
@@ -41,6 +41,8 @@ static const struct tpo_setting rows[] = {
      .help = "requests that may wait; one more is refused with 429"},
     {"timeout", TPO_SET_MS, &set.timeout, "60s", .min = 1, .max = 86400000, .help = "of a request that names none"},
     {"timeout-max", TPO_SET_MS, &set.timeout_max, "10m", .min = 1, .max = 86400000, .help = "the longest a request may name"},
+    {"version-poll", TPO_SET_MS, &set.version_poll, "1s", .min = 10, .max = 60000,
+     .help = "how often the peers are asked which versions of the weights they hold"},
     {"tokens-max", TPO_SET_INT, &set.tokens, "4096", .min = 1, .max = 1000000, .help = "the most new tokens a request may ask for"},
     {"text-bytes", TPO_SET_BYTES, &set.text_bytes, "32K", .min = 1, .max = 16777216, .help = "of one turn"},
     {"body-bytes", TPO_SET_BYTES, &set.body_bytes, "32M", .min = 1024, .max = 1073741824,
@@ -167,6 +169,7 @@ static int open_all(struct tpo_error *err)
         .waiting_max = (int)set.waiting,
         .timeout_ms = (int)set.timeout,
         .timeout_max_ms = (int)set.timeout_max,
+        .version_poll_ms = (int)set.version_poll,
         .tokens_max = (uint32_t)set.tokens,
         .text_max_bytes = (size_t)set.text_bytes,
         .body_max_bytes = (uint64_t)set.body_bytes,

@@ -1,5 +1,7 @@
 /* This file owns a request's states.
  *
+ * (Before any hop the request is stamped with a version of the weights; CHOOSING waits for the peers to tell theirs. versions.h draws the rules.)
+ *
  *   WAITING --turn--> STORING --stored--> ENCODING --visual tokens--> GENERATING --router done--> HEADS --last head done--> FINISHED
  *      |    (inline data only)  |    ^  \                 |  \                                       |
  *      |                        |    |   media_missing    |   task call: its head starts at once,    |
@@ -17,23 +19,41 @@
 #include "gateway/request_private.h"
 #include "gateway/trace.h"
 
+#define ANEW_MAX 4
+
 static void encode(struct tpo_request *r);
 static void generate(struct tpo_request *r);
+static void begin(struct tpo_request *r);
 
 /* --- the end ----------------------------------------------------------------------------------------------------------------------- */
 
-void tpo_request_release(struct tpo_request *r)
+/* What the stages said so far. */
+static void forget(struct tpo_request *r)
 {
-    if (--r->holds > 0) return;
-    TPO_ASSERT(r->state == FINISHED);
-    *(r->prev != NULL ? &r->prev->next : &r->g->requests) = r->next;
-    if (r->next != NULL) r->next->prev = r->prev;
     for (uint32_t i = 0; i < r->n_calls; i++) tpo_head_call_free(r->calls[i]);
-    if (r->q != NULL) protobuf_c_message_free_unpacked(&r->q->base, NULL);
     if (r->encoded != NULL) protobuf_c_message_free_unpacked(&r->encoded->base, NULL);
     if (r->generated != NULL) protobuf_c_message_free_unpacked(&r->generated->base, NULL);
     tpo_payload_free(&r->visual);
     free(r->rects);
+    r->n_calls = 0;
+    r->encoded = NULL;
+    r->generated = NULL;
+    r->visual = (struct tpo_payload){0};
+    r->rects = NULL;
+    r->media = NULL;
+}
+
+void tpo_request_release(struct tpo_request *r)
+{
+    r->holds--;
+    /* All that ran for the version before has come back: only the timer is left. */
+    if (r->holds == 1 && r->state == CHOOSING) begin(r);
+    if (r->holds > 0) return;
+    TPO_ASSERT(r->state == FINISHED);
+    *(r->prev != NULL ? &r->prev->next : &r->g->requests) = r->next;
+    if (r->next != NULL) r->next->prev = r->prev;
+    forget(r);
+    if (r->q != NULL) protobuf_c_message_free_unpacked(&r->q->base, NULL);
     tpo_answer_free(&r->answer);
     tpo_gateway_release(r->g);
     free(r);
@@ -147,7 +167,44 @@ struct tpo_rpc_start tpo_request_hop(const struct tpo_request *r, const char *pa
                                   .key = r->media_id[0] != '\0' ? r->media_id : NULL,
                                   .request_id = r->id,
                                   .traceparent = r->traceparent,
-                                  .version = "0"};
+                                  .version = r->version_text,
+                                  .versioned = true};
+}
+
+/* --- versions ---------------------------------------------------------------------------------------------------------------------- */
+
+bool tpo_request_over(const struct tpo_request *r)
+{
+    return r->state == FINISHED || r->state == CHOOSING;
+}
+
+bool tpo_request_of_version(const struct tpo_error *err)
+{
+    return err->code == TPO_FAILED_PRECONDITION && strcmp(err->reason, "version") == 0;
+}
+
+static void on_known(void *owner)
+{
+    tpo_request_release(owner);
+}
+
+bool tpo_request_start_anew(struct tpo_request *r)
+{
+    if (r->state == CHOOSING) return true;
+    if (r->seq > 0 || r->anew >= ANEW_MAX || r->state == FINISHED) return false;
+    r->anew++;
+    r->state = CHOOSING;
+    stop_all(r);
+    r->holds++;
+    r->wait = (struct tpo_version_wait){.on_known = on_known, .owner = r};
+    tpo_version_ask(r->g->versions, &r->wait);
+    return true;
+}
+
+/* A stage that the answer can't do without failed, or has no peer for this version. */
+static void refused(struct tpo_request *r, const struct tpo_error *err, const char *stage)
+{
+    if (!tpo_request_of_version(err) || !tpo_request_start_anew(r)) tpo_request_fail(r, err, stage);
 }
 
 /* --- the last of them ------------------------------------------------------------------------------------------------------------------------- */
@@ -205,7 +262,9 @@ static void on_router_done(void *owner, struct tpo_rpc *rpc, int status, const s
     snprintf(r->router_instance, sizeof(r->router_instance), "%s", tpo_rpc_peer(rpc));
     r->rpc = NULL;
     if (r->state == GENERATING && status != TPO_OK) {
-        tpo_request_fail(r, err, "router");
+        /* The visual tokens went with the call: another router gets them from the encoder's cache, so all starts anew. */
+        if (tpo_request_of_version(err)) tpo_version_refused(r->g->router, tpo_rpc_peer_index(rpc), r->version);
+        refused(r, err, "router");
     } else if (r->state == GENERATING && r->generated == NULL) {
         struct tpo_error silent;
         tpo_fail(&silent, TPO_INTERNAL, "router_silent", "the router ended without saying it was done");
@@ -234,6 +293,7 @@ static void generate(struct tpo_request *r)
     ask.seed = q->seed != 0 ? q->seed : 1;
     ask.temperature = q->temperature;
     ask.top_p = q->top_p > 0 ? q->top_p : 1;
+    ask.version = r->version;
     ask.media_kind = (char *)tpo_plan_media_kind(r->media);
     if (r->media != NULL && strcmp(ask.media_kind, "video") == 0) {
         ask.n_frames = r->media->n_frames;
@@ -245,7 +305,7 @@ static void generate(struct tpo_request *r)
     r->generate_sent_ms = now_ms();
     r->rpc = tpo_rpc_open(r->g->router, &start, &ask.base, r->visual.data != NULL ? &r->visual : NULL, &events, &err);
     if (r->rpc == NULL)
-        tpo_request_fail(r, &err, "router");
+        refused(r, &err, "router");
     else
         r->holds++;
 }
@@ -325,6 +385,11 @@ static void on_encoder_done(void *owner, struct tpo_rpc *rpc, int status, const 
             generate(r);
         else
             tpo_request_fail(r, &own, "gateway");
+    } else if (r->state == ENCODING && tpo_request_of_version(err)) {
+        const int peer = r->peer - 1;
+        r->peer = 0;
+        if (tpo_version_refused(r->g->encoder, peer, r->version)) encode(r);
+        else refused(r, err, "encoder");
     } else if (r->state == ENCODING && !put_for_encoder(r, err)) {
         tpo_request_fail(r, err, "encoder");
     }
@@ -341,6 +406,7 @@ static void encode(struct tpo_request *r)
     r->state = ENCODING;
     Tpo__V1__EncodeRequest ask = TPO__V1__ENCODE_REQUEST__INIT;
     ask.media_id = r->media_id;
+    ask.version = r->version;
     struct tpo_rpc_start start = tpo_request_hop(r, "/tpo.v1.Encoder/Encode", &tpo__v1__encode_reply__descriptor);
     start.reply_payload = true;
     start.peer = r->peer; /* the one that was given the bytes, where one was */
@@ -348,7 +414,7 @@ static void encode(struct tpo_request *r)
     r->encode_sent_ms = now_ms();
     r->rpc = tpo_rpc_open(r->g->encoder, &start, &ask.base, NULL, &events, &err);
     if (r->rpc == NULL)
-        tpo_request_fail(r, &err, "encoder");
+        refused(r, &err, "encoder");
     else
         r->holds++;
 }
@@ -393,18 +459,38 @@ static void store(struct tpo_request *r)
     m->data = (ProtobufCBinaryData){0, NULL};
 }
 
+/* With a version, from the start: for the first time, or again on what the peers hold by now. */
+static void begin(struct tpo_request *r)
+{
+    struct tpo_error err = {0};
+    if (r->anew > 0) {
+        forget(r);
+        tpo_answer_free(&r->answer);
+        tpo_answer_init(&r->answer, r->id);
+        r->puts = r->peer = 0;
+        r->state = WAITING;
+    }
+    if (!tpo_version_choose(r->g->versions, r->q->n_media > 0, &r->version, &err)) {
+        if (r->anew > 0 || !tpo_request_start_anew(r)) tpo_request_finish(r, &err);
+        return;
+    }
+    snprintf(r->version_text, sizeof(r->version_text), "%llu", (unsigned long long)r->version);
+    if (r->media_id[0] != '\0') encode(r);
+    else store(r);
+}
+
 static void on_turn(void *owner)
 {
     struct tpo_request *r = owner;
     r->begun_ms = now_ms();
     tpo_metrics_observe(r->g->metrics, "tpo_queue_duration_seconds", "stage=\"gateway\"", (r->begun_ms - r->started_ms) * 1e-3);
-    store(r);
+    begin(r);
 }
 
 static void on_deadline(uv_timer_t *timer)
 {
     static const char *const stages[] = {
-        [WAITING] = "gateway",   [STORING] = "gateway", [ENCODING] = "encoder", [PUTTING] = "encoder",
+        [WAITING] = "gateway",   [CHOOSING] = "gateway", [STORING] = "gateway", [ENCODING] = "encoder", [PUTTING] = "encoder",
         [GENERATING] = "router", [HEADS] = "",          [FINISHED] = ""};
     struct tpo_request *r = timer->data;
     struct tpo_error err;

@@ -12,7 +12,7 @@ struct tpo_request;
 
 struct tpo_request_events {
     void *owner;
-    /* Everything but `done`, in order of seq; borrowed. Optional. */
+    /* Everything but `done`, in order of seq; borrowed. NULL for an answer in one piece, which may then be started again unseen. */
     void (*on_event)(void *owner, const Tpo__V1__PerceiveEvent *event);
     /* Once, last. `event` is the `done` event: its response is the whole answer, or what there is of it with its error, which is
      * then also *err (else NULL). */

@@ -6,13 +6,14 @@
 #include "gateway/compose.h"
 #include "gateway/media_put.h"
 #include "gateway/request.h"
+#include "gateway/versions.h"
 #include "head.pb-c.h"
 #include "router.pb-c.h"
 
 #define CALLS_MAX 32
 #define PUTS_MAX  2
 
-enum state { WAITING, STORING, ENCODING, PUTTING, GENERATING, HEADS, FINISHED };
+enum state { WAITING, CHOOSING, STORING, ENCODING, PUTTING, GENERATING, HEADS, FINISHED };
 
 /* A task call and the head that works on it. */
 struct head_call {
@@ -45,7 +46,12 @@ struct tpo_request {
     double started_ms, deadline_ms, begun_ms, put_ms, put_started_ms;
     struct tpo_error early; /* refused before it was accepted */
     bool accepted, first_text_seen;
-    uint32_t seq;
+    uint32_t seq; /* > 0: something was streamed */
+
+    uint64_t version; /* of every hop */
+    char version_text[24];
+    struct tpo_version_wait wait;
+    int anew; /* how often it was started again */
 
     struct tpo_upload *upload;
     struct tpo_media_put *put;
@@ -75,6 +81,11 @@ void tpo_request_release(struct tpo_request *r);        /* one of its holds */
 void tpo_request_emit(struct tpo_request *r, Tpo__V1__PerceiveEvent__KindCase kind, void *part);
 /* What every hop carries. */
 struct tpo_rpc_start tpo_request_hop(const struct tpo_request *r, const char *path, const ProtobufCMessageDescriptor *reply);
+
+bool tpo_request_over(const struct tpo_request *r);     /* FINISHED, or about to begin anew: what comes now comes too late */
+bool tpo_request_of_version(const struct tpo_error *err); /* the version asked for is not there */
+/* Asks the peers what they hold and begins anew when they have told and all that still runs has come back. False: too late for that. */
+bool tpo_request_start_anew(struct tpo_request *r);
 
 /* A task call of the router's: it goes to its head at once. */
 void tpo_head_call_open(struct tpo_request *r, const Tpo__V1__TaskEmbedding *t);

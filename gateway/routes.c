@@ -69,7 +69,7 @@ static void write_event(struct perceive *p, const Tpo__V1__PerceiveEvent *event)
 static void on_event(void *owner, const Tpo__V1__PerceiveEvent *event)
 {
     struct perceive *p = owner;
-    if (p->stream && p->x != NULL) write_event(p, event);
+    if (p->x != NULL) write_event(p, event);
 }
 
 static void on_done(void *owner, const Tpo__V1__PerceiveEvent *event, const struct tpo_error *err)
@@ -97,7 +97,7 @@ static void open_request(struct perceive *p)
         return;
     }
     Tpo__V1__PerceiveRequest *q = (Tpo__V1__PerceiveRequest *)p->message;
-    const struct tpo_request_events on = {.owner = p, .on_event = on_event, .on_done = on_done};
+    const struct tpo_request_events on = {.owner = p, .on_event = q->stream ? on_event : NULL, .on_done = on_done};
     p->stream = q->stream;
     body_drop(p);
     p->request = tpo_request_open(p->g, q, 0, tpo_http_request_id(p->x), tpo_http_header(p->x, "traceparent"), &on);

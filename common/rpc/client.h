@@ -32,6 +32,13 @@ int tpo_peers_count(const struct tpo_peers *p);
 const char *tpo_peers_stage(const struct tpo_peers *p);
 const char *tpo_peers_address(const struct tpo_peers *p, int i, bool *serving);
 
+#define TPO_PEER_VERSIONS_MAX 8
+/* The versions that peer i told of (StatusReply), for calls that need one; forgotten when its health is lost, since another process may come back. */
+void tpo_peers_set_versions(struct tpo_peers *p, int i, const uint64_t *versions, int n);
+void tpo_peers_drop_version(struct tpo_peers *p, int i, uint64_t version); /* it turned out not to hold it */
+/* Of a peer that is SERVING; -1: not, or unknown. */
+int tpo_peers_versions(const struct tpo_peers *p, int i, uint64_t out[TPO_PEER_VERSIONS_MAX]);
+
 struct tpo_rpc_events {
     void *owner;
     /* A message arrived; it and the payload are the owner's to free (or take). */
@@ -50,10 +57,12 @@ struct tpo_rpc_start {
     int timeout_ms;                          /* a deadline on every call */
     const char *key;                         /* for TPO_PICK_HASH: the media's id; NULL: any */
     const char *request_id, *traceparent, *version; /* metadata; NULL: none */
+    bool versioned;                          /* pick only peers that hold `version` or have told of none */
     int peer;                                /* 1 + index of the peer that must take it; 0: pick */
 };
 
-/* Starts a call with its first message (takes the payload's data). NULL and *err when there is no peer or no memory. A call that fails with UNAVAILABLE before
+/* Starts a call with its first message (takes the payload's data). NULL and *err when there is no peer (UNAVAILABLE
+ * "peer_missing"; FAILED_PRECONDITION "version" where none holds the one needed) or no memory. A call that fails with UNAVAILABLE before
  * any message came back is tried once more on another peer, unless it streams in. */
 struct tpo_rpc *tpo_rpc_open(struct tpo_peers *p, const struct tpo_rpc_start *start, const ProtobufCMessage *message,
                              struct tpo_payload *take_payload, const struct tpo_rpc_events *on, struct tpo_error *err);

@@ -18,6 +18,8 @@ struct peer {
     int64_t watch_after_us; /* not before, when there is none */
     int backoff_ms, in_flight, refs;
     bool gone;
+    uint64_t versions[TPO_PEER_VERSIONS_MAX];
+    int n_versions; /* -1: it has not told */
     struct tpo_peers *peers;
 };
 
@@ -54,7 +56,8 @@ void tpo_resolver_stop(struct tpo_peers *p);
 bool tpo_resolver_take(struct tpo_peers *p, struct peer_addresses *out); /* whether there is news */
 
 /* peers.c */
-struct peer *tpo_peer_pick(struct tpo_peers *p, const char *key, const struct peer *except);
+/* version: only those that may hold it; NULL: any. */
+struct peer *tpo_peer_pick(struct tpo_peers *p, const char *key, const char *version, const struct peer *except);
 void tpo_peer_release(struct peer *x);
 
 /* rpc.c: on one peer, waiting for it to be reachable. */

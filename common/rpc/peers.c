@@ -64,6 +64,7 @@ static int add_peer(struct tpo_peers *p, const char *address)
     x->channel = create_channel(address);
     x->backoff_ms = BACKOFF_MIN_MS;
     x->refs = 1;
+    x->n_versions = -1;
     x->peers = p;
     p->peers[p->n_peers++] = x;
     return x->channel != NULL ? TPO_OK : TPO_ENOMEM;
@@ -108,6 +109,7 @@ static void on_health(void *owner, struct tpo_rpc *r, ProtobufCMessage *message,
     (void)r, (void)payload;
     Grpc__Health__V1__HealthCheckResponse *reply = (Grpc__Health__V1__HealthCheckResponse *)message;
     x->health = reply->status == GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__SERVING ? PEER_SERVING : PEER_NOT_SERVING;
+    if (x->health == PEER_NOT_SERVING) x->n_versions = -1;
     x->backoff_ms = BACKOFF_MIN_MS;
     protobuf_c_message_free_unpacked(message, NULL);
 }
@@ -117,6 +119,7 @@ static void on_watch_done(void *owner, struct tpo_rpc *r, int status, const stru
     struct peer *x = owner;
     (void)r, (void)err;
     x->watch = NULL;
+    x->n_versions = -1;
     /* A peer without the health service counts as serving: a call will tell. */
     x->health = status == TPO_UNIMPLEMENTED ? PEER_SERVING : PEER_NOT_SERVING;
     x->watch_after_us = status == TPO_UNIMPLEMENTED ? NEVER_US : tpo_now_us() + x->backoff_ms * 1000;
@@ -211,19 +214,57 @@ const char *tpo_peers_address(const struct tpo_peers *p, int i, bool *serving)
     return p->peers[i]->address;
 }
 
-/* Serving before unknown before the rest; among equals, by the set's rule. */
-struct peer *tpo_peer_pick(struct tpo_peers *p, const char *key, const struct peer *except)
+/* --- versions ------------------------------------------------------------------------------------------------------------------------ */
+
+void tpo_peers_set_versions(struct tpo_peers *p, int i, const uint64_t *versions, int n)
 {
-    static const int rank[] = {[PEER_SERVING] = 2, [PEER_UNKNOWN] = 1, [PEER_NOT_SERVING] = 0};
+    struct peer *x = p->peers[i];
+    x->n_versions = n < TPO_PEER_VERSIONS_MAX ? n : TPO_PEER_VERSIONS_MAX;
+    for (int k = 0; k < x->n_versions; k++) x->versions[k] = versions[k];
+}
+
+void tpo_peers_drop_version(struct tpo_peers *p, int i, uint64_t version)
+{
+    struct peer *x = p->peers[i];
+    int n = 0;
+    for (int k = 0; k < x->n_versions; k++)
+        if (x->versions[k] != version) x->versions[n++] = x->versions[k];
+    x->n_versions = n; /* one that had not told is known to hold nothing of use, until it tells */
+}
+
+int tpo_peers_versions(const struct tpo_peers *p, int i, uint64_t out[TPO_PEER_VERSIONS_MAX])
+{
+    const struct peer *x = p->peers[i];
+    if (x->health != PEER_SERVING) return -1;
+    for (int k = 0; k < x->n_versions; k++) out[k] = x->versions[k];
+    return x->n_versions;
+}
+
+/* 2: it holds the version; 1: it may; 0: it does not. */
+static int holds(const struct peer *x, const char *version)
+{
+    const uint64_t number = version != NULL ? strtoull(version, NULL, 10) : 0;
+    if (version == NULL || x->n_versions < 0) return 1;
+    for (int k = 0; k < x->n_versions; k++)
+        if (x->versions[k] == number) return 2;
+    return 0;
+}
+
+/* Serving before unknown before the rest; then who holds the version before who may; among equals, by the set's rule. */
+struct peer *tpo_peer_pick(struct tpo_peers *p, const char *key, const char *version, const struct peer *except)
+{
+    static const int health_rank[] = {[PEER_SERVING] = 6, [PEER_UNKNOWN] = 3, [PEER_NOT_SERVING] = 0};
     struct peer *best = NULL;
     uint64_t best_score = 0;
+    int best_rank = 0;
     p->turn++;
     for (int i = 0; i < p->n_peers; i++) {
         struct peer *x = p->peers[(p->turn + (uint64_t)i) % (uint64_t)p->n_peers];
         uint64_t score = p->pick == TPO_PICK_HASH && key != NULL ? hash_text(x->hash, key) : UINT64_MAX - (uint64_t)x->in_flight;
-        if (x == except) continue;
-        bool better = best == NULL || rank[x->health] > rank[best->health] || (rank[x->health] == rank[best->health] && score > best_score);
-        if (better) best = x, best_score = score;
+        const int held = holds(x, version), rank = health_rank[x->health] + held;
+        if (x == except || held == 0) continue;
+        bool better = best == NULL || rank > best_rank || (rank == best_rank && score > best_score);
+        if (better) best = x, best_score = score, best_rank = rank;
     }
     return best;
 }

@@ -169,7 +169,7 @@ static bool try_again(struct tpo_rpc *r)
 {
     bool may = r->status == GRPC_STATUS_UNAVAILABLE && r->request != NULL && !r->got_message && !r->cancelled && !r->peers->closing &&
                r->start.peer == 0;
-    struct peer *other = may ? tpo_peer_pick(r->peers, r->key, r->peer) : NULL;
+    struct peer *other = may ? tpo_peer_pick(r->peers, r->key, r->start.versioned ? r->version : NULL, r->peer) : NULL;
     if (other == NULL) return false;
     end_try(r);
     tpo_peer_release(r->peer);
@@ -345,9 +345,12 @@ struct tpo_rpc *tpo_rpc_open(struct tpo_peers *p, const struct tpo_rpc_start *st
                              struct tpo_payload *take_payload, const struct tpo_rpc_events *on, struct tpo_error *err)
 {
     struct peer *x = start->peer > 0 && start->peer <= p->n_peers ? p->peers[start->peer - 1] : NULL;
-    if (start->peer == 0) x = tpo_peer_pick(p, start->key, NULL);
+    if (start->peer == 0) x = tpo_peer_pick(p, start->key, start->versioned ? start->version : NULL, NULL);
     if (x == NULL || p->closing) {
-        tpo_fail(err, TPO_UNAVAILABLE, "peer_missing", "no %s is known", p->stage);
+        if (p->n_peers > 0 && start->versioned && !p->closing)
+            tpo_fail(err, TPO_FAILED_PRECONDITION, "version", "no %s holds version %s", p->stage, start->version);
+        else
+            tpo_fail(err, TPO_UNAVAILABLE, "peer_missing", "no %s is known", p->stage);
         if (err != NULL) snprintf(err->stage, sizeof(err->stage), "%s", p->stage);
         tpo_payload_free(take_payload);
         return NULL;

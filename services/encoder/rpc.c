@@ -24,6 +24,7 @@
 #include "services/encoder/frames.h"
 #include "services/encoder/recorded.h"
 #include "services/host/learner.h"
+#include "services/host/serving.h"
 
 #define THREADS_MAX 16
 #define RETRY_MS    200
@@ -36,6 +37,7 @@ struct request {
     struct tpo_call *call;
     struct tpo_cache_key key;
     char id[TPO_SHA256_HEX];
+    struct tpo_version *version; /* held */
     double came_ms;
 };
 
@@ -53,6 +55,7 @@ struct service {
     struct tpo_stream *stream;
     struct tpo_encoder *encoder, *trainee; /* trainee: with --train, what learns; serving never reads it */
     struct tpo_recorded *recorded;         /* the trainee's model, media ids understood */
+    struct tpo_serving serving;            /* encoder's weights, version by version */
     struct tpo_config config;
     struct work *retired; /* the job that ran last: the host may look at it until the next one runs */
 
@@ -100,6 +103,7 @@ static void finish(struct service *s, struct request *r, const struct tpo_error 
 {
     measure(s, r, err);
     tpo_call_finish(r->call, err != NULL ? err->code : TPO_OK, err);
+    tpo_versions_give(tpo_host_versions(s->host), r->version);
     free(r);
     pthread_mutex_lock(&s->lock);
     s->n_open--;
@@ -134,7 +138,8 @@ static void answer(struct service *s, struct request *r, const struct tpo_cached
         reply.cache = (char *)cache;
         reply.queue_ms = began_ms > r->came_ms ? began_ms - r->came_ms : 0;
         reply.run_ms = now_ms() - (began_ms > r->came_ms ? began_ms : r->came_ms);
-        reply.digest = (char *)tpo_host_digest(s->host);
+        reply.digest = (char *)r->version->digest;
+        reply.version = r->version->number;
         tpo_call_send_last(r->call, &reply.base, &visual);
     }
     free(frames), free(list);
@@ -176,27 +181,34 @@ static bool take_place(struct service *s)
     return room;
 }
 
+static struct request *refuse(struct service *s, struct request *r)
+{
+    pthread_mutex_lock(&s->lock);
+    s->n_open--;
+    pthread_mutex_unlock(&s->lock);
+    free(r);
+    return NULL;
+}
+
 static struct request *admit(struct service *s, struct tpo_call *call, const Tpo__V1__EncodeRequest *q, struct tpo_error *err)
 {
     char rule[96];
     if (!tpo_host_ready(s->host)) tpo_fail(err, TPO_UNAVAILABLE, "loading", "the encoder is not ready");
     else if (!tpo_sha256_is_hex(q->media_id)) tpo_fail(err, TPO_INVALID_ARGUMENT, "media_id", "a media id is 64 lower-case hex digits");
-    else if (q->version != 0) tpo_fail(err, TPO_FAILED_PRECONDITION, "version", "version %llu is not here", (unsigned long long)q->version);
     else if (!take_place(s)) tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "queue_full", "the encoder's queue is full");
     if (err->code == TPO_RESOURCE_EXHAUSTED) err->retry_ms = RETRY_MS;
     if (err->code != TPO_OK) return NULL;
     struct request *r = calloc(1, sizeof(*r));
     if (r == NULL) {
-        pthread_mutex_lock(&s->lock);
-        s->n_open--;
-        pthread_mutex_unlock(&s->lock);
         tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a request");
-        return NULL;
+        return refuse(s, NULL);
     }
+    if (tpo_versions_take(tpo_host_versions(s->host), tpo_call_metadata(call, "tpo-version"), q->version, &r->version, err) != TPO_OK)
+        return refuse(s, r);
     r->call = call;
     r->came_ms = now_ms();
     memcpy(r->id, q->media_id, sizeof(r->id));
-    const char *const parts[] = {"encoder", r->id, tpo_frames_rule(rule, sizeof(rule), &s->config), tpo_host_digest(s->host), "f32"};
+    const char *const parts[] = {"encoder", r->id, tpo_frames_rule(rule, sizeof(rule), &s->config), r->version->digest, "f32"};
     tpo_cache_key_make(&r->key, parts, 5);
     return r;
 }
@@ -313,6 +325,7 @@ static int run_encode(void *self, struct tpo_job *job)
     v.width = (uint32_t)f->width, v.height = (uint32_t)f->height, v.duration_s = f->duration_s;
     v.n_frames = f->T, v.indices = f->indices, v.times = f->times;
     v.data = malloc(v.data_bytes);
+    tpo_serving_use(&s->serving, w->leader->version);
     int rc = v.data != NULL ? tpo_encoder_run(s->encoder, v.data, f->pixels, f->T, &err) : tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for tokens");
     tpo_metrics_add(tpo_host_metrics(s->host), "tpo_encoder_runs_total", "", 1);
     if (rc == TPO_OK && s->cache != NULL) {
@@ -362,8 +375,8 @@ static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
     if (rc == TPO_OK) rc = tpo_stream_open(&s->stream, set->device, (int)set->threads, err);
     if (rc == TPO_OK) rc = tpo_encoder_open(&s->encoder, s->stream, &s->config, set->model, 0, 0, err);
     if (rc == TPO_OK) rc = tpo_params_digest(digest, set->model, "encoder", false, err);
+    if (rc == TPO_OK) rc = tpo_serving_open(&s->serving, h, s->stream, tpo_encoder_model(s->encoder)->params, digest, err);
     if (rc != TPO_OK) return rc;
-    tpo_host_set_digest(h, digest);
     /* As many threads as workers: each waits for its own. */
     for (; s->n_threads < (int)s->media_workers && s->n_threads < THREADS_MAX; s->n_threads++)
         if (pthread_create(&s->threads[s->n_threads], NULL, media_thread, s) != 0) break;
@@ -391,6 +404,7 @@ static void close_model(void *self)
     pthread_mutex_unlock(&s->lock);
     while (s->n_threads > 0) pthread_join(s->threads[--s->n_threads], NULL);
     work_free(s->retired);
+    tpo_serving_close(&s->serving);
     tpo_encoder_close(s->encoder);
     tpo_recorded_close(s->recorded);
     tpo_encoder_close(s->trainee);
@@ -407,6 +421,7 @@ static int open_learner(void *self, struct tpo_learner *out, struct tpo_error *e
 {
     struct service *s = self;
     int rc = tpo_encoder_open(&s->trainee, s->stream, &s->config, tpo_host_settings(s->host)->model, 1, 0, err);
+    if (rc == TPO_OK) rc = tpo_serving_train(&s->serving, tpo_encoder_model(s->trainee)->params, err);
     if (rc != TPO_OK) return rc;
     const struct tpo_recorded_options o = {.encoder = s->trainee,
                                            .config = &s->config,
@@ -419,6 +434,12 @@ static int open_learner(void *self, struct tpo_learner *out, struct tpo_error *e
                                            .threads = (int)s->media_workers};
     rc = tpo_recorded_open(&s->recorded, &o, err);
     return rc == TPO_OK ? tpo_learner_open_direct(out, tpo_recorded_model(s->recorded), s->stream, err) : rc;
+}
+
+static int publish(void *self, uint64_t version, struct tpo_error *err)
+{
+    struct service *s = self;
+    return tpo_serving_publish(&s->serving, version, err);
 }
 
 static void declare(struct tpo_params *schema, const struct tpo_config *c)
@@ -491,6 +512,7 @@ const struct tpo_host_service *tpo_encoder_service(void)
         .prepare = prepare,
         .open = open_model,
         .open_learner = open_learner,
+        .publish = publish,
         .warm_up = warm_up,
         .close = close_model,
         .check = check,

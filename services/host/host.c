@@ -13,6 +13,7 @@
 #include "services/host/fault.h"
 #include "services/host/host_private.h"
 #include "services/host/learner_rpc.h"
+#include "services/host/versions.h"
 #include "status.pb-c.h"
 
 const struct tpo_host_settings *tpo_host_settings(const struct tpo_host *h)
@@ -38,6 +39,11 @@ void tpo_host_set_digest(struct tpo_host *h, const char *digest)
 const char *tpo_host_digest(const struct tpo_host *h)
 {
     return h->digest;
+}
+
+struct tpo_versions *tpo_host_versions(struct tpo_host *h)
+{
+    return h->versions;
 }
 
 bool tpo_host_ready(const struct tpo_host *h)
@@ -98,6 +104,7 @@ void tpo_host_on_status(void *host, struct tpo_call *call, ProtobufCMessage *mes
     struct tpo_host *h = host;
     Tpo__V1__StatusReply reply = TPO__V1__STATUS_REPLY__INIT;
     struct counters *c = calloc(1, sizeof(*c));
+    uint64_t versions[TPO_VERSIONS_HELD];
     tpo_payload_free(payload);
     protobuf_c_message_free_unpacked(message, NULL);
     if (c != NULL) {
@@ -110,6 +117,8 @@ void tpo_host_on_status(void *host, struct tpo_call *call, ProtobufCMessage *mes
     reply.stage = (char *)h->service->stage;
     reply.ready = tpo_host_ready(h);
     reply.digest = reply.ready ? h->digest : "";
+    reply.versions = versions;
+    reply.n_versions = reply.ready ? (size_t)tpo_versions_list(h->versions, versions) : 0;
     reply.uptime_ms = (uint64_t)(tpo_now_us() - h->started_us) / 1000;
     reply.device = (char *)h->settings.device;
     tpo_call_send(call, &reply.base, NULL);
@@ -162,6 +171,7 @@ static int start(struct tpo_host *h, struct tpo_error *err)
     const struct tpo_host_service *s = h->service;
     h->started_us = tpo_now_us();
     int rc = tpo_metrics_open(&h->metrics, err);
+    if (rc == TPO_OK) rc = tpo_versions_open(&h->versions, h->settings.version_hold_ms, h->metrics, err);
     if (rc == TPO_OK) rc = tpo_queue_open(&h->queue, (int)h->settings.queue);
     if (rc == TPO_OK) rc = build_methods(h);
     if (rc == TPO_OK && s->prepare != NULL) rc = s->prepare(s->self, h, err);
@@ -207,6 +217,7 @@ static int stop(struct tpo_host *h)
 static void free_host(struct tpo_host *h)
 {
     tpo_queue_close(h->queue);
+    tpo_versions_close(h->versions);
     tpo_metrics_close(h->metrics);
     free(h->methods);
     free(h->bindings);
@@ -266,6 +277,8 @@ int tpo_host_main(const struct tpo_host_service *service, int argc, char **argv)
         {"dtype", TPO_SET_TEXT, &set->dtype, "f32", .choices = "f32|bf16",
          .help = "bf16: weights that are BF16 in the folder stay as they are mapped, half the memory and its traffic; sums stay f32"},
         {"train", TPO_SET_BOOL, &set->train, "no", .help = "offer the Learner service, so that a trainer can drive this process"},
+        {"version-hold", TPO_SET_MS, &set->version_hold_ms, "10m", .min = 0, .max = 86400000,
+         .help = "with --train: how long the version before the published one is kept for, at least; the longest time a request may have"},
         {"fault", TPO_SET_TEXT, &set->fault, "", .what = "POINT[:N]",
          .help = "for tests: kill this process when it reaches a named point of a training step"},
         {"log-level", TPO_SET_TEXT, &set->log_level, "info", .choices = "debug|info|warn|error", .help = "what is worth a line"},

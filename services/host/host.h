@@ -18,6 +18,7 @@
 
 struct tpo_host;
 struct tpo_learner; /* learner.h */
+struct tpo_versions; /* versions.h */
 
 /* Settings that every service has; filled before anything else runs. */
 struct tpo_host_settings {
@@ -33,6 +34,7 @@ struct tpo_host_settings {
     int64_t threads;   /* --threads; 0: every core */
     int64_t queue;     /* --queue: jobs that may wait */
     int64_t drain_ms;
+    int64_t version_hold_ms; /* --version-hold: a version stays this long after another took its place */
     int64_t max_message_bytes;
 };
 
@@ -104,5 +106,6 @@ int tpo_host_submit(struct tpo_host *h, struct tpo_job *job, struct tpo_error *e
 void tpo_host_set_digest(struct tpo_host *h, const char *digest);
 const char *tpo_host_digest(const struct tpo_host *h);
 bool tpo_host_ready(const struct tpo_host *h);
+struct tpo_versions *tpo_host_versions(struct tpo_host *h); /* what Status tells; filled by serving.h */
 
 #endif

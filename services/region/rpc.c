@@ -9,12 +9,14 @@
 #include "kernels/stream.h"
 #include "nn/check.h"
 #include "services/host/learner.h"
+#include "services/host/serving.h"
 #include "services/region/region.h"
 
 struct service {
     struct tpo_host *host;
     struct tpo_stream *stream;
     struct tpo_region *region, *trainee; /* trainee: with --train, what learns; serving never reads it */
+    struct tpo_serving serving; /* region's weights, version by version */
     struct tpo_config config;
 };
 
@@ -31,7 +33,7 @@ static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
     if (rc == TPO_OK) rc = tpo_stream_open(&s->stream, set->device, (int)set->threads, err);
     if (rc == TPO_OK) rc = tpo_region_open(&s->region, s->stream, &s->config, set->model, 0, err);
     if (rc == TPO_OK) rc = tpo_params_digest(digest, set->model, "region", false, err);
-    if (rc == TPO_OK) tpo_host_set_digest(h, digest);
+    if (rc == TPO_OK) rc = tpo_serving_open(&s->serving, h, s->stream, tpo_region_model(s->region)->params, digest, err);
     return rc;
 }
 
@@ -49,6 +51,7 @@ static int warm_up(void *self, struct tpo_error *err)
 static void close_model(void *self)
 {
     struct service *s = self;
+    tpo_serving_close(&s->serving);
     tpo_region_close(s->region);
     tpo_region_close(s->trainee);
     tpo_stream_close(s->stream);
@@ -60,7 +63,14 @@ static int open_learner(void *self, struct tpo_learner *out, struct tpo_error *e
 {
     struct service *s = self;
     int rc = tpo_region_open(&s->trainee, s->stream, &s->config, tpo_host_settings(s->host)->model, 0, err);
+    if (rc == TPO_OK) rc = tpo_serving_train(&s->serving, tpo_region_model(s->trainee)->params, err);
     return rc == TPO_OK ? tpo_learner_open_direct(out, tpo_region_model(s->trainee), s->stream, err) : rc;
+}
+
+static int publish(void *self, uint64_t version, struct tpo_error *err)
+{
+    struct service *s = self;
+    return tpo_serving_publish(&s->serving, version, err);
 }
 
 static void send_box(struct tpo_call *c, const float box[4])
@@ -73,13 +83,14 @@ static void send_box(struct tpo_call *c, const float box[4])
     tpo_call_send_last(c, &result.base, NULL); /* `done` comes at once */
 }
 
-static void send_done(struct service *s, struct tpo_job *job)
+static void send_done(const struct tpo_version *version, struct tpo_job *job)
 {
     Tpo__V1__HeadDone done = TPO__V1__HEAD_DONE__INIT;
     Tpo__V1__TaskResult result = TPO__V1__TASK_RESULT__INIT;
     done.queue_ms = job->queue_ms;
     done.run_ms = tpo_job_run_ms(job);
-    done.digest = (char *)tpo_host_digest(s->host);
+    done.digest = (char *)version->digest;
+    done.version = version->number;
     result.kind_case = TPO__V1__TASK_RESULT__KIND_DONE;
     result.done = &done;
     tpo_call_send_last(job->call, &result.base, NULL);
@@ -90,16 +101,19 @@ static int run(void *self, struct tpo_job *job)
     struct service *s = self;
     struct tpo_error err = {0};
     const struct tpo_payload *e = &job->payload;
+    struct tpo_version *version;
     float box[4];
-    int rc = TPO_OK;
-    if (e->dtype != TPO_F32 || e->n_dims != 1 || e->shape[0] != s->config.llm.hidden_size)
+    int rc = tpo_serving_take(&s->serving, job, ((const Tpo__V1__TaskCall *)job->message)->version, &version, &err);
+    if (rc == TPO_OK && (e->dtype != TPO_F32 || e->n_dims != 1 || e->shape[0] != s->config.llm.hidden_size))
         rc = tpo_fail(&err, TPO_INVALID_ARGUMENT, "tensor_shape", "e must be f32 [%d]", s->config.llm.hidden_size);
+    if (rc == TPO_OK) tpo_serving_use(&s->serving, version);
     if (rc == TPO_OK) rc = tpo_region_run(s->region, box, e->data, 1, &err);
     if (rc == TPO_OK) {
         tpo_metrics_add(tpo_host_metrics(s->host), "tpo_head_runs_total", "", 1);
         send_box(job->call, box);
-        send_done(s, job);
+        send_done(version, job);
     }
+    tpo_versions_give(tpo_host_versions(s->host), version);
     tpo_job_finish(job, rc == TPO_OK ? NULL : &err);
     return TPO_OK;
 }
@@ -125,6 +139,7 @@ const struct tpo_host_service *tpo_region_service(void)
         .self = &the_service,
         .open = open_model,
         .open_learner = open_learner,
+        .publish = publish,
         .warm_up = warm_up,
         .close = close_model,
         .check = check,

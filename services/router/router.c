@@ -32,6 +32,7 @@ struct sequence {
     enum phase phase;
     uint64_t handle, order;
     struct tpo_router_events on;
+    const struct tpo_snapshot *weights;
     struct tpo_prompt prompt;
     struct tpo_routing routing;
     struct tpo_sampling sampling;
@@ -59,6 +60,7 @@ struct tpo_router {
     struct tpo_batch *batch;
     struct tpo_router_learn learn;
     struct sequence *sequences; /* (max_sequences) */
+    const struct tpo_snapshot *weights; /* of the pass being put together */
     uint64_t handles;
     struct tpo_batch_row *rows; /* of the pass being put together */
     int *owner;                 /* the sequence of each row */
@@ -193,10 +195,17 @@ static struct sequence *free_sequence(struct tpo_router *r)
     return NULL;
 }
 
+/* The passes that follow are of this version. */
+static void turn_to(struct tpo_router *r, const struct tpo_snapshot *weights)
+{
+    r->weights = weights;
+    if (weights != NULL) tpo_snapshot_use(weights, &r->params);
+}
+
 int tpo_router_submit(struct tpo_router *r, const struct tpo_router_request *q, const struct tpo_router_events *on,
                       uint64_t *handle, struct tpo_error *err)
 {
-    struct sequence s = {.phase = PROMPT, .on = *on, .finish = "length"};
+    struct sequence s = {.phase = PROMPT, .on = *on, .finish = "length", .weights = q->weights};
     struct sequence *slot = free_sequence(r);
     int rc = check_request(q, err);
     if (rc == TPO_OK) rc = tpo_routing_init(&s.routing, &r->config, q->task, err);
@@ -210,6 +219,7 @@ int tpo_router_submit(struct tpo_router *r, const struct tpo_router_request *q, 
     rc = tpo_kv_take(&r->kv, (int)(slot - r->sequences), s.prompt.n + s.new_max + 1, err);
     if (rc != TPO_OK) goto fail;
     s.n_special = s.queries + s.prompt.n_boxes;
+    turn_to(r, q->weights);
     if (s.n_special > 0 &&
         (rc = tpo_batch_special(r->batch, &s.special, q->visual, s.queries, q->boxes, s.prompt.n_boxes)) != TPO_OK) {
         tpo_kv_give(&r->kv, (int)(slot - r->sequences));
@@ -362,13 +372,13 @@ static struct tpo_batch_row pending_row(const struct tpo_router *r, const struct
     return row;
 }
 
-/* The oldest sequence of this phase that came after `order`. */
+/* The oldest sequence of this phase and of the pass's version that came after `order`. */
 static struct sequence *next_in(struct tpo_router *r, enum phase phase, uint64_t order)
 {
     struct sequence *found = NULL;
     for (int i = 0; i < r->options.max_sequences; i++) {
         struct sequence *q = &r->sequences[i];
-        if (q->phase == phase && !q->cancelled && q->order > order && (found == NULL || q->order < found->order)) found = q;
+        if (q->phase == phase && q->weights == r->weights && !q->cancelled && q->order > order && (found == NULL || q->order < found->order)) found = q;
     }
     return found;
 }
@@ -466,12 +476,27 @@ static void run_answers(struct tpo_router *r)
     }
 }
 
+/* The first sequence of each version, one after the other; `last` is the one before. */
+static const struct sequence *next_version(const struct tpo_router *r, const struct sequence *last)
+{
+    for (int i = last != NULL ? (int)(last - r->sequences) + 1 : 0; i < r->options.max_sequences; i++) {
+        int first = 0;
+        if (r->sequences[i].phase == FREE) continue;
+        while (first < i && (r->sequences[first].phase == FREE || r->sequences[first].weights != r->sequences[i].weights)) first++;
+        if (first == i) return &r->sequences[i];
+    }
+    return NULL;
+}
+
 int tpo_router_step(struct tpo_router *r)
 {
     int in_flight = 0;
     end_finished(r);
-    run_answers(r);
-    run_prompts(r);
+    for (const struct sequence *q = next_version(r, NULL); q != NULL; q = next_version(r, q)) {
+        turn_to(r, q->weights);
+        run_answers(r);
+        run_prompts(r);
+    }
     end_finished(r);
     for (int i = 0; i < r->options.max_sequences; i++) in_flight += r->sequences[i].phase != FREE;
     return in_flight;

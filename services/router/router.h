@@ -1,12 +1,14 @@
 /* router.h -- the language model and its scheduler: text and visual tokens in, text and task embeddings out.
  *
  * It runs without a network. One thread owns a router: it submits requests and calls tpo_router_step until nothing is left; events come back from
- * within step, never from within submit. Equal requests get equal bits whatever else is in flight (contracts.md 6). */
+ * within step, never from within submit. Equal requests get equal bits whatever else is in flight (contracts.md 6). Sequences of several versions of
+ * the weights run side by side, in passes of one version each, over the same pool. */
 #ifndef TPO_SERVICES_ROUTER_H
 #define TPO_SERVICES_ROUTER_H
 
 #include "nn/config.h"
 #include "nn/model.h"
+#include "nn/snapshot.h"
 
 struct tpo_router;
 
@@ -44,6 +46,7 @@ struct tpo_router_request {
     int max_new_tokens;
     uint64_t seed;
     float temperature, top_p; /* 0: greedy; 0: 1 */
+    const struct tpo_snapshot *weights; /* of tpo_router_model's parameters, unmerged; must live until on_done. NULL: those of the last pass */
 };
 
 /* Called from within tpo_router_step. Text holds whole code points. Returning non-zero cancels the sequence. */

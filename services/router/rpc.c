@@ -12,6 +12,7 @@
 #include "nn/check.h"
 #include "router.pb-c.h"
 #include "services/host/learner.h"
+#include "services/host/serving.h"
 #include "services/router/learn.h"
 #include "services/router/router.h"
 
@@ -20,6 +21,7 @@ struct service {
     struct tpo_stream *stream;
     struct tpo_router *router;
     struct tpo_router_trainee *trainee; /* with --train, what learns; serving never reads it */
+    struct tpo_serving serving; /* router's weights, version by version */
     struct tpo_config config;
     int n_running;
 };
@@ -34,6 +36,7 @@ static struct {
 struct flight {
     struct service *service;
     struct tpo_job *job;
+    struct tpo_version *version; /* held */
 };
 
 /* Messages that may wait for a slow reader before its answer is given up: it must not stall the others. */
@@ -43,7 +46,7 @@ static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
 {
     struct service *s = self;
     const struct tpo_host_settings *host = tpo_host_settings(h);
-    struct tpo_router_options o = {.folder = host->model, .merge_lora = set.merge_lora, .kv_bytes = (size_t)set.kv_bytes,
+    struct tpo_router_options o = {.folder = host->model, .merge_lora = set.merge_lora && !host->train, .kv_bytes = (size_t)set.kv_bytes,
                                    .max_sequences = (int)set.sequences, .prefill_tokens = (int)set.prefill_tokens};
     char digest[72];
     s->host = h;
@@ -52,13 +55,14 @@ static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
     if (rc == TPO_OK) rc = tpo_stream_open(&s->stream, host->device, (int)host->threads, err);
     if (rc == TPO_OK) rc = tpo_router_open(&s->router, s->stream, &s->config, &o, err);
     if (rc == TPO_OK) rc = tpo_params_digest(digest, host->model, "router", true, err);
-    if (rc == TPO_OK) tpo_host_set_digest(h, digest);
+    if (rc == TPO_OK) rc = tpo_serving_open(&s->serving, h, s->stream, tpo_router_model(s->router)->params, digest, err);
     return rc;
 }
 
 static void close_model(void *self)
 {
     struct service *s = self;
+    tpo_serving_close(&s->serving);
     tpo_router_close(s->router);
     tpo_router_trainee_close(s->trainee);
     tpo_stream_close(s->stream);
@@ -70,7 +74,14 @@ static int open_learner(void *self, struct tpo_learner *out, struct tpo_error *e
 {
     struct service *s = self;
     int rc = tpo_router_trainee_open(&s->trainee, s->stream, &s->config, tpo_host_settings(s->host)->model, false, 0, 1, err);
+    if (rc == TPO_OK) rc = tpo_serving_train(&s->serving, tpo_router_trainee_model(s->trainee)->params, err);
     return rc == TPO_OK ? tpo_learner_open_direct(out, tpo_router_trainee_model(s->trainee), s->stream, err) : rc;
+}
+
+static int publish(void *self, uint64_t version, struct tpo_error *err)
+{
+    struct service *s = self;
+    return tpo_serving_publish(&s->serving, version, err);
 }
 
 /* --- events of one sequence ------------------------------------------------------------------------------------------------------------ */
@@ -134,7 +145,8 @@ static void send_done(struct flight *f, const char *finish_reason, int prompt_to
     done.completion_tokens = (uint32_t)completion_tokens;
     done.queue_ms = f->job->queue_ms;
     done.run_ms = tpo_job_run_ms(f->job);
-    done.digest = (char *)tpo_host_digest(f->service->host);
+    done.digest = (char *)f->version->digest;
+    done.version = f->version->number;
     event.kind_case = TPO__V1__GENERATE_EVENT__KIND_DONE;
     event.done = &done;
     tpo_call_send_last(f->job->call, &event.base, NULL);
@@ -148,6 +160,7 @@ static void on_done(void *owner, int status, const char *finish_reason, int prom
     tpo_metrics_add(m, "tpo_prompt_tokens_total", "", prompt_tokens);
     tpo_metrics_add(m, "tpo_generated_tokens_total", "", completion_tokens);
     if (status == TPO_OK) send_done(f, finish_reason, prompt_tokens, completion_tokens);
+    tpo_versions_give(tpo_host_versions(f->service->host), f->version);
     tpo_job_finish(f->job, status == TPO_OK ? NULL : err);
     free(f);
 }
@@ -215,10 +228,13 @@ static int run(void *self, struct tpo_job *job)
     struct request r = {0};
     struct tpo_error err = {0};
     uint64_t handle;
-    struct flight *f = malloc(sizeof(*f));
+    struct flight *f = calloc(1, sizeof(*f));
     int rc = f != NULL ? request_fill(&r, job, &s->config, &err) : tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for a request");
+    if (rc == TPO_OK) rc = tpo_serving_take(&s->serving, job, ((const Tpo__V1__GenerateRequest *)job->message)->version, &f->version, &err);
     if (rc == TPO_OK) {
-        *f = (struct flight){s, job};
+        f->service = s;
+        f->job = job;
+        r.q.weights = f->version->weights;
         struct tpo_router_events on = {f, on_text, on_task, on_done};
         rc = tpo_router_submit(s->router, &r.q, &on, &handle, &err);
     }
@@ -227,6 +243,7 @@ static int run(void *self, struct tpo_job *job)
         count_running(s, 1);
         return TPO_OK;
     }
+    if (f != NULL) tpo_versions_give(tpo_host_versions(s->host), f->version);
     free(f);
     if (rc == TPO_UNAVAILABLE) return rc; /* the pool is full: the job waits for the next step */
     tpo_job_finish(job, &err);
@@ -314,6 +331,7 @@ const struct tpo_host_service *tpo_router_service(void)
         .self = &the_service,
         .open = open_model,
         .open_learner = open_learner,
+        .publish = publish,
         .warm_up = warm_up,
         .step = step,
         .close = close_model,
