@@ -53,6 +53,7 @@ struct direct {
     int (*sum_sink)(void *arg, const struct tpo_chunk *x); /* a Gather that waits for the last Backward */
     void *sum_arg;
     int n_done, n_own; /* micro-batches of this share: whose Backward has run, all */
+    int n_left_out;    /* of those, that a Gather says need none in this step */
     struct tpo_tape *idle[TAPES];
     int n_idle, n_live;
 };
@@ -137,7 +138,7 @@ static int step_close(struct direct *d)
     d->step = d->prepared = 0;
     d->folded = d->scattered = false;
     d->sum_sink = NULL;
-    d->n_done = 0;
+    d->n_done = d->n_left_out = 0;
     return tpo_learner_state_clear(&d->state);
 }
 
@@ -428,8 +429,9 @@ static int direct_gather(void *self, const struct tpo_key *key, int (*sink)(void
     d->step = key->step;
     d->sum_sink = sink;
     d->sum_arg = arg;
+    d->n_left_out = (int)key->micro_batch;
     for (int i = 0; i < d->state.n; i++) d->state.items[i].told = false;
-    if (d->n_done == d->n_own || d->state.n == 0) sums_finish(d);
+    if (d->n_done + d->n_left_out >= d->n_own || d->state.n == 0) sums_finish(d);
     return TPO_OK;
 }
 
@@ -485,14 +487,14 @@ static int direct_backward(void *self, const struct tpo_key *key, const struct t
             return tpo_fail(err, TPO_FAILED_PRECONDITION, "order", "micro-batch %u comes after %d in its lane", key->micro_batch,
                             d->lane_next[lane] - 1);
         tpo_learner_state_lane(&d->state, lane);
-        if (d->sum_sink != NULL && d->n_done + 1 == d->n_own) tpo_tape_on_complete(p->tape, on_gradient, d);
+        if (d->sum_sink != NULL && d->n_done + d->n_left_out + 1 == d->n_own) tpo_tape_on_complete(p->tape, on_gradient, d);
         rc = pass_backward(d, p, gradients, n_gradients, err);
         tpo_learner_state_lane(&d->state, -1);
         if (rc != TPO_OK) return rc;
         d->lane_next[lane] = (int)key->micro_batch + 1;
         tape_return(d, p);
     }
-    if (p->state != PASS_DONE && ++d->n_done == d->n_own) sums_finish(d);
+    if (p->state != PASS_DONE && ++d->n_done + d->n_left_out == d->n_own) sums_finish(d);
     p->state = PASS_DONE;
     memcpy(inputs_out, p->gradients, sizeof(*inputs_out) * (size_t)p->n_gradients);
     *n_inputs_out = p->n_gradients;
@@ -586,8 +588,10 @@ static int direct_commit(void *self, const struct tpo_key *key, struct tpo_error
 static int direct_abort(void *self, const struct tpo_key *key, struct tpo_error *err)
 {
     struct direct *d = self;
-    if (d->begun && d->step == 0 && key->step > d->committed) return TPO_OK;
-    int rc = key_check(d, key, err);
+    struct tpo_key open = *key;
+    if (open.step == 0) open.step = d->step != 0 ? d->step : d->committed + 1;
+    if (d->begun && d->step == 0 && open.step > d->committed) return TPO_OK;
+    int rc = key_check(d, &open, err);
     if (rc == TPO_OK && step_close(d) != TPO_OK)
         rc = tpo_fail(err, TPO_INTERNAL, "abort", "%s: the device failed", d->model->stage);
     return rc;

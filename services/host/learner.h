@@ -52,6 +52,9 @@ struct tpo_begun {
     uint64_t prepared_step, committed_step; /* 0: none. What a trainer that comes back decides by (contracts.md 7, Recovery) */
     int tapes;                              /* N: forwards that may await their Backward */
     int trainable; /* tensors that a group owns; 0: nothing to learn here, Backward is needed only for wanted inputs */
+    char stage[24];  /* this and the rest only over the mesh: what answered, */
+    char config[65]; /* SHA-256 of its model folder's config.json, in hex, */
+    int threads;     /* of its compute team: bits depend on it */
 };
 
 /* What Forward answers: tensors and losses, readable until Commit, Abort or End. */
@@ -98,6 +101,7 @@ struct tpo_learner {
     /* Only where a plan gives a replica a share. gather hands every trainable tensor of this replica's subtree to `sink` once, folded, in pieces, then
      * NULL; called while a step's Backwards are still to come it keeps `sink` for them, and a tensor leaves from within the last one as soon as it is
      * complete (a learner that lives elsewhere waits for that, so it is called from a thread of its own). What sink answers but TPO_OK ends it.
+     * key.micro_batch tells how many of the share's micro-batches have no Backward here in this step (a head that nobody called).
      * scatter gives back the total of all replicas, `x` NULL after the last piece. Both come before norms. */
     int (*gather)(void *self, const struct tpo_key *key, int (*sink)(void *arg, const struct tpo_chunk *x), void *arg,
                   struct tpo_error *err);
@@ -105,6 +109,7 @@ struct tpo_learner {
     int (*norms)(void *self, const struct tpo_key *key, const struct tpo_norm **out, int *n, struct tpo_error *err);
     int (*prepare)(void *self, const struct tpo_key *key, float clip, const float *rates, int n_rates, struct tpo_error *err);
     int (*commit)(void *self, const struct tpo_key *key, struct tpo_error *err);
+    /* Step 0 stands for whichever step is open. */
     int (*abort)(void *self, const struct tpo_key *key, struct tpo_error *err);
     /* The at-th part of the state, in name order, each tensor's weight, m and v: at most `most` elements of it from `offset` on (0: name, part and
      * shape alone). out->name is NULL past the last. */
@@ -116,6 +121,8 @@ struct tpo_learner {
      * nothing. */
     int (*publish)(void *self, const struct tpo_key *key, uint64_t version, struct tpo_error *err);
     int (*end)(void *self, struct tpo_error *err);
+    /* Milliseconds of computing behind the last Forward or Backward. NULL: the call's own time is that. */
+    double (*run_ms)(void *self);
     void (*close)(void *self);
 };
 

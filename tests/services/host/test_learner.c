@@ -315,10 +315,12 @@ static int sum_keep(void *arg, const struct tpo_chunk *x)
     return TPO_OK;
 }
 
-static void gather(struct toy *y, const struct tpo_key *key, struct sums *s)
+static void gather(struct toy *y, const struct tpo_key *key, uint32_t left_out, struct sums *s)
 {
     struct tpo_error err = {0};
-    assert_int_equal(y->learner.gather(y->learner.self, key, sum_keep, s, &err), TPO_OK);
+    struct tpo_key own = *key;
+    own.micro_batch = left_out;
+    assert_int_equal(y->learner.gather(y->learner.self, &own, sum_keep, s, &err), TPO_OK);
 }
 
 static int sum_refuse(void *arg, const struct tpo_chunk *x)
@@ -381,12 +383,12 @@ static void shares_keep_the_bits(void **state)
             assert_int_equal(forward(&half[r], &key, false, &f, &err), TPO_INVALID_ARGUMENT); /* the other's */
             for (uint32_t m = 0; m < M / 2; m++) {
                 key.micro_batch = (uint32_t)r * M / 2 + m;
-                if (r == 0 && m == s % 3) gather(&half[r], &key, &sums[r]); /* early: told from within the last Backward */
+                if (r == 0 && m == s % 3) gather(&half[r], &key, 0, &sums[r]); /* early: told from within the last Backward */
                 assert_int_equal(forward(&half[r], &key, false, &f, &err), TPO_OK);
                 assert_int_equal(backward(&half[r], &key, NULL, &err), TPO_OK);
             }
             assert_int_equal(half[r].learner.norms(half[r].learner.self, &key, &norms, &n, &err), TPO_FAILED_PRECONDITION);
-            if (r == 1) gather(&half[r], &key, &sums[r]);
+            if (r == 1) gather(&half[r], &key, 0, &sums[r]);
             assert_int_equal(sums[r].told, WEIGHTS);
             assert_int_equal(sums[r].ended, 1);
         }
@@ -404,6 +406,32 @@ static void shares_keep_the_bits(void **state)
     toy_close(&whole);
     toy_close(&half[0]);
     toy_close(&half[1]);
+}
+
+/* A head that no micro-batch but the second called: its sums are whole after that one. */
+static void what_is_left_out_is_not_waited_for(void **state)
+{
+    (void)state;
+    struct toy y;
+    struct tpo_error err = {0};
+    struct tpo_forwarded f;
+    toy_open(&y, 1);
+    begin(&y, 1, 3);
+    for (int early = 0; early < 2; early++) {
+        struct sums sums = {.toy = &y};
+        const struct tpo_key key = key_of(1, 0, 1);
+        assert_int_equal(forward(&y, &key, false, &f, &err), TPO_OK);
+        if (early) gather(&y, &key, 2, &sums);
+        assert_int_equal(sums.ended, 0);
+        assert_int_equal(backward(&y, &key, NULL, &err), TPO_OK);
+        if (!early) gather(&y, &key, 2, &sums);
+        assert_int_equal(sums.told, WEIGHTS);
+        assert_int_equal(sums.ended, 1);
+        const struct tpo_key whichever = key_of(0, 0, 0); /* step 0: the one that is open */
+        assert_int_equal(y.learner.abort(y.learner.self, &whichever, &err), TPO_OK);
+        assert_int_equal(y.learner.abort(y.learner.self, &whichever, &err), TPO_OK);
+    }
+    toy_close(&y);
 }
 
 static void shares_are_aligned_subtrees(void **state)
@@ -616,4 +644,5 @@ TPO_TESTS(cmocka_unit_test(steps_lower_the_loss), cmocka_unit_test(lanes_and_thr
           cmocka_unit_test(shares_are_aligned_subtrees), cmocka_unit_test(a_wrong_key_is_refused_by_every_call),
           cmocka_unit_test(what_was_refused_can_be_asked_again), cmocka_unit_test(nonsense_is_not_prepared),
           cmocka_unit_test(plans_that_cannot_be_are_refused), cmocka_unit_test(nothing_to_learn_keeps_no_tape),
+          cmocka_unit_test(what_is_left_out_is_not_waited_for),
           cmocka_unit_test(patterns_match_whole_names))
