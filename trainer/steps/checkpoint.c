@@ -13,18 +13,21 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/log.h"
 #include "common/safetensors.h"
 #include "common/sha256.h"
+#include "services/host/fault.h"
 #include "trainer/model_folder.h"
+#include "trainer/steps/held.h"
 #include "trainer/steps/shard.h"
-
-static const char *const part_names[TPO_PARTS] = {"encoder", "router", "region"};
 
 /* --- files --------------------------------------------------------------------------------------------------------------------------- */
 
 static int fail_file(struct tpo_error *err, const char *path)
 {
-    return tpo_fail(err, errno == ENOSPC ? TPO_RESOURCE_EXHAUSTED : TPO_FAILED_PRECONDITION, "checkpoint", "%.180s: %s", path, strerror(errno));
+    const bool full = errno == ENOSPC || errno == EDQUOT || errno == EFBIG;
+    return tpo_fail(err, full ? TPO_RESOURCE_EXHAUSTED : TPO_FAILED_PRECONDITION, full ? "disk_full" : "checkpoint", "%.180s: %s",
+                    path, strerror(errno));
 }
 
 /* Removes a folder of plain files. */
@@ -62,16 +65,41 @@ static int file_hash(const char *path, char hex[TPO_SHA256_HEX], struct tpo_erro
 
 /* --- writing ------------------------------------------------------------------------------------------------------------------------- */
 
+static json_t *threads_of(const struct tpo_checkpoint *c)
+{
+    bool equal = true;
+    for (int p = 1; p < TPO_PARTS; p++) equal = equal && c->threads[p] == c->threads[0];
+    if (equal) return json_integer(c->threads[0]);
+    json_t *each = json_object();
+    for (int p = 0; p < TPO_PARTS; p++) json_object_set_new(each, tpo_part_names[p], json_integer(c->threads[p]));
+    return each;
+}
+
+/* The generator is counter-based: its state is its seed and the step, which also is the data's cursor. */
 static int manifest_write(const char *dir, const char *run, const struct tpo_checkpoint *c, json_t *files, struct tpo_error *err)
 {
     char path[4300];
-    json_t *j = json_pack("{s:s s:i s:I s:I s:I s:i s:i s:i s:I s:O}", "run", run, "step", c->step, "version", (json_int_t)c->version, "aborted",
-                          (json_int_t)c->aborted, "seed", (json_int_t)c->recipe_seed, "lanes", c->lanes, "micro_batches", c->micro_batches,
-                          "threads", c->threads, "next_sample", (json_int_t)(c->step + 1) * c->micro_batches * 1024, "files", files);
+    json_t *j =
+        json_pack("{s:s s:i s:I s:I s:I s:{s:I s:i} s:i s:i s:o s:I s:O}", "run", run, "step", c->step, "version",
+                  (json_int_t)c->version, "aborted", (json_int_t)c->aborted, "seed", (json_int_t)c->recipe_seed, "generator",
+                  "seed", (json_int_t)c->generator_seed, "counter", c->step, "lanes", c->lanes, "micro_batches", c->micro_batches,
+                  "threads", threads_of(c), "next_sample", (json_int_t)(c->step + 1) * c->micro_batches * 1024, "files", files);
+    char *text = json_dumps(j, JSON_INDENT(2));
     snprintf(path, sizeof(path), "%s/manifest.json", dir);
-    const int failed = j == NULL || json_dump_file(j, path, JSON_INDENT(2)) != 0;
+    int rc = text != NULL ? tpo_small_file(path, text, err) : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a manifest");
+    free(text);
     json_decref(j);
-    return failed ? fail_file(err, path) : TPO_OK;
+    return rc;
+}
+
+/* Names in a folder are on the disk only once the folder is. */
+static int folder_sync(const char *path, struct tpo_error *err)
+{
+    const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    const bool ok = fd >= 0 && fsync(fd) == 0;
+    int rc = ok ? TPO_OK : fail_file(err, path);
+    if (fd >= 0) close(fd);
+    return rc;
 }
 
 /* Removes every checkpoint but the newest two. */
@@ -89,27 +117,54 @@ static void old_ones_remove(const char *stage_dir)
     if (n >= 0) free(found);
 }
 
-int tpo_checkpoint_write(const char *stage_dir, struct tpo_team_of_learners *t, const struct tpo_checkpoint *c, struct tpo_error *err)
+struct writing {
+    const char *dir;
+    char hash[TPO_PARTS][TPO_SHA256_HEX];
+};
+
+static int shard_of_part(struct tpo_crew *t, int part, int replica, void *arg, struct tpo_error *err)
 {
-    char part[4096], final[4096], path[4300], hex[TPO_SHA256_HEX];
+    struct writing *w = arg;
+    char path[4300];
+    if (replica > 0 || t->trainable[part] == 0) return TPO_OK;
+    snprintf(path, sizeof(path), "%s/%s.safetensors", w->dir, tpo_part_names[part]);
+    int rc = tpo_shard_write(path, &t->replicas[part][0].learner, err);
+    if (rc == TPO_OK) rc = file_hash(path, w->hash[part], err);
+    if (rc == TPO_OK) tpo_fault_reach(TPO_FAULT_SHARD_WRITTEN);
+    return rc;
+}
+
+static int all_write(const char *dir, const char *run, struct tpo_crew *t, const struct tpo_checkpoint *c, struct tpo_error *err)
+{
+    struct writing w = {.dir = dir};
+    int rc = tpo_crew_each(t, shard_of_part, &w, err);
+    if (rc != TPO_OK) return rc;
+    json_t *files = json_object();
+    for (int p = 0; p < TPO_PARTS; p++)
+        if (w.hash[p][0] != '\0') json_object_set_new(files, tpo_part_names[p], json_string(w.hash[p]));
+    tpo_fault_reach(TPO_FAULT_BEFORE_MANIFEST);
+    rc = manifest_write(dir, run, c, files, err);
+    json_decref(files);
+    return rc == TPO_OK ? folder_sync(dir, err) : rc;
+}
+
+int tpo_checkpoint_write(const char *stage_dir, const char *run, struct tpo_crew *t, const struct tpo_checkpoint *c,
+                         struct tpo_error *err)
+{
+    char part[4096], final[4096];
     snprintf(part, sizeof(part), "%.4000s/part", stage_dir);
     snprintf(final, sizeof(final), "%.4000s/step-%08d", stage_dir, c->step);
     folder_remove(part);
-    if (mkdir(part, 0755) != 0) return fail_file(err, part);
-    json_t *files = json_object();
-    int rc = TPO_OK;
-    for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++) {
-        if (t->trainable[p] == 0) continue;
-        snprintf(path, sizeof(path), "%s/%s.safetensors", part, part_names[p]);
-        rc = tpo_shard_write(path, &t->learners[p], err);
-        if (rc == TPO_OK) rc = file_hash(path, hex, err);
-        if (rc == TPO_OK) json_object_set_new(files, part_names[p], json_string(hex));
+    int rc = mkdir(part, 0755) == 0 ? all_write(part, run, t, c, err) : fail_file(err, part);
+    if (rc != TPO_OK) {
+        folder_remove(part);
+        return rc;
     }
-    if (rc == TPO_OK) rc = manifest_write(part, t->run, c, files, err);
-    json_decref(files);
-    if (rc != TPO_OK) return rc;
     folder_remove(final);
     if (rename(part, final) != 0) return fail_file(err, final);
+    rc = folder_sync(stage_dir, err);
+    if (rc != TPO_OK) return rc;
+    tpo_fault_reach(TPO_FAULT_AFTER_MANIFEST);
     old_ones_remove(stage_dir);
     return TPO_OK;
 }
@@ -142,50 +197,60 @@ static json_t *manifest_read(const char *dir, const char *run)
     return NULL;
 }
 
-static int checkpoint_take(const char *dir, const json_t *j, struct tpo_team_of_learners *t, struct tpo_checkpoint *c, struct tpo_error *err)
+static int manifest_take(const char *dir, const json_t *j, struct tpo_checkpoint *c, struct tpo_error *err)
 {
-    char path[4800];
-    if ((uint64_t)json_integer_value(json_object_get(j, "seed")) != c->recipe_seed || number_of(j, "lanes") != c->lanes ||
-        number_of(j, "micro_batches") != c->micro_batches || number_of(j, "threads") != c->threads)
+    const json_t *threads = json_object_get(j, "threads");
+    bool equal = (uint64_t)json_integer_value(json_object_get(j, "seed")) == c->recipe_seed && number_of(j, "lanes") == c->lanes &&
+                 number_of(j, "micro_batches") == c->micro_batches;
+    for (int p = 0; p < TPO_PARTS; p++)
+        equal = equal && c->threads[p] ==
+                             (json_is_object(threads) ? number_of(threads, tpo_part_names[p]) : (int)json_integer_value(threads));
+    if (!equal)
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "checkpoint",
-                        "%.100s was made with seed %lld, %d lanes, %d micro-batches, %d threads: go on with the same", dir,
-                        (long long)json_integer_value(json_object_get(j, "seed")), number_of(j, "lanes"), number_of(j, "micro_batches"),
-                        number_of(j, "threads"));
-    const uint64_t version = (uint64_t)json_integer_value(json_object_get(j, "version"));
-    for (int p = 0; p < TPO_PARTS; p++) {
-        struct tpo_learner *l = &t->learners[p];
-        int rc = TPO_OK;
-        snprintf(path, sizeof(path), "%s/%s.safetensors", dir, part_names[p]);
-        if (json_object_get(json_object_get(j, "files"), part_names[p]) != NULL) rc = tpo_shard_read(path, l, version, err);
-        if (rc == TPO_OK) rc = l->import_state(l->self, version, NULL, err);
-        if (rc != TPO_OK) return rc;
-    }
+                        "%.80s was made with seed %lld, %d lanes, %d micro-batches and another team size (%d): go on with the same",
+                        dir, (long long)json_integer_value(json_object_get(j, "seed")), number_of(j, "lanes"),
+                        number_of(j, "micro_batches"), (int)json_integer_value(threads));
     c->step = number_of(j, "step");
-    c->version = version;
+    c->version = (uint64_t)json_integer_value(json_object_get(j, "version"));
     c->aborted = (uint64_t)json_integer_value(json_object_get(j, "aborted"));
+    for (int p = 0; p < TPO_PARTS; p++) c->has[p] = json_object_get(json_object_get(j, "files"), tpo_part_names[p]) != NULL;
+    snprintf(c->path, sizeof(c->path), "%.3900s", dir);
     return TPO_OK;
 }
 
-int tpo_checkpoint_read(const char *stage_dir, struct tpo_team_of_learners *t, struct tpo_checkpoint *c, struct tpo_error *err)
+int tpo_checkpoint_find(const char *stage_dir, const char *run, struct tpo_checkpoint *c, struct tpo_error *err)
 {
     struct dirent **found;
     const int n = scandir(stage_dir, &found, NULL, alphasort);
     int rc = TPO_OK;
     bool taken = false;
     c->step = 0;
+    c->version = c->aborted = 0;
+    memset(c->has, 0, sizeof(c->has));
     for (int i = n - 1; i >= 0; i--) {
         char path[4600];
         snprintf(path, sizeof(path), "%s/%s", stage_dir, found[i]->d_name);
-        json_t *j = !taken && strncmp(found[i]->d_name, "step-", 5) == 0 ? manifest_read(path, t->run) : NULL;
+        const bool candidate = !taken && strncmp(found[i]->d_name, "step-", 5) == 0;
+        json_t *j = candidate ? manifest_read(path, run) : NULL;
+        if (candidate && j == NULL) tpo_log(TPO_LOG_WARN, "checkpoint_refused", "path=%s", path);
         if (j != NULL) {
             taken = true;
-            rc = checkpoint_take(path, j, t, c, err);
+            rc = manifest_take(path, j, c, err);
             json_decref(j);
         }
         free(found[i]);
     }
     if (n >= 0) free(found);
     return rc;
+}
+
+int tpo_checkpoint_send(const struct tpo_checkpoint *c, int part, struct tpo_learner *l, struct tpo_error *err)
+{
+    char path[4200];
+    int rc = TPO_OK;
+    snprintf(path, sizeof(path), "%s/%s.safetensors", c->path, tpo_part_names[part]);
+    if (c->has[part]) rc = tpo_shard_read(path, l, c->version, err);
+    return rc == TPO_OK ? l->import_state(l->self, c->version, NULL, err) : rc;
 }
 
 /* --- the end of a stage -------------------------------------------------------------------------------------------------------------- */
@@ -201,7 +266,8 @@ static int models_write(const char *path, struct tpo_model *const *models, int n
         for (int i = 0; i < models[k]->params->n && rc == TPO_OK; i++, n++) {
             const struct tpo_param *p = models[k]->params->items[i];
             const bool integer = tpo_param_is_integer(p);
-            entries[n] = (struct tpo_entry){.name = p->name, .dtype = integer ? TPO_I64 : TPO_F32, .n_dims = p->n_dims, .size = p->size};
+            entries[n] =
+                (struct tpo_entry){.name = p->name, .dtype = integer ? TPO_I64 : TPO_F32, .n_dims = p->n_dims, .size = p->size};
             memcpy(entries[n].shape, p->shape, sizeof(p->shape));
             entries[n].size_bytes = (integer ? sizeof(int64_t) : sizeof(float)) * (size_t)p->size;
             entries[n].data = p->data;
@@ -219,7 +285,8 @@ static int models_write(const char *path, struct tpo_model *const *models, int n
     return rc;
 }
 
-int tpo_checkpoint_finish(const char *stage_dir, const char *from, struct tpo_model *const *models, int n_models, struct tpo_error *err)
+int tpo_checkpoint_finish(const char *stage_dir, const char *from, struct tpo_model *const *models, int n_models,
+                          struct tpo_error *err)
 {
     char part[4096], final[4096], path[4300];
     snprintf(part, sizeof(part), "%.4000s/model.part", stage_dir);
@@ -231,5 +298,6 @@ int tpo_checkpoint_finish(const char *stage_dir, const char *from, struct tpo_mo
     if (rc == TPO_OK) rc = models_write(path, models, n_models, err);
     if (rc != TPO_OK) return rc;
     folder_remove(final);
-    return rename(part, final) == 0 ? TPO_OK : fail_file(err, final);
+    if (rename(part, final) != 0) return fail_file(err, final);
+    return folder_sync(stage_dir, err);
 }

@@ -6,133 +6,96 @@
 #include <stdlib.h>
 #include <string.h>
 
-int tpo_step_begin(struct tpo_team_of_learners *t, const struct tpo_recipe *r, int stage, struct tpo_error *err)
+#include "services/host/fault.h"
+#include "trainer/steps/collective.h"
+
+struct step {
+    struct tpo_crew *crew;
+    const struct tpo_recipe_stage *stage;
+    struct tpo_key key;
+    struct tpo_step_report *out;
+    bool finite;
+    /* what Norms answered; the learner's until its next call */
+    const struct tpo_norm *norms[TPO_PARTS][TPO_REPLICAS_MAX];
+    int n_norms[TPO_PARTS][TPO_REPLICAS_MAX];
+};
+
+/* --- what the micro-batches told ------------------------------------------------------------------------------------------------------ */
+
+static void loss_add(struct tpo_step_report *out, const char *name, double value)
 {
-    const struct tpo_recipe_stage *s = &r->stages[stage];
-    const bool region = tpo_recipe_loss(s, "region") > 0;
-    t->runs[TPO_PART_ENCODER] = true;
-    t->runs[TPO_PART_REGION] = region;
-    t->runs[TPO_PART_ROUTER] = region || tpo_recipe_loss(s, "language") > 0 || tpo_recipe_loss(s, "slot") > 0 || tpo_recipe_loss(s, "attention") > 0;
-    snprintf(t->run, sizeof(t->run), "%s/%s", r->name, s->name);
-    int owned = 0;
-    for (int p = 0; p < TPO_PARTS; p++) {
-        struct tpo_begun begun;
-        int rc = t->learners[p].begin(t->learners[p].self, t->run, &s->plan, &begun, err);
-        if (rc != TPO_OK) return rc;
-        t->trainable[p] = begun.trainable;
-        t->version = begun.version;
-        owned += t->runs[p] ? begun.trainable : 0;
+    int k = 0;
+    while (k < out->n_losses && out->losses[k].name != name) k++;
+    if (k == TPO_LOSSES_MAX) return;
+    if (k == out->n_losses) {
+        out->n_losses++;
+        out->losses[k].name = name;
+        out->losses[k].value = 0;
+        out->losses[k].n = 0;
     }
-    if (owned == 0) return tpo_fail(err, TPO_INVALID_ARGUMENT, "recipe", "stage %s trains nothing: no group matches a tensor its losses reach", s->name);
+    out->losses[k].value += value;
+    out->losses[k].n++;
+}
+
+static int spans_add(struct step *s, const struct tpo_pass *passes, double begun_s, double ended_s)
+{
+    const int M = s->stage->plan.micro_batches;
+    struct tpo_span *all = malloc(sizeof(*all) * 2 * TPO_PARTS * (size_t)M);
+    int n = 0;
+    if (all == NULL) return TPO_ENOMEM;
+    for (int m = 0; m < M; m++)
+        for (int i = 0; i < passes[m].n_spans; i++) all[n++] = passes[m].spans[i];
+    tpo_timing_add(&s->out->timing, s->crew, all, n, begun_s, ended_s);
+    free(all);
     return TPO_OK;
 }
 
-static const struct tpo_named_tensor *output_of(const struct tpo_forwarded *f, const char *name)
+/* In order of the micro-batches, so that sums don't depend on who was first. */
+static void passes_add(struct step *s, const struct tpo_pass *passes)
 {
-    for (int i = 0; i < f->n_outputs; i++)
-        if (strcmp(f->outputs[i].name, name) == 0) return &f->outputs[i];
-    return NULL;
+    struct tpo_step_report *out = s->out;
+    for (int m = 0; m < s->stage->plan.micro_batches; m++) {
+        for (int i = 0; i < passes[m].n_losses; i++) loss_add(out, passes[m].losses[i].name, passes[m].losses[i].value);
+        out->samples += passes[m].samples;
+        out->boxes += passes[m].boxes;
+        out->timing.seconds[TPO_PHASE_FORWARD] += passes[m].forward_s;
+        out->timing.seconds[TPO_PHASE_BACKWARD] += passes[m].backward_s;
+        s->finite = s->finite && passes[m].finite;
+    }
+    for (int i = 0; i < out->n_losses; i++) out->losses[i].value /= out->losses[i].n;
 }
 
-static bool losses_add(struct tpo_step_report *out, const struct tpo_forwarded *f)
+static int totals_wait(struct step *s, struct tpo_error *err)
 {
-    bool finite = true;
-    for (int i = 0; i < f->n_losses; i++) {
-        int k = 0;
-        while (k < out->n_losses && strcmp(out->losses[k].name, f->losses[i].name) != 0) k++;
-        if (k == TPO_LOSSES_MAX) continue;
-        if (k == out->n_losses) {
-            out->n_losses++;
-            out->losses[k].value = 0;
-            out->losses[k].n = 0;
-        }
-        /* A reply's names live until Commit; the report outlives it, so it points at the constant names. */
-        static const char *const names[] = {"dense", "language", "slot", "attention", "region"};
-        for (size_t j = 0; j < sizeof(names) / sizeof(names[0]); j++)
-            if (strcmp(names[j], f->losses[i].name) == 0) out->losses[k].name = names[j];
-        out->losses[k].value += f->losses[i].value;
-        out->losses[k].n++;
-        if (!isfinite(f->losses[i].value)) finite = false;
+    int rc = TPO_OK;
+    for (int p = 0; p < TPO_PARTS; p++) {
+        if (!tpo_lanes_gathers(s->crew, p)) continue;
+        struct tpo_collective *c = s->crew->collective;
+        if (rc == TPO_OK)
+            rc = c->finish(c, s->crew, p, &s->key, err);
+        else
+            c->drop(c, s->crew, p);
     }
-    return finite;
-}
-
-/* The target box of every row of e.region: the row's sample and conversation, and how many region rows of that conversation came before. */
-static float *boxes_match(const struct tpo_team_of_learners *t, const struct tpo_forwarded *f, const struct tpo_world_batch *b, int n,
-                          struct tpo_error *err)
-{
-    float *boxes = malloc(sizeof(float) * 4 * (size_t)(n > 0 ? n : 1));
-    int at = 0, order = 0, sample = -1, conversation = -1;
-    if (boxes == NULL) {
-        tpo_fail(err, TPO_ENOMEM, "memory", "no memory for target boxes");
-        return NULL;
-    }
-    for (int i = 0; i < f->n_rows && at < n; i++) {
-        const struct tpo_row *row = &f->rows[i];
-        if (strcmp(t->config->tasks[row->task].name, "region") != 0) continue;
-        order = row->sample == sample && row->conversation == conversation ? order + 1 : 0;
-        sample = row->sample;
-        conversation = row->conversation;
-        const struct tpo_conversation *c = &b->samples[sample].conversations[conversation];
-        if (order >= c->n_boxes) break;
-        memcpy(boxes + 4 * at++, c->boxes[order], 4 * sizeof(float));
-    }
-    if (at == n) return boxes;
-    tpo_fail(err, TPO_INVALID_ARGUMENT, "boxes", "sample %d, conversation %d: %d task tokens, fewer target boxes", sample, conversation, n);
-    free(boxes);
-    return NULL;
-}
-
-/* Region forward and backward for one micro-batch; *gradient is that of e. */
-static int region_pass(struct tpo_team_of_learners *t, const struct tpo_key *key, const struct tpo_world_batch *b, const struct tpo_forwarded *router,
-                       struct tpo_named_tensor *gradient, int *n_gradients, struct tpo_step_report *out, bool *finite, struct tpo_error *err)
-{
-    const struct tpo_named_tensor *e = output_of(router, "e.region");
-    struct tpo_learner *l = &t->learners[TPO_PART_REGION];
-    struct tpo_forwarded f = {0};
-    *n_gradients = 0;
-    if (e == NULL || e->shape[0] == 0) return TPO_OK;
-    float *boxes = boxes_match(t, router, b, (int)e->shape[0], err);
-    if (boxes == NULL) return err != NULL && err->code != TPO_OK ? err->code : TPO_ENOMEM;
-    const struct tpo_named_tensor inputs[2] = {*e, {.name = "boxes", .dtype = TPO_F32, .n_dims = 2, .shape = {e->shape[0], 4}, .data = boxes}};
-    static const char *const wants[] = {"e.region"};
-    int rc = l->forward(l->self, key, b->samples, b->n, inputs, 2, wants, 1, &f, err);
-    free(boxes);
-    if (rc != TPO_OK) return rc;
-    out->boxes += (int)e->shape[0];
-    *finite = losses_add(out, &f) && *finite;
-    struct tpo_named_tensor gradients[TPO_PORTS_MAX];
-    rc = l->backward(l->self, key, NULL, 0, gradients, n_gradients, err);
-    if (rc == TPO_OK && *n_gradients > 0) *gradient = gradients[0];
     return rc;
 }
 
-/* Forward and backward of one micro-batch through everything that runs. */
-static int micro_batch_run(struct tpo_team_of_learners *t, const struct tpo_key *key, const struct tpo_world_batch *b, struct tpo_step_report *out,
-                           bool *finite, struct tpo_error *err)
+/* --- norms --------------------------------------------------------------------------------------------------------------------------- */
+
+static int norms_ask(struct tpo_crew *t, int part, int replica, void *arg, struct tpo_error *err)
 {
-    struct tpo_learner *encoder = &t->learners[TPO_PART_ENCODER], *router = &t->learners[TPO_PART_ROUTER];
-    static const char *const wants[] = {"visual"};
-    struct tpo_forwarded seen = {0}, said = {0};
-    struct tpo_named_tensor gradients[TPO_PORTS_MAX], ignored[TPO_PORTS_MAX], of_e;
-    int n_gradients = 0, n_ignored = 0, n_e = 0;
-    int rc = encoder->forward(encoder->self, key, b->samples, b->n, NULL, 0, NULL, 0, &seen, err);
-    if (rc != TPO_OK) return rc;
-    *finite = losses_add(out, &seen) && *finite;
-    if (t->runs[TPO_PART_ROUTER]) {
-        const struct tpo_named_tensor *visual = output_of(&seen, "visual");
-        if (visual == NULL) return tpo_fail(err, TPO_INTERNAL, "visual", "the encoder answered no visual tokens");
-        rc = router->forward(router->self, key, b->samples, b->n, visual, 1, wants, t->trainable[TPO_PART_ENCODER] > 0, &said, err);
-        if (rc != TPO_OK) return rc;
-        *finite = losses_add(out, &said) && *finite;
-        if (t->runs[TPO_PART_REGION]) rc = region_pass(t, key, b, &said, &of_e, &n_e, out, finite, err);
-        if (rc == TPO_OK && (t->trainable[TPO_PART_ROUTER] > 0 || t->trainable[TPO_PART_ENCODER] > 0))
-            rc = router->backward(router->self, key, &of_e, n_e, gradients, &n_gradients, err);
-    }
-    if (rc == TPO_OK && t->trainable[TPO_PART_ENCODER] > 0)
-        rc = encoder->backward(encoder->self, key, gradients, n_gradients, ignored, &n_ignored, err);
-    out->samples += b->n;
-    return rc;
+    struct step *s = arg;
+    struct tpo_learner *l = &t->replicas[part][replica].learner;
+    return l->norms(l->self, &s->key, &s->norms[part][replica], &s->n_norms[part][replica], err);
+}
+
+static bool norms_equal(const struct step *s, int part, int replica)
+{
+    const struct tpo_norm *a = s->norms[part][0], *b = s->norms[part][replica];
+    bool equal = s->n_norms[part][0] == s->n_norms[part][replica];
+    for (int i = 0; i < s->n_norms[part][0] && equal; i++)
+        equal = strcmp(a[i].name, b[i].name) == 0 && a[i].group == b[i].group &&
+                memcmp(&a[i].squared, &b[i].squared, sizeof(double)) == 0;
+    return equal;
 }
 
 struct named_square {
@@ -145,87 +108,134 @@ static int square_by_name(const void *a, const void *b)
     return strcmp(((const struct named_square *)a)->name, ((const struct named_square *)b)->name);
 }
 
-/* Root of the sum, in name order over all parts, of the clipped groups' squared norms; *finite covers the other groups too. */
-static int norm_of_all(struct tpo_team_of_learners *t, const struct tpo_recipe_stage *s, const struct tpo_key *key, double *norm, bool *finite,
-                       struct tpo_error *err)
+/* Root of the sum in name order. */
+static double root_of(struct named_square *all, int n)
 {
-    struct named_square *all = NULL;
-    int total = 0, rc = TPO_OK;
-    for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++) {
-        const struct tpo_norm *norms = NULL;
-        int n = 0;
-        rc = t->learners[p].norms(t->learners[p].self, key, &norms, &n, err);
-        if (rc != TPO_OK) break;
-        struct named_square *grown = realloc(all, sizeof(*all) * (size_t)(total + n + 1));
-        if (grown == NULL) {
-            rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for norms");
-            break;
-        }
-        all = grown;
-        for (int i = 0; i < n; i++) {
-            if (!isfinite(norms[i].squared)) *finite = false;
-            if (s->groups[norms[i].group].clipped) all[total++] = (struct named_square){norms[i].name, norms[i].squared};
-        }
-    }
     double sum = 0;
-    if (rc == TPO_OK) {
-        qsort(all, (size_t)total, sizeof(*all), square_by_name);
-        for (int i = 0; i < total; i++) sum += all[i].squared;
-    }
-    free(all);
-    *norm = sqrt(sum);
-    return rc;
+    qsort(all, (size_t)n, sizeof(*all), square_by_name);
+    for (int i = 0; i < n; i++) sum += all[i].squared;
+    return sqrt(sum);
 }
 
-static int abort_all(struct tpo_team_of_learners *t, const struct tpo_key *key)
+/* The clipped groups' norm, of each service and over all; whether anything is not finite is seen in the other groups, too. */
+static int norms_add(struct step *s, struct tpo_error *err)
 {
-    int rc = TPO_OK;
+    int total = 0, n = 0;
+    for (int p = 0; p < TPO_PARTS; p++) total += s->n_norms[p][0];
+    struct named_square *all = malloc(sizeof(*all) * (size_t)(total + 1));
+    if (all == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for norms");
     for (int p = 0; p < TPO_PARTS; p++) {
-        int one = t->learners[p].abort(t->learners[p].self, key, NULL);
-        if (rc == TPO_OK) rc = one;
+        const int first = n;
+        for (int i = 0; i < s->n_norms[p][0]; i++) {
+            const struct tpo_norm *x = &s->norms[p][0][i];
+            if (!isfinite(x->squared)) s->finite = false;
+            if (x->group >= 0 && x->group < s->stage->plan.n_groups && s->stage->groups[x->group].clipped)
+                all[n++] = (struct named_square){x->name, x->squared};
+        }
+        s->out->norms[p] = root_of(all + first, n - first);
     }
+    s->out->norm = root_of(all, n);
+    free(all);
+    return TPO_OK;
+}
+
+static int norms_run(struct step *s, struct tpo_error *err)
+{
+    int rc = tpo_crew_each(s->crew, norms_ask, s, err);
+    for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++)
+        for (int r = 1; r < s->crew->options.n_replicas[p] && rc == TPO_OK; r++)
+            if (!norms_equal(s, p, r))
+                rc = tpo_fail(err, TPO_INTERNAL, "replicas", "step %llu: replicas 0 and %d of %s hold different gradients",
+                              (unsigned long long)s->key.step, r, tpo_part_names[p]);
+    return rc == TPO_OK ? norms_add(s, err) : rc;
+}
+
+/* --- two phases ---------------------------------------------------------------------------------------------------------------------- */
+
+static int prepare_one(struct tpo_crew *t, int part, int replica, void *arg, struct tpo_error *err)
+{
+    struct step *s = arg;
+    struct tpo_learner *l = &t->replicas[part][replica].learner;
+    int rc = l->prepare(l->self, &s->key, s->out->clip, s->out->rates, s->stage->plan.n_groups, err);
+    if (rc == TPO_OK) tpo_fault_reach(TPO_FAULT_MID_PREPARE);
     return rc;
 }
 
-static int update_all(struct tpo_team_of_learners *t, const struct tpo_recipe_stage *s, const struct tpo_key *key, struct tpo_step_report *out,
-                      struct tpo_error *err)
+static int commit_one(struct tpo_crew *t, int part, int replica, void *arg, struct tpo_error *err)
 {
-    float rates[TPO_GROUPS_MAX];
-    int rc = TPO_OK;
-    out->rate = tpo_recipe_rate(s, (int)key->step);
-    out->clip = s->clip > 0 && out->norm > s->clip ? (float)(s->clip / out->norm) : 1;
-    for (int g = 0; g < s->plan.n_groups; g++) rates[g] = s->rates[g] * out->rate;
-    for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++) rc = t->learners[p].prepare(t->learners[p].self, key, out->clip, rates, s->plan.n_groups, err);
+    struct step *s = arg;
+    struct tpo_learner *l = &t->replicas[part][replica].learner;
+    int rc = l->commit(l->self, &s->key, err);
+    if (rc == TPO_OK) tpo_fault_reach(TPO_FAULT_MID_COMMIT);
+    return rc;
+}
+
+static int update(struct step *s, struct tpo_error *err)
+{
+    struct tpo_step_report *out = s->out;
+    const double begun_s = tpo_now_s();
+    out->clip = s->stage->clip > 0 && out->norm > s->stage->clip ? (float)(s->stage->clip / out->norm) : 1;
+    int rc = tpo_crew_each(s->crew, prepare_one, s, err);
+    const double prepared_s = tpo_now_s();
+    out->timing.seconds[TPO_PHASE_PREPARE] += prepared_s - begun_s;
+    if (rc != TPO_OK) return rc;
+    tpo_fault_reach(TPO_FAULT_AFTER_PREPARE);
+    rc = tpo_crew_each(s->crew, commit_one, s, err);
+    out->timing.seconds[TPO_PHASE_COMMIT] += tpo_now_s() - prepared_s;
+    if (rc != TPO_OK) return rc;
+    s->crew->version++;
+    tpo_fault_reach(TPO_FAULT_AFTER_COMMIT);
+    return TPO_OK;
+}
+
+static int give_up(struct step *s, struct tpo_error *err)
+{
+    for (int p = 0; p < TPO_PARTS; p++)
+        for (int r = 0; r < s->crew->options.n_replicas[p]; r++) s->crew->replicas[p][r].begun.version = s->crew->version;
+    return tpo_crew_abort(s->crew, err);
+}
+
+static int step_run(struct step *s, const struct tpo_world_batch *batches, struct tpo_pass *passes, struct tpo_error *err)
+{
+    const double begun_s = tpo_now_s();
+    int rc = tpo_lanes_walk(s->crew, s->stage, &s->key, batches, passes, err);
+    if (rc != TPO_OK) return rc;
+    tpo_fault_reach(TPO_FAULT_AFTER_BACKWARD);
+    passes_add(s, passes);
+    const double walked_s = tpo_now_s();
+    rc = totals_wait(s, err);
+    const double gathered_s = tpo_now_s();
+    s->out->timing.seconds[TPO_PHASE_GATHER] += gathered_s - walked_s;
+    if (rc == TPO_OK) rc = norms_run(s, err);
+    s->out->timing.seconds[TPO_PHASE_PREPARE] += tpo_now_s() - gathered_s;
     if (rc != TPO_OK) {
-        abort_all(t, key);
+        give_up(s, NULL);
         return rc;
     }
-    for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++) rc = t->learners[p].commit(t->learners[p].self, key, err);
-    if (rc == TPO_OK) t->version++;
-    return rc;
+    tpo_fault_reach(TPO_FAULT_AFTER_NORMS);
+    if (s->finite) {
+        rc = update(s, err);
+    } else {
+        s->out->aborted = true;
+        s->crew->aborted++;
+        rc = give_up(s, err);
+    }
+    if (rc != TPO_OK) return rc;
+    rc = spans_add(s, passes, begun_s, tpo_now_s());
+    return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "memory", "no memory for a step");
 }
 
-int tpo_step_run(struct tpo_team_of_learners *t, const struct tpo_recipe_stage *s, int step, const struct tpo_world_batch *batches,
+int tpo_step_run(struct tpo_crew *t, const struct tpo_recipe_stage *stage, int step, const struct tpo_world_batch *batches,
                  struct tpo_step_report *out, struct tpo_error *err)
 {
-    struct tpo_key key = {.step = (uint64_t)step, .version = t->version};
-    bool finite = true;
-    int rc = TPO_OK;
+    struct step s = {.crew = t, .stage = stage, .key = {.step = (uint64_t)step, .version = t->version}, .out = out, .finite = true};
     memset(out, 0, sizeof(*out));
-    snprintf(key.run, sizeof(key.run), "%s", t->run);
-    for (int m = 0; m < s->plan.micro_batches && rc == TPO_OK; m++) {
-        key.micro_batch = (uint32_t)m;
-        rc = micro_batch_run(t, &key, &batches[m], out, &finite, err);
-    }
-    if (rc == TPO_OK) rc = norm_of_all(t, s, &key, &out->norm, &finite, err);
-    if (rc != TPO_OK) {
-        abort_all(t, &key);
-        return rc;
-    }
-    for (int i = 0; i < out->n_losses; i++) out->losses[i].value /= out->losses[i].n;
-    if (finite) return update_all(t, s, &key, out, err);
-    out->aborted = true;
-    t->aborted++;
-    rc = abort_all(t, &key);
-    return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "abort", "a step that was not finite could not be given up");
+    out->rate = tpo_recipe_rate(stage, step);
+    for (int g = 0; g < stage->plan.n_groups; g++) out->rates[g] = stage->rates[g] * out->rate;
+    memcpy(s.key.run, t->run, sizeof(s.key.run));
+    struct tpo_pass *passes = calloc((size_t)stage->plan.micro_batches, sizeof(*passes));
+    if (passes == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a step");
+    int rc = step_run(&s, batches, passes, err);
+    free(passes);
+    return rc;
 }

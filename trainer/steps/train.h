@@ -1,4 +1,4 @@
-/* train.h -- `tpo train RECIPE`: the stages of a recipe one after the other, in one process, with checkpoints. */
+/* train.h -- `tpo train RECIPE`: the stages of a recipe one after the other, in one process or over a mesh, with checkpoints. */
 #ifndef TPO_TRAINER_STEPS_TRAIN_H
 #define TPO_TRAINER_STEPS_TRAIN_H
 
@@ -6,11 +6,14 @@
 
 struct tpo_train_options {
     const char *recipe, *out;
-    int threads;          /* of the compute team */
+    const char *mesh;     /* as --mesh (mesh.h); "": one process */
+    int threads;          /* of the compute team of one process */
     int checkpoint_every; /* steps; 0: at the end of a stage only */
     int log_every;        /* steps per line */
     int stop_after;       /* stages; 0: all */
-    bool quiet;           /* no progress bar */
+    int lease_ms, call_ms;
+    int wait_ms; /* how long a service may be away */
+    bool quiet;  /* no progress bar */
 };
 
 int tpo_train(const struct tpo_train_options *o, struct tpo_error *err);

@@ -127,8 +127,15 @@ static void near(int step, const char *what, double value, double expected)
     if (!(diff < 4e-6 && diff > -4e-6)) fail_msg("step %d: %s is %.8g, on paper %.8g", step, what, value, expected);
 }
 
+static int paper_learner(void *owner, int part, int replica, struct tpo_learner *out, struct tpo_error *err)
+{
+    struct paper *p = owner;
+    (void)replica;
+    return tpo_learner_open_direct(out, &p->models[part], p->stream, err);
+}
+
 /* The recipe as read, and its only stage begun. */
-static void paper_begin(struct paper *p, struct tpo_recipe **recipe, struct tpo_team_of_learners *team)
+static void paper_begin(struct paper *p, struct tpo_recipe **recipe, struct tpo_crew *crew)
 {
     struct tpo_error err = {0};
     FILE *f = fopen("golden.yaml", "w");
@@ -137,19 +144,19 @@ static void paper_begin(struct paper *p, struct tpo_recipe **recipe, struct tpo_
     fclose(f);
     if (tpo_recipe_load(recipe, "golden.yaml", &err) != TPO_OK) fail_msg("%s", err.message);
     paper_open(p);
-    for (int i = 0; i < TPO_PARTS; i++)
-        assert_int_equal(tpo_learner_open_direct(&team->learners[i], &p->models[i], p->stream, &err), TPO_OK);
-    if (tpo_step_begin(team, *recipe, 0, &err) != TPO_OK) fail_msg("%s", err.message);
+    const struct tpo_crew_options o = {.n_replicas = {1, 1, 1}, .open = paper_learner, .owner = p};
+    if (tpo_crew_open(crew, &o, &err) != TPO_OK) fail_msg("%s", err.message);
+    if (tpo_crew_begin(crew, *recipe, 0, "test", &err) != TPO_OK) fail_msg("%s", err.message);
 }
 
-static void paper_end(struct paper *p, struct tpo_recipe *recipe, struct tpo_team_of_learners *team)
+static void paper_end(struct paper *p, struct tpo_recipe *recipe, struct tpo_crew *crew)
 {
-    for (int i = 0; i < TPO_PARTS; i++) team->learners[i].close(team->learners[i].self);
+    tpo_crew_close(crew);
     paper_close(p);
     tpo_recipe_close(recipe);
 }
 
-static void step_run(struct tpo_team_of_learners *team, const struct tpo_recipe *recipe, int step, const float goals[M],
+static void step_run(struct tpo_crew *crew, const struct tpo_recipe *recipe, int step, const float goals[M],
                      struct tpo_step_report *report)
 {
     struct tpo_named_tensor targets[M][2];
@@ -162,7 +169,7 @@ static void step_run(struct tpo_team_of_learners *team, const struct tpo_recipe 
         samples[m] = (struct tpo_sample){.n_targets = 2, .targets = targets[m]};
         batches[m] = (struct tpo_world_batch){.samples = &samples[m], .n = 1};
     }
-    if (tpo_step_run(team, &recipe->stages[0], step, batches, report, &err) != TPO_OK) fail_msg("%s", err.message);
+    if (tpo_step_run(crew, &recipe->stages[0], step, batches, report, &err) != TPO_OK) fail_msg("%s", err.message);
 }
 
 static void three_steps_equal_paper(void **state)
@@ -171,11 +178,11 @@ static void three_steps_equal_paper(void **state)
     struct paper p;
     struct tpo_step_report report;
     struct tpo_recipe *recipe = NULL;
-    struct tpo_team_of_learners team = {0};
+    struct tpo_crew crew = {0};
     const int n = (int)(sizeof(golden) / sizeof(golden[0]));
-    paper_begin(&p, &recipe, &team);
+    paper_begin(&p, &recipe, &crew);
     for (int s = 1; s <= n; s++) {
-        step_run(&team, recipe, s, golden[s - 1].goals, &report);
+        step_run(&crew, recipe, s, golden[s - 1].goals, &report);
         assert_int_equal(report.n_losses, 1);
         near(s, "loss", report.losses[0].value, golden[s - 1].loss);
         near(s, "norm", report.norm, golden[s - 1].norm);
@@ -185,9 +192,9 @@ static void three_steps_equal_paper(void **state)
         near(s, "b", p.b->data[0], golden[s - 1].b);
         near(s, "c", p.c->data[0], golden[s - 1].c);
     }
-    assert_int_equal(team.version, n);
+    assert_int_equal(crew.version, n);
     near(4, "rate", tpo_recipe_rate(&recipe->stages[0], 4), .1);
-    paper_end(&p, recipe, &team);
+    paper_end(&p, recipe, &crew);
 }
 
 /* Step 1 meets a goal that is no number, or one whose square is beyond f32: given up everywhere and counted; version and weights stay, and the step after
@@ -201,20 +208,20 @@ static void what_is_not_finite_is_given_up_and_counted(void **state)
         struct paper p;
         struct tpo_step_report report;
         struct tpo_recipe *recipe = NULL;
-        struct tpo_team_of_learners team = {0};
-        paper_begin(&p, &recipe, &team);
+        struct tpo_crew crew = {0};
+        paper_begin(&p, &recipe, &crew);
         for (int s = with > 0 ? 1 : 2; s <= 2; s++) {
             float goal[M];
             memcpy(goal, golden[0].goals, sizeof(goal));
             if (s == 1) goal[2] = goals[with];
-            step_run(&team, recipe, s, goal, &report);
+            step_run(&crew, recipe, s, goal, &report);
             assert_int_equal(report.aborted, s == 1);
             if (s == 1) assert_true(p.a->data[0] == 2 && p.a->data[1] == 1 && p.b->data[0] == 2 && p.c->data[0] == .5f);
-            assert_int_equal(team.version, s - 1);
+            assert_int_equal(crew.version, s - 1);
         }
-        assert_int_equal(team.aborted, with > 0);
+        assert_int_equal(crew.aborted, with > 0);
         memcpy(weights[with], (float[]){p.a->data[0], p.a->data[1], p.b->data[0], p.c->data[0]}, sizeof(weights[with]));
-        paper_end(&p, recipe, &team);
+        paper_end(&p, recipe, &crew);
     }
     assert_memory_equal(weights[0], weights[1], sizeof(weights[0]));
     assert_memory_equal(weights[0], weights[2], sizeof(weights[0]));

@@ -1,0 +1,97 @@
+/* Proves that a mesh trains as one process does: weights and losses bit for bit, with one and with two replicas of each service. The services serve other
+ * weights than those the run starts from, so that nothing is right by chance. */
+#include "tests/support/test.h"
+#include "tests/support/training.h"
+
+/* The paper's stage 2 as a recipe does it: adapters, vector and region head; the encoder is frozen. */
+static const char stage_two[] =
+    "  - name: stage-2\n"
+    "    steps: 50\n"
+    "    warmup: 5\n"
+    "    micro_batches: 2\n"
+    "    lanes: 2\n"
+    "    data:\n"
+    "      - {share: 3, frames: 1, samples: 2, conversations: 3}\n"
+    "      - {share: 1, frames: 4, samples: 1, conversations: 2}\n"
+    "    losses: {language: 1, region: 1}\n"
+    "    groups:\n"
+    "      - {name: lora, optimiser: adamw, rate: 2e-3, decay: .02, tensors: ['lm.*lora_A.*', 'lm.*lora_B.*']}\n"
+    "      - {name: vector, optimiser: adamw, rate: 2e-3, tensors: [box_token, 'loc_decoder.*.bias']}\n"
+    "      - {name: region, optimiser: adamw, rate: 2e-3, decay: .02, tensors: ['loc_decoder.*.weight']}\n";
+
+/* Encoder and connector learn, Muon and AdamW, several groups; then all does. The second stage starts from the first. */
+static const char from_below[] =
+    "  - name: connector\n"
+    "    steps: 12\n"
+    "    warmup: 3\n"
+    "    micro_batches: 4\n"
+    "    lanes: %d\n"
+    "    data:\n"
+    "      - {share: 1, frames: 1, samples: 2, conversations: 2, dense: true, slots: true}\n"
+    "      - {share: 1, frames: 4, samples: 1, conversations: 2, dense: true, slots: true}\n"
+    "    losses: {dense: 1, language: 1, slot: .3}\n"
+    "    groups:\n"
+    "      - {name: qkv, optimiser: muon, rate: 5e-3, split: 3, clipped: false, tensors: ['*.blocks.*qkv.weight']}\n"
+    "      - {name: hidden, optimiser: muon, rate: 5e-3, clipped: false, tensors: ['*.blocks.*proj.weight', '*.fc*.weight', "
+    "'qformer.*dense.weight']}\n"
+    "      - {name: rest, optimiser: adamw, rate: 2e-3, tensors: ['vision_*', 'ext.*', 'qformer.*', query_tokens, "
+    "'project_up.*']}\n"
+    "  - name: all\n"
+    "    steps: 8\n"
+    "    micro_batches: 4\n"
+    "    lanes: %d\n"
+    "    data:\n"
+    "      - {frames: 1, samples: 2, conversations: 3}\n"
+    "    losses: {language: 1, region: 1.5}\n"
+    "    groups:\n"
+    "      - {name: all, optimiser: adamw, rate: 1e-3, tensors: ['*']}\n";
+
+static void equals_one_process(const char *stages, double dropout, const char *const *folders)
+{
+    static const char *const outs[] = {"", "mesh-1", "mesh-2"};
+    training_model(dropout);
+    training_recipe("r.yaml", stages);
+    training_run("r.yaml", "one", NULL, NULL);
+    for (int n = 1; n <= 2; n++) {
+        struct training_mesh m;
+        training_mesh_start(&m, "served", n);
+        training_run("r.yaml", outs[n], &m, NULL);
+        training_mesh_stop(&m);
+        training_same_lines("one", outs[n]);
+        for (int i = 0; folders[i] != NULL; i++) training_same_model("one", outs[n], folders[i]);
+    }
+}
+
+static void fifty_steps_of_stage_two(void **state)
+{
+    (void)state;
+    static const char *const folders[] = {"1-stage-2", NULL};
+    equals_one_process(stage_two, 0, folders);
+}
+
+static void twenty_steps_of_everything_with_dropout(void **state)
+{
+    (void)state;
+    static const char *const folders[] = {"1-connector", "2-all", NULL};
+    char stages[4096];
+    snprintf(stages, sizeof(stages), from_below, 2, 4);
+    equals_one_process(stages, .1, folders);
+}
+
+/* Dropout is on: without it other weights come out. */
+static void dropout_is_not_idle(void **state)
+{
+    (void)state;
+    char stages[4096];
+    snprintf(stages, sizeof(stages), from_below, 1, 1);
+    training_model(.1);
+    training_recipe("r.yaml", stages);
+    training_run("r.yaml", "with", NULL, (const char *const[]){"--stop-after", "1", NULL});
+    assert_int_equal(system("rm -r tiny served"), 0);
+    training_model(0);
+    training_run("r.yaml", "without", NULL, (const char *const[]){"--stop-after", "1", NULL});
+    assert_int_not_equal(system("cmp -s with/1-connector/model/model.safetensors without/1-connector/model/model.safetensors"), 0);
+}
+
+TPO_TESTS(cmocka_unit_test(fifty_steps_of_stage_two), cmocka_unit_test(twenty_steps_of_everything_with_dropout),
+          cmocka_unit_test(dropout_is_not_idle))

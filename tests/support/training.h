@@ -1,0 +1,48 @@
+/* training.h -- a very small model, a mesh of real services that train it, and real trainers, for the tests of training over a mesh. Everything lies in the
+ * case's own directory; failures abort the case. */
+#ifndef TPO_TESTS_TRAINING_H
+#define TPO_TESTS_TRAINING_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+enum { TRAINING_ENCODER, TRAINING_ROUTER, TRAINING_REGION, TRAINING_SERVICES };
+#define TRAINING_REPLICAS 2
+
+/* ./tiny (config and tokenizer, dropouts as given) and ./served (random weights of another seed than any recipe's). */
+void training_model(double dropout);
+/* NAME: a recipe of ./tiny with these stages. */
+void training_recipe(const char *name, const char *stages);
+
+struct training_mesh {
+    const char *model;
+    int n[TRAINING_SERVICES], ports[TRAINING_SERVICES][TRAINING_REPLICAS];
+    pid_t pids[TRAINING_SERVICES][TRAINING_REPLICAS]; /* 0: not running */
+};
+
+/* All services, ready; n of each. */
+void training_mesh_start(struct training_mesh *m, const char *model, int n);
+void training_mesh_stop(struct training_mesh *m);
+/* Ends one with SIGKILL (if it lives) and starts it anew on its port, with `fault` as its --fault unless NULL. */
+void training_mesh_renew(struct training_mesh *m, int service, int replica, const char *fault);
+/* Whether it has died since; it is reaped then. */
+bool training_mesh_died(struct training_mesh *m, int service, int replica);
+/* As --mesh takes it. */
+const char *training_mesh_text(const struct training_mesh *m);
+
+/* Starts tpo-trainer train RECIPE --out OUT ... with two threads; mesh NULL: one process; more: further words, NULL ends them. stdout is appended to OUT.log,
+ * stderr to OUT.err. */
+pid_t training_start(const char *recipe, const char *out, const struct training_mesh *m, const char *const *more);
+/* Exit status, or 128 + signal. Ends the case when it takes longer than limit_s. */
+int training_wait(pid_t pid, double limit_s);
+/* start, wait, and success is demanded. */
+void training_run(const char *recipe, const char *out, const struct training_mesh *m, const char *const *more);
+
+/* The model of stage folder `stage` ("1-see") is the same file in both. */
+void training_same_model(const char *out_a, const char *out_b, const char *stage);
+/* Every step's line tells the same losses, norms, clip and rate. */
+void training_same_lines(const char *out_a, const char *out_b);
+/* Whether a file holds a text. */
+bool training_says(const char *path, const char *text);
+
+#endif

@@ -1,0 +1,160 @@
+/* This file owns the lock on a run's folder, and what is remembered of the processes that hold its state. */
+#include "trainer/steps/held.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+struct tpo_held {
+    char dir[3000], token[40];
+    int lock;
+    char run[64];
+    char instances[TPO_PARTS][TPO_REPLICAS_MAX][64];
+};
+
+static int lock_take(const char *dir, int *fd, struct tpo_error *err)
+{
+    char path[4096];
+    snprintf(path, sizeof(path), "%s/lock", dir);
+    *fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (*fd < 0) return tpo_fail(err, TPO_FAILED_PRECONDITION, "out", "%.200s: %s", path, strerror(errno));
+    if (flock(*fd, LOCK_EX | LOCK_NB) == 0) return TPO_OK;
+    close(*fd);
+    *fd = -1;
+    return tpo_fail(err, TPO_FAILED_PRECONDITION, "out_locked", "another trainer works on %.200s", dir);
+}
+
+bool tpo_held_is(const char *dir)
+{
+    int fd = -1;
+    if (lock_take(dir, &fd, NULL) != TPO_OK) return true;
+    close(fd);
+    return false;
+}
+
+static bool write_all(int fd, const char *text, size_t n)
+{
+    while (n > 0) {
+        const ssize_t put = write(fd, text, n);
+        if (put < 0 && errno == EINTR) continue;
+        if (put <= 0) return false;
+        text += put;
+        n -= (size_t)put;
+    }
+    return true;
+}
+
+int tpo_small_file(const char *path, const char *text, struct tpo_error *err)
+{
+    char part[4200];
+    snprintf(part, sizeof(part), "%s.part", path);
+    const int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    bool ok = fd >= 0 && write_all(fd, text, strlen(text)) && fsync(fd) == 0;
+    const int why = errno;
+    if (fd >= 0) close(fd);
+    errno = why;
+    if (ok && rename(part, path) == 0) return TPO_OK;
+    const bool full = errno == ENOSPC || errno == EDQUOT || errno == EFBIG;
+    return tpo_fail(err, full ? TPO_RESOURCE_EXHAUSTED : TPO_FAILED_PRECONDITION, full ? "disk_full" : "write", "%.200s: %s", path,
+                    strerror(errno));
+}
+
+/* --- run.json ------------------------------------------------------------------------------------------------------------------------ */
+
+static void instances_read(struct tpo_held *h, const json_t *j)
+{
+    for (int p = 0; p < TPO_PARTS; p++) {
+        const json_t *list = json_object_get(j, tpo_part_names[p]);
+        for (size_t r = 0; r < json_array_size(list) && r < TPO_REPLICAS_MAX; r++) {
+            const char *text = json_string_value(json_array_get(list, r));
+            snprintf(h->instances[p][r], sizeof(h->instances[p][r]), "%s", text != NULL ? text : "");
+        }
+    }
+}
+
+static int note_write(const struct tpo_held *h, struct tpo_error *err)
+{
+    char path[4096];
+    json_t *instances = json_object(), *j = json_pack("{s:s s:s s:o}", "holder", h->token, "run", h->run, "instances", instances);
+    for (int p = 0; p < TPO_PARTS; p++) {
+        json_t *list = json_array();
+        for (int r = 0; r < TPO_REPLICAS_MAX && h->instances[p][r][0] != '\0'; r++)
+            json_array_append_new(list, json_string(h->instances[p][r]));
+        json_object_set_new(instances, tpo_part_names[p], list);
+    }
+    char *text = json_dumps(j, JSON_INDENT(2));
+    snprintf(path, sizeof(path), "%s/run.json", h->dir);
+    int rc = text != NULL ? tpo_small_file(path, text, err) : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for run.json");
+    free(text);
+    json_decref(j);
+    return rc;
+}
+
+/* The token is kept from one trainer of this folder to the next, so that the lease is its own. */
+static int note_read(struct tpo_held *h, struct tpo_error *err)
+{
+    char path[4096];
+    uint8_t bytes[16];
+    snprintf(path, sizeof(path), "%s/run.json", h->dir);
+    json_t *j = json_load_file(path, 0, NULL);
+    const char *token = json_string_value(json_object_get(j, "holder")), *run = json_string_value(json_object_get(j, "run"));
+    if (token != NULL && token[0] != '\0') {
+        snprintf(h->token, sizeof(h->token), "%s", token);
+        snprintf(h->run, sizeof(h->run), "%s", run != NULL ? run : "");
+        instances_read(h, json_object_get(j, "instances"));
+        json_decref(j);
+        return TPO_OK;
+    }
+    json_decref(j);
+    if (getrandom(bytes, sizeof(bytes), 0) != sizeof(bytes)) return tpo_fail(err, TPO_INTERNAL, "random", "no random bytes");
+    for (size_t i = 0; i < sizeof(bytes); i++) snprintf(h->token + 2 * i, 3, "%02x", bytes[i]);
+    return note_write(h, err);
+}
+
+int tpo_held_open(struct tpo_held **out, const char *dir, struct tpo_error *err)
+{
+    struct tpo_held *h = calloc(1, sizeof(*h));
+    if (h == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a lock");
+    snprintf(h->dir, sizeof(h->dir), "%s", dir);
+    int rc = lock_take(dir, &h->lock, err);
+    if (rc == TPO_OK) rc = note_read(h, err);
+    if (rc != TPO_OK)
+        tpo_held_close(h);
+    else
+        *out = h;
+    return rc;
+}
+
+void tpo_held_close(struct tpo_held *h)
+{
+    if (h == NULL) return;
+    if (h->lock >= 0) close(h->lock);
+    free(h);
+}
+
+const char *tpo_held_token(const struct tpo_held *h)
+{
+    return h->token;
+}
+
+bool tpo_held_knows(const struct tpo_held *h, const struct tpo_crew *t, int part, int replica, bool of_any_run)
+{
+    return (of_any_run || strcmp(h->run, t->run) == 0) &&
+           strcmp(h->instances[part][replica], t->replicas[part][replica].begun.instance) == 0;
+}
+
+int tpo_held_note(struct tpo_held *h, const struct tpo_crew *t, bool known, struct tpo_error *err)
+{
+    memset(h->instances, 0, sizeof(h->instances));
+    snprintf(h->run, sizeof(h->run), "%s", t->run);
+    for (int p = 0; p < TPO_PARTS && known; p++)
+        for (int r = 0; r < t->options.n_replicas[p]; r++)
+            memcpy(h->instances[p][r], t->replicas[p][r].begun.instance, sizeof(h->instances[p][r]));
+    return note_write(h, err);
+}

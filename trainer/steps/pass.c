@@ -1,0 +1,166 @@
+/* This file owns the way of one micro-batch. */
+#include "trainer/steps/pass.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* What all steps of a pass need. */
+struct way {
+    const struct tpo_crew *crew;
+    struct tpo_learner *learners;
+    const struct tpo_key *key;
+    const struct tpo_world_batch *batch;
+    const struct tpo_pass_order *order;
+    struct tpo_pass *out;
+    struct tpo_error *err;
+};
+
+static const struct tpo_named_tensor *output_of(const struct tpo_forwarded *f, const char *name)
+{
+    for (int i = 0; i < f->n_outputs; i++)
+        if (strcmp(f->outputs[i].name, name) == 0) return &f->outputs[i];
+    return NULL;
+}
+
+/* A reply's names live until Commit; a pass outlives it, so it points at constant ones. */
+static const char *loss_name(const char *name)
+{
+    static const char *const names[] = {"dense", "language", "slot", "attention", "region"};
+    for (size_t j = 0; j < sizeof(names) / sizeof(names[0]); j++)
+        if (strcmp(names[j], name) == 0) return names[j];
+    return NULL;
+}
+
+static void losses_add(struct tpo_pass *out, const struct tpo_forwarded *f)
+{
+    for (int i = 0; i < f->n_losses; i++) {
+        const char *name = loss_name(f->losses[i].name);
+        if (!isfinite(f->losses[i].value)) out->finite = false;
+        if (name == NULL || out->n_losses == TPO_LOSSES_MAX) continue;
+        out->losses[out->n_losses].name = name;
+        out->losses[out->n_losses++].value = f->losses[i].value;
+    }
+}
+
+/* --- calls, timed -------------------------------------------------------------------------------------------------------------------- */
+
+static double span_add(struct way *w, int part, double begun_s)
+{
+    const struct tpo_learner *l = &w->learners[part];
+    const double ended_s = tpo_now_s();
+    double run_s = l->run_ms != NULL ? l->run_ms(l->self) / 1000 : ended_s - begun_s;
+    if (run_s > ended_s - begun_s) run_s = ended_s - begun_s;
+    w->out->spans[w->out->n_spans++] = (struct tpo_span){part, ended_s - run_s, ended_s};
+    return ended_s - begun_s;
+}
+
+static int forward(struct way *w, int part, const struct tpo_named_tensor *inputs, int n_inputs, const char *const *wants,
+                   int n_wants, struct tpo_forwarded *out)
+{
+    struct tpo_learner *l = &w->learners[part];
+    const double begun_s = tpo_now_s();
+    int rc = l->forward(l->self, w->key, w->batch->samples, w->batch->n, inputs, n_inputs, wants, n_wants, out, w->err);
+    if (rc != TPO_OK) return rc;
+    w->out->forward_s += span_add(w, part, begun_s);
+    losses_add(w->out, out);
+    return TPO_OK;
+}
+
+/* In its turn; `skip`: this service has nothing to do, and the turn passes on. */
+static int backward(struct way *w, int part, bool skip, const struct tpo_named_tensor *gradients, int n_gradients,
+                    struct tpo_named_tensor *out, int *n_out)
+{
+    struct tpo_learner *l = &w->learners[part];
+    const int m = (int)w->key->micro_batch;
+    int rc = w->order->turn_wait(w->order->arg, part, m, skip);
+    *n_out = 0;
+    if (rc == TPO_OK && !skip) {
+        const double begun_s = tpo_now_s();
+        rc = l->backward(l->self, w->key, gradients, n_gradients, out, n_out, w->err);
+        if (rc == TPO_OK) w->out->backward_s += span_add(w, part, begun_s);
+    }
+    if (rc == TPO_OK) w->order->turn_end(w->order->arg, part, m);
+    return rc;
+}
+
+/* --- the region head ----------------------------------------------------------------------------------------------------------------- */
+
+/* The target box of every row of e.region: the row's sample and conversation, and how many region rows of that conversation came before. */
+static float *boxes_match(struct way *w, const struct tpo_forwarded *f, int n)
+{
+    const struct tpo_config *config = w->crew->config;
+    float *boxes = malloc(sizeof(float) * 4 * (size_t)(n > 0 ? n : 1));
+    int at = 0, order = 0, sample = -1, conversation = -1;
+    if (boxes == NULL) {
+        tpo_fail(w->err, TPO_ENOMEM, "memory", "no memory for target boxes");
+        return NULL;
+    }
+    for (int i = 0; i < f->n_rows && at < n; i++) {
+        const struct tpo_row *row = &f->rows[i];
+        if (row->task < 0 || row->task >= config->n_tasks || strcmp(config->tasks[row->task].name, "region") != 0) continue;
+        order = row->sample == sample && row->conversation == conversation ? order + 1 : 0;
+        sample = row->sample;
+        conversation = row->conversation;
+        if (sample < 0 || sample >= w->batch->n || conversation < 0 || conversation >= w->batch->samples[sample].n_conversations)
+            break;
+        const struct tpo_conversation *c = &w->batch->samples[sample].conversations[conversation];
+        if (order >= c->n_boxes) break;
+        memcpy(boxes + 4 * at++, c->boxes[order], 4 * sizeof(float));
+    }
+    if (at == n) return boxes;
+    tpo_fail(w->err, TPO_INVALID_ARGUMENT, "boxes", "sample %d, conversation %d: %d task tokens, fewer target boxes", sample,
+             conversation, n);
+    free(boxes);
+    return NULL;
+}
+
+static int region_forward(struct way *w, const struct tpo_forwarded *router, const struct tpo_named_tensor *e)
+{
+    static const char *const wants[] = {"e.region"};
+    struct tpo_forwarded f = {0};
+    const int n = (int)e->shape[0];
+    float *boxes = boxes_match(w, router, n);
+    if (boxes == NULL) return w->err->code != TPO_OK ? w->err->code : TPO_ENOMEM;
+    const struct tpo_named_tensor inputs[2] = {*e,
+                                               {.name = "boxes", .dtype = TPO_F32, .n_dims = 2, .shape = {n, 4}, .data = boxes}};
+    int rc = forward(w, TPO_PART_REGION, inputs, 2, wants, 1, &f);
+    free(boxes);
+    w->out->boxes += n;
+    return rc;
+}
+
+/* --- the whole way ------------------------------------------------------------------------------------------------------------------- */
+
+static int router_forward(struct way *w, const struct tpo_forwarded *seen, struct tpo_forwarded *said)
+{
+    static const char *const wants[] = {"visual"};
+    const struct tpo_named_tensor *visual = output_of(seen, "visual");
+    if (visual == NULL) return tpo_fail(w->err, TPO_INTERNAL, "visual", "the encoder answered no visual tokens");
+    return forward(w, TPO_PART_ROUTER, visual, 1, wants, w->crew->trainable[TPO_PART_ENCODER] > 0, said);
+}
+
+int tpo_pass_run(const struct tpo_crew *t, struct tpo_learner *learners, const struct tpo_key *key, const struct tpo_world_batch *b,
+                 const struct tpo_pass_order *order, struct tpo_pass *out, struct tpo_error *err)
+{
+    struct way w = {t, learners, key, b, order, out, err};
+    struct tpo_forwarded seen = {0}, said = {0};
+    struct tpo_named_tensor of_e[TPO_PORTS_MAX], of_visual[TPO_PORTS_MAX], ignored[TPO_PORTS_MAX];
+    const bool encoder_learns = t->trainable[TPO_PART_ENCODER] > 0, router_runs = t->runs[TPO_PART_ROUTER];
+    int n_e = 0, n_visual = 0, n_ignored = 0;
+    *out = (struct tpo_pass){.finite = true, .samples = b->n};
+    int rc = forward(&w, TPO_PART_ENCODER, NULL, 0, NULL, 0, &seen);
+    if (rc == TPO_OK && router_runs) rc = router_forward(&w, &seen, &said);
+    const struct tpo_named_tensor *e = rc == TPO_OK && t->runs[TPO_PART_REGION] ? output_of(&said, "e.region") : NULL;
+    const bool boxes = e != NULL && e->shape[0] > 0;
+    if (rc == TPO_OK && boxes) rc = region_forward(&w, &said, e);
+    if (rc != TPO_OK) return rc;
+    order->forward_end(order->arg);
+    rc = backward(&w, TPO_PART_REGION, !boxes, NULL, 0, of_e, &n_e);
+    if (rc == TPO_OK)
+        rc = backward(&w, TPO_PART_ROUTER, !router_runs || (t->trainable[TPO_PART_ROUTER] == 0 && !encoder_learns), of_e, n_e,
+                      of_visual, &n_visual);
+    if (rc == TPO_OK) rc = backward(&w, TPO_PART_ENCODER, !encoder_learns, of_visual, n_visual, ignored, &n_ignored);
+    return rc;
+}

@@ -1,0 +1,219 @@
+/* This file owns what a run tells about itself. */
+#include "trainer/steps/progress.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "trainer/steps/held.h"
+
+#define STATUS_EVERY_S 1.0
+
+struct tpo_progress {
+    char path[4096];
+    int log_every, first_step, line_step;
+    bool bar;
+    char recipe[32], stage[32];
+    double begun_s, line_s, written_s;
+    int samples_at_line;
+    struct tpo_progress_line line;
+    int n_losses[TPO_LOSSES_MAX];
+};
+
+int tpo_progress_open(struct tpo_progress **out, const char *dir, int log_every, bool bar, struct tpo_error *err)
+{
+    struct tpo_progress *p = calloc(1, sizeof(*p));
+    if (p == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the run's progress");
+    snprintf(p->path, sizeof(p->path), "%s/status.json", dir);
+    p->log_every = log_every;
+    p->bar = bar;
+    *out = p;
+    return TPO_OK;
+}
+
+void tpo_progress_close(struct tpo_progress *p)
+{
+    free(p);
+}
+
+void tpo_progress_stage(struct tpo_progress *p, const struct tpo_recipe *r, int stage, int first_step)
+{
+    snprintf(p->recipe, sizeof(p->recipe), "%s", r->name);
+    snprintf(p->stage, sizeof(p->stage), "%s", r->stages[stage].name);
+    p->line = (struct tpo_progress_line){.stage = p->stage, .step = first_step - 1, .steps = r->stages[stage].steps};
+    p->begun_s = p->line_s = tpo_now_s();
+    p->first_step = p->line_step = first_step - 1;
+    p->samples_at_line = 0;
+    tpo_progress_state(p, "training", "");
+}
+
+/* --- sums since the last line ---------------------------------------------------------------------------------------------------------- */
+
+static void losses_add(struct tpo_progress *p, const struct tpo_step_report *r)
+{
+    struct tpo_step_report *sum = &p->line.mean;
+    for (int i = 0; i < r->n_losses; i++) {
+        int k = 0;
+        while (k < sum->n_losses && sum->losses[k].name != r->losses[i].name) k++;
+        if (k == TPO_LOSSES_MAX) continue;
+        if (k == sum->n_losses) {
+            sum->n_losses++;
+            sum->losses[k] = r->losses[i];
+            p->n_losses[k] = 1;
+        } else {
+            sum->losses[k].value += r->losses[i].value;
+            p->n_losses[k]++;
+        }
+    }
+}
+
+static void last_keep(struct tpo_step_report *mean, const struct tpo_step_report *r)
+{
+    mean->norm = r->norm;
+    memcpy(mean->norms, r->norms, sizeof(mean->norms));
+    mean->clip = r->clip;
+    mean->rate = r->rate;
+    memcpy(mean->rates, r->rates, sizeof(mean->rates));
+    mean->aborted = r->aborted;
+    tpo_timing_sum(&mean->timing, &r->timing);
+}
+
+static void line_end(struct tpo_progress *p)
+{
+    struct tpo_progress_line *l = &p->line;
+    const double now = tpo_now_s(), took_s = now - p->line_s + 1e-9;
+    for (int k = 0; k < l->mean.n_losses; k++) l->mean.losses[k].value /= p->n_losses[k];
+    l->steps_per_s = (l->step - p->line_step) / took_s;
+    l->samples_per_s = (l->samples - p->samples_at_line) / took_s;
+    l->eta_s = (l->steps - l->step) / (l->steps_per_s > 0 ? l->steps_per_s : 1);
+    p->line_s = now;
+    p->line_step = l->step;
+    p->samples_at_line = l->samples;
+}
+
+/* --- where it goes ----------------------------------------------------------------------------------------------------------------------- */
+
+static void line_print(const struct tpo_progress_line *l)
+{
+    char losses[256] = "", phases[256] = "";
+    size_t at = 0, to = 0;
+    const struct tpo_timing *t = &l->mean.timing;
+    for (int k = 0; k < l->mean.n_losses && at < sizeof(losses); k++)
+        at += (size_t)snprintf(losses + at, sizeof(losses) - at, " %s=%.4f", l->mean.losses[k].name, l->mean.losses[k].value);
+    for (int k = 0; k < TPO_PHASES && to < sizeof(phases); k++)
+        to += (size_t)snprintf(phases + to, sizeof(phases) - to, " %s_ms=%.1f", tpo_phase_names[k],
+                               1000 * t->seconds[k] / l->n_steps);
+    printf("stage=%s step=%d/%d samples=%d boxes=%d%s norm=%.3f clip=%.3f rate=%.3f aborted=%llu%s bubble=%.3f steps_per_s=%.2f "
+           "eta_s=%.0f\n",
+           l->stage, l->step, l->steps, l->samples, l->boxes, losses, l->mean.norm, (double)l->mean.clip, (double)l->mean.rate,
+           (unsigned long long)l->aborted, phases, t->wall_s > 0 ? t->bubble_s / t->wall_s : 0, l->steps_per_s, l->eta_s);
+    fflush(stdout);
+}
+
+static void bar_print(const struct tpo_progress *p)
+{
+    char bar[31];
+    const struct tpo_progress_line *l = &p->line;
+    const int full = (int)(30LL * l->step / l->steps);
+    const double rate = (l->step - p->first_step) / (tpo_now_s() - p->begun_s + 1e-9);
+    memset(bar, '.', sizeof(bar) - 1);
+    memset(bar, '#', (size_t)full);
+    bar[30] = '\0';
+    const int eta = (int)((l->steps - l->step) / (rate > 0 ? rate : 1));
+    fprintf(stderr, "\r%s [%s] %d/%d  %.1f steps/s  %d:%02d left ", l->stage, bar, l->step, l->steps, rate, eta / 60, eta % 60);
+    if (l->step == l->steps) fputc('\n', stderr);
+}
+
+/* A run goes on without its status file. */
+static void status_write(struct tpo_progress *p, const char *state, const char *detail)
+{
+    const struct tpo_progress_line *l = &p->line;
+    const struct tpo_timing *t = &l->mean.timing;
+    const double rate = (l->step - p->first_step) / (tpo_now_s() - p->begun_s + 1e-9), wall_s = t->wall_s > 0 ? t->wall_s : 1;
+    json_t *losses = json_object(), *busy = json_object();
+    for (int k = 0; k < l->mean.n_losses; k++)
+        json_object_set_new(losses, l->mean.losses[k].name, json_real(l->mean.losses[k].value));
+    for (int i = 0; i < TPO_PARTS; i++) json_object_set_new(busy, tpo_part_names[i], json_real(100 * t->busy_s[i] / wall_s));
+    json_t *j = json_pack("{s:s s:s s:i s:s s:s s:i s:i s:o s:o s:f s:f s:f s:I}", "state", state, "detail", detail, "pid",
+                          (int)getpid(), "recipe", p->recipe, "stage", p->stage, "step", l->step, "steps", l->steps, "losses",
+                          losses, "busy", busy, "bubble", t->bubble_s / wall_s, "steps_per_s", rate, "eta_s",
+                          rate > 0 ? (l->steps - l->step) / rate : 0, "aborted", (json_int_t)l->aborted);
+    char *text = json_dumps(j, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
+    if (text != NULL) tpo_small_file(p->path, text, NULL);
+    free(text);
+    json_decref(j);
+    p->written_s = tpo_now_s();
+}
+
+void tpo_progress_state(struct tpo_progress *p, const char *state, const char *detail)
+{
+    status_write(p, state, detail);
+}
+
+const struct tpo_progress_line *tpo_progress_step(struct tpo_progress *p, int step, const struct tpo_step_report *report,
+                                                  uint64_t aborted)
+{
+    struct tpo_progress_line *l = &p->line;
+    if (l->n_steps == 0) l->mean = (struct tpo_step_report){0};
+    losses_add(p, report);
+    last_keep(&l->mean, report);
+    l->n_steps++;
+    l->step = step;
+    l->samples += report->samples;
+    l->boxes += report->boxes;
+    l->aborted = aborted;
+    const bool ends = step % p->log_every == 0 || step == l->steps;
+    if (ends) line_end(p);
+    if (ends) line_print(l);
+    if (p->bar) bar_print(p);
+    if (ends || tpo_now_s() - p->written_s > STATUS_EVERY_S) status_write(p, "training", "");
+    if (!ends) return NULL;
+    l->n_steps = 0;
+    return l;
+}
+
+/* --- another shell ------------------------------------------------------------------------------------------------------------------------- */
+
+static double real_of(const json_t *j, const char *key)
+{
+    return json_number_value(json_object_get(j, key));
+}
+
+static void pairs_print(const json_t *j, const char *key, const char *format)
+{
+    const char *name;
+    json_t *value;
+    json_object_foreach(json_object_get(j, key), name, value)
+    {
+        printf("  %s ", name);
+        printf(format, json_number_value(value));
+    }
+}
+
+int tpo_progress_print(const char *dir, struct tpo_error *err)
+{
+    char path[4096];
+    snprintf(path, sizeof(path), "%s/status.json", dir);
+    json_t *j = json_load_file(path, 0, NULL);
+    const char *state = json_string_value(json_object_get(j, "state")), *stage = json_string_value(json_object_get(j, "stage")),
+               *detail = json_string_value(json_object_get(j, "detail"));
+    if (state == NULL || stage == NULL) {
+        json_decref(j);
+        return tpo_fail(err, TPO_NOT_FOUND, "status", "%.200s tells of no run", path);
+    }
+    const bool ended = strcmp(state, "done") == 0 || strcmp(state, "failed") == 0;
+    const int eta = (int)real_of(j, "eta_s");
+    printf("%s%s%s%s\n", !ended && !tpo_held_is(dir) ? "not running; was " : "", state,
+           detail != NULL && detail[0] != '\0' ? ": " : "", detail != NULL ? detail : "");
+    printf("stage %s, step %d of %d, %.2f steps/s, %d:%02d:%02d left, %d aborted\n", stage, (int)real_of(j, "step"),
+           (int)real_of(j, "steps"), real_of(j, "steps_per_s"), eta / 3600, eta / 60 % 60, eta % 60, (int)real_of(j, "aborted"));
+    printf("losses");
+    pairs_print(j, "losses", "%.4f");
+    printf("\nbusy  ");
+    pairs_print(j, "busy", "%.0f%%");
+    printf("  none %.0f%%\n", 100 * real_of(j, "bubble"));
+    json_decref(j);
+    return TPO_OK;
+}

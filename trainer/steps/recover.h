@@ -1,0 +1,32 @@
+/* recover.h -- how a run finds its place: at its beginning, after a trainer came back, and after a service did (contracts.md 7, Recovery).
+ *
+ * Begin tells each process' instance, version, prepared and committed step. A process that is not known to hold the run's state sends everybody back to the
+ * last manifest, or to the start of the stage; else a step committed anywhere is committed everywhere; what is open besides is given up. */
+#ifndef TPO_TRAINER_STEPS_RECOVER_H
+#define TPO_TRAINER_STEPS_RECOVER_H
+
+#include "trainer/steps/checkpoint.h"
+#include "trainer/steps/held.h"
+
+struct tpo_recovery {
+    struct tpo_crew *crew;
+    struct tpo_held *held;
+    const struct tpo_recipe *recipe;
+    int stage;
+    const char *stage_dir;
+    const char *name;                /* RECIPE/STAGE, in the manifest */
+    struct tpo_model *const *models; /* they hold the start of the stage */
+    bool same_memory;                /* the learners train these very models: only shards need sending */
+    const char *config;              /* SHA-256 of config.json that services must have; "": any */
+    int threads;                     /* of one process, where Begin does not tell */
+    int wait_ms;                     /* how long a service may be away */
+};
+
+/* A service is away or has lost what it knew of the step: recovery helps, and other errors it does not. */
+bool tpo_recovery_helps(const struct tpo_error *err);
+
+/* Begins the stage everywhere and brings all to one state, c->step done and t->version theirs. Waits for services that are away, says so once. `fresh`:
+ * in this run of the trainer the stage before has just ended everywhere, so that all hold the start of this one. */
+int tpo_recovery_run(const struct tpo_recovery *r, bool fresh, struct tpo_checkpoint *c, struct tpo_error *err);
+
+#endif

@@ -1,0 +1,481 @@
+/* This file owns the learner at the other end of a wire. */
+#include "trainer/steps/remote.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "common/rpc/client.h"
+#include "services/host/learner_wire.h"
+
+/* The answer to one kind of call: what it told lies in the message and the arena. */
+struct reply {
+    ProtobufCMessage *message;
+    struct tpo_arena arena;
+};
+
+struct remote {
+    struct tpo_remote_options o;
+    struct tpo_loop *loop;
+    struct tpo_peers *peers;
+    struct tpo_arena request;
+    struct reply forward, backward, norms, chunk;
+    char run[64];
+    uint64_t version;
+    double run_ms;
+};
+
+/* --- one call ------------------------------------------------------------------------------------------------------------------------ */
+
+struct waiting {
+    struct remote *remote;
+    ProtobufCMessage *reply;
+    int (*on_chunk)(void *arg, ProtobufCMessage *m, struct tpo_error *err); /* of a stream; NULL: one message */
+    void *arg;
+    struct tpo_error err;
+    bool done;
+};
+
+static void on_message(void *owner, struct tpo_rpc *r, ProtobufCMessage *message, struct tpo_payload *payload)
+{
+    struct waiting *w = owner;
+    tpo_payload_free(payload);
+    if (w->on_chunk == NULL && w->reply == NULL) {
+        w->reply = message;
+        return;
+    }
+    if (w->on_chunk != NULL && w->err.code == TPO_OK && w->on_chunk(w->arg, message, &w->err) != TPO_OK) tpo_rpc_cancel(r);
+    protobuf_c_message_free_unpacked(message, NULL);
+}
+
+static void on_done(void *owner, struct tpo_rpc *r, int status, const struct tpo_error *err)
+{
+    struct waiting *w = owner;
+    (void)r;
+    if (w->err.code == TPO_OK && status != TPO_OK) w->err = *err;
+    w->done = true;
+}
+
+static int call_once(struct remote *r, const struct tpo_rpc_start *start, const ProtobufCMessage *message, struct waiting *w,
+                     bool stoppable)
+{
+    const struct tpo_rpc_events on = {.owner = w, .on_message = on_message, .on_done = on_done};
+    bool cancelled = false;
+    struct tpo_rpc *rpc = tpo_rpc_open(r->peers, start, message, NULL, &on, &w->err);
+    if (rpc == NULL) return w->err.code;
+    while (!w->done) {
+        tpo_loop_wait(r->loop, 20);
+        if (!w->done && !cancelled && stoppable && r->o.stop != NULL && *r->o.stop) {
+            tpo_rpc_cancel(rpc);
+            cancelled = true;
+        }
+    }
+    if (w->err.code == TPO_OK && w->on_chunk == NULL && w->reply == NULL)
+        tpo_fail(&w->err, TPO_INTERNAL, "message_missing", "%s answered without a message", r->o.stage);
+    if (w->err.code != TPO_OK && w->reply != NULL) {
+        protobuf_c_message_free_unpacked(w->reply, NULL);
+        w->reply = NULL;
+    }
+    return w->err.code;
+}
+
+static void nap(int ms)
+{
+    nanosleep(&(struct timespec){ms / 1000, (long)(ms % 1000) * 1000000}, NULL);
+}
+
+/* How long to wait before the call is made again; -1: it is not. */
+static int again_ms(const struct tpo_error *err, int tried, bool stream)
+{
+    if (stream) return -1;
+    if (err->code == TPO_UNAVAILABLE && tried == 0) return 50;
+    if (err->code == TPO_RESOURCE_EXHAUSTED && err->retry_ms > 0 && tried < 100) return err->retry_ms < 1000 ? err->retry_ms : 1000;
+    return -1;
+}
+
+static int call(struct remote *r, const char *path, const ProtobufCMessageDescriptor *type, const ProtobufCMessage *message,
+                struct waiting *w, bool stoppable, struct tpo_error *err)
+{
+    const struct tpo_rpc_start start = {.path = path, .reply = type, .timeout_ms = r->o.timeout_ms};
+    int rc = TPO_OK;
+    for (int tried = 0, ms = 0; ms >= 0; tried++) {
+        if (ms > 0) nap(ms);
+        w->done = false;
+        w->err = (struct tpo_error){0};
+        rc = call_once(r, &start, message, w, stoppable);
+        ms = rc == TPO_OK ? -1 : again_ms(&w->err, tried, w->on_chunk != NULL);
+    }
+    if (rc == TPO_OK) return rc;
+    if (w->err.stage[0] == '\0') snprintf(w->err.stage, sizeof(w->err.stage), "%s", r->o.stage);
+    if (err != NULL) *err = w->err;
+    return rc;
+}
+
+/* A unary call whose reply says something; it replaces the one before of its kind. */
+static int ask(struct remote *r, struct reply *keep, const char *path, const ProtobufCMessageDescriptor *type,
+               const ProtobufCMessage *message, struct tpo_error *err)
+{
+    struct waiting w = {.remote = r};
+    int rc = call(r, path, type, message, &w, true, err);
+    if (rc != TPO_OK) return rc;
+    if (keep->message != NULL) protobuf_c_message_free_unpacked(keep->message, NULL);
+    keep->message = w.reply;
+    tpo_arena_reset(&keep->arena);
+    return TPO_OK;
+}
+
+/* A unary call that answers Empty. */
+static int tell(struct remote *r, const char *path, const ProtobufCMessage *message, bool stoppable, struct tpo_error *err)
+{
+    struct waiting w = {.remote = r};
+    int rc = call(r, path, &tpo__v1__empty__descriptor, message, &w, stoppable, err);
+    if (rc == TPO_OK) protobuf_c_message_free_unpacked(w.reply, NULL);
+    return rc;
+}
+
+static uint64_t lease_of(const struct remote *r)
+{
+    return *r->o.lease;
+}
+
+static int no_memory(struct remote *r, struct tpo_error *err)
+{
+    return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a call to %s", r->o.stage);
+}
+
+/* The service's answer is no reason to blame the caller. */
+static int bad_reply(struct remote *r, struct tpo_error *err)
+{
+    if (err == NULL) return TPO_INTERNAL;
+    err->code = TPO_INTERNAL;
+    snprintf(err->stage, sizeof(err->stage), "%s", r->o.stage);
+    return TPO_INTERNAL;
+}
+
+/* --- runs ---------------------------------------------------------------------------------------------------------------------------- */
+
+static void begun_read(struct tpo_begun *out, const Tpo__V1__BeginReply *m)
+{
+    *out = (struct tpo_begun){.version = m->version,
+                              .prepared_step = m->prepared_step,
+                              .committed_step = m->committed_step,
+                              .tapes = m->tapes < 1024 ? (int)m->tapes : 1024,
+                              .trainable = m->trainable < INT32_MAX ? (int)m->trainable : INT32_MAX,
+                              .threads = m->threads < 4096 ? (int)m->threads : 4096};
+    snprintf(out->instance, sizeof(out->instance), "%s", m->instance);
+    snprintf(out->stage, sizeof(out->stage), "%s", m->stage);
+    snprintf(out->config, sizeof(out->config), "%s", m->config);
+}
+
+static int remote_begin(void *self, const char *run, const struct tpo_plan *plan, struct tpo_begun *out, struct tpo_error *err)
+{
+    struct remote *r = self;
+    struct waiting w = {.remote = r};
+    Tpo__V1__BeginRequest m = TPO__V1__BEGIN_REQUEST__INIT;
+    tpo_arena_reset(&r->request);
+    m.run = (char *)run;
+    m.lease_ms = (uint32_t)r->o.lease_ms;
+    m.holder = (char *)r->o.holder;
+    m.plan = tpo_plan_pack(&r->request, plan);
+    if (m.plan == NULL) return no_memory(r, err);
+    int rc = call(r, "/tpo.v1.Learner/Begin", &tpo__v1__begin_reply__descriptor, &m.base, &w, false, err);
+    if (rc != TPO_OK) return rc;
+    const Tpo__V1__BeginReply *reply = (const Tpo__V1__BeginReply *)w.reply;
+    begun_read(out, reply);
+    *r->o.lease = reply->lease;
+    snprintf(r->run, sizeof(r->run), "%s", run);
+    r->version = reply->version;
+    protobuf_c_message_free_unpacked(w.reply, NULL);
+    return TPO_OK;
+}
+
+/* --- forward and backward ------------------------------------------------------------------------------------------------------------ */
+
+static int forward_read(struct remote *r, struct tpo_forwarded *out, struct tpo_error *err)
+{
+    const Tpo__V1__ForwardReply *m = (const Tpo__V1__ForwardReply *)r->forward.message;
+    struct tpo_arena *a = &r->forward.arena;
+    *out = (struct tpo_forwarded){.n_outputs = (int)m->n_tensors, .n_rows = (int)m->n_rows};
+    int rc = tpo_tensors_unpack(out->outputs, a, m->tensors, m->n_tensors, err);
+    if (rc == TPO_OK) rc = tpo_rows_unpack(&out->rows, a, m->rows, m->n_rows, err);
+    if (rc == TPO_OK && m->n_losses > TPO_PORTS_MAX)
+        rc = tpo_fail(err, TPO_INTERNAL, "losses", "%zu losses from %s", m->n_losses, r->o.stage);
+    if (rc != TPO_OK) return bad_reply(r, err);
+    for (size_t i = 0; i < m->n_losses; i++) {
+        out->losses[i].name = m->losses[i]->name;
+        out->losses[i].value = m->losses[i]->weight;
+    }
+    out->n_losses = (int)m->n_losses;
+    r->run_ms = m->run_ms;
+    return TPO_OK;
+}
+
+static int remote_forward(void *self, const struct tpo_key *key, const struct tpo_sample *samples, int n_samples,
+                          const struct tpo_named_tensor *inputs, int n_inputs, const char *const *wants, int n_wants,
+                          struct tpo_forwarded *out, struct tpo_error *err)
+{
+    struct remote *r = self;
+    Tpo__V1__Key k;
+    Tpo__V1__ForwardRequest m = TPO__V1__FORWARD_REQUEST__INIT;
+    tpo_arena_reset(&r->request);
+    tpo_key_pack(&k, key, lease_of(r));
+    m.key = &k;
+    m.n_samples = (size_t)n_samples;
+    m.samples = tpo_samples_pack(&r->request, samples, n_samples, strcmp(r->o.stage, "encoder") == 0);
+    m.n_tensors = (size_t)n_inputs;
+    m.tensors = tpo_tensors_pack(&r->request, inputs, n_inputs);
+    m.n_wants = (size_t)n_wants;
+    m.wants = (char **)wants;
+    if (m.samples == NULL || m.tensors == NULL) return no_memory(r, err);
+    int rc = ask(r, &r->forward, "/tpo.v1.Learner/Forward", &tpo__v1__forward_reply__descriptor, &m.base, err);
+    return rc == TPO_OK ? forward_read(r, out, err) : rc;
+}
+
+static int remote_backward(void *self, const struct tpo_key *key, const struct tpo_named_tensor *gradients, int n_gradients,
+                           struct tpo_named_tensor *inputs_out, int *n_inputs_out, struct tpo_error *err)
+{
+    struct remote *r = self;
+    Tpo__V1__Key k;
+    Tpo__V1__BackwardRequest m = TPO__V1__BACKWARD_REQUEST__INIT;
+    tpo_arena_reset(&r->request);
+    tpo_key_pack(&k, key, lease_of(r));
+    m.key = &k;
+    m.n_gradients = (size_t)n_gradients;
+    m.gradients = tpo_tensors_pack(&r->request, gradients, n_gradients);
+    if (m.gradients == NULL) return no_memory(r, err);
+    int rc = ask(r, &r->backward, "/tpo.v1.Learner/Backward", &tpo__v1__backward_reply__descriptor, &m.base, err);
+    if (rc != TPO_OK) return rc;
+    const Tpo__V1__BackwardReply *reply = (const Tpo__V1__BackwardReply *)r->backward.message;
+    r->run_ms = reply->run_ms;
+    rc = tpo_tensors_unpack(inputs_out, &r->backward.arena, reply->gradients, reply->n_gradients, err);
+    *n_inputs_out = (int)reply->n_gradients;
+    return rc == TPO_OK ? TPO_OK : bad_reply(r, err);
+}
+
+/* --- sums ---------------------------------------------------------------------------------------------------------------------------- */
+
+struct gathering {
+    struct remote *remote;
+    int (*sink)(void *arg, const struct tpo_chunk *x);
+    void *arg;
+};
+
+static int gathered(void *arg, ProtobufCMessage *message, struct tpo_error *err)
+{
+    struct gathering *g = arg;
+    struct tpo_chunk x;
+    tpo_arena_reset(&g->remote->chunk.arena);
+    int rc = tpo_chunk_unpack(&x, &g->remote->chunk.arena, (const Tpo__V1__Chunk *)message, err);
+    if (rc == TPO_OK && x.name[0] != '\0') rc = g->sink(g->arg, &x);
+    if (rc != TPO_OK) tpo_fail(err, TPO_INTERNAL, "gather", "%s told a sum that fits nothing", g->remote->o.stage);
+    return rc;
+}
+
+static void step_pack(struct remote *r, Tpo__V1__StepRequest *m, Tpo__V1__Key *k, const struct tpo_key *key)
+{
+    tpo__v1__step_request__init(m);
+    tpo_key_pack(k, key, lease_of(r));
+    m->key = k;
+}
+
+static int remote_gather(void *self, const struct tpo_key *key, int (*sink)(void *arg, const struct tpo_chunk *x), void *arg,
+                         struct tpo_error *err)
+{
+    struct remote *r = self;
+    struct gathering g = {r, sink, arg};
+    struct waiting w = {.remote = r, .on_chunk = gathered, .arg = &g};
+    Tpo__V1__Key k;
+    Tpo__V1__StepRequest m;
+    step_pack(r, &m, &k, key);
+    int rc = call(r, "/tpo.v1.Learner/Gather", &tpo__v1__chunk__descriptor, &m.base, &w, true, err);
+    return rc == TPO_OK ? sink(arg, NULL) : rc;
+}
+
+static int chunk_tell(struct remote *r, const char *path, const struct tpo_key *key, const struct tpo_chunk *x,
+                      struct tpo_error *err)
+{
+    Tpo__V1__Key k;
+    Tpo__V1__Chunk m;
+    int64_t shape[TPO_DIMS_MAX];
+    tpo_chunk_pack(&m, x, shape);
+    tpo_key_pack(&k, key, lease_of(r));
+    m.key = &k;
+    return tell(r, path, &m.base, true, err);
+}
+
+static int remote_scatter(void *self, const struct tpo_key *key, const struct tpo_chunk *x, struct tpo_error *err)
+{
+    return chunk_tell(self, "/tpo.v1.Learner/Scatter", key, x, err);
+}
+
+/* --- the step ------------------------------------------------------------------------------------------------------------------------ */
+
+static int remote_norms(void *self, const struct tpo_key *key, const struct tpo_norm **out, int *n, struct tpo_error *err)
+{
+    struct remote *r = self;
+    Tpo__V1__Key k;
+    Tpo__V1__StepRequest m;
+    step_pack(r, &m, &k, key);
+    int rc = ask(r, &r->norms, "/tpo.v1.Learner/Norms", &tpo__v1__norms_reply__descriptor, &m.base, err);
+    if (rc != TPO_OK) return rc;
+    const Tpo__V1__NormsReply *reply = (const Tpo__V1__NormsReply *)r->norms.message;
+    struct tpo_norm *norms = tpo_arena_alloc(&r->norms.arena, sizeof(*norms) * (reply->n_norms + 1));
+    if (norms == NULL) return no_memory(r, err);
+    for (size_t i = 0; i < reply->n_norms; i++)
+        norms[i] = (struct tpo_norm){
+            .name = reply->norms[i]->name, .group = (int)reply->norms[i]->group, .squared = reply->norms[i]->squared};
+    *out = norms;
+    *n = (int)reply->n_norms;
+    return TPO_OK;
+}
+
+static int remote_prepare(void *self, const struct tpo_key *key, float clip, const float *rates, int n_rates, struct tpo_error *err)
+{
+    struct remote *r = self;
+    Tpo__V1__Key k;
+    Tpo__V1__PrepareRequest m = TPO__V1__PREPARE_REQUEST__INIT;
+    tpo_key_pack(&k, key, lease_of(r));
+    m.key = &k;
+    m.clip = clip;
+    m.rates = (float *)rates;
+    m.n_rates = (size_t)n_rates;
+    return tell(r, "/tpo.v1.Learner/Prepare", &m.base, true, err);
+}
+
+static int remote_commit(void *self, const struct tpo_key *key, struct tpo_error *err)
+{
+    struct remote *r = self;
+    Tpo__V1__Key k;
+    Tpo__V1__StepRequest m;
+    step_pack(r, &m, &k, key);
+    int rc = tell(r, "/tpo.v1.Learner/Commit", &m.base, true, err);
+    if (rc == TPO_OK) r->version = key->version + 1;
+    return rc;
+}
+
+static int remote_abort(void *self, const struct tpo_key *key, struct tpo_error *err)
+{
+    struct remote *r = self;
+    Tpo__V1__Key k;
+    Tpo__V1__StepRequest m;
+    step_pack(r, &m, &k, key);
+    return tell(r, "/tpo.v1.Learner/Abort", &m.base, false, err);
+}
+
+/* --- state --------------------------------------------------------------------------------------------------------------------------- */
+
+static struct tpo_key key_now(const struct remote *r, uint64_t version)
+{
+    struct tpo_key key = {.version = version};
+    memcpy(key.run, r->run, sizeof(key.run));
+    return key;
+}
+
+static int remote_export(void *self, int at, int64_t offset, int64_t most, struct tpo_chunk *out, struct tpo_error *err)
+{
+    struct remote *r = self;
+    const struct tpo_key key = key_now(r, r->version);
+    Tpo__V1__Key k;
+    Tpo__V1__ExportRequest m = TPO__V1__EXPORT_REQUEST__INIT;
+    tpo_key_pack(&k, &key, lease_of(r));
+    m.key = &k;
+    m.at = (uint32_t)at;
+    m.offset = (uint64_t)offset;
+    m.most = (uint32_t)most;
+    int rc = ask(r, &r->chunk, "/tpo.v1.Learner/Export", &tpo__v1__chunk__descriptor, &m.base, err);
+    if (rc != TPO_OK) return rc;
+    rc = tpo_chunk_unpack(out, &r->chunk.arena, (const Tpo__V1__Chunk *)r->chunk.message, err);
+    if (rc != TPO_OK) return bad_reply(r, err);
+    if (out->name[0] == '\0') out->name = NULL;
+    return TPO_OK;
+}
+
+static int remote_import(void *self, uint64_t version, const struct tpo_chunk *x, struct tpo_error *err)
+{
+    struct remote *r = self;
+    const struct tpo_key key = key_now(r, version);
+    int rc = chunk_tell(r, "/tpo.v1.Learner/Import", &key, x, err);
+    if (rc == TPO_OK && x == NULL) r->version = version;
+    return rc;
+}
+
+static int remote_publish(void *self, const struct tpo_key *key, uint64_t version, struct tpo_error *err)
+{
+    struct remote *r = self;
+    Tpo__V1__Key k;
+    Tpo__V1__PublishRequest m = TPO__V1__PUBLISH_REQUEST__INIT;
+    tpo_key_pack(&k, key, lease_of(r));
+    m.key = &k;
+    m.version = version;
+    return tell(r, "/tpo.v1.Learner/Publish", &m.base, true, err);
+}
+
+static int remote_end(void *self, struct tpo_error *err)
+{
+    struct remote *r = self;
+    const struct tpo_key key = key_now(r, r->version);
+    Tpo__V1__Key k;
+    Tpo__V1__StepRequest m;
+    step_pack(r, &m, &k, &key);
+    return tell(r, "/tpo.v1.Learner/End", &m.base, true, err);
+}
+
+/* --- opening ------------------------------------------------------------------------------------------------------------------------- */
+
+static double remote_run_ms(void *self)
+{
+    return ((struct remote *)self)->run_ms;
+}
+
+static void reply_free(struct reply *x)
+{
+    if (x->message != NULL) protobuf_c_message_free_unpacked(x->message, NULL);
+    tpo_arena_free(&x->arena);
+}
+
+static void remote_close(void *self)
+{
+    struct remote *r = self;
+    tpo_peers_close(r->peers);
+    tpo_loop_close(r->loop);
+    reply_free(&r->forward);
+    reply_free(&r->backward);
+    reply_free(&r->norms);
+    reply_free(&r->chunk);
+    tpo_arena_free(&r->request);
+    free(r);
+}
+
+int tpo_learner_open_remote(struct tpo_learner *out, const struct tpo_remote_options *o, struct tpo_error *err)
+{
+    struct remote *r = calloc(1, sizeof(*r));
+    if (r == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a learner");
+    r->o = *o;
+    struct tpo_arena *const arenas[] = {&r->request, &r->forward.arena, &r->backward.arena, &r->norms.arena, &r->chunk.arena};
+    for (size_t i = 0; i < sizeof(arenas) / sizeof(arenas[0]); i++) tpo_arena_init(arenas[i], (size_t)1 << 16, 0);
+    int rc = tpo_loop_open(&r->loop, NULL, NULL, err);
+    if (rc == TPO_OK) rc = tpo_peers_open(&r->peers, r->loop, o->stage, o->address, TPO_PICK_LEAST, err);
+    if (rc != TPO_OK) {
+        remote_close(r);
+        return rc;
+    }
+    *out = (struct tpo_learner){.stage = o->stage,
+                                .self = r,
+                                .begin = remote_begin,
+                                .forward = remote_forward,
+                                .backward = remote_backward,
+                                .gather = remote_gather,
+                                .scatter = remote_scatter,
+                                .norms = remote_norms,
+                                .prepare = remote_prepare,
+                                .commit = remote_commit,
+                                .abort = remote_abort,
+                                .export_state = remote_export,
+                                .import_state = remote_import,
+                                .publish = remote_publish,
+                                .end = remote_end,
+                                .run_ms = remote_run_ms,
+                                .close = remote_close};
+    return TPO_OK;
+}

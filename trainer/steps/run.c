@@ -1,0 +1,377 @@
+/* This file owns a training run: models opened, a crew made of them or of a mesh, stages walked. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "common/sha256.h"
+#include "nn/tokenizer.h"
+#include "services/encoder/encoder.h"
+#include "services/host/fault.h"
+#include "services/region/region.h"
+#include "services/router/learn.h"
+#include "services/router/router.h"
+#include "trainer/steps/feed.h"
+#include "trainer/steps/mesh.h"
+#include "trainer/steps/progress.h"
+#include "trainer/steps/recover.h"
+#include "trainer/steps/shard.h"
+#include "trainer/steps/train.h"
+
+#define RECOVERIES_MAX 20 /* in a row, without a step between them */
+
+struct run {
+    const struct tpo_train_options *options;
+    struct tpo_recipe *recipe;
+    struct tpo_stream *stream;
+    struct tpo_config config;
+    char config_hash[TPO_SHA256_HEX];
+    struct tpo_tokenizer *tokenizer;
+    struct tpo_encoder *encoder;
+    struct tpo_router_trainee *router;
+    struct tpo_region *region;
+    struct tpo_model *models[TPO_PARTS]; /* one process: what is trained; over a mesh: the start of the stage */
+    struct tpo_mesh mesh;
+    bool remote;
+    struct tpo_learner mirrors[TPO_PARTS]; /* over a mesh: of the models, to take in what a stage has learned */
+    struct tpo_held *held;
+    struct tpo_crew crew;
+    struct tpo_progress *progress;
+};
+
+/* One stage on its way. */
+struct stage {
+    struct run *run;
+    int index;
+    const struct tpo_recipe_stage *recipe;
+    char dir[3000], name[68];
+    struct tpo_recovery recovery;
+    struct tpo_checkpoint at; /* the step that is done */
+    struct tpo_feed *feed;
+    int recoveries;
+    bool ended; /* its model folder is written */
+};
+
+/* --- models -------------------------------------------------------------------------------------------------------------------------- */
+
+/* The id of " word" where the tokenizer has it as one piece. */
+static int word_id(void *owner, const char *word)
+{
+    struct tpo_ids ids = {0};
+    int rc = tpo_tokenizer_encode(owner, &ids, word, strlen(word), false, NULL);
+    const int id = rc == TPO_OK && ids.n == 1 ? ids.ids[0] : -1;
+    tpo_ids_free(&ids);
+    return id;
+}
+
+static void stage_folder(const struct run *r, int stage, char *out, size_t size)
+{
+    snprintf(out, size, "%s/%d-%s", r->options->out, stage + 1, r->recipe->stages[stage].name);
+}
+
+/* The model folder of a finished stage; false when it isn't finished. */
+static bool stage_model(const struct run *r, int stage, char *out, size_t size)
+{
+    char dir[3000], file[4096];
+    stage_folder(r, stage, dir, sizeof(dir));
+    snprintf(out, size, "%s/model", dir);
+    snprintf(file, sizeof(file), "%s/model/model.safetensors", dir);
+    return access(file, R_OK) == 0;
+}
+
+static int config_hash(const char *folder, char hex[TPO_SHA256_HEX], struct tpo_error *err)
+{
+    char path[4200], text[65536];
+    uint8_t digest[TPO_SHA256_BYTES];
+    snprintf(path, sizeof(path), "%s/config.json", folder);
+    FILE *f = fopen(path, "rb");
+    const size_t n = f != NULL ? fread(text, 1, sizeof(text), f) : 0;
+    if (f != NULL) fclose(f);
+    if (n == 0) return tpo_fail(err, TPO_FAILED_PRECONDITION, "config", "%.200s cannot be read", path);
+    tpo_sha256(digest, text, n);
+    tpo_sha256_hex(hex, digest);
+    return TPO_OK;
+}
+
+/* From the folder of the last finished stage, or from random weights. */
+static int models_open(struct run *r, int first_stage, struct tpo_error *err)
+{
+    char folder[4096];
+    const bool fresh = first_stage == 0;
+    const uint64_t seed = r->recipe->seed;
+    if (fresh)
+        snprintf(folder, sizeof(folder), "%s", r->recipe->model);
+    else
+        stage_model(r, first_stage - 1, folder, sizeof(folder));
+    int rc = tpo_config_load(&r->config, folder, err);
+    if (rc == TPO_OK) rc = config_hash(folder, r->config_hash, err);
+    if (rc == TPO_OK) rc = tpo_tokenizer_open(&r->tokenizer, folder, err);
+    if (rc == TPO_OK) rc = tpo_encoder_open(&r->encoder, r->stream, &r->config, fresh ? NULL : folder, 1, seed, err);
+    if (rc == TPO_OK) rc = tpo_router_trainee_open(&r->router, r->stream, &r->config, folder, fresh, seed, 1, err);
+    if (rc == TPO_OK) rc = tpo_region_open(&r->region, r->stream, &r->config, fresh ? NULL : folder, seed, err);
+    if (rc != TPO_OK) return rc;
+    r->models[TPO_PART_ENCODER] = tpo_encoder_model(r->encoder);
+    r->models[TPO_PART_ROUTER] = tpo_router_trainee_model(r->router);
+    r->models[TPO_PART_REGION] = tpo_region_model(r->region);
+    return TPO_OK;
+}
+
+static int direct_handle(void *owner, int part, int replica, struct tpo_learner *out, struct tpo_error *err)
+{
+    struct run *r = owner;
+    (void)replica;
+    return tpo_learner_open_direct(out, r->models[part], r->stream, err);
+}
+
+static int crew_open(struct run *r, struct tpo_error *err)
+{
+    struct tpo_crew_options o = {.config = &r->config, .n_replicas = {1, 1, 1}, .open = direct_handle, .owner = r};
+    if (r->remote) {
+        r->mesh.holder = tpo_held_token(r->held);
+        r->mesh.lease_ms = r->options->lease_ms;
+        r->mesh.call_ms = r->options->call_ms;
+        memcpy(o.n_replicas, r->mesh.n_replicas, sizeof(o.n_replicas));
+        o.threaded = true;
+        o.open = tpo_mesh_handle;
+        o.owner = &r->mesh;
+    }
+    int rc = tpo_crew_open(&r->crew, &o, err);
+    if (rc == TPO_OK && r->remote) r->crew.stop = &r->mesh.stop;
+    return rc;
+}
+
+static void run_close(struct run *r)
+{
+    tpo_crew_close(&r->crew);
+    for (int p = 0; p < TPO_PARTS; p++)
+        if (r->mirrors[p].close != NULL) r->mirrors[p].close(r->mirrors[p].self);
+    tpo_region_close(r->region);
+    tpo_router_trainee_close(r->router);
+    tpo_encoder_close(r->encoder);
+    tpo_tokenizer_close(r->tokenizer);
+    tpo_stream_close(r->stream);
+    tpo_progress_close(r->progress);
+    tpo_held_close(r->held);
+    tpo_recipe_close(r->recipe);
+}
+
+/* --- the steps of a stage ------------------------------------------------------------------------------------------------------------- */
+
+static int feed_reopen(struct stage *s, struct tpo_error *err)
+{
+    struct run *r = s->run;
+    tpo_feed_close(s->feed);
+    s->feed = NULL;
+    return tpo_feed_open(&s->feed, r->recipe, s->index, s->at.step + 1, r->config.vision_encoder.img_size, word_id, r->tokenizer,
+                         err);
+}
+
+/* A disk that is full costs this checkpoint: the one before is whole, and the run goes on. */
+static int checkpoint(struct stage *s, struct tpo_error *err)
+{
+    struct run *r = s->run;
+    struct tpo_error why = {0};
+    s->at.version = r->crew.version;
+    s->at.aborted = r->crew.aborted;
+    int rc = tpo_checkpoint_write(s->dir, s->name, &r->crew, &s->at, &why);
+    if (rc == TPO_OK) return rc;
+    if (strcmp(why.reason, "disk_full") == 0) {
+        tpo_log(TPO_LOG_ERROR, "checkpoint_failed", "step=%d reason=disk_full", s->at.step);
+        tpo_progress_state(r->progress, "training", "the disk is full: the last checkpoint could not be written");
+        return TPO_OK;
+    }
+    if (err != NULL) *err = why;
+    return rc;
+}
+
+static int step(struct stage *s, struct tpo_error *err)
+{
+    struct run *r = s->run;
+    const struct tpo_world_batch *batches = NULL;
+    struct tpo_step_report report = {0};
+    const int n = s->at.step + 1, every = r->options->checkpoint_every;
+    const double begun_s = tpo_now_s();
+    int rc = tpo_feed_next(s->feed, &batches, err);
+    const double drawn_s = tpo_now_s();
+    if (rc == TPO_OK) rc = tpo_step_run(&r->crew, s->recipe, n, batches, &report, err);
+    if (rc != TPO_OK) return rc;
+    s->at.step = n;
+    s->recoveries = 0;
+    const double stepped_s = tpo_now_s();
+    if (every > 0 && n % every == 0 && n < s->recipe->steps) rc = checkpoint(s, err);
+    const double ended_s = tpo_now_s();
+    report.timing.seconds[TPO_PHASE_DATA] = drawn_s - begun_s;
+    report.timing.seconds[TPO_PHASE_CHECKPOINT] = ended_s - stepped_s;
+    report.timing.wall_s += drawn_s - begun_s + ended_s - stepped_s;
+    report.timing.bubble_s += drawn_s - begun_s + ended_s - stepped_s;
+    tpo_progress_step(r->progress, n, &report, r->crew.aborted);
+    return rc;
+}
+
+/* --- the end of a stage --------------------------------------------------------------------------------------------------------------- */
+
+static int end_one(struct tpo_crew *t, int part, int replica, void *arg, struct tpo_error *err)
+{
+    struct tpo_learner *l = &t->replicas[part][replica].learner;
+    (void)arg;
+    return l->end(l->self, err);
+}
+
+/* What the services have learned, into the models of this process, by way of a last checkpoint: the models hold the start of the stage until all
+ * of it is here, since a service may still die. */
+static int weights_fetch(struct stage *s, struct tpo_error *err)
+{
+    struct run *r = s->run;
+    s->at.version = r->crew.version;
+    s->at.aborted = r->crew.aborted;
+    int rc = tpo_checkpoint_write(s->dir, s->name, &r->crew, &s->at, err);
+    if (rc == TPO_OK) rc = tpo_checkpoint_find(s->dir, s->name, &s->at, err);
+    for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++) {
+        struct tpo_learner *mirror = &r->mirrors[p];
+        struct tpo_begun begun;
+        if (!s->at.has[p]) continue;
+        rc = mirror->begin(mirror->self, r->crew.run, &s->recipe->plan, &begun, err);
+        if (rc == TPO_OK) rc = tpo_checkpoint_send(&s->at, p, mirror, err);
+        if (rc == TPO_OK) rc = mirror->end(mirror->self, err);
+    }
+    return rc;
+}
+
+/* Over the mesh the folder comes first, so that a run that dies before End finds the services as they were. */
+static int stage_finish(struct stage *s, struct tpo_error *err)
+{
+    struct run *r = s->run;
+    int rc = r->remote ? weights_fetch(s, err) : tpo_crew_each(&r->crew, end_one, NULL, err);
+    if (rc != TPO_OK) return rc;
+    tpo_fault_reach(TPO_FAULT_STAGE_END);
+    rc = tpo_checkpoint_finish(s->dir, r->recipe->model, r->models, TPO_PARTS, err);
+    if (rc == TPO_OK && r->remote) tpo_crew_each(&r->crew, end_one, NULL, NULL);
+    s->ended = rc == TPO_OK;
+    return rc;
+}
+
+/* --- a stage --------------------------------------------------------------------------------------------------------------------------- */
+
+static int recover(struct stage *s, bool fresh, struct tpo_error *err)
+{
+    struct run *r = s->run;
+    int rc = tpo_recovery_run(&s->recovery, fresh, &s->at, err);
+    if (rc == TPO_OK) rc = feed_reopen(s, err);
+    if (rc != TPO_OK) return rc;
+    printf("stage=%s event=begin first_step=%d steps=%d trainable=%d/%d/%d\n", s->recipe->name, s->at.step + 1, s->recipe->steps,
+           r->crew.trainable[0], r->crew.trainable[1], r->crew.trainable[2]);
+    fflush(stdout);
+    tpo_progress_stage(r->progress, r->recipe, s->index, s->at.step + 1);
+    return TPO_OK;
+}
+
+/* One step, or the end of the stage; *done once that is reached. A service that went away is waited for, and all go on from where they agree. */
+static int advance(struct stage *s, bool *done, struct tpo_error *err)
+{
+    struct run *r = s->run;
+    struct tpo_error why = {0};
+    int rc = s->at.step < s->recipe->steps ? step(s, &why) : stage_finish(s, &why);
+    *done = s->ended;
+    if (rc == TPO_OK) return rc;
+    if (r->remote && tpo_recovery_helps(&why) && ++s->recoveries <= RECOVERIES_MAX) {
+        tpo_log(TPO_LOG_WARN, "step_lost", "step=%d code=%s reason=%s", s->at.step + 1, tpo_status_name(why.code), why.reason);
+        tpo_progress_state(r->progress, "waiting", why.message);
+        return recover(s, false, err);
+    }
+    if (err != NULL) *err = why;
+    return rc;
+}
+
+static void recovery_init(struct stage *s)
+{
+    struct run *r = s->run;
+    s->recovery = (struct tpo_recovery){.crew = &r->crew,
+                                        .held = r->held,
+                                        .recipe = r->recipe,
+                                        .stage = s->index,
+                                        .stage_dir = s->dir,
+                                        .name = s->name,
+                                        .models = r->models,
+                                        .same_memory = !r->remote,
+                                        .config = r->config_hash,
+                                        .threads = r->options->threads,
+                                        .wait_ms = r->options->wait_ms};
+}
+
+static int stage_run(struct run *r, int index, bool fresh, struct tpo_error *err)
+{
+    const struct tpo_recipe_stage *recipe = &r->recipe->stages[index];
+    struct stage s = {.run = r, .index = index, .recipe = recipe};
+    bool done = false;
+    s.at = (struct tpo_checkpoint){.recipe_seed = r->recipe->seed,
+                                   .generator_seed = recipe->plan.seed,
+                                   .lanes = recipe->plan.lanes,
+                                   .micro_batches = recipe->plan.micro_batches};
+    stage_folder(r, index, s.dir, sizeof(s.dir));
+    snprintf(s.name, sizeof(s.name), "%s/%s", r->recipe->name, recipe->name);
+    if (mkdir(s.dir, 0755) != 0 && errno != EEXIST)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "out", "%.200s: %s", s.dir, strerror(errno));
+    recovery_init(&s);
+    int rc = recover(&s, fresh, err);
+    while (rc == TPO_OK && !done) rc = advance(&s, &done, err);
+    tpo_feed_close(s.feed);
+    return rc;
+}
+
+/* --- the run --------------------------------------------------------------------------------------------------------------------------- */
+
+static int mirrors_open(struct run *r, struct tpo_error *err)
+{
+    int rc = TPO_OK;
+    for (int p = 0; p < TPO_PARTS && rc == TPO_OK && r->remote; p++)
+        rc = tpo_learner_open_direct(&r->mirrors[p], r->models[p], r->stream, err);
+    return rc;
+}
+
+static int stages_run(struct run *r, int first, struct tpo_error *err)
+{
+    const int n = r->recipe->n_stages, last = r->options->stop_after > 0 && r->options->stop_after < n ? r->options->stop_after : n;
+    char folder[4096];
+    int rc = TPO_OK;
+    for (int i = first; i < last && rc == TPO_OK; i++) rc = stage_run(r, i, i > first, err);
+    if (rc == TPO_OK && stage_model(r, last - 1, folder, sizeof(folder))) printf("event=done model=%s\n", folder);
+    return rc;
+}
+
+static int run_open(struct run *r, int *first, struct tpo_error *err)
+{
+    const struct tpo_train_options *o = r->options;
+    char folder[4096];
+    r->remote = o->mesh[0] != '\0';
+    int rc = tpo_recipe_load(&r->recipe, o->recipe, err);
+    if (rc == TPO_OK && mkdir(o->out, 0755) != 0 && errno != EEXIST)
+        rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "out", "%.200s: %s", o->out, strerror(errno));
+    if (rc == TPO_OK) rc = tpo_held_open(&r->held, o->out, err);
+    if (rc == TPO_OK) rc = tpo_progress_open(&r->progress, o->out, o->log_every, !o->quiet && isatty(STDERR_FILENO), err);
+    if (rc == TPO_OK && r->remote) rc = tpo_mesh_read(&r->mesh, o->mesh, err);
+    if (rc == TPO_OK) rc = tpo_stream_open(&r->stream, "cpu", o->threads, err);
+    if (rc != TPO_OK) return rc;
+    while (*first < r->recipe->n_stages && stage_model(r, *first, folder, sizeof(folder))) ++*first;
+    rc = models_open(r, *first, err);
+    if (rc == TPO_OK) rc = mirrors_open(r, err);
+    return rc == TPO_OK ? crew_open(r, err) : rc;
+}
+
+int tpo_train(const struct tpo_train_options *o, struct tpo_error *err)
+{
+    struct run r = {.options = o};
+    struct tpo_error why = {0};
+    int first = 0;
+    int rc = run_open(&r, &first, &why);
+    if (rc == TPO_OK) rc = stages_run(&r, first, &why);
+    if (rc == TPO_OK)
+        tpo_progress_state(r.progress, "done", "");
+    else if (r.progress != NULL)
+        tpo_progress_state(r.progress, "failed", why.message);
+    if (rc != TPO_OK && err != NULL) *err = why;
+    run_close(&r);
+    return rc;
+}
