@@ -55,6 +55,7 @@ struct tpo_begun {
     char stage[24];  /* this and the rest only over the mesh: what answered, */
     char config[65]; /* SHA-256 of its model folder's config.json, in hex, */
     int threads;     /* of its compute team: bits depend on it */
+    uint64_t lease;  /* one more with every Begin, whoever's; 0: there are none here */
 };
 
 /* What Forward answers: tensors and losses, readable until Commit, Abort or End. */

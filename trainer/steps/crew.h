@@ -19,6 +19,8 @@ struct tpo_replica {
     struct tpo_learner learner; /* its worker's alone while that has a job */
     struct tpo_worker *worker;
     struct tpo_begun begun; /* what Begin answered last */
+    uint64_t lease;         /* of the Begin before; 0: there was none */
+    bool taken;             /* another trainer has begun there since: what it holds is not this run's */
 };
 
 /* A handle of each replica that a line of lanes meets, for one thread. */

@@ -16,6 +16,7 @@ struct tpo_held {
     int lock;
     char run[64];
     char instances[TPO_PARTS][TPO_REPLICAS_MAX][64];
+    uint64_t leases[TPO_PARTS][TPO_REPLICAS_MAX];
 };
 
 static int lock_take(const char *dir, int *fd, struct tpo_error *err)
@@ -67,10 +68,12 @@ int tpo_small_file(const char *path, const char *text, struct tpo_error *err)
 
 /* --- run.json ------------------------------------------------------------------------------------------------------------------------ */
 
-static void instances_read(struct tpo_held *h, const json_t *j)
+static void instances_read(struct tpo_held *h, const json_t *j, const json_t *leases)
 {
     for (int p = 0; p < TPO_PARTS; p++) {
-        const json_t *list = json_object_get(j, tpo_part_names[p]);
+        const json_t *list = json_object_get(j, tpo_part_names[p]), *numbers = json_object_get(leases, tpo_part_names[p]);
+        for (size_t r = 0; r < json_array_size(numbers) && r < TPO_REPLICAS_MAX; r++)
+            h->leases[p][r] = (uint64_t)json_integer_value(json_array_get(numbers, r));
         for (size_t r = 0; r < json_array_size(list) && r < TPO_REPLICAS_MAX; r++) {
             const char *text = json_string_value(json_array_get(list, r));
             snprintf(h->instances[p][r], sizeof(h->instances[p][r]), "%s", text != NULL ? text : "");
@@ -81,12 +84,17 @@ static void instances_read(struct tpo_held *h, const json_t *j)
 static int note_write(const struct tpo_held *h, struct tpo_error *err)
 {
     char path[4096];
-    json_t *instances = json_object(), *j = json_pack("{s:s s:s s:o}", "holder", h->token, "run", h->run, "instances", instances);
+    json_t *instances = json_object(), *leases = json_object();
+    json_t *j = json_pack("{s:s s:s s:o s:o}", "holder", h->token, "run", h->run, "instances", instances, "leases", leases);
     for (int p = 0; p < TPO_PARTS; p++) {
         json_t *list = json_array();
         for (int r = 0; r < TPO_REPLICAS_MAX && h->instances[p][r][0] != '\0'; r++)
             json_array_append_new(list, json_string(h->instances[p][r]));
         json_object_set_new(instances, tpo_part_names[p], list);
+        json_t *numbers = json_array();
+        for (int r = 0; r < TPO_REPLICAS_MAX && h->leases[p][r] != 0; r++)
+            json_array_append_new(numbers, json_integer((json_int_t)h->leases[p][r]));
+        json_object_set_new(leases, tpo_part_names[p], numbers);
     }
     char *text = json_dumps(j, JSON_INDENT(2));
     snprintf(path, sizeof(path), "%s/run.json", h->dir);
@@ -107,7 +115,7 @@ static int note_read(struct tpo_held *h, struct tpo_error *err)
     if (token != NULL && token[0] != '\0') {
         snprintf(h->token, sizeof(h->token), "%s", token);
         snprintf(h->run, sizeof(h->run), "%s", run != NULL ? run : "");
-        instances_read(h, json_object_get(j, "instances"));
+        instances_read(h, json_object_get(j, "instances"), json_object_get(j, "leases"));
         json_decref(j);
         return TPO_OK;
     }
@@ -145,12 +153,28 @@ const char *tpo_held_token(const struct tpo_held *h)
 
 bool tpo_held_knows(const struct tpo_held *h, const struct tpo_crew *t, int part, int replica, bool of_any_run)
 {
-    return (of_any_run || strcmp(h->run, t->run) == 0) &&
-           strcmp(h->instances[part][replica], t->replicas[part][replica].begun.instance) == 0;
+    const struct tpo_replica *x = &t->replicas[part][replica];
+    return !x->taken && (of_any_run || strcmp(h->run, t->run) == 0) && strcmp(h->instances[part][replica], x->begun.instance) == 0;
 }
 
-int tpo_held_note(struct tpo_held *h, const struct tpo_crew *t, bool known, struct tpo_error *err)
+void tpo_held_leases(const struct tpo_held *h, struct tpo_crew *t)
 {
+    for (int p = 0; p < TPO_PARTS; p++)
+        for (int r = 0; r < t->options.n_replicas[p]; r++) t->replicas[p][r].lease = h->leases[p][r];
+}
+
+int tpo_held_begun(struct tpo_held *h, const struct tpo_crew *t, struct tpo_error *err)
+{
+    memset(h->leases, 0, sizeof(h->leases));
+    for (int p = 0; p < TPO_PARTS; p++)
+        for (int r = 0; r < t->options.n_replicas[p]; r++) h->leases[p][r] = t->replicas[p][r].lease;
+    return note_write(h, err);
+}
+
+int tpo_held_note(struct tpo_held *h, struct tpo_crew *t, bool known, struct tpo_error *err)
+{
+    for (int p = 0; p < TPO_PARTS && known; p++)
+        for (int r = 0; r < t->options.n_replicas[p]; r++) t->replicas[p][r].taken = false;
     memset(h->instances, 0, sizeof(h->instances));
     snprintf(h->run, sizeof(h->run), "%s", t->run);
     for (int p = 0; p < TPO_PARTS && known; p++)

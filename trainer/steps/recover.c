@@ -45,15 +45,33 @@ static int begun_check(const struct tpo_recovery *r, struct tpo_checkpoint *c, s
     return TPO_OK;
 }
 
-/* Names the run to the services. The holder and the shares are in it: another plan under the same recipe must be another run to them. */
+static uint32_t hash_add(uint32_t h, const void *data, size_t n)
+{
+    for (const unsigned char *at = data, *end = at + n; at < end; at++) h = (h ^ *at) * 16777619u;
+    return h;
+}
+
+static uint32_t hash_group(uint32_t h, const struct tpo_group *g)
+{
+    const float numbers[] = {(float)g->optimiser, g->beta1, g->beta2, g->eps, g->weight_decay, (float)g->clipped, (float)g->split};
+    for (int i = 0; i < g->n_patterns; i++) h = hash_add(h, g->patterns[i], strlen(g->patterns[i]) + 1);
+    return hash_add(h, numbers, sizeof(numbers));
+}
+
+/* Names the run to the services. Holder, shares and plan are in it: another plan under the same recipe's name must be another run to them. */
 static void run_name(const struct tpo_recovery *r, char out[64])
 {
-    uint32_t h = 2166136261u;
-    char text[256];
-    snprintf(text, sizeof(text), "%s %s %d %d %d %llu", tpo_held_token(r->held), r->name, r->crew->options.n_replicas[0],
-             r->crew->options.n_replicas[1], r->crew->options.n_replicas[2],
-             (unsigned long long)r->recipe->stages[r->stage].plan.seed);
-    for (const char *at = text; *at != '\0'; at++) h = (h ^ (unsigned char)*at) * 16777619u;
+    const struct tpo_plan *plan = &r->recipe->stages[r->stage].plan;
+    const char *token = tpo_held_token(r->held);
+    const int numbers[] = {plan->lanes, plan->micro_batches};
+    uint32_t h = hash_add(2166136261u, token, strlen(token));
+    h = hash_add(h, r->crew->options.n_replicas, sizeof(r->crew->options.n_replicas));
+    h = hash_add(hash_add(h, numbers, sizeof(numbers)), &plan->seed, sizeof(plan->seed));
+    for (int g = 0; g < plan->n_groups; g++) h = hash_group(h, &plan->groups[g]);
+    for (int i = 0; i < plan->n_losses; i++) {
+        h = hash_add(h, plan->losses[i].name, strlen(plan->losses[i].name) + 1);
+        h = hash_add(h, &plan->losses[i].weight, sizeof(plan->losses[i].weight));
+    }
     snprintf(out, 64, "%.48s#%08x", r->name, h);
 }
 
@@ -66,6 +84,7 @@ static int all_begin(const struct tpo_recovery *r, struct tpo_checkpoint *c, str
         struct tpo_error why = {0};
         int rc = tpo_crew_begin(r->crew, r->recipe, r->stage, run, &why);
         if (rc == TPO_OK) rc = begun_check(r, c, &why);
+        if (rc == TPO_OK) rc = tpo_held_begun(r->held, r->crew, &why);
         if (rc == TPO_OK || !tpo_recovery_helps(&why) || tpo_now_s() >= until_s) {
             if (rc != TPO_OK && err != NULL) *err = why;
             return rc;

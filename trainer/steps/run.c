@@ -140,6 +140,7 @@ static int crew_open(struct run *r, struct tpo_error *err)
     }
     int rc = tpo_crew_open(&r->crew, &o, err);
     if (rc == TPO_OK && r->remote) r->crew.stop = &r->mesh.stop;
+    if (rc == TPO_OK && r->remote) tpo_held_leases(r->held, &r->crew);
     return rc;
 }
 

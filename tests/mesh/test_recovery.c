@@ -1,0 +1,206 @@
+/* Proves that a run over a mesh outlives its processes: each is killed at each named point of a step and started again, and the weights are those of a run
+ * that nobody killed. And what is refused: damaged checkpoints, full disks, second trainers, other models. */
+#include "tests/support/test.h"
+#include "tests/support/training.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Two short stages: the encoder alone, then all; so every point is reached, and a stage begins where another ended. */
+static const char stages[] = "  - name: see\n"
+                             "    steps: 3\n"
+                             "    micro_batches: 2\n"
+                             "    lanes: 2\n"
+                             "    data:\n"
+                             "      - {frames: 1, samples: 2, conversations: 0, dense: true}\n"
+                             "    losses: {dense: 1}\n"
+                             "    groups:\n"
+                             "      - {name: rest, optimiser: adamw, rate: 2.0e-3, tensors: ['vision_*', 'ext.encoder.*']}\n"
+                             "  - name: talk\n"
+                             "    steps: 5\n"
+                             "    micro_batches: 2\n"
+                             "    lanes: 2\n"
+                             "    data:\n"
+                             "      - {frames: 1, samples: 2, conversations: 3}\n"
+                             "    losses: {language: 1, region: 1}\n"
+                             "    groups:\n"
+                             "      - {name: all, optimiser: adamw, rate: 1.0e-3, tensors: ['*']}\n";
+
+static const char *const often[] = {"--checkpoint-every", "2", NULL};
+
+static void nap(void)
+{
+    nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+}
+
+/* The recipe, its unkilled run "whole", and a mesh of n replicas each. */
+static void prepare(struct training_mesh *m, int n)
+{
+    training_model(.1);
+    training_recipe("r.yaml", stages);
+    training_run("r.yaml", "whole", NULL, often);
+    if (n > 0) training_mesh_start(m, "served", n);
+}
+
+static void whole(const char *out)
+{
+    training_same_model("whole", out, "1-see");
+    training_same_model("whole", out, "2-talk");
+}
+
+/* Trains to the end; a service that dies is started again, without a fault. How many died. */
+static int train_through(struct training_mesh *m, const char *out, const char *const *more)
+{
+    int died = 0, status = 0;
+    pid_t pid = training_start("r.yaml", out, m, more);
+    for (int waited = 0; waitpid(pid, &status, WNOHANG) == 0; nap(), waited++) {
+        if (waited > 60 * 200) {
+            kill(pid, SIGKILL);
+            fail_msg("%s: no end within a minute", out);
+        }
+        for (int s = 0; s < TRAINING_SERVICES; s++)
+            for (int r = 0; r < m->n[s]; r++)
+                if (training_mesh_died(m, s, r)) {
+                    died++;
+                    training_mesh_renew(m, s, r, NULL);
+                }
+    }
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
+        char command[128];
+        snprintf(command, sizeof(command), "cat %s.err; tail -n 3 %s.log", out, out);
+        (void)!system(command);
+        fail_msg("%s: the trainer ended with %d", out, status);
+    }
+    return died;
+}
+
+/* --- services ------------------------------------------------------------------------------------------------------------------------------ */
+
+static void services_killed(int service, int replicas, const char *const *points)
+{
+    struct training_mesh m;
+    prepare(&m, replicas);
+    for (int i = 0; points[i] != NULL; i++) {
+        char out[64];
+        snprintf(out, sizeof(out), "killed-%d", i);
+        training_mesh_renew(&m, service, replicas - 1, points[i]);
+        const int died = train_through(&m, out, often);
+        if (died != 1) fail_msg("%s: %d processes died there", points[i], died);
+        whole(out);
+    }
+    training_mesh_stop(&m);
+}
+
+static void encoder_killed(void **state)
+{
+    (void)state;
+    static const char *const points[] = {"begin:2", "import:3", "forward_before:3", "forward_after:9", "backward_before:8", "backward_after:4", NULL};
+    services_killed(TRAINING_ENCODER, 1, points);
+}
+
+static void encoder_killed_late_in_a_step(void **state)
+{
+    (void)state;
+    static const char *const points[] = {"norms:2", "prepare_before:3", "prepare_after:7", "commit_before:2", "commit_after:6", "export:5", NULL};
+    services_killed(TRAINING_ENCODER, 1, points);
+}
+
+static void router_killed(void **state)
+{
+    (void)state;
+    static const char *const points[] = {"forward_before:1", "forward_after:5", "backward_after:6", "prepare_after:1", "commit_before:5",
+                                         "commit_after:8",   "export:9",        NULL};
+    services_killed(TRAINING_ROUTER, 1, points);
+}
+
+static void replicas_killed(void **state)
+{
+    (void)state;
+    static const char *const points[] = {"gather:2", "scatter:3", "backward_after:2", "commit_after:3", NULL};
+    services_killed(TRAINING_ROUTER, 2, points);
+}
+
+static void region_killed(void **state)
+{
+    (void)state;
+    static const char *const points[] = {"forward_after:1", "backward_before:2", "norms:4", "prepare_before:4", "commit_after:4", NULL};
+    services_killed(TRAINING_REGION, 1, points);
+}
+
+/* Abort reaches services when a trainer comes back to a step it had begun. */
+static void killed_at_abort(void **state)
+{
+    (void)state;
+    struct training_mesh m;
+    prepare(&m, 1);
+    const char *const fault[] = {"--checkpoint-every", "2", "--fault", "after_backward:2", NULL};
+    training_mesh_renew(&m, TRAINING_ROUTER, 0, "abort:2");
+    assert_int_equal(training_wait(training_start("r.yaml", "killed", &m, fault), 60), 128 + SIGKILL);
+    assert_int_equal(train_through(&m, "killed", often), 1);
+    whole("killed");
+    training_mesh_stop(&m);
+}
+
+/* --- the trainer ------------------------------------------------------------------------------------------------------------------------------ */
+
+static void trainer_killed_at(int replicas, const char *const *points)
+{
+    struct training_mesh m;
+    prepare(&m, replicas);
+    for (int i = 0; points[i] != NULL; i++) {
+        const char *const fault[] = {"--checkpoint-every", "2", "--fault", points[i], NULL};
+        char out[64];
+        snprintf(out, sizeof(out), "killed-%d", i);
+        const int status = training_wait(training_start("r.yaml", out, &m, fault), 60);
+        if (status != 128 + SIGKILL) fail_msg("%s: the trainer ended with %d", points[i], status);
+        assert_int_equal(train_through(&m, out, often), 0);
+        whole(out);
+    }
+    training_mesh_stop(&m);
+}
+
+static void trainer_killed(void **state)
+{
+    (void)state;
+    static const char *const points[] = {"after_forward:2", "after_backward:4", "after_norms:5", "mid_prepare:7", "after_prepare:6", "mid_commit:13", NULL};
+    trainer_killed_at(1, points);
+}
+
+static void trainer_killed_between_steps(void **state)
+{
+    (void)state;
+    static const char *const points[] = {"after_commit:3", "shard_written:1", "shard_written:4", "before_manifest:2", "after_manifest:1", "stage_end:1", "stage_end:2", NULL};
+    trainer_killed_at(1, points);
+}
+
+static void trainer_of_replicas_killed(void **state)
+{
+    (void)state;
+    static const char *const points[] = {"after_backward:5", "mid_prepare:3", "mid_commit:4", NULL};
+    trainer_killed_at(2, points);
+}
+
+/* A step is committed somewhere and prepared elsewhere; the trainer and one of those who prepared die. Nobody can commit it everywhere any more. */
+static void a_service_dies_while_others_hold_a_prepared_step(void **state)
+{
+    (void)state;
+    struct training_mesh m;
+    prepare(&m, 1);
+    const char *const fault[] = {"--checkpoint-every", "2", "--fault", "mid_commit:17", NULL};
+    assert_int_equal(training_wait(training_start("r.yaml", "killed", &m, fault), 60), 128 + SIGKILL);
+    training_mesh_renew(&m, TRAINING_REGION, 0, NULL);
+    training_run("r.yaml", "killed", &m, often);
+    assert_true(training_says("killed.log", "from=checkpoint"));
+    whole("killed");
+    training_mesh_stop(&m);
+}
+
+TPO_TESTS(cmocka_unit_test(encoder_killed), cmocka_unit_test(encoder_killed_late_in_a_step), cmocka_unit_test(router_killed),
+          cmocka_unit_test(replicas_killed), cmocka_unit_test(region_killed), cmocka_unit_test(killed_at_abort), cmocka_unit_test(trainer_killed),
+          cmocka_unit_test(trainer_killed_between_steps), cmocka_unit_test(trainer_of_replicas_killed),
+          cmocka_unit_test(a_service_dies_while_others_hold_a_prepared_step))
