@@ -192,6 +192,20 @@ static int go_on(const struct tpo_recovery *r, uint64_t step, struct tpo_checkpo
     return TPO_OK;
 }
 
+static int end_one(struct tpo_crew *t, int part, int replica, void *arg, struct tpo_error *err)
+{
+    struct tpo_learner *l = &t->replicas[part][replica].learner;
+    (void)arg;
+    return l->end(l->self, err);
+}
+
+/* What was begun and cannot go on keeps nobody out; what it held is not this run's any more. */
+static void release(const struct tpo_recovery *r)
+{
+    if (r->same_memory || tpo_held_note(r->held, r->crew, false, NULL) != TPO_OK) return;
+    tpo_crew_each(r->crew, end_one, NULL, NULL);
+}
+
 int tpo_recovery_run(const struct tpo_recovery *r, bool fresh, struct tpo_checkpoint *c, struct tpo_error *err)
 {
     const double until_s = tpo_now_s() + r->wait_ms / 1000.0;
@@ -202,6 +216,7 @@ int tpo_recovery_run(const struct tpo_recovery *r, bool fresh, struct tpo_checkp
         if (rc == TPO_OK && fresh && all_known(r, true)) rc = tpo_held_note(r->held, r->crew, true, &why);
         if (rc == TPO_OK) rc = all_known(r, false) && agree(r->crew, &step) ? go_on(r, step, c, &why) : all_send(r, c, &why);
         if (rc == TPO_OK) return TPO_OK;
+        if (!tpo_recovery_helps(&why)) release(r);
         if (!tpo_recovery_helps(&why) || tpo_now_s() >= until_s) {
             if (err != NULL) *err = why;
             return rc;

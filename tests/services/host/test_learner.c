@@ -491,7 +491,9 @@ static void a_wrong_key_is_refused_by_every_call(void **state)
             if (wrong[i].step != 1) { /* a repeat of the Commit before is no mistake */
                 REFUSED(l->commit(l->self, &k, &err));
             }
-            REFUSED(l->abort(l->self, &k, &err));
+            if (wrong[i].step != 0) { /* Abort takes 0 for whichever step is open */
+                REFUSED(l->abort(l->self, &k, &err));
+            }
 #undef REFUSED
         }
         assert_int_equal(backward(&y, &key, NULL, &err), TPO_OK);

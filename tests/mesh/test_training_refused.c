@@ -1,0 +1,216 @@
+/* Proves what a run refuses or survives besides kills: damaged checkpoints, a full disk, a second trainer, a lease that ended, another model, too few lanes. */
+#include "tests/support/test.h"
+#include "tests/support/training.h"
+
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static const char stages[] = "  - name: talk\n"
+                             "    steps: 8\n"
+                             "    micro_batches: 2\n"
+                             "    lanes: 2\n"
+                             "    data:\n"
+                             "      - {frames: 1, samples: 2, conversations: 2}\n"
+                             "    losses: {language: 1, region: 1}\n"
+                             "    groups:\n"
+                             "      - {name: all, optimiser: adamw, rate: 1.0e-3, tensors: ['*']}\n";
+
+static const char *const often[] = {"--checkpoint-every", "2", NULL};
+
+static void prepare(struct training_mesh *m)
+{
+    training_model(0);
+    training_recipe("r.yaml", stages);
+    training_run("r.yaml", "whole", NULL, often);
+    if (m != NULL) training_mesh_start(m, "served", 1);
+}
+
+static void shell(const char *command)
+{
+    assert_int_equal(system(command), 0);
+}
+
+static void says_wait(const char *path, const char *text)
+{
+    for (int i = 0; i < 6000; i++) {
+        if (access(path, R_OK) == 0 && training_says(path, text)) return;
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    }
+    fail_msg("%s never says %s", path, text);
+}
+
+static void refused(const struct training_mesh *m, const char *out, const char *text, const char *const *more)
+{
+    char err[64];
+    snprintf(err, sizeof(err), "%s.err", out);
+    assert_int_equal(training_wait(training_start("r.yaml", out, m, more), 60), 1);
+    if (!training_says(err, text)) fail_msg("%s does not say \"%s\"", err, text);
+}
+
+/* --- files ------------------------------------------------------------------------------------------------------------------------------ */
+
+static void damaged_checkpoints_are_refused_by_their_hash(void **state)
+{
+    (void)state;
+    static const char *const damage[] = {
+        "printf x | dd of=%s/1-talk/step-00000006/router.safetensors bs=1 seek=40000 conv=notrunc 2>dd.log",
+        "truncate -s -1 %s/1-talk/step-00000006/region.safetensors", "rm %s/1-talk/step-00000006/encoder.safetensors",
+        "truncate -s 40 %s/1-talk/step-00000006/manifest.json", "rm %s/1-talk/step-00000006/manifest.json"};
+    const char *const fault[] = {"--checkpoint-every", "2", "--fault", "after_commit:7", NULL};
+    prepare(NULL);
+    assert_int_equal(training_wait(training_start("r.yaml", "killed", NULL, fault), 60), 128 + SIGKILL);
+    for (int i = 0; i < 5; i++) {
+        char command[256], out[32], log[64];
+        snprintf(out, sizeof(out), "damaged-%d", i);
+        snprintf(log, sizeof(log), "%s.log", out);
+        snprintf(command, sizeof(command), "cp -r killed %s", out);
+        shell(command);
+        snprintf(command, sizeof(command), damage[i], out);
+        shell(command);
+        training_run("r.yaml", out, NULL, often);
+        assert_true(training_says(log, "event=checkpoint_refused"));
+        assert_true(training_says(log, "event=restored step=4"));
+        training_same_model("whole", out, "1-talk");
+    }
+}
+
+/* Files may not grow past what anything but a shard needs. */
+static void a_full_disk_leaves_the_checkpoint_before(void **state)
+{
+    (void)state;
+    struct training_mesh m;
+    const char *const fault[] = {"--checkpoint-every", "2", "--fault", "after_manifest:1", NULL};
+    struct rlimit before, small;
+    prepare(&m);
+    assert_int_equal(training_wait(training_start("r.yaml", "full", &m, fault), 60), 128 + SIGKILL);
+    shell("cp -r full/1-talk/step-00000002 kept");
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    small = before;
+    small.rlim_cur = 32768;
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    const pid_t pid = training_start("r.yaml", "full", &m, often);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    assert_int_equal(training_wait(pid, 60), 1);
+    assert_true(training_says("full.log", "event=checkpoint_failed step=4 reason=disk_full"));
+    assert_true(training_says("full.log", "step=8/8"));
+    assert_true(training_says("full.err", "RESOURCE_EXHAUSTED"));
+    shell("diff -r kept full/1-talk/step-00000002");
+    training_run("r.yaml", "full", &m, often);
+    training_same_model("whole", "full", "1-talk");
+    training_mesh_stop(&m);
+}
+
+/* --- other trainers ------------------------------------------------------------------------------------------------------------------------ */
+
+static void a_second_trainer_is_refused(void **state)
+{
+    (void)state;
+    struct training_mesh m;
+    prepare(&m);
+    const pid_t first = training_start("r.yaml", "first", &m, often);
+    says_wait("first.log", "event=begin");
+    kill(first, SIGSTOP);
+    refused(&m, "first", "another trainer works on first", often);
+    refused(&m, "second", "another trainer holds", often);
+    kill(first, SIGCONT);
+    assert_int_equal(training_wait(first, 60), 0);
+    training_same_model("whole", "first", "1-talk");
+    training_run("r.yaml", "second", &m, often); /* now it may */
+    training_same_model("whole", "second", "1-talk");
+    training_mesh_stop(&m);
+}
+
+/* The first trainer sleeps past its lease; another trains something else in the same processes meanwhile, to its end. */
+static void a_trainer_comes_back_after_its_lease(void **state)
+{
+    (void)state;
+    struct training_mesh m;
+    const char *const brief[] = {"--checkpoint-every", "2", "--lease-ms", "200", NULL};
+    prepare(&m);
+    const pid_t first = training_start("r.yaml", "first", &m, brief);
+    says_wait("first.log", "step=1/8");
+    kill(first, SIGSTOP);
+    nanosleep(&(struct timespec){.tv_nsec = 400000000}, NULL);
+    training_run("r.yaml", "second", &m, often);
+    kill(first, SIGCONT);
+    assert_int_equal(training_wait(first, 60), 0);
+    assert_true(training_says("first.log", "event=step_lost"));
+    training_same_model("whole", "second", "1-talk");
+    training_same_model("whole", "first", "1-talk");
+    training_mesh_stop(&m);
+}
+
+/* --- other meshes --------------------------------------------------------------------------------------------------------------------------- */
+
+static void other_models_and_addresses_are_refused(void **state)
+{
+    (void)state;
+    struct training_mesh m;
+    char program[4096], mesh[256];
+    training_model(0);
+    training_recipe("r.yaml", stages);
+    shell("mv served other && mv tiny old");
+    training_model(.5); /* another config.json */
+    training_mesh_start(&m, "other", 1);
+    refused(&m, "model", "another config.json", often);
+    snprintf(program, sizeof(program), "encoder=127.0.0.1:%d,router=127.0.0.1:%d,region=127.0.0.1:%d", m.ports[1][0], m.ports[0][0],
+             m.ports[2][0]);
+    refused(NULL, "stage", "what was named as", (const char *const[]){"--mesh", program, NULL});
+    snprintf(mesh, sizeof(mesh), "127.0.0.1:%d", m.ports[0][0]);
+    refused(NULL, "few", "needs a router, and none was named", (const char *const[]){"--mesh", mesh, NULL});
+    refused(NULL, "twice", "named twice", (const char *const[]){"--mesh", "encoder=a:1,router=a:1", NULL});
+    refused(NULL, "word", "none of encoder, router, region", (const char *const[]){"--mesh", "encoder=a:1,head=b:1", NULL});
+    refused(NULL, "port", "no HOST:PORT", (const char *const[]){"--mesh", "encoder=a", NULL});
+    refused(NULL, "dir", "holds no mesh", (const char *const[]){"--mesh", "other", NULL});
+    refused(NULL, "away", "UNAVAILABLE",
+            (const char *const[]){"--mesh", "encoder=127.0.0.1:1,router=127.0.0.1:2,region=127.0.0.1:3", "--wait-ms", "300", NULL});
+    training_mesh_stop(&m);
+}
+
+static void fewer_lanes_than_replicas_are_refused(void **state)
+{
+    (void)state;
+    struct training_mesh m;
+    training_model(0);
+    training_recipe("r.yaml", "  - name: talk\n"
+                              "    steps: 2\n"
+                              "    micro_batches: 2\n"
+                              "    data:\n"
+                              "      - {frames: 1, samples: 2, conversations: 2}\n"
+                              "    losses: {language: 1}\n"
+                              "    groups:\n"
+                              "      - {name: all, optimiser: adamw, rate: 1.0e-3, tensors: ['*']}\n");
+    training_mesh_start(&m, "served", 2);
+    refused(&m, "lanes", "1 lanes, fewer than the 2 replicas of encoder", often);
+    training_mesh_stop(&m);
+}
+
+/* --status tells of a run from outside, and that it has ended. */
+static void status_is_told_to_others(void **state)
+{
+    (void)state;
+    char command[4300];
+    training_model(0);
+    training_recipe("r.yaml", stages);
+    snprintf(command, sizeof(command), "%s/tpo-trainer train --status --out one >status.log 2>&1", tpo_test_build());
+    assert_int_not_equal(system(command), 0);
+    training_run("r.yaml", "one", NULL, often);
+    shell(command);
+    assert_true(training_says("status.log", "done"));
+    assert_true(training_says("status.log", "stage talk, step 8 of 8"));
+    assert_true(training_says("status.log", "language"));
+    const char *const fault[] = {"--fault", "after_commit:2", NULL};
+    assert_int_equal(training_wait(training_start("r.yaml", "one-killed", NULL, fault), 60), 128 + SIGKILL);
+    snprintf(command, sizeof(command), "%s/tpo-trainer train --status --out one-killed >status.log 2>&1", tpo_test_build());
+    shell(command);
+    assert_true(training_says("status.log", "not running"));
+}
+
+TPO_TESTS(cmocka_unit_test(damaged_checkpoints_are_refused_by_their_hash),
+          cmocka_unit_test(a_full_disk_leaves_the_checkpoint_before), cmocka_unit_test(a_second_trainer_is_refused),
+          cmocka_unit_test(a_trainer_comes_back_after_its_lease), cmocka_unit_test(other_models_and_addresses_are_refused),
+          cmocka_unit_test(fewer_lanes_than_replicas_are_refused), cmocka_unit_test(status_is_told_to_others))
