@@ -162,6 +162,7 @@ build/peers/bin/python: tests/peers/requirements.txt
 	build/peers/bin/pip install --quiet -r $<
 	@touch $@
 bench_peers_ask := build/peers/bin/python
+bench_peers_train := build/peers/bin/python
 bench_peers_vit := build/peers/bin/python
 bench_peers_hop := $(BUILD)/tests/bench/hop_peer
 

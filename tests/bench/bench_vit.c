@@ -92,7 +92,8 @@ static struct took ours(struct tpo_stream *s, const struct tpo_config *c, int to
     for (int turn = 0; turn < 2; turn++) { /* the first takes the tape's memory */
         tpo_tape_reset(t, false);
         struct took start = now();
-        struct tpo_tensor *y = tpo_vit_forward(t, &v, tpo_input(t, rows, tokens, K, false), tokens / (frames * tpo_config_patches(c)));
+        struct tpo_tensor *y =
+            tpo_vit_forward(t, &v, tpo_input(t, rows, tokens, K, false), tokens / (frames * tpo_config_patches(c)));
         if (y == NULL || tpo_tape_error(t) != TPO_OK) die("the ViT failed");
         best = lesser(best, since(start));
     }
@@ -108,7 +109,8 @@ static struct took attention_alone(struct tpo_stream *s, int tokens, int H, int 
 {
     const int C = H * D;
     float *qkv = numbers((int64_t)tokens * 3 * C, 1.0f), *out = numbers((int64_t)tokens * C, 0.0f);
-    const struct tpo_attention_shape shape = {1, tokens, tokens, H, H, D, 3 * C, 3 * C, 3 * C, C, 1 / sqrtf((float)D), 0, NULL, NULL};
+    const struct tpo_attention_shape shape = {1, tokens, tokens, H, H, D, 3 * C, 3 * C, 3 * C, C, 1 / sqrtf((float)D),
+                                              0, NULL,   NULL};
     struct took start = now();
     if (tpo_attention(s, out, NULL, qkv, qkv + C, qkv + 2 * C, &shape) != TPO_OK) die("attention failed");
     struct took took = since(start);
@@ -135,7 +137,8 @@ static struct took bare_product(dnnl_engine_t engine, int M, int N, int K)
         dnnl_memory_create(&memory[i], &md[i], engine, data[i]);
     }
     dnnl_matmul_desc_init(&op, &md[0], &md[1], NULL, &md[2]);
-    if (dnnl_primitive_desc_create(&pd, &op, NULL, engine, NULL) != dnnl_success || dnnl_primitive_create(&product, pd) != dnnl_success)
+    if (dnnl_primitive_desc_create(&pd, &op, NULL, engine, NULL) != dnnl_success ||
+        dnnl_primitive_create(&product, pd) != dnnl_success)
         die("oneDNN refuses the product");
     dnnl_stream_create(&stream, engine, dnnl_stream_default_flags);
     dnnl_exec_arg_t args[3] = {{DNNL_ARG_SRC, memory[0]}, {DNNL_ARG_WEIGHTS, memory[1]}, {DNNL_ARG_DST, memory[2]}};
@@ -173,12 +176,14 @@ static struct took bare_block(int tokens, int C, int threads)
 static struct took peer(const char *dtype, int blocks, int threads)
 {
     char command[256], line[1024] = "";
-    snprintf(command, sizeof(command), "build/peers/bin/python tests/peers/vit_torch.py --dtype %s --blocks %d --threads %d", dtype, blocks, threads);
+    snprintf(command, sizeof(command), "build/peers/bin/python tests/peers/vit_torch.py --dtype %s --blocks %d --threads %d", dtype,
+             blocks, threads);
     FILE *f = popen(command, "r");
     if (f == NULL || fgets(line, sizeof(line), f) == NULL) die("the peer answered nothing");
     pclose(f);
     json_t *answer = json_loads(line, 0, NULL);
-    struct took took = {json_number_value(json_object_get(answer, "seconds")), json_number_value(json_object_get(answer, "cpu_seconds"))};
+    struct took took = {json_number_value(json_object_get(answer, "seconds")),
+                        json_number_value(json_object_get(answer, "cpu_seconds"))};
     json_decref(answer);
     return took;
 }
@@ -199,7 +204,8 @@ int main(int argc, char **argv)
     c.vision_encoder.encoder_depth = blocks - c.vision_encoder.return_index - 1;
     const int C = c.vision_encoder.encoder_embed_dim, H = c.vision_encoder.encoder_num_heads;
     const int tokens = c.vision_encoder.num_frames * tpo_config_patches(&c);
-    const double products = 2e-9 * tokens * 12.0 * C * C, attention = 4e-9 * tokens * (double)tokens * C, all = blocks * (products + attention);
+    const double products = 2e-9 * tokens * 12.0 * C * C, attention = 4e-9 * tokens * (double)tokens * C,
+                 all = blocks * (products + attention);
     printf("%d tokens, %d blocks of width %d, %d threads: %.0f GFLOP\n", tokens, blocks, C, threads, all);
     const struct took mine = ours(s, &c, tokens), one = attention_alone(s, tokens, H, C / H), bare = bare_block(tokens, C, threads);
     const struct took torch32 = peer("f32", blocks, threads);
@@ -211,8 +217,9 @@ int main(int argc, char **argv)
     line("torch's, bf16", torch16, all);
     line("attention of a block", one, attention);
     line("oneDNN's products", bare, products);
-    printf("torch / ours, f32: %.2f by wall, %.2f by CPU; share of oneDNN's rate: %.2f by wall, %.2f by CPU\n", torch32.wall / mine.wall,
-           torch32.cpu / mine.cpu, all / mine.wall / (products / bare.wall), all / mine.cpu / (products / bare.cpu));
+    printf("torch / ours, f32: %.2f by wall, %.2f by CPU; share of oneDNN's rate: %.2f by wall, %.2f by CPU\n",
+           torch32.wall / mine.wall, torch32.cpu / mine.cpu, all / mine.wall / (products / bare.wall),
+           all / mine.cpu / (products / bare.cpu));
     tpo_stream_close(s);
     return 0;
 }
