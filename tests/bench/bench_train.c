@@ -206,9 +206,9 @@ static struct took ours(struct tpo_recipe *recipe, int threads, int steps, doubl
     arrays_write(arrays, BATCHES);
 
     struct took start = {0, 0};
-    for (int step = 0; step <= steps; step++) { /* the first is not timed: memory is taken */
+    for (int step = 0; step < steps + BATCHES; step++) { /* the first of every batch is not timed: memory is taken */
         struct tpo_step_report report;
-        if (step == 1) start = now();
+        if (step == BATCHES) start = now();
         check(tpo_step_run(&team, &recipe->stages[0], step + 1, &batches[step % BATCHES], &report, &err), &err);
         if (step == 0) losses[0] = loss_of(&report, "language"), losses[1] = loss_of(&report, "region");
     }
@@ -218,12 +218,12 @@ static struct took ours(struct tpo_recipe *recipe, int threads, int steps, doubl
 
 /* --- PyTorch ---------------------------------------------------------------------------------------------------------------------------- */
 
-static struct took peer(const char *dtype, int threads, int steps, double losses[2])
+static struct took peer(const char *dtype, int threads, int steps, int warm, double losses[2])
 {
     char command[4096], line[1024] = "";
     snprintf(command, sizeof(command),
-             "build/peers/bin/python tests/peers/train_torch.py " MODEL " " FILE_OF " --dtype %s --threads %d --steps %d", dtype,
-             threads, steps);
+             "build/peers/bin/python tests/peers/train_torch.py " MODEL " " FILE_OF " --dtype %s --threads %d --steps %d --warm %d",
+             dtype, threads, steps, warm);
     FILE *f = popen(command, "r");
     if (f == NULL || fgets(line, sizeof(line), f) == NULL) die("the peer answered nothing");
     pclose(f);
@@ -251,7 +251,7 @@ int main(int argc, char **argv)
               samples = recipe->stages[0].data[0].samples;
     double mine[2], f32[2], bf16[2];
     const struct took one = ours(recipe, threads, steps, mine);
-    const struct took torch32 = peer("f32", threads, steps, f32), torch16 = peer("bf16", threads, steps / 4 + 1, bf16);
+    const struct took torch32 = peer("f32", threads, steps, BATCHES, f32), torch16 = peer("bf16", threads, steps / 8 + 1, 1, bf16);
     printf("a step of %d samples, %d threads\n", samples, threads);
     line("one process", one, samples, mine);
     line("PyTorch, f32", torch32, samples, f32);

@@ -1,9 +1,9 @@
 """Training steps of the small model in PyTorch: the peer of `make bench B=train`.
 
-    train_torch.py MODEL_DIR BATCHES.safetensors [--threads N] [--steps N] [--dtype f32|bf16]
+    train_torch.py MODEL_DIR BATCHES.safetensors [--threads N] [--steps N] [--warm N] [--dtype f32|bf16]
 
 Packed conversations behind one visual prefix, language and box loss, Muon on the blocks' matrices (same shapes stacked), fused AdamW on the rest, as
-tests/bench/train.yaml says. bf16 is autocast. One JSON line: losses of the first step, seconds of a step after it."""
+tests/bench/train.yaml says. bf16 is autocast. One JSON line: losses of the first step, seconds of a step after those of warming up."""
 import argparse
 import json
 import pathlib
@@ -160,6 +160,7 @@ def main():
     parser.add_argument("batches")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--warm", type=int, default=1)
     parser.add_argument("--dtype", choices=("f32", "bf16"), default="f32")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -170,8 +171,8 @@ def main():
     rest = [v for k, v in trained.items() if not MUON.fullmatch(k)]
     adamw = torch.optim.AdamW(rest, lr=3e-4, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     first = start = start_cpu = None
-    for step in range(args.steps + 1):
-        if step == 1:
+    for step in range(args.steps + args.warm):
+        if step == args.warm:
             start, start_cpu = time.perf_counter(), time.process_time()
         with torch.autocast("cpu", torch.bfloat16, enabled=args.dtype == "bf16"):
             language, region = model.losses(batches[step % len(batches)])
