@@ -162,6 +162,8 @@ build/peers/bin/python: tests/peers/requirements.txt
 	build/peers/bin/pip install --quiet -r $<
 	@touch $@
 bench_peers_ask := build/peers/bin/python
+bench_peers_train := build/peers/bin/python
+bench_peers_vit := build/peers/bin/python
 bench_peers_hop := $(BUILD)/tests/bench/hop_peer
 
 $(BUILD)/tests/parity: $(BUILD)/obj/tests/parity/main.o $(call objects,$(filter-out tests/parity/main.c,$(wildcard tests/parity/*.c))) $(call archives,$(ARCHIVES))
