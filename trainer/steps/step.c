@@ -83,6 +83,25 @@ static float *boxes_match(const struct tpo_team_of_learners *t, const struct tpo
     return NULL;
 }
 
+static int timed_forward(struct tpo_learner *l, struct tpo_step_report *out, const struct tpo_key *key, const struct tpo_sample *samples, int n,
+                         const struct tpo_named_tensor *inputs, int n_inputs, const char *const *wants, int n_wants, struct tpo_forwarded *f,
+                         struct tpo_error *err)
+{
+    const double begun_s = tpo_now_s();
+    const int rc = l->forward(l->self, key, samples, n, inputs, n_inputs, wants, n_wants, f, err);
+    out->timing.seconds[TPO_PHASE_FORWARD] += tpo_now_s() - begun_s;
+    return rc;
+}
+
+static int timed_backward(struct tpo_learner *l, struct tpo_step_report *out, const struct tpo_key *key, const struct tpo_named_tensor *gradients,
+                          int n, struct tpo_named_tensor *answers, int *n_answers, struct tpo_error *err)
+{
+    const double begun_s = tpo_now_s();
+    const int rc = l->backward(l->self, key, gradients, n, answers, n_answers, err);
+    out->timing.seconds[TPO_PHASE_BACKWARD] += tpo_now_s() - begun_s;
+    return rc;
+}
+
 /* Region forward and backward for one micro-batch; *gradient is that of e. */
 static int region_pass(struct tpo_team_of_learners *t, const struct tpo_key *key, const struct tpo_world_batch *b, const struct tpo_forwarded *router,
                        struct tpo_named_tensor *gradient, int *n_gradients, struct tpo_step_report *out, bool *finite, struct tpo_error *err)
@@ -96,13 +115,13 @@ static int region_pass(struct tpo_team_of_learners *t, const struct tpo_key *key
     if (boxes == NULL) return err != NULL && err->code != TPO_OK ? err->code : TPO_ENOMEM;
     const struct tpo_named_tensor inputs[2] = {*e, {.name = "boxes", .dtype = TPO_F32, .n_dims = 2, .shape = {e->shape[0], 4}, .data = boxes}};
     static const char *const wants[] = {"e.region"};
-    int rc = l->forward(l->self, key, b->samples, b->n, inputs, 2, wants, 1, &f, err);
+    int rc = timed_forward(l, out, key, b->samples, b->n, inputs, 2, wants, 1, &f, err);
     free(boxes);
     if (rc != TPO_OK) return rc;
     out->boxes += (int)e->shape[0];
     *finite = losses_add(out, &f) && *finite;
     struct tpo_named_tensor gradients[TPO_PORTS_MAX];
-    rc = l->backward(l->self, key, NULL, 0, gradients, n_gradients, err);
+    rc = timed_backward(l, out, key, NULL, 0, gradients, n_gradients, err);
     if (rc == TPO_OK && *n_gradients > 0) *gradient = gradients[0];
     return rc;
 }
@@ -116,21 +135,21 @@ static int micro_batch_run(struct tpo_team_of_learners *t, const struct tpo_key 
     struct tpo_forwarded seen = {0}, said = {0};
     struct tpo_named_tensor gradients[TPO_PORTS_MAX], ignored[TPO_PORTS_MAX], of_e;
     int n_gradients = 0, n_ignored = 0, n_e = 0;
-    int rc = encoder->forward(encoder->self, key, b->samples, b->n, NULL, 0, NULL, 0, &seen, err);
+    int rc = timed_forward(encoder, out, key, b->samples, b->n, NULL, 0, NULL, 0, &seen, err);
     if (rc != TPO_OK) return rc;
     *finite = losses_add(out, &seen) && *finite;
     if (t->runs[TPO_PART_ROUTER]) {
         const struct tpo_named_tensor *visual = output_of(&seen, "visual");
         if (visual == NULL) return tpo_fail(err, TPO_INTERNAL, "visual", "the encoder answered no visual tokens");
-        rc = router->forward(router->self, key, b->samples, b->n, visual, 1, wants, t->trainable[TPO_PART_ENCODER] > 0, &said, err);
+        rc = timed_forward(router, out, key, b->samples, b->n, visual, 1, wants, t->trainable[TPO_PART_ENCODER] > 0, &said, err);
         if (rc != TPO_OK) return rc;
         *finite = losses_add(out, &said) && *finite;
         if (t->runs[TPO_PART_REGION]) rc = region_pass(t, key, b, &said, &of_e, &n_e, out, finite, err);
         if (rc == TPO_OK && (t->trainable[TPO_PART_ROUTER] > 0 || t->trainable[TPO_PART_ENCODER] > 0))
-            rc = router->backward(router->self, key, &of_e, n_e, gradients, &n_gradients, err);
+            rc = timed_backward(router, out, key, &of_e, n_e, gradients, &n_gradients, err);
     }
     if (rc == TPO_OK && t->trainable[TPO_PART_ENCODER] > 0)
-        rc = encoder->backward(encoder->self, key, gradients, n_gradients, ignored, &n_ignored, err);
+        rc = timed_backward(encoder, out, key, gradients, n_gradients, ignored, &n_ignored, err);
     out->samples += b->n;
     return rc;
 }
@@ -146,7 +165,7 @@ static int square_by_name(const void *a, const void *b)
 }
 
 /* Root of the sum, in name order over all parts, of the clipped groups' squared norms; *finite covers the other groups too. */
-static int norm_of_all(struct tpo_team_of_learners *t, const struct tpo_recipe_stage *s, const struct tpo_key *key, double *norm, bool *finite,
+static int norm_of_all(struct tpo_team_of_learners *t, const struct tpo_recipe_stage *s, const struct tpo_key *key, double *norm, double *norms_of, bool *finite,
                        struct tpo_error *err)
 {
     struct named_square *all = NULL;
@@ -164,8 +183,11 @@ static int norm_of_all(struct tpo_team_of_learners *t, const struct tpo_recipe_s
         all = grown;
         for (int i = 0; i < n; i++) {
             if (!isfinite(norms[i].squared)) *finite = false;
-            if (s->groups[norms[i].group].clipped) all[total++] = (struct named_square){norms[i].name, norms[i].squared};
+            if (!s->groups[norms[i].group].clipped) continue;
+            all[total++] = (struct named_square){norms[i].name, norms[i].squared};
+            norms_of[p] += norms[i].squared;
         }
+        norms_of[p] = sqrt(norms_of[p]);
     }
     double sum = 0;
     if (rc == TPO_OK) {
@@ -190,8 +212,9 @@ static int abort_all(struct tpo_team_of_learners *t, const struct tpo_key *key)
 static int update_all(struct tpo_team_of_learners *t, const struct tpo_recipe_stage *s, const struct tpo_key *key, struct tpo_step_report *out,
                       struct tpo_error *err)
 {
-    float rates[TPO_GROUPS_MAX];
+    float *rates = out->rates;
     int rc = TPO_OK;
+    const double begun_s = tpo_now_s();
     out->rate = tpo_recipe_rate(s, (int)key->step);
     out->clip = s->clip > 0 && out->norm > s->clip ? (float)(s->clip / out->norm) : 1;
     for (int g = 0; g < s->plan.n_groups; g++) rates[g] = s->rates[g] * out->rate;
@@ -200,8 +223,11 @@ static int update_all(struct tpo_team_of_learners *t, const struct tpo_recipe_st
         abort_all(t, key);
         return rc;
     }
+    const double prepared_s = tpo_now_s();
     for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++) rc = t->learners[p].commit(t->learners[p].self, key, err);
     if (rc == TPO_OK) t->version++;
+    out->timing.seconds[TPO_PHASE_PREPARE] += prepared_s - begun_s;
+    out->timing.seconds[TPO_PHASE_COMMIT] += tpo_now_s() - prepared_s;
     return rc;
 }
 
@@ -217,11 +243,13 @@ int tpo_step_run(struct tpo_team_of_learners *t, const struct tpo_recipe_stage *
         key.micro_batch = (uint32_t)m;
         rc = micro_batch_run(t, &key, &batches[m], out, &finite, err);
     }
-    if (rc == TPO_OK) rc = norm_of_all(t, s, &key, &out->norm, &finite, err);
+    const double walked_s = tpo_now_s();
+    if (rc == TPO_OK) rc = norm_of_all(t, s, &key, &out->norm, out->norms, &finite, err);
     if (rc != TPO_OK) {
         abort_all(t, &key);
         return rc;
     }
+    out->timing.seconds[TPO_PHASE_PREPARE] += tpo_now_s() - walked_s;
     for (int i = 0; i < out->n_losses; i++) out->losses[i].value /= out->losses[i].n;
     if (finite) return update_all(t, s, &key, out, err);
     out->aborted = true;

@@ -7,6 +7,7 @@
 
 #include "nn/config.h"
 #include "trainer/steps/recipe.h"
+#include "trainer/steps/timing.h"
 
 enum tpo_part { TPO_PART_ENCODER, TPO_PART_ROUTER, TPO_PART_REGION, TPO_PARTS };
 
@@ -27,11 +28,14 @@ struct tpo_step_report {
         int n;
     } losses[TPO_LOSSES_MAX];
     int n_losses;
-    double norm;  /* of the clipped groups */
-    float clip;   /* factor that was used */
-    float rate;   /* share of every group's rate */
+    double norm;                 /* of the clipped groups */
+    double norms[TPO_PARTS];     /* of each service's clipped groups */
+    float clip;                  /* factor that was used */
+    float rate;                  /* share of every group's rate */
+    float rates[TPO_GROUPS_MAX]; /* of each group, as the stage lists them */
     int samples, boxes;
     bool aborted;
+    struct tpo_timing timing;
 };
 
 /* Begins a stage everywhere: who runs, who trains. */

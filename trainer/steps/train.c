@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "common/log.h"
@@ -17,6 +16,7 @@
 #include "services/router/learn.h"
 #include "services/router/router.h"
 #include "trainer/steps/checkpoint.h"
+#include "trainer/steps/events.h"
 #include "trainer/steps/feed.h"
 
 struct run {
@@ -31,13 +31,6 @@ struct run {
     struct tpo_model *models[TPO_PARTS];
     struct tpo_team_of_learners team;
 };
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* The id of " word" where the tokenizer has it as one piece. */
 static int word_id(void *owner, const char *word)
@@ -128,7 +121,7 @@ static void line_print(const struct run *r, const struct tpo_recipe_stage *s, st
 {
     char losses[256] = "";
     size_t at = 0;
-    const double now = now_s(), rate = (step - m->line_step) / (now - m->line_s + 1e-9);
+    const double now = tpo_now_s(), rate = (step - m->line_step) / (now - m->line_s + 1e-9);
     for (int k = 0; k < m->sum.n_losses && at < sizeof(losses); k++)
         at += (size_t)snprintf(losses + at, sizeof(losses) - at, " %s=%.4f", m->sum.losses[k].name, m->sum.losses[k].value / m->n[k]);
     printf("stage=%s step=%d/%d samples=%d boxes=%d%s norm=%.3f clip=%.3f rate=%.3f aborted=%llu steps_per_s=%.2f eta_s=%.0f\n", s->name, step,
@@ -144,7 +137,7 @@ static void bar_print(const struct tpo_recipe_stage *s, const struct meter *m, i
 {
     char bar[31];
     const int full = (int)(30LL * step / s->steps);
-    const double rate = (step - m->first_step) / (now_s() - m->begun_s + 1e-9);
+    const double rate = (step - m->first_step) / (tpo_now_s() - m->begun_s + 1e-9);
     memset(bar, '.', sizeof(bar) - 1);
     memset(bar, '#', (size_t)full);
     bar[30] = '\0';
@@ -155,18 +148,25 @@ static void bar_print(const struct tpo_recipe_stage *s, const struct meter *m, i
 
 /* --- one stage ----------------------------------------------------------------------------------------------------------------------- */
 
-static int steps_run(struct run *r, int stage, const char *dir, struct tpo_checkpoint *c, struct tpo_feed *feed, struct tpo_error *err)
+static int steps_run(struct run *r, int stage, const char *dir, struct tpo_checkpoint *c, struct tpo_feed *feed,
+                     struct tpo_events *events, struct tpo_error *err)
 {
     const struct tpo_recipe_stage *s = &r->recipe->stages[stage];
     const struct tpo_train_options *o = r->options;
     const bool bar = !o->quiet && isatty(STDERR_FILENO);
-    struct meter meter = {.begun_s = now_s(), .line_s = now_s(), .first_step = c->step, .line_step = c->step};
+    struct meter meter = {.begun_s = tpo_now_s(), .line_s = tpo_now_s(), .first_step = c->step, .line_step = c->step};
     for (int step = c->step + 1; step <= s->steps; step++) {
         const struct tpo_world_batch *batches = NULL;
         struct tpo_step_report report;
+        const double begun_s = tpo_now_s();
         int rc = tpo_feed_next(feed, &batches, err);
+        const double drawn_s = tpo_now_s();
         if (rc == TPO_OK) rc = tpo_step_run(&r->team, s, step, batches, &report, err);
         if (rc != TPO_OK) return rc;
+        report.timing.seconds[TPO_PHASE_DATA] = drawn_s - begun_s;
+        report.timing.wall_s = tpo_now_s() - begun_s;
+        report.timing.bubble_s = report.timing.wall_s - report.timing.seconds[TPO_PHASE_FORWARD] - report.timing.seconds[TPO_PHASE_BACKWARD];
+        tpo_events_step(events, s, step, &report, r->team.aborted);
         meter_add(&meter, &report);
         if (step % o->log_every == 0 || step == s->steps) line_print(r, s, &meter, &report, step);
         if (bar) bar_print(s, &meter, step);
@@ -197,7 +197,9 @@ static int stage_run(struct run *r, int stage, struct tpo_error *err)
     printf("stage=%s event=begin first_step=%d steps=%d trainable=%d/%d/%d\n", s->name, c.step + 1, s->steps, r->team.trainable[0],
            r->team.trainable[1], r->team.trainable[2]);
     rc = tpo_feed_open(&feed, r->recipe, stage, c.step + 1, r->config.vision_encoder.img_size, word_id, r->tokenizer, err);
-    if (rc == TPO_OK) rc = steps_run(r, stage, dir, &c, feed, err);
+    struct tpo_events *events = rc == TPO_OK ? tpo_events_open(dir) : NULL;
+    if (rc == TPO_OK) rc = steps_run(r, stage, dir, &c, feed, events, err);
+    tpo_events_close(events);
     tpo_feed_close(feed);
     for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++) rc = r->team.learners[p].end(r->team.learners[p].self, err);
     if (rc == TPO_OK) rc = tpo_checkpoint_finish(dir, r->recipe->model, r->models, TPO_PARTS, err);
