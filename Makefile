@@ -3,6 +3,7 @@
 #   make run            set up, build, start the mesh, ask it real questions       make stop     end it
 #   make test           set up, build, run every test (T=attention,rpc: only those whose path or case holds one of the words)
 #   make test SAN=address|thread|undefined                                         the same under a sanitizer
+#   make test-peers     our files in Hugging Face PEFT, transformers and TensorBoard, and theirs here (PyPI; not part of make test)
 #   make parity KIT=DIR every golden case below DIR
 #   make fuzz           every fuzzer of tests/fuzz/ for SECONDS_EACH
 #   make bench B=hop    one bench of tests/bench/ (hop, cache, ask, matmul, ...)
@@ -39,7 +40,7 @@ LDLIBS   := -lgrpc -lgpr -lprotobuf-c -lhiredis -ljansson -lcrypto -lsentencepie
 SERVICES := encoder router region
 PROGRAMS := $(addprefix $(BUILD)/,tpo tpo-media tpo-gateway tpo-trainer $(addprefix tpo-,$(SERVICES)))
 
-.PHONY: all build run stop test parity bench fuzz format clean setup
+.PHONY: all build run stop test test-peers parity bench fuzz format clean setup
 .DEFAULT_GOAL := all
 all: setup
 	@$(MAKE) --no-print-directory -j$$(nproc) build
@@ -178,6 +179,13 @@ test: setup
 parity: setup
 	@$(MAKE) --no-print-directory -j$$(nproc) $(BUILD)/tests/parity
 	@$(BUILD)/tests/parity $(KIT)
+$(BUILD)/tests/peers/logits: $(BUILD)/obj/tests/peers/logits.o $(call archives,$(ARCHIVES))
+	@mkdir -p $(@D)
+	$(link)
+test-peers: setup
+	@$(MAKE) --no-print-directory -j$$(nproc) build $(BUILD)/tests/peers/logits build/peers/bin/python
+	@build/peers/bin/python tests/peers/test_peft.py $(BUILD)
+	@build/peers/bin/python tests/peers/test_events.py $(BUILD)
 bench: setup
 	@tools/setup.sh bench
 	@$(MAKE) --no-print-directory -j$$(nproc) build $(BUILD)/tests/bench/bench_$(B) $(bench_peers_$(B))

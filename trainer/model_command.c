@@ -1,4 +1,4 @@
-/* model_command.c -- `tpo model check|random|export`: reads its arguments and says what happened. */
+/* model_command.c -- `tpo model check|random|export|export-peft|import-peft`: reads its arguments and says what happened. */
 #include <errno.h>
 #include <getopt.h>
 #include <spawn.h>
@@ -11,6 +11,7 @@
 #include "common/prefixes.h"
 #include "common/safetensors.h"
 #include "trainer/model_folder.h"
+#include "trainer/peft.h"
 
 extern char **environ;
 
@@ -23,6 +24,9 @@ static const char usage[] =
     "      --dtype D       f32 (default) or bf16\n"
     "  tpo model export CHECKPOINT DIR      the tensors that serving needs out of a training checkpoint\n"
     "      --dtype D       f32 or bf16 (default), rounded to nearest even\n"
+    "  tpo model export-peft MODEL DIR      the language model's LoRA as Hugging Face PEFT stores it\n"
+    "  tpo model import-peft MODEL ADAPTER DIR\n"
+    "                                       MODEL with the LoRA of a PEFT adapter in place of its own, in DIR\n"
     "\n"
     "exit status: 0 sound or written, 1 faults found, 2 could not do it\n";
 
@@ -120,11 +124,21 @@ static int make(int argc, char **argv, int random)
     return 0;
 }
 
+static int done(int rc, const char *dir, const struct tpo_error *err)
+{
+    if (rc == TPO_OK) printf("wrote %s\n", dir);
+    else fprintf(stderr, "tpo model: %s: %s\n", tpo_status_name(rc), err->message);
+    return rc == TPO_OK ? 0 : 2;
+}
+
 int tpo_model_main(int argc, char **argv)
 {
     if (argc == 3 && strcmp(argv[1], "check") == 0) return check(argv[2]);
     if (argc >= 2 && strcmp(argv[1], "random") == 0) return make(argc - 1, argv + 1, 1);
     if (argc >= 2 && strcmp(argv[1], "export") == 0) return make(argc - 1, argv + 1, 0);
+    struct tpo_error err = {0};
+    if (argc == 4 && strcmp(argv[1], "export-peft") == 0) return done(tpo_peft_export(argv[3], argv[2], &err), argv[3], &err);
+    if (argc == 5 && strcmp(argv[1], "import-peft") == 0) return done(tpo_peft_import(argv[4], argv[2], argv[3], &err), argv[4], &err);
     int help = argc >= 2 && strcmp(argv[1], "--help") == 0;
     fputs(usage, help ? stdout : stderr);
     return help ? 0 : 2;

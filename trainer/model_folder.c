@@ -104,8 +104,7 @@ static int write_tensors(const char *dir, struct tpo_stream *s, const struct tpo
     return rc;
 }
 
-/* The hash of every tensor, so that a service which starts on this folder need not read it to tell its digest. */
-static int write_manifest(const char *dir, struct tpo_error *err)
+int tpo_model_folder_manifest(const char *dir, struct tpo_error *err)
 {
     char path[4096], text[TPO_SHA256_HEX];
     uint8_t digest[TPO_SHA256_BYTES];
@@ -170,7 +169,7 @@ int tpo_model_folder_write(const char *dir, const char *from, int random, uint64
         rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "model_folder", "%s: %s", dir, strerror(errno));
     if (rc == TPO_OK) rc = tpo_model_folder_companions(dir, from, err);
     if (rc == TPO_OK) rc = write_tensors(dir, s, p, dtype, err);
-    if (rc == TPO_OK) rc = write_manifest(dir, err);
+    if (rc == TPO_OK) rc = tpo_model_folder_manifest(dir, err);
     for (int k = 0; k < N_STAGES; k++) tpo_params_free(&p[k], s);
     tpo_stream_close(s);
     return rc;

@@ -15,6 +15,9 @@ int tpo_model_folder_write(const char *dir, const char *from, int random, uint64
 /* Copies config.json, added_tokens.json and tokenizer.model. */
 int tpo_model_folder_companions(const char *dir, const char *from, struct tpo_error *err);
 
+/* Writes manifest.json: the hash of every tensor, so that a service which starts on this folder need not read it to tell its digest. */
+int tpo_model_folder_manifest(const char *dir, struct tpo_error *err);
+
 /* The subcommand; its exit status. */
 int tpo_model_main(int argc, char **argv);
 

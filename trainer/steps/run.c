@@ -14,6 +14,7 @@
 #include "services/region/region.h"
 #include "services/router/learn.h"
 #include "services/router/router.h"
+#include "trainer/steps/events.h"
 #include "trainer/steps/feed.h"
 #include "trainer/steps/mesh.h"
 #include "trainer/steps/progress.h"
@@ -51,6 +52,7 @@ struct stage {
     struct tpo_recovery recovery;
     struct tpo_checkpoint at; /* the step that is done */
     struct tpo_feed *feed;
+    struct tpo_events *events;
     int recoveries;
     bool ended; /* its model folder is written */
 };
@@ -209,6 +211,7 @@ static int step(struct stage *s, struct tpo_error *err)
     report.timing.wall_s += drawn_s - begun_s + ended_s - stepped_s;
     report.timing.bubble_s += drawn_s - begun_s + ended_s - stepped_s;
     tpo_progress_step(r->progress, n, &report, r->crew.aborted);
+    tpo_events_step(s->events, s->recipe, n, &report, r->crew.aborted);
     return rc;
 }
 
@@ -316,9 +319,11 @@ static int stage_run(struct run *r, int index, bool fresh, struct tpo_error *err
     if (mkdir(s.dir, 0755) != 0 && errno != EEXIST)
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "out", "%.200s: %s", s.dir, strerror(errno));
     recovery_init(&s);
+    s.events = tpo_events_open(s.dir);
     int rc = recover(&s, fresh, err);
     while (rc == TPO_OK && !done) rc = advance(&s, &done, err);
     tpo_feed_close(s.feed);
+    tpo_events_close(s.events);
     return rc;
 }
 

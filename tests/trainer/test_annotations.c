@@ -1,0 +1,167 @@
+/* Annotation files of each source become samples; every kind of bad row is counted by its reason, and too many of them stop the run. */
+#include "tests/support/test.h"
+
+#include <stdbool.h>
+#include <sys/stat.h>
+
+#include "trainer/data/annotations.h"
+
+static char said[4096];
+
+static void on_bad(void *owner, const char *text)
+{
+    (void)owner;
+    snprintf(said + strlen(said), sizeof(said) - strlen(said), "%s\n", text);
+}
+
+static void file_write(const char *path, const char *text)
+{
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fputs(text, f);
+    fclose(f);
+}
+
+static int opened(struct tpo_annotations **a, enum tpo_annotation_source source, const char *rows, double skip_most,
+                  struct tpo_error *err)
+{
+    said[0] = '\0';
+    mkdir("media", 0755);
+    file_write("media/a.png", "x");
+    file_write("media/b.png", "x");
+    file_write("rows.json", rows);
+    return tpo_annotations_open(
+        a,
+        &(struct tpo_annotations_options){
+            .source = source, .annotations = "rows.json", .media = "media", .skip_most = skip_most, .seed = 5, .on_bad = on_bad},
+        err);
+}
+
+#define REF(ann, file) "{\"ann_id\":" #ann ",\"image_id\":1,\"file_name\":\"" file "\",\"sentences\":[{\"sent\":\"the red star\"}]}"
+static const char instances[] =
+    "{\"images\":[{\"id\":1,\"width\":200,\"height\":100}],\"annotations\":["
+    "{\"id\":1,\"image_id\":1,\"bbox\":[50,25,100,50]},{\"id\":2,\"image_id\":1,\"bbox\":[150,25,100,50]},"
+    "{\"id\":3,\"image_id\":1,\"bbox\":[50,25,-10,50]},{\"id\":4,\"image_id\":1,\"bbox\":[null,25,10,50]},"
+    "{\"id\":5,\"image_id\":9,\"bbox\":[0,0,10,50]}]}";
+
+static void each_source_makes_samples(void **state)
+{
+    (void)state;
+    static const float box[4] = {.25F, .25F, .75F, .75F};
+    struct tpo_annotations *a = NULL;
+    struct tpo_arena arena;
+    struct tpo_sample s;
+    struct tpo_error err;
+    tpo_arena_init(&arena, 4096, 0);
+    file_write("instances.json", instances);
+    assert_int_equal(opened(&a, TPO_ANNOTATIONS_REFCOCO, "[" REF(1, "a.png") "]", 0, &err), TPO_OK);
+    assert_int_equal(tpo_annotations_sample(a, &arena, 0, 1, &s, &err), TPO_OK);
+    assert_string_equal(s.media_id, "a.png");
+    assert_string_equal(s.conversations[0].turns[0].question, "Where is the red star?");
+    assert_string_equal(s.conversations[0].turns[0].answer, "<box_begin><boxes>");
+    assert_int_equal(s.conversations[0].n_boxes, 1);
+    assert_memory_equal(s.conversations[0].boxes[0], box, sizeof(box));
+    tpo_annotations_close(a);
+
+    const char *chat = "[{\"image\":\"a.png\",\"QA\":[{\"i\":\"Look.\",\"q\":\"What?\",\"a\":\"red\"},{\"i\":\"\",\"q\":\"How "
+                       "[many]?\",\"a\":\"3\"}]}]";
+    assert_int_equal(opened(&a, TPO_ANNOTATIONS_VIDEOCHAT2, chat, 0, &err), TPO_OK);
+    assert_int_equal(tpo_annotations_sample(a, &arena, 0, 1, &s, &err), TPO_OK);
+    assert_int_equal(s.n_conversations, 2);
+    assert_string_equal(s.conversations[0].turns[0].question, "Look. What?");
+    assert_string_equal(s.conversations[1].turns[0].question, "How [many]?");
+    tpo_annotations_close(a);
+
+    const char *choice =
+        "[{\"video\":\"b.png\",\"question\":\"What colour?\",\"candidates\":[\"red\",\"blue\"],\"answer\":\"blue\"}]";
+    assert_int_equal(opened(&a, TPO_ANNOTATIONS_MVBENCH, choice, 0, &err), TPO_OK);
+    assert_int_equal(tpo_annotations_sample(a, &arena, 0, 1, &s, &err), TPO_OK);
+    assert_string_equal(s.conversations[0].turns[0].question, "What colour? (A) red (B) blue");
+    assert_string_equal(s.conversations[0].turns[0].answer, "(B)");
+    tpo_annotations_close(a);
+    tpo_arena_free(&arena);
+}
+
+static void bad_rows_are_counted_by_reason(void **state)
+{
+    (void)state;
+    static const struct {
+        enum tpo_annotation_source source;
+        const char *row, *why;
+        enum tpo_annotation_fault fault;
+    } rows[] = {
+        {TPO_ANNOTATIONS_REFCOCO, REF(2, "a.png"), "outside", TPO_FAULT_ROW_BOX},
+        {TPO_ANNOTATIONS_REFCOCO, REF(3, "a.png"), "inverted", TPO_FAULT_ROW_BOX},
+        {TPO_ANNOTATIONS_REFCOCO, REF(4, "a.png"), "finite", TPO_FAULT_ROW_BOX},
+        {TPO_ANNOTATIONS_REFCOCO, REF(5, "a.png"), "no size", TPO_FAULT_ROW_BOX},
+        {TPO_ANNOTATIONS_REFCOCO, REF(77, "a.png"), "not in instances", TPO_FAULT_ROW_BROKEN},
+        {TPO_ANNOTATIONS_REFCOCO, REF(1, "none.png"), "none.png", TPO_FAULT_ROW_MEDIA},
+        {TPO_ANNOTATIONS_REFCOCO, REF(1, "../rows.json"), "../rows.json", TPO_FAULT_ROW_MEDIA},
+        {TPO_ANNOTATIONS_REFCOCO, "{\"ann_id\":1,\"file_name\":\"a.png\",\"sentences\":[]}", "nothing", TPO_FAULT_ROW_EMPTY},
+        {TPO_ANNOTATIONS_REFCOCO, "17", "expected near", TPO_FAULT_ROW_BROKEN},
+        {TPO_ANNOTATIONS_REFCOCO, "{\"bbox\":NaN}", "rows.json:2", TPO_FAULT_ROW_BROKEN},
+        {TPO_ANNOTATIONS_VIDEOCHAT2, "{\"video\":\"a.png\"}", "QA", TPO_FAULT_ROW_BROKEN},
+        {TPO_ANNOTATIONS_VIDEOCHAT2, "{\"video\":\"a.png\",\"QA\":[{\"q\":\"x\",\"a\":\"\"}]}", "nothing", TPO_FAULT_ROW_EMPTY},
+        {TPO_ANNOTATIONS_MVBENCH, "{\"video\":\"a.png\",\"question\":\"x\",\"candidates\":[\"y\"],\"answer\":\"z\"}", "candidates",
+         TPO_FAULT_ROW_ANSWER},
+    };
+    static const char *const good[] = {REF(1, "a.png"), "{\"video\":\"a.png\",\"QA\":[{\"q\":\"x\",\"a\":\"y\"}]}",
+                                       "{\"video\":\"a.png\",\"question\":\"x\",\"candidates\":[\"y\"],\"answer\":\"y\"}"};
+    struct tpo_error err;
+    file_write("instances.json", instances);
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        struct tpo_annotations *a = NULL;
+        char text[1024];
+        snprintf(text, sizeof(text), "[%s,\n%s]", good[rows[i].source], rows[i].row);
+        if (opened(&a, rows[i].source, text, .5, &err) != TPO_OK) fail_msg("row %zu: %s", i, err.message);
+        if (tpo_annotations_rows(a) != 1 || tpo_annotations_bad(a, rows[i].fault) != 1) fail_msg("row %zu: said %s", i, said);
+        if (strstr(said, rows[i].why) == NULL || strstr(said, "rows.json:2: ") == NULL) fail_msg("row %zu: said %s", i, said);
+        tpo_annotations_close(a);
+        assert_int_equal(opened(&a, rows[i].source, text, .49, &err), TPO_INVALID_ARGUMENT);
+        if (strstr(err.message, tpo_annotation_fault_name(rows[i].fault)) == NULL) fail_msg("row %zu: %s", i, err.message);
+    }
+}
+
+static void files_that_are_no_list_are_refused(void **state)
+{
+    (void)state;
+    static const char *const texts[] = {"", "{}", "[", "[]", "[{\"a\":1}", "hello"};
+    struct tpo_annotations *a = NULL;
+    struct tpo_error err;
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++)
+        if (opened(&a, TPO_ANNOTATIONS_VIDEOCHAT2, texts[i], 1, &err) != TPO_INVALID_ARGUMENT)
+            fail_msg("\"%s\" was taken", texts[i]);
+    struct tpo_annotations_options o = {.source = TPO_ANNOTATIONS_VIDEOCHAT2, .annotations = "none.json", .media = "media"};
+    assert_int_equal(tpo_annotations_open(&a, &o, &err), TPO_NOT_FOUND);
+    o = (struct tpo_annotations_options){.source = TPO_ANNOTATIONS_VIDEOCHAT2, .annotations = "rows.json", .media = "nowhere"};
+    assert_int_equal(tpo_annotations_open(&a, &o, &err), TPO_NOT_FOUND);
+}
+
+static void every_epoch_takes_every_row_once(void **state)
+{
+    (void)state;
+    enum { N = 37 };
+    char text[8192] = "[";
+    int64_t orders[2][N];
+    struct tpo_annotations *a = NULL;
+    struct tpo_error err;
+    for (int i = 0; i < N; i++)
+        strcat(text, i > 0 ? "," : ""), strcat(text, "{\"video\":\"a.png\",\"QA\":[{\"q\":\"x\",\"a\":\"y\"}]}");
+    strcat(text, "]");
+    assert_int_equal(opened(&a, TPO_ANNOTATIONS_VIDEOCHAT2, text, 0, &err), TPO_OK);
+    for (uint64_t epoch = 0; epoch < 2; epoch++) {
+        bool seen[N] = {false};
+        for (uint64_t i = 0; i < N; i++) {
+            const int64_t row = orders[epoch][i] = tpo_annotations_pick(a, epoch * N + i);
+            assert_in_range(row, 0, N - 1);
+            assert_false(seen[row]);
+            seen[row] = true;
+            assert_int_equal(row, tpo_annotations_pick(a, epoch * N + i));
+        }
+    }
+    assert_memory_not_equal(orders[0], orders[1], sizeof(orders[0]));
+    tpo_annotations_close(a);
+}
+
+TPO_TESTS(cmocka_unit_test(each_source_makes_samples), cmocka_unit_test(bad_rows_are_counted_by_reason),
+          cmocka_unit_test(files_that_are_no_list_are_refused), cmocka_unit_test(every_epoch_takes_every_row_once))

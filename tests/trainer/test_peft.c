@@ -1,0 +1,190 @@
+/* LoRA out to PEFT's layout and back keeps every bit; an adapter that does not fit is refused by the name of what is wrong. */
+#include "tests/support/test.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/safetensors.h"
+#include "kernels/vector.h"
+#include "trainer/model_folder.h"
+#include "trainer/peft.h"
+
+#define A0 "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+
+static void ok(int rc, const struct tpo_error *err)
+{
+    if (rc != TPO_OK) fail_msg("%s", err->message);
+}
+
+/* Fresh LoRA has B = 0, which would hide a B that is lost: here every LoRA value is a random one. */
+static void model_make(const char *dir, uint64_t seed)
+{
+    char from[4096], fresh[64], path[128];
+    struct tpo_error err;
+    struct tpo_safetensors *files = NULL;
+    snprintf(from, sizeof(from), "%s/trainer/recipes/lora", tpo_test_source());
+    snprintf(fresh, sizeof(fresh), "%s.fresh", dir);
+    ok(tpo_model_folder_write(fresh, from, 1, seed, TPO_F32, &err), &err);
+    ok(tpo_safetensors_open(&files, fresh, &err), &err);
+    struct tpo_entry *entries = calloc((size_t)files->n, sizeof(*entries));
+    float **copies = calloc((size_t)files->n, sizeof(*copies));
+    for (int i = 0; i < files->n; i++) {
+        entries[i] = files->items[i];
+        if (strstr(entries[i].name, ".lora_") == NULL) continue;
+        copies[i] = malloc(entries[i].size_bytes);
+        for (int64_t k = 0; k < entries[i].size; k++) copies[i][k] = tpo_random(seed * 1000 + (uint64_t)i, (uint64_t)k) - .5F;
+        entries[i].data = copies[i];
+    }
+    mkdir(dir, 0755);
+    ok(tpo_model_folder_companions(dir, fresh, &err), &err);
+    snprintf(path, sizeof(path), "%s/model.safetensors", dir);
+    ok(tpo_safetensors_write(path, entries, files->n, &err), &err);
+    for (int i = 0; i < files->n; i++) free(copies[i]);
+    free(copies);
+    free(entries);
+    tpo_safetensors_close(files);
+}
+
+static void same_tensor(const struct tpo_safetensors *a, const char *name_a, const struct tpo_safetensors *b, const char *name_b)
+{
+    const struct tpo_entry *x = tpo_safetensors_find(a, name_a), *y = tpo_safetensors_find(b, name_b);
+    if (x == NULL || y == NULL || x->size_bytes != y->size_bytes || x->dtype != y->dtype)
+        fail_msg("%s and %s differ in shape", name_a, name_b);
+    if (memcmp(x->data, y->data, x->size_bytes) != 0) fail_msg("%s and %s differ", name_a, name_b);
+}
+
+static void out_and_in_keeps_every_bit(void **state)
+{
+    (void)state;
+    struct tpo_error err;
+    struct tpo_safetensors *one = NULL, *two = NULL, *made = NULL, *adapter = NULL;
+    int n_lora = 0;
+    model_make("one", 1);
+    model_make("two", 2);
+    ok(tpo_peft_export("adapter", "one", &err), &err);
+    ok(tpo_peft_import("made", "two", "adapter", &err), &err);
+    ok(tpo_safetensors_open(&one, "one", &err), &err);
+    ok(tpo_safetensors_open(&two, "two", &err), &err);
+    ok(tpo_safetensors_open(&made, "made", &err), &err);
+    ok(tpo_safetensors_open(&adapter, "adapter/adapter_model.safetensors", &err), &err);
+    assert_int_equal(made->n, two->n);
+    for (int i = 0; i < made->n; i++) {
+        const char *name = made->items[i].name;
+        const int lora = strstr(name, ".lora_") != NULL;
+        same_tensor(made, name, lora ? one : two, name);
+        n_lora += lora;
+    }
+    assert_int_equal(adapter->n, n_lora);
+    assert_int_equal(n_lora, 2 * (6 * 7 + 1));
+    same_tensor(adapter, A0, one, "lm.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight");
+    same_tensor(adapter, "base_model.model.lm_head.lora_B.weight", one, "lm.base_model.model.lm_head.lora_B.default.weight");
+    assert_int_equal(tpo_peft_export("adapter", "one", &err), TPO_ALREADY_EXISTS);
+    assert_int_equal(tpo_peft_import("made", "two", "adapter", &err), TPO_ALREADY_EXISTS);
+    tpo_safetensors_close(adapter);
+    tpo_safetensors_close(made);
+    tpo_safetensors_close(two);
+    tpo_safetensors_close(one);
+}
+
+/* The adapter again with its tensor A0 changed by `damage`; n tensors are kept. */
+static void adapter_damage(void (*damage)(struct tpo_entry *e, int *n))
+{
+    struct tpo_error err;
+    struct tpo_safetensors *adapter = NULL;
+    ok(tpo_safetensors_open(&adapter, "adapter/adapter_model.safetensors", &err), &err);
+    int n = adapter->n, at = 0;
+    struct tpo_entry *entries = calloc((size_t)n, sizeof(*entries));
+    for (int i = 0; i < n; i++) entries[i] = adapter->items[i];
+    while (strcmp(entries[at].name, A0) != 0) at++;
+    struct tpo_entry last = entries[n - 1];
+    entries[n - 1] = entries[at];
+    entries[at] = last;
+    damage(&entries[n - 1], &n);
+    mkdir("bad", 0755);
+    ok(tpo_safetensors_write("bad/adapter_model.safetensors", entries, n, &err), &err);
+    free(entries);
+    tpo_safetensors_close(adapter);
+}
+
+static void wrong_shape(struct tpo_entry *e, int *n)
+{
+    (void)n;
+    const int64_t r = e->shape[0];
+    e->shape[0] = e->shape[1];
+    e->shape[1] = r;
+}
+
+static void wrong_dtype(struct tpo_entry *e, int *n)
+{
+    (void)n;
+    e->dtype = TPO_BF16;
+    e->size_bytes /= 2;
+}
+
+static void wrong_rank(struct tpo_entry *e, int *n)
+{
+    (void)n;
+    e->shape[0] /= 2;
+    e->size /= 2;
+    e->size_bytes /= 2;
+}
+
+static void left_out(struct tpo_entry *e, int *n)
+{
+    (void)e;
+    (*n)--;
+}
+
+static void other_name(struct tpo_entry *e, int *n)
+{
+    (void)n;
+    e->name = "base_model.model.model.layers.0.self_attn.r_proj.lora_A.weight";
+}
+
+static void tensors_that_do_not_fit_are_named(void **state)
+{
+    (void)state;
+    static void (*const damages[])(struct tpo_entry *, int *) = {wrong_shape, wrong_dtype, wrong_rank, left_out, other_name};
+    struct tpo_error err;
+    model_make("one", 1);
+    ok(tpo_peft_export("adapter", "one", &err), &err);
+    mkdir("bad", 0755);
+    assert_int_equal(system("cp adapter/adapter_config.json bad/"), 0);
+    for (size_t i = 0; i < sizeof(damages) / sizeof(damages[0]); i++) {
+        adapter_damage(damages[i]);
+        assert_int_equal(tpo_peft_import("made", "one", "bad", &err), TPO_INVALID_ARGUMENT);
+        if (strstr(err.message, A0) == NULL) fail_msg("damage %zu: %s", i, err.message);
+        assert_int_not_equal(access("made/model.safetensors", F_OK), 0);
+    }
+}
+
+static void configs_that_do_not_fit_are_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *named;
+    } configs[] = {{"{\"peft_type\":\"LORA\",\"r\":8,\"lora_alpha\":32}", "lora_r"},
+                   {"{\"peft_type\":\"LORA\",\"r\":16,\"lora_alpha\":16}", "lora_alpha"},
+                   {"{\"peft_type\":\"IA3\",\"r\":16,\"lora_alpha\":32}", "peft_type"},
+                   {"{\"peft_type\":\"LORA\",\"r\":16,\"lora_alpha\":32,\"use_dora\":true}", "use_dora"},
+                   {"{\"peft_type\":\"LORA\",\"r\":16,\"lora_alpha\":32,\"rank_pattern\":{\"q_proj\":4}}", "rank_pattern"},
+                   {"{\"peft_type\":", "adapter_config.json:1"}};
+    struct tpo_error err;
+    char plain[4096];
+    model_make("one", 1);
+    ok(tpo_peft_export("adapter", "one", &err), &err);
+    for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++) {
+        FILE *f = fopen("adapter/adapter_config.json", "w");
+        fputs(configs[i].text, f);
+        fclose(f);
+        assert_int_equal(tpo_peft_import("made", "one", "adapter", &err), TPO_INVALID_ARGUMENT);
+        if (strstr(err.message, configs[i].named) == NULL) fail_msg("config %zu: %s", i, err.message);
+    }
+    unlink("adapter/adapter_config.json");
+    assert_int_equal(tpo_peft_import("made", "one", "adapter", &err), TPO_NOT_FOUND);
+    snprintf(plain, sizeof(plain), "%s/models/small", tpo_test_source());
+    assert_int_equal(tpo_peft_export("none", plain, &err), TPO_FAILED_PRECONDITION);
+}
+
+TPO_TESTS(cmocka_unit_test(out_and_in_keeps_every_bit), cmocka_unit_test(tensors_that_do_not_fit_are_named),
+          cmocka_unit_test(configs_that_do_not_fit_are_refused))

@@ -1,0 +1,467 @@
+/* This file owns the reading of annotation files: rows found, checked, and made into samples. */
+#include "trainer/data/annotations.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "kernels/vector.h"
+
+#define CONVERSATIONS_MAX 64
+#define DEPTH_MAX         64
+
+struct row {
+    uint64_t offset;
+    uint32_t length, line;
+};
+
+/* A box of instances.json, normalised; `fault` says why it may not be used. */
+struct instance {
+    int64_t id, image;
+    float box[4];
+    const char *fault;
+};
+
+struct picture {
+    int64_t id;
+    double width, height;
+};
+
+struct tpo_annotations {
+    struct tpo_annotations_options options;
+    char *path, *media;
+    char *text; /* the mapped file */
+    size_t size;
+    struct row *rows;
+    int64_t n, bad[TPO_ROW_FAULTS];
+    struct instance *instances; /* by id */
+    int64_t n_instances;
+};
+
+static const char *const source_names[TPO_ANNOTATION_SOURCES] = {"refcoco", "videochat2", "mvbench"};
+static const char *const fault_names[TPO_ROW_FAULTS] = {"broken", "empty", "box", "answer", "missing media"};
+
+int tpo_annotation_source_parse(const char *name)
+{
+    for (int i = 0; i < TPO_ANNOTATION_SOURCES; i++)
+        if (strcmp(name, source_names[i]) == 0) return i;
+    return -1;
+}
+
+const char *tpo_annotation_fault_name(enum tpo_annotation_fault f)
+{
+    return fault_names[f];
+}
+
+/* --- instances.json ------------------------------------------------------------------------------------------------------------------ */
+
+static int by_id(const void *a, const void *b)
+{
+    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static const char *box_normalise(float out[4], const json_t *bbox, const struct picture *p)
+{
+    double v[4];
+    if (json_array_size(bbox) != 4) return "bbox is not four numbers";
+    for (size_t i = 0; i < 4; i++) {
+        const json_t *x = json_array_get(bbox, i);
+        if (!json_is_number(x) || !isfinite(json_number_value(x))) return "bbox is not four finite numbers";
+        v[i] = json_number_value(x);
+    }
+    if (p == NULL || !(p->width > 0) || !(p->height > 0)) return "its picture has no size";
+    if (!(v[2] > 0) || !(v[3] > 0)) return "bbox is inverted or has no area";
+    /* Half a pixel of slack: annotators' boxes end between pixels. */
+    if (v[0] < -.5 || v[1] < -.5 || v[0] + v[2] > p->width + .5 || v[1] + v[3] > p->height + .5)
+        return "bbox lies outside the picture";
+    out[0] = (float)fmax(0, v[0] / p->width);
+    out[1] = (float)fmax(0, v[1] / p->height);
+    out[2] = (float)fmin(1, (v[0] + v[2]) / p->width);
+    out[3] = (float)fmin(1, (v[1] + v[3]) / p->height);
+    return NULL;
+}
+
+static int instances_take(struct tpo_annotations *a, const json_t *root, const char *path, struct tpo_error *err)
+{
+    const json_t *images = json_object_get(root, "images"), *list = json_object_get(root, "annotations"), *x;
+    const size_t n_images = json_array_size(images), n = json_array_size(list);
+    struct picture *pictures = calloc(n_images + 1, sizeof(*pictures));
+    size_t i;
+    a->instances = calloc(n + 1, sizeof(*a->instances));
+    if (pictures == NULL || a->instances == NULL) {
+        free(pictures);
+        return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for %.200s", path);
+    }
+    json_array_foreach((json_t *)images, i, x) pictures[i] =
+        (struct picture){json_integer_value(json_object_get(x, "id")), json_number_value(json_object_get(x, "width")),
+                         json_number_value(json_object_get(x, "height"))};
+    qsort(pictures, n_images, sizeof(*pictures), by_id);
+    json_array_foreach((json_t *)list, i, x)
+    {
+        struct instance *o = &a->instances[a->n_instances++];
+        o->id = json_integer_value(json_object_get(x, "id"));
+        o->image = json_integer_value(json_object_get(x, "image_id"));
+        o->fault =
+            box_normalise(o->box, json_object_get(x, "bbox"), bsearch(&o->image, pictures, n_images, sizeof(*pictures), by_id));
+    }
+    qsort(a->instances, (size_t)a->n_instances, sizeof(*a->instances), by_id);
+    free(pictures);
+    return TPO_OK;
+}
+
+static int instances_load(struct tpo_annotations *a, struct tpo_error *err)
+{
+    char path[4096];
+    json_error_t fault;
+    const char *slash = strrchr(a->path, '/');
+    if (a->options.instances != NULL)
+        snprintf(path, sizeof(path), "%s", a->options.instances);
+    else
+        snprintf(path, sizeof(path), "%.*sinstances.json", slash != NULL ? (int)(slash - a->path + 1) : 0, a->path);
+    if (access(path, R_OK) != 0) return tpo_fail(err, TPO_NOT_FOUND, "annotations", "%.200s: %s", path, strerror(errno));
+    json_t *root = json_load_file(path, 0, &fault);
+    const int rc = root != NULL
+                       ? instances_take(a, root, path, err)
+                       : tpo_fail(err, TPO_INVALID_ARGUMENT, "annotations", "%.200s:%d: %.80s", path, fault.line, fault.text);
+    json_decref(root);
+    return rc;
+}
+
+/* --- one row ------------------------------------------------------------------------------------------------------------------------- */
+
+struct making {
+    const struct tpo_annotations *a;
+    struct tpo_arena *arena;
+    struct tpo_conversation *conversations;
+    int n;
+    enum tpo_annotation_fault *fault;
+    struct tpo_error *err;
+};
+
+static int refuse(struct making *m, enum tpo_annotation_fault fault, const char *why)
+{
+    *m->fault = fault;
+    return tpo_fail(m->err, TPO_INVALID_ARGUMENT, "annotations", "%s: %s", fault_names[fault], why);
+}
+
+static int turn_add(struct making *m, const char *question, const char *answer, const float *box)
+{
+    if (question[0] == '\0' || answer[0] == '\0') return refuse(m, TPO_FAULT_ROW_EMPTY, "nothing is asked or answered");
+    if (m->n == CONVERSATIONS_MAX) return TPO_OK;
+    struct tpo_turn *turn = tpo_arena_calloc(m->arena, sizeof(*turn));
+    float(*boxes)[4] = tpo_arena_calloc(m->arena, sizeof(*boxes));
+    if (turn == NULL || boxes == NULL) return tpo_fail(m->err, TPO_ENOMEM, "memory", "no memory for a row");
+    turn->question = tpo_arena_copy(m->arena, question, strlen(question));
+    turn->answer = tpo_arena_copy(m->arena, answer, strlen(answer));
+    if (turn->question == NULL || turn->answer == NULL) return tpo_fail(m->err, TPO_ENOMEM, "memory", "no memory for a row");
+    struct tpo_conversation *c = &m->conversations[m->n++];
+    *c = (struct tpo_conversation){.n_turns = 1, .turns = turn, .weight = 1, .weight_end = 1};
+    if (box == NULL) return TPO_OK;
+    memcpy(boxes[0], box, sizeof(boxes[0]));
+    c->boxes = (const float(*)[4])boxes;
+    c->n_boxes = 1;
+    return TPO_OK;
+}
+
+static int refcoco_row(struct making *m, const json_t *row)
+{
+    const json_t *ann = json_object_get(row, "ann_id"), *sentences = json_object_get(row, "sentences"), *x;
+    char question[2048];
+    size_t i;
+    int rc = TPO_OK;
+    if (!json_is_integer(ann) || !json_is_array(sentences))
+        return refuse(m, TPO_FAULT_ROW_BROKEN, "ann_id or sentences is missing");
+    const int64_t id = json_integer_value(ann);
+    const struct instance *o =
+        m->a->instances != NULL ? bsearch(&id, m->a->instances, (size_t)m->a->n_instances, sizeof(*m->a->instances), by_id) : NULL;
+    if (o == NULL) return refuse(m, TPO_FAULT_ROW_BROKEN, "ann_id is not in instances.json");
+    if (o->fault != NULL) return refuse(m, TPO_FAULT_ROW_BOX, o->fault);
+    json_array_foreach((json_t *)sentences, i, x)
+    {
+        const char *sent = json_string_value(json_object_get(x, "sent"));
+        if (sent == NULL) return refuse(m, TPO_FAULT_ROW_BROKEN, "a sentence has no sent");
+        if (sent[0] == '\0') return refuse(m, TPO_FAULT_ROW_EMPTY, "a sentence is empty");
+        snprintf(question, sizeof(question), "Where is %.2000s?", sent);
+        rc = turn_add(m, question, "<box_begin><boxes>", o->box);
+        if (rc != TPO_OK) return rc;
+    }
+    return rc;
+}
+
+static int videochat2_row(struct making *m, const json_t *row)
+{
+    const json_t *list = json_object_get(row, "QA"), *x;
+    char question[4096];
+    size_t i;
+    if (!json_is_array(list)) return refuse(m, TPO_FAULT_ROW_BROKEN, "QA is no list");
+    json_array_foreach((json_t *)list, i, x)
+    {
+        const char *instruction = json_string_value(json_object_get(x, "i")), *q = json_string_value(json_object_get(x, "q"));
+        const char *answer = json_string_value(json_object_get(x, "a"));
+        if (q == NULL || answer == NULL) return refuse(m, TPO_FAULT_ROW_BROKEN, "q or a is missing");
+        const bool both = instruction != NULL && instruction[0] != '\0' && q[0] != '\0';
+        snprintf(question, sizeof(question), "%.2000s%s%.2000s", instruction != NULL ? instruction : "", both ? " " : "", q);
+        const int rc = turn_add(m, question, answer, NULL);
+        if (rc != TPO_OK) return rc;
+    }
+    return TPO_OK;
+}
+
+static int mvbench_row(struct making *m, const json_t *row)
+{
+    const char *asked = json_string_value(json_object_get(row, "question")),
+               *answer = json_string_value(json_object_get(row, "answer"));
+    const json_t *candidates = json_object_get(row, "candidates"), *x;
+    char question[4096], letter[4] = "";
+    size_t i;
+    if (asked == NULL || answer == NULL || !json_is_array(candidates))
+        return refuse(m, TPO_FAULT_ROW_BROKEN, "question, candidates or answer is missing");
+    if (asked[0] == '\0' || answer[0] == '\0') return refuse(m, TPO_FAULT_ROW_EMPTY, "nothing is asked or answered");
+    if (json_array_size(candidates) > 26) return refuse(m, TPO_FAULT_ROW_BROKEN, "more candidates than letters");
+    size_t at = (size_t)snprintf(question, sizeof(question), "%.1000s", asked);
+    json_array_foreach((json_t *)candidates, i, x)
+    {
+        if (!json_is_string(x)) return refuse(m, TPO_FAULT_ROW_BROKEN, "a candidate is no text");
+        at += (size_t)snprintf(question + at, sizeof(question) - at, " (%c) %.100s", (int)('A' + i), json_string_value(x));
+        if (letter[0] == '\0' && strcmp(json_string_value(x), answer) == 0)
+            snprintf(letter, sizeof(letter), "(%c)", (int)('A' + i));
+    }
+    if (letter[0] == '\0') return refuse(m, TPO_FAULT_ROW_ANSWER, "the answer is not among the candidates");
+    return turn_add(m, question, letter, NULL);
+}
+
+static const char *media_of(enum tpo_annotation_source source, const json_t *row)
+{
+    const char *name = json_string_value(json_object_get(row, source == TPO_ANNOTATIONS_REFCOCO ? "file_name" : "video"));
+    return name == NULL && source == TPO_ANNOTATIONS_VIDEOCHAT2 ? json_string_value(json_object_get(row, "image")) : name;
+}
+
+/* A path of a stranger's file: it stays below the folder. */
+static bool media_stays(const char *name)
+{
+    if (name[0] == '\0' || name[0] == '/') return false;
+    for (const char *at = name; at != NULL; at = strchr(at, '/'), at = at != NULL ? at + 1 : NULL)
+        if (strncmp(at, "..", 2) == 0 && (at[2] == '/' || at[2] == '\0')) return false;
+    return true;
+}
+
+static int row_make(struct making *m, const json_t *row, struct tpo_sample *out)
+{
+    static int (*const readers[TPO_ANNOTATION_SOURCES])(struct making *, const json_t *) = {refcoco_row, videochat2_row,
+                                                                                            mvbench_row};
+    char path[4096];
+    const char *name = media_of(m->a->options.source, row);
+    if (!json_is_object(row)) return refuse(m, TPO_FAULT_ROW_BROKEN, "not an object");
+    if (name == NULL) return refuse(m, TPO_FAULT_ROW_BROKEN, "it names no medium");
+    int rc = readers[m->a->options.source](m, row);
+    if (rc == TPO_OK && m->n == 0) rc = refuse(m, TPO_FAULT_ROW_EMPTY, "nothing is asked");
+    if (rc != TPO_OK) return rc;
+    snprintf(path, sizeof(path), "%s/%s", m->a->media, name);
+    if (!media_stays(name) || access(path, R_OK) != 0) return refuse(m, TPO_FAULT_ROW_MEDIA, name);
+    *out = (struct tpo_sample){
+        .media_id = tpo_arena_copy(m->arena, name, strlen(name)), .n_conversations = m->n, .conversations = m->conversations};
+    return out->media_id != NULL ? TPO_OK : tpo_fail(m->err, TPO_ENOMEM, "memory", "no memory for a row");
+}
+
+int tpo_annotation_row_parse(const struct tpo_annotations *a, struct tpo_arena *arena, const char *text, size_t n,
+                             struct tpo_sample *out, enum tpo_annotation_fault *fault, struct tpo_error *err)
+{
+    json_error_t why;
+    struct making m = {.a = a, .arena = arena, .fault = fault, .err = err};
+    m.conversations = tpo_arena_calloc(arena, CONVERSATIONS_MAX * sizeof(*m.conversations));
+    if (m.conversations == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a row");
+    json_t *row = json_loadb(text, n, JSON_REJECT_DUPLICATES, &why);
+    const int rc = row != NULL ? row_make(&m, row, out) : refuse(&m, TPO_FAULT_ROW_BROKEN, why.text);
+    json_decref(row);
+    return rc;
+}
+
+/* --- the file ------------------------------------------------------------------------------------------------------------------------ */
+
+struct scan {
+    struct tpo_annotations *a;
+    int64_t capacity, seen;
+    uint32_t line;
+    char first[TPO_ROW_FAULTS][200]; /* the first row with each fault */
+    struct tpo_arena arena;
+};
+
+static int row_add(struct scan *s, size_t from, size_t to, uint32_t line, struct tpo_error *err)
+{
+    struct tpo_annotations *a = s->a;
+    enum tpo_annotation_fault fault = TPO_FAULT_ROW_BROKEN;
+    struct tpo_sample sample;
+    struct tpo_error why = {0};
+    tpo_arena_reset(&s->arena);
+    s->seen++;
+    const int rc = tpo_annotation_row_parse(a, &s->arena, a->text + from, to - from, &sample, &fault, &why);
+    if (rc == TPO_ENOMEM) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for %.200s", a->path);
+    if (rc != TPO_OK) {
+        char text[400];
+        snprintf(text, sizeof(text), "%.150s:%u: %.150s", a->path, line, why.message);
+        if (a->bad[fault]++ == 0) snprintf(s->first[fault], sizeof(s->first[fault]), "%.199s", text);
+        if (a->options.on_bad != NULL) a->options.on_bad(a->options.owner, text);
+        return TPO_OK;
+    }
+    if (a->n == s->capacity) {
+        s->capacity = s->capacity > 0 ? 2 * s->capacity : 1024;
+        struct row *grown = realloc(a->rows, (size_t)s->capacity * sizeof(*grown));
+        if (grown == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for %.200s", a->path);
+        a->rows = grown;
+    }
+    a->rows[a->n++] = (struct row){from, (uint32_t)(to - from), line};
+    return TPO_OK;
+}
+
+/* Where each element of the outer list begins and ends: strings are skipped, brackets counted; what is inside is jansson's to judge. */
+static int rows_scan(struct scan *s, struct tpo_error *err)
+{
+    const struct tpo_annotations *a = s->a;
+    size_t at = 0, from = 0;
+    uint32_t line = 1, from_line = 1;
+    int depth = 0, rc = TPO_OK;
+    bool string = false, open = false, ended = false;
+    for (; at < a->size && rc == TPO_OK && !ended; at++) {
+        const char c = a->text[at];
+        if (c == '\n') line++;
+        if (string) {
+            if (c == '\\')
+                at++;
+            else if (c == '"')
+                string = false;
+            continue;
+        }
+        const bool space = c == ' ' || c == '\n' || c == '\t' || c == '\r';
+        if (depth == 0 && !space && c != '[') break;
+        if (depth == 1 && (c == ',' || c == ']')) {
+            if (open) rc = row_add(s, from, at, from_line, err);
+            open = false;
+        } else if (depth == 1 && !open && !space) {
+            open = true;
+            from = at;
+            from_line = line;
+        }
+        if (c == '"') string = true;
+        if ((c == '[' || c == '{') && ++depth > DEPTH_MAX) break;
+        if (c == ']' || c == '}') ended = --depth == 0;
+    }
+    if (rc != TPO_OK || ended) return rc;
+    return tpo_fail(err, TPO_INVALID_ARGUMENT, "annotations", "%.200s:%u: not a whole list of rows", a->path, line);
+}
+
+static int rows_read(struct tpo_annotations *a, struct tpo_error *err)
+{
+    struct scan s = {.a = a};
+    int64_t bad = 0;
+    int worst = 0;
+    tpo_arena_init(&s.arena, 1 << 16, 0);
+    const int rc = rows_scan(&s, err);
+    tpo_arena_free(&s.arena);
+    if (rc != TPO_OK) return rc;
+    for (int f = 0; f < TPO_ROW_FAULTS; f++) {
+        bad += a->bad[f];
+        if (a->bad[f] > a->bad[worst]) worst = f;
+    }
+    if ((double)bad > a->options.skip_most * (double)s.seen)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "annotations", "%lld of %lld rows are bad, most often \"%s\": %s",
+                        (long long)bad, (long long)s.seen, fault_names[worst], s.first[worst]);
+    return a->n > 0 ? TPO_OK : tpo_fail(err, TPO_INVALID_ARGUMENT, "annotations", "%.200s holds no row", a->path);
+}
+
+static int file_map(struct tpo_annotations *a, struct tpo_error *err)
+{
+    struct stat st;
+    const int fd = open(a->path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &st) != 0) {
+        tpo_fail(err, TPO_NOT_FOUND, "annotations", "%.200s: %s", a->path, strerror(errno));
+        if (fd >= 0) close(fd);
+        return TPO_NOT_FOUND;
+    }
+    void *map = st.st_size > 0 ? mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0) : MAP_FAILED;
+    close(fd);
+    if (map == MAP_FAILED) return tpo_fail(err, TPO_INVALID_ARGUMENT, "annotations", "%.200s is empty or no file", a->path);
+    a->text = map;
+    a->size = (size_t)st.st_size;
+    return TPO_OK;
+}
+
+int tpo_annotations_open(struct tpo_annotations **out, const struct tpo_annotations_options *o, struct tpo_error *err)
+{
+    struct stat st;
+    struct tpo_annotations *a = calloc(1, sizeof(*a));
+    if (a == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for annotations");
+    a->options = *o;
+    a->path = strdup(o->annotations);
+    a->media = strdup(o->media);
+    int rc = a->path != NULL && a->media != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for annotations");
+    if (rc == TPO_OK && (stat(a->media, &st) != 0 || !S_ISDIR(st.st_mode)))
+        rc = tpo_fail(err, TPO_NOT_FOUND, "annotations", "%.200s is no folder of media", a->media);
+    if (rc == TPO_OK) rc = file_map(a, err);
+    if (rc == TPO_OK && o->source == TPO_ANNOTATIONS_REFCOCO) rc = instances_load(a, err);
+    if (rc == TPO_OK) rc = rows_read(a, err);
+    if (rc != TPO_OK)
+        tpo_annotations_close(a);
+    else
+        *out = a;
+    return rc;
+}
+
+void tpo_annotations_close(struct tpo_annotations *a)
+{
+    if (a == NULL) return;
+    if (a->text != NULL) munmap(a->text, a->size);
+    free(a->instances);
+    free(a->rows);
+    free(a->media);
+    free(a->path);
+    free(a);
+}
+
+int64_t tpo_annotations_rows(const struct tpo_annotations *a)
+{
+    return a->n;
+}
+
+int64_t tpo_annotations_bad(const struct tpo_annotations *a, enum tpo_annotation_fault f)
+{
+    return a->bad[f];
+}
+
+/* --- order --------------------------------------------------------------------------------------------------------------------------- */
+
+/* A Feistel network over the smallest even number of bits that holds the rows, walked until it lands on one: a permutation without a table. */
+int64_t tpo_annotations_pick(const struct tpo_annotations *a, uint64_t index)
+{
+    const uint64_t n = (uint64_t)a->n, key = tpo_random_u64(a->options.seed, index / n);
+    uint64_t x = index % n;
+    int half = 1;
+    while ((1ULL << (2 * half)) < n) half++;
+    const uint64_t mask = (1ULL << half) - 1;
+    do {
+        for (uint64_t round = 0; round < 4; round++)
+            x = (x & mask) << half | ((x >> half) ^ (tpo_random_u64(key + round, x & mask) & mask));
+    } while (x >= n);
+    return (int64_t)x;
+}
+
+int tpo_annotations_sample(const struct tpo_annotations *a, struct tpo_arena *arena, uint64_t index, uint64_t stride,
+                           struct tpo_sample *out, struct tpo_error *err)
+{
+    const struct row *row = &a->rows[tpo_annotations_pick(a, index)], *next = &a->rows[tpo_annotations_pick(a, index + stride)];
+    enum tpo_annotation_fault fault;
+    struct tpo_sample after;
+    int rc = tpo_annotation_row_parse(a, arena, a->text + row->offset, row->length, out, &fault, err);
+    if (rc == TPO_OK) rc = tpo_annotation_row_parse(a, arena, a->text + next->offset, next->length, &after, &fault, err);
+    if (rc == TPO_OK) out->next_media_id = after.media_id;
+    return rc == TPO_OK || rc == TPO_ENOMEM
+               ? rc
+               : tpo_fail(err, TPO_DATA_LOSS, "annotations", "%.200s or its media changed during the run", a->path);
+}

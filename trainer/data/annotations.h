@@ -1,0 +1,62 @@
+/* annotations.h -- annotation files of real data sets as training samples: which medium, what is asked, what is answered, where the boxes are.
+ *
+ *   refcoco      refs.json [{ann_id, file_name, image_id, sentences: [{sent}]}] beside instances.json {images: [{id, width, height}],
+ *                annotations: [{id, bbox: [x, y, w, h] in pixels}]}; a row answers "<box_begin><boxes>" to "Where is SENT?" for each sentence
+ *   videochat2   [{video or image, QA: [{i, q, a}]}]; a question is "i q" where i is not empty
+ *   mvbench      [{video, question, candidates: [], answer}]; the answer is the candidate's letter, "(B)", as in multiple choice
+ *
+ * A file is read once and its rows are indexed by offset: no row is kept, so memory is 16 bytes a row, and refcoco's boxes 40 bytes each. A bad row
+ * is one that is no JSON object, lacks a field or has one of the wrong type, is empty, has a box that is NaN, inverted or outside its picture, or names
+ * a medium that is not below the media folder (or a path that leads out of it). Each is counted and reported to on_bad as "file:line: why". */
+#ifndef TPO_TRAINER_DATA_ANNOTATIONS_H
+#define TPO_TRAINER_DATA_ANNOTATIONS_H
+
+#include "common/arena.h"
+#include "common/status.h"
+#include "nn/sample.h"
+
+enum tpo_annotation_source { TPO_ANNOTATIONS_REFCOCO, TPO_ANNOTATIONS_VIDEOCHAT2, TPO_ANNOTATIONS_MVBENCH, TPO_ANNOTATION_SOURCES };
+int tpo_annotation_source_parse(const char *name); /* -1 for an unknown name */
+
+enum tpo_annotation_fault {
+    TPO_FAULT_ROW_BROKEN,   /* no JSON object, or a field missing or of the wrong type */
+    TPO_FAULT_ROW_EMPTY,    /* nothing asked, or nothing answered */
+    TPO_FAULT_ROW_BOX,      /* NaN, inverted, without area, or outside the picture */
+    TPO_FAULT_ROW_ANSWER,   /* the answer is not among the candidates */
+    TPO_FAULT_ROW_MEDIA,    /* not there, or outside the folder */
+    TPO_ROW_FAULTS
+};
+const char *tpo_annotation_fault_name(enum tpo_annotation_fault f);
+
+struct tpo_annotations; /* opaque: constant once open, any number of threads may read */
+
+struct tpo_annotations_options {
+    enum tpo_annotation_source source;
+    const char *annotations, *instances /* refcoco: NULL is instances.json beside the annotations */, *media;
+    double skip_most; /* share of bad rows that is passed over, 0..1 */
+    uint64_t seed;    /* of the order */
+    void (*on_bad)(void *owner, const char *text);
+    void *owner;
+};
+
+/* Reads and checks every row. NOT_FOUND "annotations" for a missing file or folder; INVALID_ARGUMENT "annotations" when the file is no list, holds no
+ * good row, or more than skip_most of its rows are bad: the sentence names the commonest fault and the first row that has it. */
+int tpo_annotations_open(struct tpo_annotations **out, const struct tpo_annotations_options *o, struct tpo_error *err);
+void tpo_annotations_close(struct tpo_annotations *a); /* accepts NULL */
+
+int64_t tpo_annotations_rows(const struct tpo_annotations *a); /* good ones */
+int64_t tpo_annotations_bad(const struct tpo_annotations *a, enum tpo_annotation_fault f);
+
+/* The row that draw `index` takes: epoch index / rows is an order of its own in which every row comes once, a pure function of (seed, index). */
+int64_t tpo_annotations_pick(const struct tpo_annotations *a, uint64_t index);
+
+/* Draw `index` as a sample in the arena: media_id is the medium's path below the media folder, next_media_id that of draw index + stride. pixels is
+ * NULL: the caller decodes. Language weights are 1. TPO_ENOMEM when the arena is full; DATA_LOSS "annotations" when the file changed since. */
+int tpo_annotations_sample(const struct tpo_annotations *a, struct tpo_arena *arena, uint64_t index, uint64_t stride, struct tpo_sample *out,
+                           struct tpo_error *err);
+
+/* The fuzzer's door: one row's text. TPO_OK and a sample, or the fault in *fault and a sentence in err. */
+int tpo_annotation_row_parse(const struct tpo_annotations *a, struct tpo_arena *arena, const char *text, size_t n, struct tpo_sample *out,
+                             enum tpo_annotation_fault *fault, struct tpo_error *err);
+
+#endif
