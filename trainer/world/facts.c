@@ -7,6 +7,11 @@
 #define TARGET_VISIBLE .65f
 #define MOVING_VISIBLE .5f
 
+static bool is_reserved(const struct tpo_scene_object *o)
+{
+    return tpo_world_is_reserved(o->attributes[TPO_WORLD_COLOUR], o->attributes[TPO_WORLD_SHAPE]);
+}
+
 static bool shows(const struct tpo_scene_object *o, int frame, float share)
 {
     return o->visible[frame] >= share * o->whole[frame];
@@ -16,7 +21,7 @@ static void find_eligible(struct tpo_facts *f)
 {
     for (int o = 0; o < f->n; o++) {
         const struct tpo_scene_object *object = &f->scene->objects[o];
-        bool reserved = tpo_world_is_reserved(object->attributes[TPO_WORLD_COLOUR], object->attributes[TPO_WORLD_SHAPE]);
+        bool reserved = is_reserved(object);
         uint8_t bit = (uint8_t)(1 << o);
         f->all |= bit;
         if (f->reserved || !reserved) f->anchors |= bit;
@@ -73,6 +78,7 @@ void tpo_facts_find(struct tpo_facts *f, const struct tpo_scene *scene, bool res
     f->scene = scene;
     f->n = scene->n_objects;
     f->reserved = reserved;
+    f->outermost_kept = TPO_OUTERMOST_KEPT;
     for (int o = 0; o < f->n; o++) {
         tpo_scene_box(scene, o, 0, f->box[o]);
         for (int i = 0; i < 2; i++) {
@@ -84,5 +90,12 @@ void tpo_facts_find(struct tpo_facts *f, const struct tpo_scene *scene, bool res
     for (int o = 0; o < f->n; o++) {
         find_same(f, o);
         find_sides(f, o);
+    }
+}
+
+void tpo_facts_shun_reserved(struct tpo_facts *f)
+{
+    for (int o = 0; o < f->n; o++) {
+        if (is_reserved(&f->scene->objects[o])) f->shunned |= (uint8_t)(1 << o);
     }
 }

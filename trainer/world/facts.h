@@ -11,11 +11,18 @@ enum tpo_side { TPO_SIDE_LEFT, TPO_SIDE_RIGHT, TPO_SIDE_ABOVE, TPO_SIDE_BELOW, T
 #define TPO_NAMED      4
 #define TPO_NAMED_SETS (1 << TPO_NAMED)
 
+/* Of the relations whose target is simply the outermost match so many stay: elsewhere the anchor would never be needed. */
+#define TPO_OUTERMOST_KEPT .2f
+
 struct tpo_facts {
     const struct tpo_scene *scene;
     int n;
     uint8_t all, targets, moving /* good for a direction */, anchors;
     bool reserved; /* targets are objects of reserved pairs, instead of all others */
+    /* What only training narrows, after tpo_facts_find: objects that no set of candidates of a relation may hold, and the share of relations that
+     * are kept although their target is simply the outermost match. */
+    uint8_t shunned;
+    float outermost_kept;
     float box[TPO_WORLD_OBJECTS_MAX][4], centre[TPO_WORLD_OBJECTS_MAX][2];
     int middle[TPO_WORLD_OBJECTS_MAX][2]; /* twice the centre of the box in pixels: whole, so that no rounding decides */
     uint8_t same[TPO_WORLD_OBJECTS_MAX][TPO_NAMED_SETS];     /* objects that share these attributes with o, o among them */
@@ -26,5 +33,9 @@ struct tpo_facts {
 };
 
 void tpo_facts_find(struct tpo_facts *f, const struct tpo_scene *scene, bool reserved);
+
+/* Shuns the objects of reserved pairs. They are never a target in training; were they candidates there, they would always be the wrong one, and
+ * that is what a model learns of them. */
+void tpo_facts_shun_reserved(struct tpo_facts *f);
 
 #endif

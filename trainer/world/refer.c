@@ -5,7 +5,6 @@
 
 /* Short phrases are commoner, long ones occur. By the number of attributes named. */
 static const float weight_by_length[TPO_NAMED + 1] = {1.5f, 3, 3, 1.2f, .4f};
-#define OUTERMOST_KEPT .2f
 
 static int bits(unsigned set)
 {
@@ -91,16 +90,17 @@ bool tpo_refer_relation(const struct tpo_facts *f, struct tpo_rng *r, int hidden
                 for (int set = 0; set < TPO_NAMED_SETS; set++) {
                     uint8_t match = f->same[o][set];
                     if ((set & hidden) || (match >> a & 1) || bits(match) < 2 || (match & f->wide[a][s]) != 1 << o) continue;
+                    if (match & f->shunned) continue;
                     bool outermost = !(match & f->beyond[o][s]);
                     any_hard = any_hard || !outermost;
-                    if (!wins(&l, set_weight(set) * (outermost ? OUTERMOST_KEPT : 1))) continue;
+                    if (!wins(&l, set_weight(set) * (outermost ? f->outermost_kept : 1))) continue;
                     target = o, anchor = a, side = s, chosen = set;
                 }
             }
         }
     }
     /* Where no choice was hard the outermost is dropped here; elsewhere its weight has done so. */
-    if (target < 0 || (!any_hard && !tpo_rng_chance(r, OUTERMOST_KEPT))) return false;
+    if (target < 0 || (!any_hard && !tpo_rng_chance(r, f->outermost_kept))) return false;
     out->head = noun_of(f, target, chosen);
     out->target = target;
     out->side = side;
@@ -128,7 +128,7 @@ bool tpo_refer_next(const struct tpo_facts *f, struct tpo_rng *r, struct tpo_ref
             if (o == a || !(f->targets >> o & 1)) continue;
             for (int set = 0; set < TPO_NAMED_SETS; set++) {
                 uint8_t match = f->same[o][set];
-                if ((match >> a & 1) || bits(match) < 2 || !nearest_by_far(f, a, o, match)) continue;
+                if ((match >> a & 1) || (match & f->shunned) || bits(match) < 2 || !nearest_by_far(f, a, o, match)) continue;
                 if (wins(&l, set_weight(set))) target = o, anchor = a, chosen = set;
             }
         }

@@ -16,7 +16,7 @@
 #define HEAD_OPTION  0
 #define LAYER_LETTER 1
 #define HEAD_LETTER  0
-#define AIDS_MAX     16 /* 1 target, 4 nouns, 1 count, 1 + 4 options */
+#define AIDS_MAX     16 /* 1 target, 4 nouns, 2 of a count, 1 + 4 options */
 
 #define TRIES    24         /* of kinds, for one place in a sample */
 #define COVERING (1 / 8.f)  /* share of a patch that an object must fill to be the patch's */
@@ -78,6 +78,7 @@ void tpo_view_make(struct tpo_view *v, const struct tpo_world *w, int stream, ui
     v->key = tpo_rng_key(tpo_rng_key(tpo_rng_key(w->key, (uint64_t)stream), index), (uint64_t)attempt);
     tpo_scene_make(&v->scene, v->key, min_objects, reserved);
     tpo_facts_find(&v->facts, &v->scene, reserved);
+    if (w->options.split == TPO_WORLD_TRAIN) tpo_facts_shun_reserved(&v->facts);
 }
 
 void tpo_world_draw_default(struct tpo_world_draw *d, int n_frames)
@@ -87,6 +88,7 @@ void tpo_world_draw_default(struct tpo_world_draw *d, int n_frames)
                                  .min_objects = 4,
                                  .n_conversations = n_frames > 1 ? 8 : 6,
                                  .mix = {TPO_WORLD_KIND_MAP(X)},
+                                 .outermost = TPO_OUTERMOST_KEPT,
                                  .aids = TPO_WORLD_AIDS_ALL,
                                  .patch = 12,
                                  .weight_description = .5f,
@@ -237,18 +239,33 @@ static void look_at_word(struct aids *w, int layer, int head, float weight, enum
     w->list[w->n++] = (struct tpo_attention_target){layer, head, weight, from, offset, TPO_AT_WORD, word, NULL, 0};
 }
 
-static void add_attention(struct aids *w, const struct tpo_asked *q)
+/* A row of attention sums to one, so a head that looks at all it counts sees their mean, and how many there were is lost. Each object therefore gets
+ * an eighth, and the noun what is left: the sum of what is seen then grows with the count. */
+static void add_count(struct aids *w, const struct tpo_asked *q)
 {
-    enum tpo_attention_place place = tpo_world_kind_boxes(q->kind) ? TPO_AT_VECTOR : TPO_AT_ANSWER;
-    if (q->target >= 0) look_at_slots(w, LAYER_TARGET, HEAD_TARGET, 1, place, 0, (uint8_t)(1 << q->target));
-    for (int i = 0; i < q->n_nouns; i++)
-        look_at_slots(w, LAYER_NOUN, HEAD_NOUN, .5f, TPO_AT_WORD, q->nouns[i].offset, q->nouns[i].matches);
-    look_at_slots(w, LAYER_COUNT, HEAD_COUNT, .5f, TPO_AT_ANSWER, 0, q->counted);
-    if (q->n_options == 0) return;
+    const float share = (float)__builtin_popcount(q->counted) / TPO_WORLD_OBJECTS_MAX;
+    if (share > 0) look_at_slots(w, LAYER_COUNT, HEAD_COUNT, share, TPO_AT_ANSWER, 0, q->counted);
+    if (share < 1) look_at_word(w, LAYER_COUNT, HEAD_COUNT, 1 - share, TPO_AT_ANSWER, 0, q->nouns[0].offset);
+}
+
+static void add_choice(struct aids *w, const struct tpo_asked *q)
+{
     look_at_word(w, LAYER_OPTION, HEAD_OPTION, .5f, TPO_AT_ANSWER, 0, q->options[q->right].word);
     for (int i = 0; i < q->n_options; i++) {
         look_at_word(w, LAYER_LETTER, HEAD_LETTER, .5f, TPO_AT_WORD, q->options[i].word, q->options[i].letter);
     }
+}
+
+static void add_attention(struct aids *w, const struct tpo_asked *q, unsigned without)
+{
+    enum tpo_attention_place place = tpo_world_kind_boxes(q->kind) ? TPO_AT_VECTOR : TPO_AT_ANSWER;
+    if (q->target >= 0 && !(without & TPO_WORLD_AID_TARGET))
+        look_at_slots(w, LAYER_TARGET, HEAD_TARGET, 1, place, 0, (uint8_t)(1 << q->target));
+    for (int i = 0; i < q->n_nouns && !(without & TPO_WORLD_AID_NOUN); i++)
+        look_at_slots(w, LAYER_NOUN, HEAD_NOUN, .5f, TPO_AT_WORD, q->nouns[i].offset, q->nouns[i].matches);
+    const bool counts = q->kind == TPO_KIND_COUNT || q->kind == TPO_KIND_EXIST || (q->kind == TPO_KIND_CHOICE && q->target < 0);
+    if (counts && !(without & TPO_WORLD_AID_COUNT)) add_count(w, q);
+    if (q->n_options > 0 && !(without & TPO_WORLD_AID_CHOICE)) add_choice(w, q);
 }
 
 /* --- conversations
@@ -272,7 +289,7 @@ static int fill_conversation(struct tpo_conversation *c, struct tpo_arena *arena
     if (d->aids == TPO_WORLD_AIDS_NONE || (d->aids == TPO_WORLD_AIDS_QUESTIONS && boxes)) return TPO_OK;
     struct aids w = {arena, g, tpo_arena_alloc(arena, sizeof(struct tpo_attention_target) * AIDS_MAX), 0, false};
     if (w.list == NULL) return TPO_ENOMEM;
-    add_attention(&w, q);
+    add_attention(&w, q, d->without);
     c->attention = w.list;
     c->n_attention = w.n;
     return w.failed ? TPO_ENOMEM : TPO_OK;
@@ -329,6 +346,7 @@ static int draw_sample(const struct tpo_world *w, struct tpo_arena *arena, const
     memset(s, 0, sizeof(*s));
     for (int attempt = 0; attempt < TRIES; attempt++) {
         tpo_view_make(&v, w, TPO_VIEW_SAMPLES, index, attempt, d->min_objects);
+        v.facts.outermost_kept = d->outermost;
         rc = grid_count(&g, arena, &v.scene, TPO_WORLD_SLOT_COLUMNS, TPO_WORLD_SLOT_ROWS, 1);
         if (rc == TPO_OK) rc = fill_conversations(s, arena, w, &v, &g, d);
         if (rc != TPO_OK) return rc;

@@ -7,14 +7,16 @@
  *
  * What a sentence may rest on (small-model.md 1.1):
  *   target      at least 65 % of it visible on the first frame; for a direction, half of it on every frame
- *   box         the tight box of the visible pixels on the first frame, as corners x0 y0 x1 y1 over width and height, the far edges
- * exclusive attribute   exactly one object of the scene matches the words relation    of the objects that match the head (the
- * anchor apart, two at least) exactly the target lies in the anchor's cone of that side, dx < 0 and |dy| < .8 |dx| for "left of";
- * all others lie outside the cone of 1.25. Four of five targets that are the outermost match are dropped; a target that isn't
- * outermost is `hard`. dx and dy are between centres of boxes. next to     the target is the match nearest to the anchor, all
- * others at least 1.5 times as far In the training and held-out splits an object of one of tpo_world_is_reserved's pairs of colour
- * and shape is never a target, nor an anchor, nor named by a counting phrase; in TPO_WORLD_COMBINATIONS every target is one.
- * Phrasings marked `unseen` in trainer/data/templates.yaml are used by items alone. */
+ *   box         the tight box of the visible pixels on the first frame, as corners x0 y0 x1 y1 over width and height, the far edges exclusive
+ *   attribute   exactly one object of the scene matches the words
+ *   relation    of the objects that match the head (the anchor apart, two at least) exactly the target lies in the anchor's cone of that side,
+ *               dx < 0 and |dy| < .8 |dx| for "left of"; all others lie outside the cone of 1.25. Four of five targets that are the outermost
+ *               match are dropped; a target that isn't outermost is `hard`. dx and dy are between centres of boxes.
+ *   next to     the target is the match nearest to the anchor, all others at least 1.5 times as far
+ *
+ * In the training and held-out splits an object of one of tpo_world_is_reserved's pairs of colour and shape is never a target, nor an anchor, nor
+ * named by a counting phrase; in TPO_WORLD_COMBINATIONS every target is one. In training it isn't a candidate of a relation either (facts.h says
+ * why); in the splits that are scored it may be. Phrasings marked `unseen` in trainer/data/templates.yaml are used by items alone. */
 #ifndef TPO_TRAINER_WORLD_H
 #define TPO_TRAINER_WORLD_H
 
@@ -97,6 +99,12 @@ void tpo_world_close(struct tpo_world *w);
  * --------------------------------------------------------------------------------------------------------------------- */
 
 enum tpo_world_aids { TPO_WORLD_AIDS_NONE, TPO_WORLD_AIDS_QUESTIONS /* not on sentences that ask for a box */, TPO_WORLD_AIDS_ALL };
+enum tpo_world_aid {
+    TPO_WORLD_AID_TARGET = 1, /* v, or the answer, looks at the target */
+    TPO_WORLD_AID_NOUN = 2,   /* a noun looks at all that match its words */
+    TPO_WORLD_AID_COUNT = 4,  /* a count, or a "yes", looks at what it is about */
+    TPO_WORLD_AID_CHOICE = 8, /* a choice looks at the right option, an option at its letter */
+};
 enum tpo_world_keep { TPO_WORLD_KEEP_ALL, TPO_WORLD_KEEP_TEXT /* no boxes */, TPO_WORLD_KEEP_BOXES /* nothing else */ };
 
 struct tpo_world_draw {
@@ -105,7 +113,9 @@ struct tpo_world_draw {
     int n_conversations;        /* per sample: 6 on images, 8 on clips; 0: pixels and targets alone */
     float mix[TPO_WORLD_KINDS]; /* weights of kinds; need not add up to 1. A kind that a scene can't ask gives its place to another
                                    draw */
+    float outermost;            /* share of relations kept whose target is simply the outermost match, .2 as in items */
     enum tpo_world_aids aids;   /* attention targets */
+    unsigned without;           /* of these, bits of enum tpo_world_aid that are left out: to see what each contributes */
     bool dense; /* "dense.attributes" (T*patches, 4 or, on clips, 5) I32, -100 where no object covers; "dense.boxes" (T*patches, 4)
                    F32 */
     bool slots; /* "slot.words" (32, 4 or, on clips, 5) I32 vocabulary ids, -100 where none; "slot.boxes" (32, 4) F32;

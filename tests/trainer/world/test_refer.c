@@ -138,6 +138,39 @@ static void expressions_match_one_object(void **state)
     tpo_arena_free(&arena);
 }
 
+/* A reserved object is never the answer in training, so it is no candidate there either; elsewhere it is. */
+static void training_shuns_reserved_candidates(void **state)
+{
+    (void)state;
+    struct tpo_arena arena;
+    tpo_arena_init(&arena, 1 << 20, 0);
+    for (int split = 0; split < TPO_WORLD_SPLITS; split++) {
+        struct tpo_world *w = open_world(split);
+        int asked = 0, with_reserved = 0;
+        struct tpo_view v;
+        tpo_arena_reset(&arena);
+        assert_int_equal(tpo_view_alloc(&v, w, &arena, 1), TPO_OK);
+        for (uint64_t i = 0; i < SCENES / TPO_WORLD_SPLITS; i++) {
+            tpo_view_make(&v, w, TPO_VIEW_SAMPLES, i, 0, 4);
+            struct tpo_asked q;
+            struct tpo_rng r = {tpo_rng_key(v.key, 2000)};
+            if (!tpo_ask_expression(&q, &v.facts, &r, i % 2 ? TPO_KIND_RELATION_BOX : TPO_KIND_NEXT_BOX)) continue;
+            bool any = false;
+            for (int o = 0; o < v.scene.n_objects; o++) {
+                const int *a = v.scene.objects[o].attributes;
+                any = any || ((q.matches >> o & 1) && o != q.target && tpo_world_is_reserved(a[TPO_WORLD_COLOUR], a[TPO_WORLD_SHAPE]));
+            }
+            asked++;
+            with_reserved += any;
+        }
+        assert_true(asked > 200);
+        if (split == TPO_WORLD_TRAIN) assert_int_equal(with_reserved, 0);
+        else assert_true(with_reserved > asked / 50);
+        tpo_world_close(w);
+    }
+    tpo_arena_free(&arena);
+}
+
 /* The cones by hand: an anchor in the middle, one object left of it within 38 degrees, one outside 51. */
 static void cones_are_what_the_header_says(void **state)
 {
@@ -161,4 +194,4 @@ static void cones_are_what_the_header_says(void **state)
     assert_int_equal(f.cone[0][TPO_SIDE_RIGHT] | f.cone[0][TPO_SIDE_BELOW], 0);
 }
 
-TPO_TESTS(cmocka_unit_test(expressions_match_one_object), cmocka_unit_test(cones_are_what_the_header_says))
+TPO_TESTS(cmocka_unit_test(expressions_match_one_object), cmocka_unit_test(training_shuns_reserved_candidates), cmocka_unit_test(cones_are_what_the_header_says))

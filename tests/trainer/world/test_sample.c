@@ -50,6 +50,7 @@ static void check_attention(const struct tpo_conversation *c)
 {
     const char *text = c->turns->question;
     int vectors = 0, answers = 0, letters = 0, chosen = 0;
+    float counted = 0, rest = 0;
     for (int i = 0; i < c->n_attention; i++) {
         const struct tpo_attention_target *a = &c->attention[i];
         assert_true(a->layer >= 0 && a->layer < 6 && a->head >= 0 && a->head < 4);
@@ -63,6 +64,10 @@ static void check_attention(const struct tpo_conversation *c)
             const struct tpo_scene empty = {0};
             const char *end = oracle_read(text + a->from_offset, &empty, &n);
             assert_true(end != NULL && text[a->from_offset - 1] == ' ');
+        } else if (a->to == TPO_AT_WORD && a->layer == 4) {
+            /* A count's rest, on the noun; with what the objects get it makes one. */
+            assert_true(a->from == TPO_AT_ANSWER && a->head == 1 && text[a->to_offset - 1] == ' ');
+            rest += a->weight;
         } else if (a->to == TPO_AT_WORD && a->from == TPO_AT_WORD) {
             letters++;
             assert_true(text[a->to_offset] == '(' && a->from_offset == a->to_offset + 4);
@@ -72,9 +77,12 @@ static void check_attention(const struct tpo_conversation *c)
         } else {
             answers++;
             assert_true(a->layer == 4 && a->head <= 1);
+            if (a->head == 1) counted += a->weight;
         }
     }
     bool choice = strstr(text, "(A) ") != NULL;
+    if (counted + rest > 0) assert_float_equal(counted + rest, 1, 1e-6f);
+    if (c->turns->answer[0] >= '0' && c->turns->answer[0] <= '8') assert_float_equal(8 * counted, c->turns->answer[0] - '0', 1e-5f);
     assert_int_equal(vectors, c->n_boxes);
     assert_int_equal(chosen, choice);
     assert_true(choice ? letters >= 2 : letters == 0);
@@ -147,6 +155,73 @@ static void aids_and_kinds_can_be_left_out(void **state)
     bad = full_draw(4);
     assert_int_equal(tpo_world_sample(w, &arena, &bad, 0, &s, NULL), TPO_ENOMEM);
     tpo_arena_free(&arena);
+    tpo_world_close(w);
+}
+
+static bool is_aid(const struct tpo_attention_target *a, enum tpo_world_aid aid)
+{
+    const bool slots = a->to == TPO_AT_SLOTS, noun = slots && a->from == TPO_AT_WORD, count = a->layer == 4 && a->head == 1;
+    if (aid == TPO_WORLD_AID_NOUN) return noun;
+    if (aid == TPO_WORLD_AID_COUNT) return count;
+    return aid == TPO_WORLD_AID_CHOICE ? !slots && !count : slots && !noun && !count;
+}
+
+static void each_aid_can_be_left_out_alone(void **state)
+{
+    (void)state;
+    static const enum tpo_world_aid aids[] = {TPO_WORLD_AID_TARGET, TPO_WORLD_AID_NOUN, TPO_WORLD_AID_COUNT, TPO_WORLD_AID_CHOICE};
+    struct tpo_world *w = open_world();
+    struct tpo_arena arena;
+    tpo_arena_init(&arena, 1 << 20, 0);
+    for (int without = 0; without < 4; without++) {
+        struct tpo_world_draw d;
+        int n[4] = {0};
+        tpo_world_draw_default(&d, 1);
+        d.without = aids[without];
+        for (uint64_t i = 0; i < 40; i++) {
+            struct tpo_sample s;
+            tpo_arena_reset(&arena);
+            assert_int_equal(tpo_world_sample(w, &arena, &d, i, &s, NULL), TPO_OK);
+            for (int c = 0; c < s.n_conversations; c++)
+                for (int t = 0; t < s.conversations[c].n_attention; t++)
+                    for (int k = 0; k < 4; k++) n[k] += is_aid(&s.conversations[c].attention[t], aids[k]);
+        }
+        for (int k = 0; k < 4; k++) assert_int_equal(n[k] > 0, k != without);
+    }
+    tpo_arena_free(&arena);
+    tpo_world_close(w);
+}
+
+static int hard_of(const struct tpo_world *w, float outermost, int *relations)
+{
+    struct tpo_view v;
+    struct tpo_arena arena;
+    int hard = 0;
+    tpo_arena_init(&arena, 1 << 20, 0);
+    assert_int_equal(tpo_view_alloc(&v, w, &arena, 1), TPO_OK);
+    *relations = 0;
+    for (uint64_t i = 0; i < 600; i++) {
+        struct tpo_asked q;
+        tpo_view_make(&v, w, TPO_VIEW_SAMPLES, i, 0, 4);
+        v.facts.outermost_kept = outermost;
+        struct tpo_rng r = {tpo_rng_key(v.key, 3000)};
+        if (!tpo_ask_expression(&q, &v.facts, &r, TPO_KIND_RELATION_BOX)) continue;
+        (*relations)++;
+        hard += q.hard;
+    }
+    tpo_arena_free(&arena);
+    return hard;
+}
+
+static void fewer_outermost_targets_leave_more_hard_ones(void **state)
+{
+    (void)state;
+    struct tpo_world *w = open_world();
+    int few, many, none;
+    const int hard_few = hard_of(w, .05f, &few), hard_many = hard_of(w, .2f, &many), hard_none = hard_of(w, 0, &none);
+    printf("hard: %d of %d at .05, %d of %d at .2, %d of %d at 0\n", hard_few, few, hard_many, many, hard_none, none);
+    assert_true(hard_few * many * 2 > hard_many * few * 3);
+    assert_int_equal(hard_none, none);
     tpo_world_close(w);
 }
 
@@ -224,4 +299,5 @@ static void targets_are_the_pixels(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(aids_point_where_they_should), cmocka_unit_test(aids_and_kinds_can_be_left_out),
+          cmocka_unit_test(each_aid_can_be_left_out_alone), cmocka_unit_test(fewer_outermost_targets_leave_more_hard_ones),
           cmocka_unit_test(targets_are_the_pixels))
