@@ -206,11 +206,56 @@ static void broken_recipes_are_refused_by_line(void **state)
     refused("name: x\nmodel: m\nstages:\n  - name: s\n    groups:\n      - {name: g, rate: 1}\n", "bad.yaml:6: this group names no tensors");
 }
 
+static void a_recipe_extends_another(void **state)
+{
+    (void)state;
+    struct tpo_recipe *r = NULL;
+    struct tpo_error err = {0};
+    recipe_write("base.yaml", "  - name: see\n    steps: 7\n    warmup: 3\n    data:\n      - {frames: 1, samples: 2, dense: true}\n    losses: {dense: 1}\n"
+                              "    groups:\n      - {name: g, rate: .5, tensors: [abc]}\n"
+                              "  - name: talk\n    steps: 9\n    data:\n      - {frames: 4}\n    losses: {slot: 1, language: 2}\n"
+                              "    groups:\n      - {name: h, rate: .25, tensors: [def, ghi]}\n");
+    FILE *f = fopen("more.yaml", "w");
+    fputs("name: more\nextends: base.yaml\nstages:\n  - name: talk\n    steps: 4\n    losses: {language: 3}\n"
+          "    data:\n      - {frames: 1, without: [noun, choice]}\n", f);
+    fclose(f);
+    if (tpo_recipe_load(&r, "more.yaml", &err) != TPO_OK) fail_msg("%s", err.message);
+    assert_string_equal(r->name, "more");
+    assert_string_equal(r->model, "plain");
+    assert_int_equal(r->seed, 3);
+    assert_int_equal(r->n_stages, 1);
+    const struct tpo_recipe_stage *s = &r->stages[0];
+    assert_int_equal(s->steps, 4);
+    assert_int_equal(s->plan.n_losses, 1);
+    assert_ptr_equal(s->plan.losses, s->losses);
+    assert_float_equal(tpo_recipe_loss(s, "language"), 3, 0);
+    assert_float_equal(tpo_recipe_loss(s, "slot"), 0, 0);
+    assert_int_equal(s->plan.n_groups, 1);
+    assert_float_equal(s->rates[0], .25f, 0);
+    assert_string_equal(s->plan.groups[0].patterns[1], "ghi");
+    assert_int_equal(s->n_data, 1);
+    assert_int_equal(s->data[0].draw.without, TPO_WORLD_AID_NOUN | TPO_WORLD_AID_CHOICE);
+    tpo_recipe_close(r);
+
+    refused("name: x\nextends: more.yaml\nstages:\n  - name: talk\n", "more.yaml:2: a recipe that is extended can't extend another");
+    refused("name: x\nextends: bad.yaml\nstages:\n  - name: talk\n", "bad.yaml:2: a recipe that is extended can't extend another");
+    refused("name: x\nextends: base.yaml\nstages:\n  - name: walk\n", "bad.yaml:4: a stage needs");
+    refused("name: x\nextends: base.yaml\n", "a recipe needs name, model and stages");
+    refused("name: x\nextends: [base.yaml]\n", "bad.yaml:2: a single value");
+    refused("name: x\nmodel: m\nstages:\n  - name: s\n    data:\n      - {without: [verb]}\n", "bad.yaml:6: \"verb\" is not one of");
+    refused("name: x\nmodel: m\nstages:\n  - name: s\n    data:\n      - {outermost: 1.5}\n", "bad.yaml:6: 1.5 is outside");
+    f = fopen("lost.yaml", "w");
+    fputs("name: x\nextends: nowhere.yaml\nstages:\n  - name: s\n", f);
+    fclose(f);
+    assert_int_equal(tpo_recipe_load(&r, "lost.yaml", &err), TPO_NOT_FOUND);
+}
+
 static void our_recipes_are_sound(void **state)
 {
     (void)state;
-    static const char *const names[] = {"small-joint.yaml", "small-ladder.yaml"};
-    for (int i = 0; i < 2; i++) {
+    static const char *const names[] = {"joint.yaml",         "ladder.yaml",          "ablations/full.yaml", "ablations/no-target.yaml", "ablations/no-noun.yaml",
+                                        "ablations/no-slots.yaml", "ablations/no-dense.yaml", "ablations/none.yaml", "ablations/nothing.yaml"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         struct tpo_recipe *r = NULL;
         struct tpo_error err = {0};
         char path[4096];
@@ -232,4 +277,4 @@ static void rates_warm_up_and_fall_to_the_floor(void **state)
 
 TPO_TESTS(cmocka_unit_test(a_short_run_learns), cmocka_unit_test(chat_stages_lower_every_loss),
           cmocka_unit_test(killed_and_resumed_is_uninterrupted), cmocka_unit_test(broken_recipes_are_refused_by_line),
-          cmocka_unit_test(our_recipes_are_sound), cmocka_unit_test(rates_warm_up_and_fall_to_the_floor))
+          cmocka_unit_test(a_recipe_extends_another), cmocka_unit_test(our_recipes_are_sound), cmocka_unit_test(rates_warm_up_and_fall_to_the_floor))

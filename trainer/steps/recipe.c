@@ -14,9 +14,12 @@ struct reader {
     const char *path;
     yaml_document_t *doc;
     struct tpo_recipe *recipe;
+    bool is_base; /* read for a recipe that extends it */
     struct tpo_error *err;
     int rc;
 };
+
+static int load(struct tpo_recipe **out, const char *path, bool is_base, struct tpo_error *err);
 
 __attribute__((format(printf, 3, 4))) static void refuse(struct reader *r, const yaml_node_t *at, const char *format, ...)
 {
@@ -97,6 +100,15 @@ static void mapping(struct reader *r, yaml_node_t *n, bool (*key)(struct reader 
     }
 }
 
+/* The value of a key, NULL where the mapping lacks it. */
+static yaml_node_t *value_of(struct reader *r, const yaml_node_t *n, const char *name)
+{
+    if (n->type != YAML_MAPPING_NODE) return NULL;
+    for (yaml_node_pair_t *p = n->data.mapping.pairs.start; p < n->data.mapping.pairs.top; p++)
+        if (strcmp(scalar(r, yaml_document_get_node(r->doc, p->key)), name) == 0) return yaml_document_get_node(r->doc, p->value);
+    return NULL;
+}
+
 static int length_of(struct reader *r, yaml_node_t *n, int most)
 {
     if (n->type != YAML_SEQUENCE_NODE) {
@@ -126,6 +138,15 @@ static bool mix_key(struct reader *r, void *self, const char *name, yaml_node_t 
     return false;
 }
 
+static unsigned aids_read(struct reader *r, yaml_node_t *n)
+{
+    static const char *const aids[] = {"target", "noun", "count", "choice"}; /* bit i: enum tpo_world_aid */
+    unsigned set = 0;
+    const int count = length_of(r, n, 4);
+    for (int i = 0; i < count; i++) set |= 1u << word(r, item(r, n, i), aids, 4);
+    return set;
+}
+
 static bool data_key(struct reader *r, void *self, const char *name, yaml_node_t *v)
 {
     static const char *const keeps[] = {"all", "text", "boxes"}, *const aids[] = {"none", "questions", "all"};
@@ -135,8 +156,10 @@ static bool data_key(struct reader *r, void *self, const char *name, yaml_node_t
     else if (strcmp(name, "samples") == 0) d->samples = integer(r, v, 1, 1024);
     else if (strcmp(name, "conversations") == 0) d->draw.n_conversations = integer(r, v, 0, 64);
     else if (strcmp(name, "objects") == 0) d->draw.min_objects = integer(r, v, 1, TPO_WORLD_OBJECTS_MAX);
+    else if (strcmp(name, "outermost") == 0) d->draw.outermost = (float)number(r, v, 0, 1);
     else if (strcmp(name, "keep") == 0) tpo_world_mix_keep(d->draw.mix, word(r, v, keeps, 3));
     else if (strcmp(name, "aids") == 0) d->draw.aids = word(r, v, aids, 3);
+    else if (strcmp(name, "without") == 0) d->draw.without = aids_read(r, v);
     else if (strcmp(name, "dense") == 0) d->draw.dense = truth(r, v);
     else if (strcmp(name, "slots") == 0) d->draw.slots = truth(r, v);
     else if (strcmp(name, "description") == 0) d->draw.weight_description = (float)number(r, v, 0, 10);
@@ -148,11 +171,8 @@ static bool data_key(struct reader *r, void *self, const char *name, yaml_node_t
 
 static void data_read(struct reader *r, struct tpo_recipe_data *d, yaml_node_t *n)
 {
-    int frames = 1;
-    if (n->type == YAML_MAPPING_NODE)
-        for (yaml_node_pair_t *p = n->data.mapping.pairs.start; p < n->data.mapping.pairs.top; p++)
-            if (strcmp(scalar(r, yaml_document_get_node(r->doc, p->key)), "frames") == 0)
-                frames = integer(r, yaml_document_get_node(r->doc, p->value), 1, TPO_WORLD_FRAMES_MAX);
+    const yaml_node_t *given = value_of(r, n, "frames");
+    const int frames = given != NULL ? integer(r, given, 1, TPO_WORLD_FRAMES_MAX) : 1;
     d->share = 1;
     d->samples = 1;
     tpo_world_draw_default(&d->draw, frames);
@@ -234,8 +254,10 @@ static bool stage_key(struct reader *r, void *self, const char *name, yaml_node_
     else if (strcmp(name, "warmup") == 0) s->warmup = integer(r, v, 0, 100000000);
     else if (strcmp(name, "floor") == 0) s->floor = (float)number(r, v, 0, 1);
     else if (strcmp(name, "clip") == 0) s->clip = (float)number(r, v, 0, 1e6);
-    else if (strcmp(name, "losses") == 0) mapping(r, v, loss_key, s);
-    else if (strcmp(name, "data") == 0) {
+    else if (strcmp(name, "losses") == 0) {
+        s->plan.n_losses = 0;
+        mapping(r, v, loss_key, s);
+    } else if (strcmp(name, "data") == 0) {
         s->n_data = length_of(r, v, TPO_DATA_MAX);
         for (int i = 0; i < s->n_data && r->rc == TPO_OK; i++) data_read(r, &s->data[i], item(r, v, i));
     } else if (strcmp(name, "groups") == 0) {
@@ -245,11 +267,23 @@ static bool stage_key(struct reader *r, void *self, const char *name, yaml_node_
     return true;
 }
 
+/* The stage of that name in the recipe that this one extends, NULL where there is none. */
+static const struct tpo_recipe_stage *inherited(struct reader *r, yaml_node_t *n)
+{
+    const struct tpo_recipe *base = r->recipe->base;
+    yaml_node_t *name = value_of(r, n, "name");
+    for (int i = 0; base != NULL && name != NULL && i < base->n_stages; i++)
+        if (strcmp(base->stages[i].name, scalar(r, name)) == 0) return &base->stages[i];
+    return NULL;
+}
+
 static void stage_read(struct reader *r, struct tpo_recipe_stage *s, yaml_node_t *n)
 {
-    s->floor = .03f;
-    s->clip = 1;
-    s->plan = (struct tpo_plan){.lanes = 1, .micro_batches = 1, .groups = s->groups, .losses = s->losses};
+    const struct tpo_recipe_stage *from = inherited(r, n);
+    if (from != NULL) *s = *from;
+    else *s = (struct tpo_recipe_stage){.floor = .03f, .clip = 1, .plan = {.lanes = 1, .micro_batches = 1}};
+    s->plan.groups = s->groups;
+    s->plan.losses = s->losses;
     mapping(r, n, stage_key, s);
     if (r->rc != TPO_OK) return;
     if (s->name[0] == '\0' || s->steps == 0 || s->n_data == 0 || s->plan.n_groups == 0 || s->plan.n_losses == 0)
@@ -269,20 +303,36 @@ static bool recipe_key(struct reader *r, void *self, const char *name, yaml_node
         char folder[32] = "";
         name_copy(r, folder, sizeof(folder), v);
         snprintf(recipe->model, sizeof(recipe->model), "%.*s%s", slash != NULL ? (int)(slash - r->path + 1) : 0, r->path, folder);
+    } else if (strcmp(name, "extends") == 0) {
+        /* read first, by base_read */
     } else if (strcmp(name, "stages") == 0) {
         recipe->n_stages = length_of(r, v, TPO_STAGES_MAX);
-        for (int i = 0; i < recipe->n_stages && r->rc == TPO_OK; i++) {
-            recipe->stages[i].plan.seed = 0;
-            stage_read(r, &recipe->stages[i], item(r, v, i));
-        }
+        for (int i = 0; i < recipe->n_stages && r->rc == TPO_OK; i++) stage_read(r, &recipe->stages[i], item(r, v, i));
     } else return false;
     return true;
+}
+
+/* The recipe that this one extends: its seed and model until others are named, its stages for those of the same names. */
+static void base_read(struct reader *r, const yaml_node_t *root)
+{
+    struct tpo_recipe *recipe = r->recipe;
+    const yaml_node_t *given = value_of(r, root, "extends");
+    const char *slash = strrchr(r->path, '/');
+    char path[2048];
+    if (given == NULL || r->rc != TPO_OK) return;
+    snprintf(path, sizeof(path), "%.*s%s", slash != NULL ? (int)(slash - r->path + 1) : 0, r->path, scalar(r, given));
+    if (r->is_base) refuse(r, given, "a recipe that is extended can't extend another");
+    if (r->rc == TPO_OK) r->rc = load(&recipe->base, path, true, r->err);
+    if (r->rc != TPO_OK) return;
+    recipe->seed = recipe->base->seed;
+    memcpy(recipe->model, recipe->base->model, sizeof(recipe->model));
 }
 
 static int document_read(struct reader *r)
 {
     yaml_node_t *root = yaml_document_get_root_node(r->doc);
     if (root == NULL) return tpo_fail(r->err, TPO_INVALID_ARGUMENT, "recipe", "%.80s is empty", r->path);
+    base_read(r, root);
     mapping(r, root, recipe_key, r->recipe);
     if (r->rc == TPO_OK && (r->recipe->name[0] == '\0' || r->recipe->model[0] == '\0' || r->recipe->n_stages == 0))
         refuse(r, root, "a recipe needs name, model and stages");
@@ -290,7 +340,7 @@ static int document_read(struct reader *r)
     return r->rc;
 }
 
-int tpo_recipe_load(struct tpo_recipe **out, const char *path, struct tpo_error *err)
+static int load(struct tpo_recipe **out, const char *path, bool is_base, struct tpo_error *err)
 {
     yaml_parser_t parser;
     yaml_document_t doc;
@@ -307,7 +357,7 @@ int tpo_recipe_load(struct tpo_recipe **out, const char *path, struct tpo_error 
     yaml_parser_set_input_file(&parser, f);
     int rc;
     if (yaml_parser_load(&parser, &doc)) {
-        struct reader r = {.path = path, .doc = &doc, .recipe = recipe, .err = err};
+        struct reader r = {.path = path, .doc = &doc, .recipe = recipe, .is_base = is_base, .err = err};
         rc = document_read(&r);
         yaml_document_delete(&doc);
     } else {
@@ -321,9 +371,15 @@ int tpo_recipe_load(struct tpo_recipe **out, const char *path, struct tpo_error 
     return rc;
 }
 
+int tpo_recipe_load(struct tpo_recipe **out, const char *path, struct tpo_error *err)
+{
+    return load(out, path, false, err);
+}
+
 void tpo_recipe_close(struct tpo_recipe *r)
 {
     if (r == NULL) return;
+    tpo_recipe_close(r->base);
     tpo_arena_free(&r->arena);
     free(r);
 }

@@ -1,16 +1,19 @@
 /* recipe.h -- a training recipe: a .yaml file that lists stages (docs: docs/training.md).
  *
- *   name: small-joint          seed: 1        model: small (a folder beside the recipe: config.json, added_tokens.json, tokenizer.model)
+ *   name: joint                seed: 1        model: plain (a folder beside the recipe: config.json, added_tokens.json, tokenizer.model)
  *   stages:
  *     - name: encoder          steps: 3000    micro_batches: 1   lanes: 1
  *       warmup: 50 (steps)     floor: .03 (the cosine ends at this share of the rate)   clip: 1 (global norm, 0: none)
  *       data:                  one is drawn per micro-batch, by share
- *         - {share: 1, frames: 1, samples: 16, conversations: 0, objects: 5, keep: all|text|boxes, aids: none|questions|all,
- *            dense: true, slots: false, description: .5, end: .2, mix: {"attribute box": .18, ...}}
+ *         - {share: 1, frames: 1, samples: 16, conversations: 0, objects: 5, outermost: .2, keep: all|text|boxes, aids: none|questions|all,
+ *            without: [target, noun, count, choice], dense: true, slots: false, description: .5, end: .2, mix: {"attribute box": .18, ...}}
  *       losses: {dense: 1, language: 1, slot: .3, attention: 1, region: 1.5}
  *       groups:                the first group that matches a tensor owns it; what no group matches is frozen
  *         - {name: x, optimiser: muon|adamw, rate: 2e-3, momentum: .95 | betas: [.9, .98], eps: 1e-8, decay: .05, clipped: true,
  *            split: 3, tensors: [pattern, ...]}
+ *
+ * `extends: FILE` (relative to this one, one level) takes seed and model from another recipe until they are named here, and begins a stage of a name
+ * that is there as that one's; the stages are those listed here.
  *
  * Strict: an unknown key, a wrong type, a negative rate, a number out of range is INVALID_ARGUMENT "recipe", with the line. */
 #ifndef TPO_TRAINER_STEPS_RECIPE_H
@@ -48,6 +51,7 @@ struct tpo_recipe {
     uint64_t seed;
     int n_stages;
     struct tpo_recipe_stage stages[TPO_STAGES_MAX];
+    struct tpo_recipe *base; /* the recipe it extends, NULL: names and patterns may be its */
     struct tpo_arena arena;
 };
 
