@@ -16,6 +16,8 @@ static const char usage[] =
     "      --threads N     default 2\n"
     "      --out DIR       also writes DIR/scores.md and DIR/scores.json\n"
     "      --images        images only\n"
+    "      --frames N      of a clip, 2..8 (default: as many as the model takes)\n"
+    "      --kinds A,B     of these kinds only, by their names in the table: \"relation box,how many\"\n"
     "      --held-out      without the second split and the unseen phrasings\n"
     "\n"
     "exit status: 0 scored, 1 something failed, 2 wrong usage\n";
@@ -23,6 +25,9 @@ static const char usage[] =
 struct walk {
     struct tpo_asker *asker;
     struct tpo_eval *e;
+    unsigned kinds; /* bit k: kind k is asked */
+    int media;
+    bool held_out_only;
     int done, total;
     double begun_s;
     bool bar;
@@ -45,22 +50,37 @@ static void progress(struct walk *w, const char *what)
     if (w->done == w->total) fputc('\n', stderr);
 }
 
-static bool asked(enum tpo_world_kind kind, int medium)
+static bool asked(const struct walk *w, enum tpo_world_kind kind, int medium)
 {
-    return !(kind == TPO_KIND_DIRECTION && medium == 0) && !(kind == TPO_KIND_ATTRIBUTE_RELATION && medium == 1);
+    return (w->kinds >> kind & 1) && !(kind == TPO_KIND_DIRECTION && medium == 0) && !(kind == TPO_KIND_ATTRIBUTE_RELATION && medium == 1);
 }
 
-static int walk_run(struct walk *w, int media, bool held_out_only, struct tpo_error *err)
+/* "relation box,how many" as bits; 0 when a name is none of a kind. */
+static unsigned kinds_of(const char *text)
+{
+    unsigned set = 0;
+    while (*text != '\0') {
+        const size_t length = strcspn(text, ",");
+        int kind = 0;
+        while (kind < TPO_WORLD_KINDS && (strlen(tpo_world_kind_name(kind)) != length || memcmp(tpo_world_kind_name(kind), text, length) != 0)) kind++;
+        if (kind == TPO_WORLD_KINDS) return 0;
+        set |= 1u << kind;
+        text += length + (text[length] == ',');
+    }
+    return set;
+}
+
+static int walk_run(struct walk *w, struct tpo_error *err)
 {
     struct tpo_eval *e = w->e;
     int rc = TPO_OK;
-    for (int m = 0; m < media && rc == TPO_OK; m++)
+    for (int m = 0; m < w->media && rc == TPO_OK; m++)
         for (int k = 0; k < TPO_WORLD_KINDS && rc == TPO_OK; k++) {
             const int frames = m == 0 ? 1 : e->frames, n = k == TPO_KIND_RELATION_BOX ? 3 * e->n : e->n;
-            if (!asked(k, m)) continue;
+            if (!asked(w, k, m)) continue;
             rc = tpo_eval_row(w->asker, &e->held_out[m][k], TPO_WORLD_HELD_OUT, k, frames, TPO_WORLD_TRAINED_PHRASING, n, true, err);
             progress(w, tpo_world_kind_name(k));
-            if (rc != TPO_OK || held_out_only) continue;
+            if (rc != TPO_OK || w->held_out_only) continue;
             rc = tpo_eval_row(w->asker, &e->combinations[m][k], TPO_WORLD_COMBINATIONS, k, frames, TPO_WORLD_TRAINED_PHRASING, e->n, false, err);
             struct tpo_eval_row unseen;
             if (rc == TPO_OK) rc = tpo_eval_row(w->asker, &unseen, TPO_WORLD_HELD_OUT, k, frames, TPO_WORLD_UNSEEN_PHRASING, (e->n + 3) / 4, false, err);
@@ -91,36 +111,38 @@ int tpo_eval_main(int argc, char **argv)
 {
     static const struct option options[] = {{"n", required_argument, NULL, 'n'},      {"threads", required_argument, NULL, 't'},
                                             {"out", required_argument, NULL, 'o'},    {"images", no_argument, NULL, 'i'},
+                                            {"frames", required_argument, NULL, 'f'}, {"kinds", required_argument, NULL, 'k'},
                                             {"held-out", no_argument, NULL, 'd'},     {"help", no_argument, NULL, 'h'}, {0}};
     static struct tpo_eval e;
     const char *out = NULL;
-    int threads = 2, media = 2;
-    bool held_out_only = false;
+    struct walk w = {.e = &e, .kinds = (1u << TPO_WORLD_KINDS) - 1, .media = 2, .begun_s = now_s(), .bar = isatty(STDERR_FILENO)};
+    int threads = 2;
     e.n = 500;
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         if (c == 'n') e.n = count_of(optarg);
         if (c == 't') threads = (int)strtol(optarg, NULL, 10);
         if (c == 'o') out = optarg;
-        if (c == 'i') media = 1;
-        if (c == 'd') held_out_only = true;
+        if (c == 'i') w.media = 1;
+        if (c == 'd') w.held_out_only = true;
+        if (c == 'f') e.frames = count_of(optarg);
+        if (c == 'k') w.kinds = kinds_of(optarg);
         if (c == 'h' || c == '?') {
             fputs(usage, c == 'h' ? stdout : stderr);
             return c == 'h' ? 0 : 2;
         }
     }
-    if (argc - optind != 1 || e.n < 0 || threads < 1 || threads > 256) {
+    if (argc - optind != 1 || e.n < 0 || e.frames < 0 || w.kinds == 0 || threads < 1 || threads > 256) {
         fputs(usage, stderr);
         return 2;
     }
     struct tpo_error err = {0};
-    struct walk w = {.e = &e, .begun_s = now_s(), .bar = isatty(STDERR_FILENO)};
-    for (int m = 0; m < media; m++)
-        for (int k = 0; k < TPO_WORLD_KINDS; k++) w.total += asked(k, m);
+    for (int m = 0; m < w.media; m++)
+        for (int k = 0; k < TPO_WORLD_KINDS; k++) w.total += asked(&w, k, m);
     int rc = tpo_asker_open(&w.asker, argv[optind], threads, &err);
-    if (rc == TPO_OK) {
-        e.frames = tpo_asker_frames(w.asker);
-        rc = walk_run(&w, media, held_out_only, &err);
-    }
+    if (rc == TPO_OK && e.frames == 0) e.frames = tpo_asker_frames(w.asker);
+    if (rc == TPO_OK && w.media == 2 && e.frames > tpo_asker_frames(w.asker))
+        rc = tpo_fail(&err, TPO_INVALID_ARGUMENT, "frames", "%s takes clips of %d frames at most", argv[optind], tpo_asker_frames(w.asker));
+    if (rc == TPO_OK) rc = walk_run(&w, &err);
     tpo_asker_close(w.asker);
     if (rc == TPO_OK && write_all(&e, out) == 0) return 0;
     if (rc != TPO_OK) fprintf(stderr, "tpo eval: %s: %s\n", tpo_status_name(err.code), err.message);

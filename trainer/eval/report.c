@@ -70,6 +70,7 @@ int tpo_eval_write_markdown(const struct tpo_eval *e, const char *path)
     fprintf(f, "| kind | image | blind | guess | new pairs | clip of %d frames | blind | guess | new pairs |\n|---|---|---|---|---|---|---|---|---|\n", e->frames);
     for (int k = 0; k < TPO_WORLD_KINDS; k++) {
         double seen[2], blind[2], guess[2], combos[2];
+        if (e->held_out[0][k].seen.n + e->held_out[1][k].seen.n == 0) continue;
         for (int m = 0; m < 2; m++) {
             const struct tpo_eval_row *r = &e->held_out[m][k];
             seen[m] = tpo_score_value(&r->seen, k);
@@ -82,8 +83,9 @@ int tpo_eval_write_markdown(const struct tpo_eval *e, const char *path)
     }
     int n, right;
     routing_unseen(e, &n, &right);
-    fprintf(f, "\nRouting (a head is called where, and only where, a box is asked for): %.4f on trained phrasings, %.4f on phrasings never trained (%d).\n",
-            routing_trained(e), share(right, n), n);
+    fprintf(f, "\nRouting (a head is called where, and only where, a box is asked for): %.4f on trained phrasings", routing_trained(e));
+    if (n > 0) fprintf(f, ", %.4f on phrasings never trained (%d)", share(right, n), n);
+    fprintf(f, ".\n");
     const int failed = ferror(f);
     if (f != stdout && fclose(f) != 0) return EIO;
     return failed ? EIO : 0;
