@@ -89,7 +89,7 @@ int main(void)
     make("ffmpeg -v error -nostdin -y -f lavfi -i testsrc2=size=640x360:rate=25 -t 10 -pix_fmt yuv420p a.mp4");
     printf("%d requests each, one at a time, models/small's dimensions\n", ROUNDS);
     measure(&l, "png 640x480, 1 frame", "a.png");
-    measure(&l, "mp4 640x360, 10 s, 4 frames", "a.mp4");
+    measure(&l, "mp4 640x360, 10 s, 8 frames", "a.mp4");
     live_close(&l);
     live_stop(l.encoder, SIGTERM);
     live_stop(l.redis, SIGTERM);

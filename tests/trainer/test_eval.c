@@ -33,7 +33,7 @@ static void the_small_model_sees(void **state)
         int frames;
         double least, blind;
     } bars[] = {{TPO_KIND_ATTRIBUTE_BOX, 1, .8, .2},  {TPO_KIND_ATTRIBUTE_BOX, 4, .75, .2}, {TPO_KIND_ATTRIBUTE, 1, .85, .6},
-                {TPO_KIND_DIRECTION, 4, .8, .5},      {TPO_KIND_DESCRIPTION, 1, .7, .4}};
+                {TPO_KIND_DIRECTION, 4, .8, .5},      {TPO_KIND_DIRECTION, 8, .8, .5},     {TPO_KIND_DESCRIPTION, 1, .7, .4}};
     char folder[4096];
     snprintf(folder, sizeof(folder), "%s/models/small", tpo_test_source());
     struct tpo_asker *a = model_open(folder);
@@ -88,7 +88,7 @@ static void random_weights_know_nothing(void **state)
     struct tpo_asker *a = model_open("random");
     e.n = 6;
     e.frames = tpo_asker_frames(a);
-    assert_int_equal(e.frames, 4);
+    assert_int_equal(e.frames, 8);
     e.held_out[0][TPO_KIND_ATTRIBUTE_BOX] = row_of(a, TPO_KIND_ATTRIBUTE_BOX, 1, 6);
     e.held_out[0][TPO_KIND_COUNT] = row_of(a, TPO_KIND_COUNT, 1, 6);
     assert_int_equal(e.held_out[0][TPO_KIND_ATTRIBUTE_BOX].seen.right, 0);

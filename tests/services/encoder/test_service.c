@@ -108,10 +108,10 @@ static void a_hit_gives_the_same_bits(void **state)
     assert_string_equal(reply->cache, "hit");
     assert_int_equal(reply->media->width, 96);
     assert_int_equal(reply->media->height, 64);
-    assert_int_equal(reply->media->n_frames, 4);
+    assert_int_equal(reply->media->n_frames, 8);
     assert_int_equal(reply->media->frames[0]->index, 0);
-    assert_int_equal(reply->media->frames[3]->index, 9);
-    assert_true(reply->media->frames[3]->time_s == 9 / 8.0);
+    assert_int_equal(reply->media->frames[7]->index, 9);
+    assert_true(reply->media->frames[7]->time_s == 9 / 8.0);
     assert_true(reply->media->duration_s == 11 / 8.0);
     protobuf_c_message_free_unpacked(&reply->base, NULL);
     tpo_payload_free(&second);
