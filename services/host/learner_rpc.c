@@ -91,20 +91,34 @@ static bool lease_runs(const struct tpo_learner_rpc *l)
     return tpo_now_us() < l->ends_us;
 }
 
-/* Compute thread: what a trainer that went away has left behind. */
-static int on_look(void *self, struct tpo_job *job)
+/* What a trainer whose lease is over has left behind. Whichever comes first calls it: the watch, or the next trainer's Begin. */
+static void lease_settle(struct tpo_learner_rpc *l)
 {
-    struct tpo_learner_rpc *l = job->user;
-    (void)self;
-    l->asked = false;
-    if (lease_runs(l) || l->open.step == 0) return TPO_OK;
+    if (lease_runs(l) || l->open.step == 0) return;
     gather_abort(l, "the lease has ended");
     if (!l->prepared) {
         l->learner.abort(l->learner.self, &l->open, NULL);
         l->open.step = 0;
     }
     tpo_log(TPO_LOG_WARN, "lease_ended", "holder=%.16s prepared=%d", l->holder, l->prepared);
+}
+
+/* Compute thread. A call may have renewed the lease between the watch's look at the clock and this. */
+static int on_look(void *self, struct tpo_job *job)
+{
+    struct tpo_learner_rpc *l = job->user;
+    (void)self;
+    l->asked = false;
+    if (lease_runs(l)) l->watch_us = l->ends_us;
+    lease_settle(l);
     return TPO_OK;
+}
+
+/* The step that calls belong to, for the end of the lease. */
+static void step_open(struct tpo_learner_rpc *l, const struct tpo_key *key)
+{
+    if (l->open.step != key->step) l->prepared = false;
+    l->open = *key;
 }
 
 static void *watch(void *arg)
@@ -169,6 +183,7 @@ static int on_begin(void *self, struct tpo_job *job)
         err.retry_ms = (int)((l->ends_us - tpo_now_us()) / 1000) + 1;
     }
     if (err.code != TPO_OK) return answer(job, NULL, &err);
+    lease_settle(l);
     tpo_arena_reset(&l->arena);
     int rc = tpo_plan_unpack(&plan, &l->arena, m->plan, &err);
     if (rc == TPO_OK) rc = l->learner.begin(l->learner.self, m->run, &plan, &begun, &err);
@@ -237,8 +252,7 @@ static int on_forward(void *self, struct tpo_job *job)
         rc = l->learner.forward(l->learner.self, &key, samples, (int)m->n_samples, inputs, (int)m->n_tensors,
                                 (const char *const *)m->wants, (int)m->n_wants, &f, &err);
     if (rc != TPO_OK) return answer(job, NULL, &err);
-    if (l->open.step != key.step) l->prepared = false;
-    l->open = key;
+    step_open(l, &key);
     lease_renew(l);
     tpo_fault_reach(TPO_FAULT_FORWARD_AFTER);
     return forward_reply(job, l, &f);
@@ -303,7 +317,10 @@ static int on_gather(void *self, struct tpo_job *job)
     gather_abort(l, "another Gather has come");
     l->gather = job;
     rc = l->learner.gather(l->learner.self, &key, on_sum, l, &err);
-    if (rc != TPO_OK) gather_end(l, &err);
+    if (rc == TPO_OK)
+        step_open(l, &key);
+    else
+        gather_end(l, &err);
     return TPO_OK;
 }
 
@@ -338,6 +355,8 @@ static int on_norms(void *self, struct tpo_job *job)
     tpo_fault_reach(TPO_FAULT_NORMS);
     if (rc == TPO_OK) rc = l->learner.norms(l->learner.self, &key, &norms, &n, &err);
     if (rc != TPO_OK) return answer(job, NULL, &err);
+    step_open(l, &key);
+    lease_renew(l);
     Tpo__V1__Norm *items = tpo_arena_alloc(&l->arena, sizeof(*items) * (size_t)(n + 1));
     reply.norms = tpo_arena_alloc(&l->arena, sizeof(*reply.norms) * (size_t)(n + 1));
     if (items == NULL || reply.norms == NULL) tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for a reply");

@@ -366,6 +366,28 @@ static void on_sums_done(void *owner, struct tpo_rpc *r, int status, const struc
     s->done = 1;
 }
 
+static struct tpo_rpc *gather(struct mesh *w, const struct tpo_key *key, struct sums *s)
+{
+    Tpo__V1__StepRequest q = TPO__V1__STEP_REQUEST__INIT;
+    Tpo__V1__Key k;
+    const struct tpo_rpc_start how = {.path = "/tpo.v1.Learner/Gather", .reply = &tpo__v1__chunk__descriptor, .timeout_ms = 60000};
+    const struct tpo_rpc_events on = {.owner = s, .on_message = on_chunk, .on_done = on_sums_done};
+    *s = (struct sums){0};
+    tpo_key_pack(&k, key, w->lease);
+    k.micro_batch = 0; /* none of the share is left out */
+    q.key = &k;
+    struct tpo_rpc *r = tpo_rpc_open(w->peers, &how, &q.base, NULL, &on, NULL);
+    assert_non_null(r);
+    return r;
+}
+
+static void gathered(struct mesh *w, struct sums *s, int status)
+{
+    for (int i = 0; i < 1000 && !s->done; i++) tpo_loop_wait(w->loop, 20);
+    assert_true(s->done);
+    assert_int_equal(s->status, status);
+}
+
 static int scatter(struct mesh *w, const struct tpo_key *key, const struct tpo_chunk *x)
 {
     Tpo__V1__Chunk m;
@@ -392,13 +414,14 @@ static void a_share_is_gathered_and_scattered(void **state)
     assert_int_equal(rc, TPO_OK);
     protobuf_c_message_free_unpacked(&reply->base, NULL);
     struct tpo_key key = key_of(1, 0, 2);
-    Tpo__V1__Key k;
-    tpo_key_pack(&k, &key, w.lease);
-    Tpo__V1__StepRequest q = TPO__V1__STEP_REQUEST__INIT;
-    const struct tpo_rpc_start how = {.path = "/tpo.v1.Learner/Gather", .reply = &tpo__v1__chunk__descriptor, .timeout_ms = 60000};
-    const struct tpo_rpc_events on = {.owner = &s, .on_message = on_chunk, .on_done = on_sums_done};
-    q.key = &k;
-    assert_non_null(tpo_rpc_open(w.peers, &how, &q.base, NULL, &on, NULL));
+    /* One that goes away, one that another takes the place of, and the one that stays. */
+    struct sums left, replaced, late;
+    tpo_rpc_cancel(gather(&w, &key, &left));
+    gathered(&w, &left, TPO_CANCELLED);
+    gather(&w, &key, &replaced);
+    assert_int_equal(forward(&w, &key, NULL, NULL), TPO_OK);
+    gather(&w, &key, &s);
+    gathered(&w, &replaced, TPO_ABORTED);
     key.micro_batch = 0;
     refused(&w, forward(&w, &key, NULL, NULL), TPO_INVALID_ARGUMENT, "share");
     for (key.micro_batch = 2; key.micro_batch < 4; key.micro_batch++) {
@@ -406,9 +429,11 @@ static void a_share_is_gathered_and_scattered(void **state)
         assert_int_equal(forward(&w, &key, NULL, NULL), TPO_OK);
         assert_int_equal(backward(&w, &key, NULL), TPO_OK);
     }
-    for (int i = 0; i < 1000 && !s.done; i++) tpo_loop_wait(w.loop, 20);
-    assert_int_equal(s.status, TPO_OK);
+    gathered(&w, &s, TPO_OK);
     assert_int_equal(s.n, WEIGHTS);
+    gather(&w, &key, &late); /* as when the first one's end was lost */
+    gathered(&w, &late, TPO_OK);
+    assert_memory_equal(&late, &s, sizeof(s));
     key.micro_batch = 0;
     double squared[3], want = 0;
     refused(&w, norms(&w, &key, squared), TPO_FAILED_PRECONDITION, "no_total");
@@ -424,6 +449,54 @@ static void a_share_is_gathered_and_scattered(void **state)
     assert_true(want > 0 && squared[0] > want * (1 - 1e-6) &&
                 squared[0] < want * (1 + 1e-6)); /* names in order: the bias is first */
     assert_int_equal(step_call(&w, "/tpo.v1.Learner/Abort", &key), TPO_OK);
+    mesh_close(&w);
+}
+
+static int import(struct mesh *w, const struct tpo_key *key, const struct tpo_chunk *x)
+{
+    Tpo__V1__Chunk m;
+    Tpo__V1__Empty *reply;
+    Tpo__V1__Key k;
+    int64_t shape[TPO_DIMS_MAX];
+    tpo_chunk_pack(&m, x, shape);
+    tpo_key_pack(&k, key, w->lease);
+    m.key = &k;
+    const int rc = call(w, "/tpo.v1.Learner/Import", &m.base, &tpo__v1__empty__descriptor, &reply);
+    if (reply != NULL) protobuf_c_message_free_unpacked(&reply->base, NULL);
+    return rc;
+}
+
+static void state_comes_in_pieces(void **state)
+{
+    (void)state;
+    struct mesh w;
+    struct toy y;
+    struct tpo_plan plan = plan_of(2, 4);
+    struct tpo_begun begun;
+    const float first[] = {1, 2, 3}, second[] = {4, 5};
+    const struct tpo_key key = key_of(0, 7, 0);
+    struct tpo_chunk x = {.name = "toy.w1.bias", .part = "m", .n_dims = 1, .shape = {WIDE}, .count = 3, .data = first};
+    int rc;
+    mesh_open(&w);
+    begin(&w);
+    toy_open(&y, 1);
+    assert_int_equal(y.learner.begin(y.learner.self, "run", &plan, &begun, NULL), TPO_OK);
+    assert_int_equal(import(&w, &key, &x), TPO_OK);
+    assert_int_equal(y.learner.import_state(y.learner.self, 7, &x, NULL), TPO_OK);
+    x.offset = 3, x.count = 2, x.data = second;
+    assert_int_equal(import(&w, &key, &x), TPO_OK);
+    assert_int_equal(y.learner.import_state(y.learner.self, 7, &x, NULL), TPO_OK);
+    x.offset = 4;
+    refused(&w, import(&w, &key, &x), TPO_INVALID_ARGUMENT, "import");
+    x.offset = 3, x.name = "toy.w9";
+    refused(&w, import(&w, &key, &x), TPO_NOT_FOUND, "import");
+    assert_int_equal(import(&w, &key, NULL), TPO_OK);
+    assert_int_equal(y.learner.import_state(y.learner.self, 7, NULL, NULL), TPO_OK);
+    same_state(&w, &y);
+    Tpo__V1__BeginReply *reply = begin_share(&w, "me", 60000, 0, 0, &rc);
+    assert_int_equal(reply->version, 7);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    toy_close(&y);
     mesh_close(&w);
 }
 
@@ -477,8 +550,11 @@ static void the_end_of_a_lease_frees_tapes(void **state)
     assert_int_equal(rc, TPO_OK);
     protobuf_c_message_free_unpacked(&reply->base, NULL);
     assert_int_equal(forward(&w, &key, NULL, NULL), TPO_OK);
+    struct sums s;
+    gather(&w, &key, &s);
     const uint64_t late = w.lease;
     reply = take_over(&w);
+    gathered(&w, &s, TPO_ABORTED);
     assert_int_equal(reply->version, 0);
     protobuf_c_message_free_unpacked(&reply->base, NULL);
     const uint64_t own = w.lease;
@@ -636,8 +712,9 @@ static void an_unknown_fault_is_refused(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(the_mesh_gives_the_same_bits), cmocka_unit_test(what_comes_twice_counts_once),
-          cmocka_unit_test(a_share_is_gathered_and_scattered), cmocka_unit_test(two_trainers_exclude_one_another),
-          cmocka_unit_test(the_end_of_a_lease_frees_tapes), cmocka_unit_test(a_prepared_step_outlives_its_trainer),
-          cmocka_unit_test(leases_are_not_given_twice), cmocka_unit_test(what_does_not_fit_is_refused),
-          cmocka_unit_test(a_forward_of_a_gigabyte_is_refused), cmocka_unit_test(without_train_nothing_learns),
-          cmocka_unit_test(faults_kill_at_their_point), cmocka_unit_test(an_unknown_fault_is_refused))
+          cmocka_unit_test(a_share_is_gathered_and_scattered), cmocka_unit_test(state_comes_in_pieces),
+          cmocka_unit_test(two_trainers_exclude_one_another), cmocka_unit_test(the_end_of_a_lease_frees_tapes),
+          cmocka_unit_test(a_prepared_step_outlives_its_trainer), cmocka_unit_test(leases_are_not_given_twice),
+          cmocka_unit_test(what_does_not_fit_is_refused), cmocka_unit_test(a_forward_of_a_gigabyte_is_refused),
+          cmocka_unit_test(without_train_nothing_learns), cmocka_unit_test(faults_kill_at_their_point),
+          cmocka_unit_test(an_unknown_fault_is_refused))
