@@ -190,7 +190,7 @@ static int frozen_forward(struct tpo_recorded *r, struct tpo_tape *t, struct tpo
         const char *id = f->samples[i].media_id;
         float *own = visual + (int64_t)i * rows * cols;
         struct tpo_cache_key key;
-        const char *const parts[] = {"encoder", id, r->rule, r->digest, "f32"};
+        const char *const parts[] = {"encoder", id, r->rule, r->digest, r->o.config->keep_bf16 ? "bf16" : "f32"};
         tpo_cache_key_make(&key, parts, 5);
         const bool hit = tpo_sha256_is_hex(id) && from_cache(r, &key, own, rows, cols);
         const int rc = hit ? TPO_OK : computed(r, id, &key, own, rows, cols, err);

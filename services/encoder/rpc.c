@@ -208,7 +208,7 @@ static struct request *admit(struct service *s, struct tpo_call *call, const Tpo
     r->call = call;
     r->came_ms = now_ms();
     memcpy(r->id, q->media_id, sizeof(r->id));
-    const char *const parts[] = {"encoder", r->id, tpo_frames_rule(rule, sizeof(rule), &s->config), r->version->digest, "f32"};
+    const char *const parts[] = {"encoder", r->id, tpo_frames_rule(rule, sizeof(rule), &s->config), r->version->digest, s->config.keep_bf16 ? "bf16" : "f32"};
     tpo_cache_key_make(&r->key, parts, 5);
     return r;
 }
