@@ -89,7 +89,10 @@ static bool put_for_head(struct head_call *c, const struct tpo_error *err)
 /* The head failed, or none has this version: then the whole request may begin anew, while nothing was streamed. */
 static void refused(struct head_call *c, const struct tpo_error *err)
 {
-    if (!tpo_request_of_version(err) || !tpo_request_start_anew(c->r)) tpo_head_call_fail(c, err);
+    struct tpo_error told = *err;
+    if (tpo_request_of_version(err) && tpo_request_start_anew(c->r)) return;
+    tpo_request_version_gone(&told);
+    tpo_head_call_fail(c, &told);
 }
 
 static void on_head_done(void *owner, struct tpo_rpc *rpc, int status, const struct tpo_error *err)

@@ -183,6 +183,13 @@ bool tpo_request_of_version(const struct tpo_error *err)
     return err->code == TPO_FAILED_PRECONDITION && strcmp(err->reason, "version") == 0;
 }
 
+void tpo_request_version_gone(struct tpo_error *err)
+{
+    if (!tpo_request_of_version(err)) return;
+    err->code = TPO_UNAVAILABLE;
+    err->retry_ms = 1000;
+}
+
 static void on_known(void *owner)
 {
     tpo_request_release(owner);
@@ -204,7 +211,10 @@ bool tpo_request_start_anew(struct tpo_request *r)
 /* A stage that the answer can't do without failed, or has no peer for this version. */
 static void refused(struct tpo_request *r, const struct tpo_error *err, const char *stage)
 {
-    if (!tpo_request_of_version(err) || !tpo_request_start_anew(r)) tpo_request_fail(r, err, stage);
+    struct tpo_error told = *err;
+    if (tpo_request_of_version(err) && tpo_request_start_anew(r)) return;
+    tpo_request_version_gone(&told);
+    tpo_request_fail(r, &told, stage);
 }
 
 /* --- the last of them ------------------------------------------------------------------------------------------------------------------------- */

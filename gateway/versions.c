@@ -45,7 +45,8 @@ static void on_status(void *owner, struct tpo_rpc *r, ProtobufCMessage *message,
     struct ask *a = owner;
     const Tpo__V1__StatusReply *reply = (Tpo__V1__StatusReply *)message;
     const int i = tpo_rpc_peer_index(r);
-    if (i >= 0 && reply->n_versions > 0) tpo_peers_set_versions(a->peers, i, reply->versions, (int)reply->n_versions);
+    if (i >= 0 && reply->ready && reply->n_versions > 0)
+        tpo_peers_set_versions(a->peers, i, reply->versions, (int)reply->n_versions);
     protobuf_c_message_free_unpacked(message, NULL);
     if (payload != NULL) tpo_payload_free(payload);
 }
@@ -81,18 +82,14 @@ static void ask_peer(struct tpo_version_watch *w, struct tpo_peers *p, int i)
         free(a);
 }
 
-/* A round. It counts one answer more, the later timer's, so that it never ends from within. While the peers are being closed nobody is asked. */
+/* A round. Peers that are not known to serve are asked, too: a process that was started again answers calls before its health has been heard. It counts one answer more, the later timer's, so that it never ends from within. While the peers are being closed nobody is asked. */
 static void ask_all(struct tpo_version_watch *w)
 {
     struct tpo_peers *p;
     w->n_asked = 1;
     uv_timer_start(&w->later, on_later, 0, 0);
     for (int i = 0; !w->g->closing && (p = tpo_gateway_peers(w->g, i)) != NULL; i++)
-        for (int k = 0; k < tpo_peers_count(p); k++) {
-            bool serving;
-            tpo_peers_address(p, k, &serving);
-            if (serving) ask_peer(w, p, k);
-        }
+        for (int k = 0; k < tpo_peers_count(p); k++) ask_peer(w, p, k);
 }
 
 static void on_timer(uv_timer_t *timer)
@@ -149,7 +146,7 @@ void tpo_version_watch_close(struct tpo_version_watch *w)
 
 /* --- the choice -------------------------------------------------------------------------------------------------------------------- */
 
-/* 1: a serving peer holds it; 0: those that told don't; -1: none has told. */
+/* 1: a peer holds it; 0: those that told don't; -1: none has told. */
 static int set_holds(const struct tpo_peers *p, uint64_t version)
 {
     uint64_t held[TPO_PEER_VERSIONS_MAX];

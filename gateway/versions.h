@@ -3,12 +3,12 @@
  * A request is stamped when its turn comes, for all its hops, retries and heads:
  *
  *   the newest version that every set of peers it needs holds somewhere: router, every head that is configured, encoder where there are media
- *     |  (a set of which no serving peer has told yet sets no bound; with no bound at all: 0)
+ *     |  (a set of which no peer has told yet sets no bound; with no bound at all: 0)
  *     +-- none: the peers are asked at once, then the choice is made again; still none: UNAVAILABLE "version", until the trainer publishes
  *   each hop: tpo-version names it exactly; only peers that hold it are picked (or such that have not told)
  *     +-- FAILED_PRECONDITION "version", from a replica that was started again: another peer that holds it
  *           +-- none left: nothing streamed yet: the peers are asked at once, the request starts anew on the choice of then (a few times at most)
- *                          text is out already: a typed error; in a head's call, in that call alone
+ *                          text is out already, or once too often: UNAVAILABLE "version"; in a head's call, in that call alone
  *
  * So an answer is of one version, whatever is published or killed meanwhile. A service that was killed comes back with version 0 alone: then requests
  * get 0 where all still hold it, else the error, until the trainer has published there. */
@@ -19,7 +19,7 @@
 
 struct tpo_version_watch;
 
-/* Asks every serving peer for its Status, again and again. */
+/* Asks every peer for its Status, again and again. */
 int tpo_version_watch_open(struct tpo_version_watch **out, struct tpo_gateway *g, struct tpo_error *err);
 /* Once the peers are closed. Whoever waits is called; the gateway is held until the timers are closed. Accepts NULL. */
 void tpo_version_watch_close(struct tpo_version_watch *w);
@@ -35,7 +35,7 @@ struct tpo_version_wait {
 };
 void tpo_version_ask(struct tpo_version_watch *w, struct tpo_version_wait *wait);
 
-/* A peer refused the version as one that it does not hold. Whether another serving peer has told that it holds it. */
+/* A peer refused the version as one that it does not hold. Whether another peer has told that it holds it. */
 bool tpo_version_refused(struct tpo_peers *peers, int peer, uint64_t version);
 
 #endif

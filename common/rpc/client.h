@@ -36,7 +36,7 @@ const char *tpo_peers_address(const struct tpo_peers *p, int i, bool *serving);
 /* The versions that peer i told of (StatusReply), for calls that need one; forgotten when its health is lost, since another process may come back. */
 void tpo_peers_set_versions(struct tpo_peers *p, int i, const uint64_t *versions, int n);
 void tpo_peers_drop_version(struct tpo_peers *p, int i, uint64_t version); /* it turned out not to hold it */
-/* Of a peer that is SERVING; -1: not, or unknown. */
+/* How many peer i told of; -1: it has not told since its health was lost last. */
 int tpo_peers_versions(const struct tpo_peers *p, int i, uint64_t out[TPO_PEER_VERSIONS_MAX]);
 
 struct tpo_rpc_events {

@@ -235,7 +235,6 @@ void tpo_peers_drop_version(struct tpo_peers *p, int i, uint64_t version)
 int tpo_peers_versions(const struct tpo_peers *p, int i, uint64_t out[TPO_PEER_VERSIONS_MAX])
 {
     const struct peer *x = p->peers[i];
-    if (x->health != PEER_SERVING) return -1;
     for (int k = 0; k < x->n_versions; k++) out[k] = x->versions[k];
     return x->n_versions;
 }

@@ -3,9 +3,11 @@
 #include <curl/curl.h>
 #include <jansson.h>
 #include <math.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "common/rpc/client.h"
@@ -45,6 +47,7 @@ static void down(const char *run)
 static int tear_down(void **state)
 {
     (void)state;
+    (void)!system("kill $(cat run/again.pid 2>/dev/null) 2>/dev/null");
     (void)shell("%s/tpo down --run-dir run >down.log 2>&1%s%s", "", "");
     (void)shell("%s/tpo down --run-dir reference >down.log 2>&1%s%s", "", "");
     return 0;
@@ -398,18 +401,40 @@ static void swaps_fail_no_request_and_mix_no_versions(void **state)
 
 /* --- a service that lost its versions ---------------------------------------------------------------------------------------------- */
 
+/* The one that `tpo up` started, or the one of the last restart. */
+static void kill_router(int how)
+{
+    char pid[32];
+    read_word("run", access("run/again.pid", R_OK) == 0 ? "again.pid" : "router-0.pid", pid, sizeof(pid));
+    kill(atoi(pid), how);
+}
+
+/* A killed process lets its port go a moment after its connections. */
+static void wait_until_free(const char *address)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET,
+                            .sin_port = htons((uint16_t)atoi(strchr(address, ':') + 1)),
+                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    for (bool taken = true; taken; usleep(10000)) {
+        int fd = socket(AF_INET, SOCK_STREAM, 0), on = 1;
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+        taken = bind(fd, (struct sockaddr *)&a, sizeof(a)) != 0;
+        close(fd);
+    }
+}
+
 static void restart_router(void)
 {
-    char pid[32], command[4096], address[256] = "";
+    char command[4096], address[256] = "";
     bool serving = false;
     struct tpo_peers *p = peers_of("router");
     snprintf(address, sizeof(address), "%s", tpo_peers_address(p, 0, &serving));
-    read_word("run", "router-0.pid", pid, sizeof(pid));
-    kill(atoi(pid), SIGKILL);
+    kill_router(SIGKILL);
     while (tpo_peers_address(p, 0, &serving) != NULL && serving) tpo_loop_wait(loop, 20);
+    wait_until_free(address);
     snprintf(command, sizeof(command),
-             "%s/tpo-router --train --listen %s --model %s/models/small >again.log 2>&1 & echo $! >run/router-0.pid",
-             tpo_test_build(), address, tpo_test_source());
+             "%s/tpo-router --train --listen %s --model %s/models/small >again.log 2>&1 & echo $! >run/again.pid", tpo_test_build(),
+             address, tpo_test_source());
     assert_int_equal(system(command), 0);
     while (tpo_peers_address(p, 0, &serving) != NULL && !serving) tpo_loop_wait(loop, 20);
     tpo_peers_close(p);
