@@ -391,7 +391,7 @@ static void a_share_is_gathered_and_scattered(void **state)
     Tpo__V1__BeginReply *reply = begin_share(&w, "me", 60000, 1, 1, &rc);
     assert_int_equal(rc, TPO_OK);
     protobuf_c_message_free_unpacked(&reply->base, NULL);
-    struct tpo_key key = key_of(1, 0, 2);
+    struct tpo_key key = key_of(1, 0, 0);
     Tpo__V1__Key k;
     tpo_key_pack(&k, &key, w.lease);
     Tpo__V1__StepRequest q = TPO__V1__STEP_REQUEST__INIT;
