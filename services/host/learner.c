@@ -686,6 +686,13 @@ static int direct_import(void *self, uint64_t version, const struct tpo_chunk *x
     return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "import", "%s: the device failed", x->name);
 }
 
+static int direct_publish(void *self, const struct tpo_key *key, uint64_t version, struct tpo_error *err)
+{
+    struct direct *d = self;
+    (void)key, (void)version;
+    return tpo_fail(err, TPO_UNIMPLEMENTED, "publish", "%s is trained in this process, which serves nothing", d->model->stage);
+}
+
 static int direct_end(void *self, struct tpo_error *err)
 {
     int rc = run_end(self);
@@ -743,6 +750,7 @@ int tpo_learner_open_direct(struct tpo_learner *out, struct tpo_model *model, st
                                 .abort = direct_abort,
                                 .export_state = direct_export,
                                 .import_state = direct_import,
+                                .publish = direct_publish,
                                 .end = direct_end,
                                 .close = direct_close};
     return TPO_OK;

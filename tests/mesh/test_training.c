@@ -48,15 +48,17 @@ static const char from_below[] =
 
 static void equals_one_process(const char *stages, double dropout, const char *const *folders)
 {
-    static const char *const outs[] = {"", "mesh-1", "mesh-2"};
+    static const char *const outs[] = {"", "mesh-1", "mesh-2"}, *const publish[] = {"--publish-every", "6", NULL};
     training_model(dropout);
     training_recipe("r.yaml", stages);
     training_run("r.yaml", "one", NULL, NULL);
     for (int n = 1; n <= 2; n++) {
         struct training_mesh m;
         training_mesh_start(&m, "served", n);
-        training_run("r.yaml", outs[n], &m, NULL);
+        training_run("r.yaml", outs[n], &m, publish);
         training_mesh_stop(&m);
+        /* What went into serving on the way changed nothing. */
+        assert_true(training_says(n == 1 ? "mesh-1.log" : "mesh-2.log", "event=published step=6"));
         training_same_lines("one", outs[n]);
         for (int i = 0; folders[i] != NULL; i++) training_same_model("one", outs[n], folders[i]);
     }

@@ -18,6 +18,7 @@
 #include "trainer/steps/feed.h"
 #include "trainer/steps/mesh.h"
 #include "trainer/steps/progress.h"
+#include "trainer/steps/publish.h"
 #include "trainer/steps/recover.h"
 #include "trainer/steps/shard.h"
 #include "trainer/steps/train.h"
@@ -190,6 +191,21 @@ static int checkpoint(struct stage *s, struct tpo_error *err)
     return rc;
 }
 
+/* Serving goes on from the committed step; where it cannot take a version yet it takes a later one. */
+static int publish(struct stage *s, struct tpo_error *err)
+{
+    struct run *r = s->run;
+    const int every = r->options->publish_every, n = s->at.step;
+    uint64_t version = 0;
+    if (!r->remote || every == 0 || (n % every != 0 && n < s->recipe->steps)) return TPO_OK;
+    int rc = tpo_crew_publish(&r->crew, n, r->options->wait_ms, &version, err);
+    if (rc == TPO_OK && version != 0) {
+        printf("stage=%s event=published step=%d version=%llu\n", s->recipe->name, n, (unsigned long long)version);
+        fflush(stdout);
+    }
+    return rc;
+}
+
 static int step(struct stage *s, struct tpo_error *err)
 {
     struct run *r = s->run;
@@ -205,6 +221,7 @@ static int step(struct stage *s, struct tpo_error *err)
     s->recoveries = 0;
     const double stepped_s = tpo_now_s();
     if (every > 0 && n % every == 0 && n < s->recipe->steps) rc = checkpoint(s, err);
+    if (rc == TPO_OK) rc = publish(s, err);
     const double ended_s = tpo_now_s();
     report.timing.seconds[TPO_PHASE_DATA] = drawn_s - begun_s;
     report.timing.seconds[TPO_PHASE_CHECKPOINT] = ended_s - stepped_s;

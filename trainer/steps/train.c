@@ -11,7 +11,7 @@
 
 static struct {
     const char *out, *mesh, *fault;
-    int64_t threads, checkpoint_every, log_every, stop_after, lease_ms, call_ms, wait_ms;
+    int64_t threads, checkpoint_every, log_every, publish_every, stop_after, lease_ms, call_ms, wait_ms;
     bool status, quiet;
 } set;
 
@@ -25,6 +25,8 @@ static const struct tpo_setting rows[] = {
     {"checkpoint-every", TPO_SET_INT, &set.checkpoint_every, "500", .min = 0, .max = 1 << 30, .what = "N",
      .help = "steps; 0: at the end of a stage only"},
     {"log-every", TPO_SET_INT, &set.log_every, "50", .min = 1, .max = 1 << 30, .what = "N", .help = "steps per printed line"},
+    {"publish-every", TPO_SET_INT, &set.publish_every, "0", .min = 0, .max = 1 << 30, .what = "N",
+     .help = "steps: what is learned goes into the mesh that serves, and at the end of each stage; 0: never"},
     {"stop-after", TPO_SET_INT, &set.stop_after, "0", .min = 0, .max = TPO_STAGES_MAX, .what = "N", .help = "stages; 0: all"},
     {"status", TPO_SET_BOOL, &set.status, "no", .help = "print what the run in --out is doing, and leave it alone"},
     {"wait-ms", TPO_SET_MS, &set.wait_ms, "10m", .min = 0, .max = 86400000,
@@ -71,6 +73,7 @@ int tpo_train_main(int argc, char **argv)
                                             .threads = (int)set.threads,
                                             .checkpoint_every = (int)set.checkpoint_every,
                                             .log_every = (int)set.log_every,
+                                            .publish_every = (int)set.publish_every,
                                             .stop_after = (int)set.stop_after,
                                             .lease_ms = (int)set.lease_ms,
                                             .call_ms = (int)set.call_ms,

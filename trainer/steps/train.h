@@ -10,6 +10,7 @@ struct tpo_train_options {
     int threads;          /* of the compute team of one process */
     int checkpoint_every; /* steps; 0: at the end of a stage only */
     int log_every;        /* steps per line */
+    int publish_every;    /* steps, over a mesh; 0: never */
     int stop_after;       /* stages; 0: all */
     int lease_ms, call_ms;
     int wait_ms; /* how long a service may be away */

@@ -1,0 +1,52 @@
+/* This file owns the publishing of a crew's weights. */
+#include "trainer/steps/publish.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "trainer/steps/timing.h"
+
+#define RETRY_MS 200
+
+static uint64_t next_number(void)
+{
+    static uint64_t last;
+    const uint64_t now = (uint64_t)time(NULL);
+    last = now > last ? now : last + 1;
+    return last;
+}
+
+static bool must_wait(const struct tpo_error *err)
+{
+    return err->code == TPO_RESOURCE_EXHAUSTED && strcmp(err->reason, "versions") == 0;
+}
+
+int tpo_crew_publish(struct tpo_crew *t, int step, int wait_ms, uint64_t *version, struct tpo_error *err)
+{
+    struct tpo_key key = {.step = (uint64_t)step, .version = t->version};
+    const uint64_t number = next_number();
+    const double until_s = tpo_now_s() + wait_ms * 1e-3;
+    bool taken = false;
+    snprintf(key.run, sizeof(key.run), "%s", t->run);
+    *version = 0;
+    for (int p = 0; p < TPO_PARTS; p++)
+        for (int r = 0; r < t->options.n_replicas[p];) {
+            struct tpo_learner *l = &t->replicas[p][r].learner;
+            struct tpo_error why = {0};
+            const int rc = l->publish(l->self, &key, number, &why);
+            if (rc == TPO_OK) {
+                taken = true;
+                r++;
+            } else if (must_wait(&why) && !taken) {
+                return TPO_OK;
+            } else if (must_wait(&why) && tpo_now_s() < until_s) {
+                nanosleep(&(struct timespec){0, RETRY_MS * 1000000L}, NULL);
+            } else {
+                if (err != NULL) *err = why;
+                return rc;
+            }
+        }
+    *version = number;
+    return TPO_OK;
+}
