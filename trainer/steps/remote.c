@@ -90,7 +90,7 @@ static int again_ms(const struct tpo_error *err, int tried, bool stream)
 {
     if (stream) return -1;
     if (err->code == TPO_UNAVAILABLE && tried == 0) return 50;
-    if (err->code == TPO_RESOURCE_EXHAUSTED && err->retry_ms > 0 && tried < 100) return err->retry_ms < 1000 ? err->retry_ms : 1000;
+    if (strcmp(err->reason, "queue_full") == 0 && err->retry_ms > 0 && tried < 100) return err->retry_ms < 1000 ? err->retry_ms : 1000;
     return -1;
 }
 
