@@ -371,3 +371,17 @@ int tpo_config_load(struct tpo_config *c, const char *folder, struct tpo_error *
     if (rc == TPO_OK) rc = read_token_ids(c, folder, err);
     return rc;
 }
+
+int tpo_config_hash(char hex[TPO_SHA256_HEX], const char *folder, struct tpo_error *err)
+{
+    char path[4200], text[65536];
+    uint8_t digest[TPO_SHA256_BYTES];
+    snprintf(path, sizeof(path), "%.4000s/config.json", folder);
+    FILE *f = fopen(path, "rb");
+    const size_t n = f != NULL ? fread(text, 1, sizeof(text), f) : 0;
+    if (f != NULL) fclose(f);
+    if (n == 0 || n == sizeof(text)) return tpo_fail(err, TPO_FAILED_PRECONDITION, "config", "%.200s cannot be read, or is no such file", path);
+    tpo_sha256(digest, text, n);
+    tpo_sha256_hex(hex, digest);
+    return TPO_OK;
+}

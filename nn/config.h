@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/sha256.h"
 #include "common/status.h"
 
 #define TPO_TASKS_MAX 8
@@ -66,5 +67,7 @@ int tpo_config_queries(const struct tpo_config *c);
 
 void tpo_config_default(struct tpo_config *c); /* the published model */
 int tpo_config_load(struct tpo_config *c, const char *folder, struct tpo_error *err); /* config.json and added_tokens.json */
+/* SHA-256 of config.json's bytes: who trains a service with other hyperparameters would train something else in silence. */
+int tpo_config_hash(char hex[TPO_SHA256_HEX], const char *folder, struct tpo_error *err);
 
 #endif

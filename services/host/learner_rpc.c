@@ -10,7 +10,7 @@
 
 #include "common/log.h"
 #include "common/rpc/loop.h"
-#include "common/sha256.h"
+#include "nn/config.h"
 #include "services/host/fault.h"
 #include "services/host/host_private.h"
 #include "services/host/learner.h"
@@ -341,6 +341,14 @@ static int on_scatter(void *self, struct tpo_job *job)
 
 /* --- the step ------------------------------------------------------------------------------------------------------------------------------- */
 
+/* No step is open any more; a Gather that still waits is told why. */
+static void step_ended(struct tpo_learner_rpc *l, const char *why)
+{
+    gather_abort(l, why);
+    l->open.step = 0;
+    l->prepared = false;
+}
+
 static int on_norms(void *self, struct tpo_job *job)
 {
     const Tpo__V1__StepRequest *m = (const Tpo__V1__StepRequest *)job->message;
@@ -401,9 +409,7 @@ static int on_commit(void *self, struct tpo_job *job)
     if (rc == TPO_OK) rc = l->learner.commit(l->learner.self, &key, &err);
     if (rc == TPO_OK) {
         tpo_fault_reach(TPO_FAULT_COMMIT_AFTER);
-        gather_abort(l, "the step is committed");
-        l->open.step = 0;
-        l->prepared = false;
+        step_ended(l, "the step is committed");
         tpo_metrics_add(tpo_host_metrics(l->host), "tpo_training_steps_total", "result=\"committed\"", 1);
     }
     return answer_empty(job, &err);
@@ -420,9 +426,7 @@ static int on_abort(void *self, struct tpo_job *job)
     tpo_fault_reach(TPO_FAULT_ABORT);
     if (rc == TPO_OK) rc = l->learner.abort(l->learner.self, &key, &err);
     if (rc == TPO_OK) {
-        gather_abort(l, "the step is aborted");
-        l->open.step = 0;
-        l->prepared = false;
+        step_ended(l, "the step is aborted");
         tpo_metrics_add(tpo_host_metrics(l->host), "tpo_training_steps_total", "result=\"aborted\"", 1);
     }
     return answer_empty(job, &err);
@@ -462,11 +466,7 @@ static int on_import(void *self, struct tpo_job *job)
     if (rc == TPO_OK) rc = tpo_chunk_unpack(&x, &l->arena, m, &err);
     tpo_fault_reach(TPO_FAULT_IMPORT);
     if (rc == TPO_OK) rc = l->learner.import_state(l->learner.self, key.version, m->name[0] != '\0' ? &x : NULL, &err);
-    if (rc == TPO_OK && m->name[0] == '\0') {
-        gather_abort(l, "another state was imported");
-        l->open.step = 0;
-        l->prepared = false;
-    }
+    if (rc == TPO_OK && m->name[0] == '\0') step_ended(l, "another state was imported");
     return answer_empty(job, &err);
 }
 
@@ -494,8 +494,7 @@ static int on_end(void *self, struct tpo_job *job)
     int rc = enter(job, m->key, &l, &key, &err);
     if (rc == TPO_OK) rc = l->learner.end(l->learner.self, &err);
     if (rc == TPO_OK) {
-        gather_abort(l, "the run has ended");
-        l->open.step = 0;
+        step_ended(l, "the run has ended");
         l->ends_us = 0; /* free for anybody */
         l->watch_us = 0;
     }
@@ -525,21 +524,6 @@ const int tpo_n_learner_methods = sizeof(tpo_learner_methods) / sizeof(tpo_learn
 
 /* --- open and close ---------------------------------------------------------------------------------------------------------------------------- */
 
-/* Other hyperparameters than the trainer's would train something else in silence. */
-static int config_hash(char hex[TPO_SHA256_HEX], const char *folder, struct tpo_error *err)
-{
-    char path[4096], text[65536];
-    uint8_t digest[TPO_SHA256_BYTES];
-    snprintf(path, sizeof(path), "%.4000s/config.json", folder);
-    FILE *f = fopen(path, "rb");
-    const size_t n = f != NULL ? fread(text, 1, sizeof(text), f) : 0;
-    if (f != NULL) fclose(f);
-    if (n == 0 || n == sizeof(text)) return tpo_fail(err, TPO_FAILED_PRECONDITION, "config", "%.200s cannot be read", path);
-    tpo_sha256(digest, text, n);
-    tpo_sha256_hex(hex, digest);
-    return TPO_OK;
-}
-
 int tpo_learner_rpc_open(struct tpo_learner_rpc **out, struct tpo_host *h, struct tpo_error *err)
 {
     const struct tpo_host_service *s = h->service;
@@ -555,7 +539,7 @@ int tpo_learner_rpc_open(struct tpo_learner_rpc **out, struct tpo_host *h, struc
     tpo_arena_init(&l->arena, (size_t)1 << 20, 0);
     pthread_mutex_init(&l->lock, NULL);
     pthread_cond_init(&l->changed, NULL);
-    int rc = config_hash(l->config, h->settings.model, err);
+    int rc = tpo_config_hash(l->config, h->settings.model, err);
     if (rc == TPO_OK) rc = s->open_learner(s->self, &l->learner, err);
     if (rc == TPO_OK && pthread_create(&l->watch, NULL, watch, l) != 0)
         rc = tpo_fail(err, TPO_ENOMEM, "thread", "no thread for the lease");

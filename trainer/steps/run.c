@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "common/log.h"
-#include "common/sha256.h"
+#include "nn/config.h"
 #include "nn/tokenizer.h"
 #include "services/encoder/encoder.h"
 #include "services/host/fault.h"
@@ -85,20 +85,6 @@ static bool stage_model(const struct run *r, int stage, char *out, size_t size)
     return access(file, R_OK) == 0;
 }
 
-static int config_hash(const char *folder, char hex[TPO_SHA256_HEX], struct tpo_error *err)
-{
-    char path[4200], text[65536];
-    uint8_t digest[TPO_SHA256_BYTES];
-    snprintf(path, sizeof(path), "%s/config.json", folder);
-    FILE *f = fopen(path, "rb");
-    const size_t n = f != NULL ? fread(text, 1, sizeof(text), f) : 0;
-    if (f != NULL) fclose(f);
-    if (n == 0) return tpo_fail(err, TPO_FAILED_PRECONDITION, "config", "%.200s cannot be read", path);
-    tpo_sha256(digest, text, n);
-    tpo_sha256_hex(hex, digest);
-    return TPO_OK;
-}
-
 /* From the folder of the last finished stage, or from random weights. */
 static int models_open(struct run *r, int first_stage, struct tpo_error *err)
 {
@@ -110,7 +96,7 @@ static int models_open(struct run *r, int first_stage, struct tpo_error *err)
     else
         stage_model(r, first_stage - 1, folder, sizeof(folder));
     int rc = tpo_config_load(&r->config, folder, err);
-    if (rc == TPO_OK) rc = config_hash(folder, r->config_hash, err);
+    if (rc == TPO_OK) rc = tpo_config_hash(r->config_hash, folder, err);
     if (rc == TPO_OK) rc = tpo_tokenizer_open(&r->tokenizer, folder, err);
     if (rc == TPO_OK) rc = tpo_encoder_open(&r->encoder, r->stream, &r->config, fresh ? NULL : folder, 1, seed, err);
     if (rc == TPO_OK) rc = tpo_router_trainee_open(&r->router, r->stream, &r->config, folder, fresh, seed, 1, err);
