@@ -7,8 +7,8 @@
 #   make parity KIT=DIR every golden case below DIR
 #   make fuzz           every fuzzer of tests/fuzz/ for SECONDS_EACH
 #   make bench B=hop    one bench of tests/bench/ (hop, cache, ask, matmul, ...)
-#   make                build only            make format   settle all spacing
-#   make clean
+#   make                build only            make cuda     the GPU's library alone (part of a build where nvcc is)
+#   make format         settle all spacing         make clean
 
 CC      ?= gcc
 CXX     ?= g++
@@ -132,8 +132,28 @@ $(BUILD)/tpo-$(1): $(call objects,services/$(1)/main.c services/$(1)/rpc.c) $(ca
 endef
 $(foreach s,$(SERVICES),$(eval $(call service_program,$(s))))
 
-build: $(PROGRAMS) $(BUILD)/tests/run
--include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
+# --- the CUDA device: a library of its own, found at run time (kernels/stream.c), built where nvcc is --------------------------------------
+NVCC       ?= nvcc
+CUDA_ARCH  ?= 90
+CUDA_LIB   := $(if $(SAN),,$(if $(shell command -v $(NVCC) 2>/dev/null),$(BUILD)/libtpo_cuda.so))
+CUDA_O     := $(patsubst %.cu,$(BUILD)/cuda/%.o,$(wildcard kernels/*_cuda.cu))
+CUDA_C_O   := $(patsubst %.c,$(BUILD)/cuda/%.o,common/status.c kernels/resize_taps.c)
+# Machine code for one generation, and the intermediate form of an older one, from which the driver makes code for all others.
+NVCCFLAGS  := -std=c++17 -O3 --extended-lambda -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror -Werror all-warnings -MMD -MP \
+              -gencode arch=compute_$(CUDA_ARCH),code=sm_$(CUDA_ARCH) -gencode arch=compute_80,code=compute_80
+$(CUDA_O): $(BUILD)/cuda/%.o: %.cu
+	@mkdir -p $(@D)
+	$(call say,NVCC)$(NVCC) $(NVCCFLAGS) -I. -c -o $@ $<
+$(CUDA_C_O): $(BUILD)/cuda/%.o: %.c
+	@mkdir -p $(@D)
+	$(call say,CC)$(CC) $(CFLAGS) $(CPPFLAGS) -fPIC -fvisibility=hidden -c -o $@ $<
+$(BUILD)/libtpo_cuda.so: $(CUDA_O) $(CUDA_C_O)
+	$(call say,LINK)$(NVCC) -shared -cudart shared -o $@ $^ -lcublas -Xlinker -z,defs -Xlinker -rpath,$(patsubst %/bin/nvcc,%/lib64,$(realpath $(shell command -v $(NVCC))))
+.PHONY: cuda
+cuda: $(BUILD)/libtpo_cuda.so
+
+build: $(PROGRAMS) $(BUILD)/tests/run $(CUDA_LIB)
+-include $(shell find $(BUILD)/obj $(BUILD)/cuda -name '*.d' 2>/dev/null)
 
 # --- tests: tests/**/test_X.c is a program of its own; tests/run starts one process per case ----------------------------------------
 TEST_C   := $(shell find tests -name 'test_*.c' 2>/dev/null)

@@ -1,86 +1,16 @@
-/* resize_cpu.c -- bicubic resizing as a sum over rows, then a sum over columns.
+/* resize_cpu.c -- bicubic resizing as a sum over rows, then a sum over columns (resize_taps.h has the weights).
  *
- * Antialiased: tap j of output i weighs w((j + 1/2 - c) / max(s, 1)), c = s (i + 1/2), s = in / out, over |j + 1/2 - c| < 2 max(s, 1),
- * divided by the sum of the weights inside the picture; w is Keys' cubic with a = -1/2. Otherwise four taps around s (i + 1/2) - 1/2,
- * clamped to the picture, a = -3/4 (Keys 1981, "Cubic Convolution Interpolation for Digital Image Processing").
  * Rows come first: that pass runs along memory, so the compiler makes vector code of it, and it needs one row of scratch. */
-#include "kernels/resize.h"
+#include "kernels/resize_taps.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define SIDE_MAX 65535
 #define STRIP    16 /* columns whose sums stay in registers */
 
-/* One side's weights: output i is the sum over k < n[i] of weight[i * taps + k] * in[at[i * taps + k]]. */
-struct side {
-    int *at, *n;
-    float *weight;
-    int taps;
-};
-
-static double cubic(double x, double a)
-{
-    x = fabs(x);
-    if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
-    if (x < 2) return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a;
-    return 0;
-}
-
-static void weigh_antialiased(struct side *s, int i, double scale, int in)
-{
-    double stretch = scale > 1 ? scale : 1, centre = scale * (i + 0.5), support = 2 * stretch, total = 0;
-    double from = centre - support + 0.5, to = centre + support + 0.5;
-    int first = from > 0 ? (int)from : 0, last = to < in ? (int)to : in;
-    for (int j = first; j < last; j++) total += cubic((j - centre + 0.5) / stretch, -0.5);
-    s->n[i] = last - first;
-    for (int j = first; j < last; j++) {
-        s->at[(size_t)i * s->taps + j - first] = j;
-        s->weight[(size_t)i * s->taps + j - first] = (float)(cubic((j - centre + 0.5) / stretch, -0.5) / total);
-    }
-}
-
-static void weigh_four(struct side *s, int i, double scale, int in)
-{
-    double x = scale * (i + 0.5) - 0.5, base = floor(x), t = x - base;
-    s->n[i] = 4;
-    for (int k = 0; k < 4; k++) {
-        double j = base + k - 1;
-        s->at[(size_t)i * 4 + k] = j < 0 ? 0 : j > in - 1 ? in - 1 : (int)j;
-        s->weight[(size_t)i * 4 + k] = (float)cubic(t + 1 - k, -0.75);
-    }
-}
-
-static void side_free(struct side *s)
-{
-    free(s->at), free(s->n), free(s->weight);
-}
-
-static int side_init(struct side *s, int in, int out, int antialias)
-{
-    double scale = (double)in / out;
-    s->taps = antialias ? (int)ceil(2 * (scale > 1 ? scale : 1)) * 2 + 1 : 4;
-    if (antialias && s->taps > in) s->taps = in;
-    size_t n = (size_t)out * (size_t)s->taps;
-    s->at = malloc(n * sizeof(*s->at));
-    s->n = malloc((size_t)out * sizeof(*s->n));
-    s->weight = malloc(n * sizeof(*s->weight));
-    if (s->at == NULL || s->n == NULL || s->weight == NULL) {
-        side_free(s);
-        return TPO_ENOMEM;
-    }
-    for (int i = 0; i < out; i++) {
-        if (antialias)
-            weigh_antialiased(s, i, scale, in);
-        else
-            weigh_four(s, i, scale, in);
-    }
-    return TPO_OK;
-}
-
 /* row[x] = sum over taps of weight * src[tap row][x], rows of n elements. The twin below differs in its type alone. */
-static void sum_rows_u8(float *row, const uint8_t *src, const struct side *y, int i, size_t n)
+static void sum_rows_u8(float *row, const uint8_t *src, const struct tpo_side *y, int i, size_t n)
 {
     const int *at = y->at + (size_t)i * y->taps;
     const float *weight = y->weight + (size_t)i * y->taps;
@@ -99,7 +29,7 @@ static void sum_rows_u8(float *row, const uint8_t *src, const struct side *y, in
     }
 }
 
-static void sum_rows_f32(float *row, const float *src, const struct side *y, int i, size_t n)
+static void sum_rows_f32(float *row, const float *src, const struct tpo_side *y, int i, size_t n)
 {
     const int *at = y->at + (size_t)i * y->taps;
     const float *weight = y->weight + (size_t)i * y->taps;
@@ -124,7 +54,7 @@ static uint8_t to_u8(float x)
     return x <= 0 ? 0 : x >= 255 ? 255 : (uint8_t)lrintf(x);
 }
 
-static void sum_columns_u8(uint8_t *dst, const float *row, const struct side *x, int w)
+static void sum_columns_u8(uint8_t *dst, const float *row, const struct tpo_side *x, int w)
 {
     for (int i = 0; i < w; i++) {
         const int *at = x->at + (size_t)i * x->taps;
@@ -138,7 +68,7 @@ static void sum_columns_u8(uint8_t *dst, const float *row, const struct side *x,
     }
 }
 
-static void sum_columns_f32(float *dst, const float *row, const struct side *x, int w)
+static void sum_columns_f32(float *dst, const float *row, const struct tpo_side *x, int w)
 {
     for (int i = 0; i < w; i++) {
         const int *at = x->at + (size_t)i * x->taps;
@@ -150,40 +80,35 @@ static void sum_columns_f32(float *dst, const float *row, const struct side *x, 
 }
 
 struct plan {
-    struct side y, x;
+    struct tpo_side y, x;
     float *row;
 };
 
 static int plan_init(struct plan *p, int h, int w, int H, int W, int channels, int antialias)
 {
     memset(p, 0, sizeof(*p));
-    int rc = side_init(&p->y, H, h, antialias);
+    int rc = tpo_side_init(&p->y, H, h, antialias);
     if (rc == TPO_OK)
-        rc = side_init(&p->x, W, w, antialias);
+        rc = tpo_side_init(&p->x, W, w, antialias);
     else
         return rc;
     p->row = rc == TPO_OK ? malloc((size_t)W * (size_t)channels * sizeof(*p->row)) : NULL;
     if (p->row != NULL) return TPO_OK;
-    side_free(&p->y);
-    if (rc == TPO_OK) side_free(&p->x);
+    tpo_side_free(&p->y);
+    if (rc == TPO_OK) tpo_side_free(&p->x);
     return TPO_ENOMEM;
 }
 
 static void plan_free(struct plan *p)
 {
-    side_free(&p->y), side_free(&p->x), free(p->row);
-}
-
-static int sizes_ok(int h, int w, int H, int W)
-{
-    return h > 0 && w > 0 && H > 0 && W > 0 && h <= SIDE_MAX && w <= SIDE_MAX && H <= SIDE_MAX && W <= SIDE_MAX;
+    tpo_side_free(&p->y), tpo_side_free(&p->x), free(p->row);
 }
 
 int tpo_resize_u8_cpu(struct tpo_stream *s, uint8_t *dst, int h, int w, const uint8_t *src, int H, int W, int antialias)
 {
     (void)s;
     struct plan p;
-    if (!sizes_ok(h, w, H, W)) return TPO_EINVAL;
+    if (!tpo_resize_sizes_ok(h, w, H, W)) return TPO_EINVAL;
     if (h == H && w == W) { /* every weight is 0 or 1 */
         memmove(dst, src, (size_t)h * (size_t)w * 3);
         return TPO_OK;
@@ -202,7 +127,7 @@ int tpo_resize_f32_cpu(struct tpo_stream *s, float *dst, int h, int w, const flo
 {
     (void)s;
     struct plan p;
-    if (!sizes_ok(h, w, H, W) || C <= 0) return TPO_EINVAL;
+    if (!tpo_resize_sizes_ok(h, w, H, W) || C <= 0) return TPO_EINVAL;
     if (h == H && w == W) {
         memmove(dst, src, (size_t)C * (size_t)h * (size_t)w * sizeof(*dst));
         return TPO_OK;

@@ -29,7 +29,8 @@ struct tpo_batch {
     struct linear *layers; /* (num_hidden_layers, LINEARS): q k v o gate up down */
     struct linear lm_head;
     float *x, *h, *q, *k, *v, *o, *gate, *up, *low, *cos, *sin, *logits; /* rows_max rows each; logits TPO_MATVEC_ROWS */
-    int32_t *seq, *position;
+    int32_t *places;                 /* (3, n): each row's index in its table, sequence, position, as the host lays them down */
+    int32_t *index, *seq, *position; /* the same, of the device */
 };
 
 static const struct tpo_lora *layer_linear(const struct tpo_decoder_layer *l, int i)
@@ -69,9 +70,9 @@ static int buffers_open(struct tpo_batch *b)
         if (*all[i].at == NULL) return TPO_ENOMEM;
     }
     b->logits = tpo_device_alloc(b->s, TPO_MATVEC_ROWS * (size_t)c->llm.vocab_size * sizeof(float));
-    b->seq = calloc((size_t)b->rows_max, sizeof(*b->seq));
-    b->position = calloc((size_t)b->rows_max, sizeof(*b->position));
-    return b->logits != NULL && b->seq != NULL && b->position != NULL ? TPO_OK : TPO_ENOMEM;
+    b->places = calloc(3 * (size_t)b->rows_max, sizeof(*b->places));
+    b->index = tpo_device_alloc(b->s, 3 * (size_t)b->rows_max * sizeof(*b->index));
+    return b->logits != NULL && b->places != NULL && b->index != NULL ? TPO_OK : TPO_ENOMEM;
 }
 
 int tpo_batch_open(struct tpo_batch **out, struct tpo_stream *s, const struct tpo_decoder *d, struct tpo_kv *kv, int rows_max,
@@ -107,9 +108,9 @@ void tpo_batch_close(struct tpo_batch *b)
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) tpo_device_free(b->s, all[i]);
     for (int i = 0; b->layers != NULL && i < b->d->config->llm.num_hidden_layers * LINEARS; i++)
         tpo_device_free(b->s, b->layers[i].merged);
+    tpo_device_free(b->s, b->index);
     free(b->layers);
-    free(b->seq);
-    free(b->position);
+    free(b->places);
     free(b);
 }
 
@@ -157,14 +158,27 @@ static int feed_forward(struct tpo_batch *b, const struct linear *l, int n, bool
     return rc == TPO_OK ? apply(b, b->x, b->gate, &l[6], 1, n, prompt) : rc;
 }
 
+/* Tells the device where each of n rows comes from and where it goes. */
+static int place_rows(struct tpo_batch *b, const struct tpo_batch_row *rows, int n)
+{
+    for (int i = 0; i < n; i++) {
+        b->places[i] = rows[i].index;
+        b->places[n + i] = rows[i].seq;
+        b->places[2 * n + i] = rows[i].position;
+    }
+    b->seq = b->index + n;
+    b->position = b->index + 2 * n;
+    return tpo_copy_in(b->s, b->index, b->places, 3 * (size_t)n * sizeof(*b->places));
+}
+
 /* Rows that follow each other in one table are fetched by one call. */
 static int gather(struct tpo_batch *b, const struct tpo_batch_row *rows, int n)
 {
     const int D = b->d->config->llm.hidden_size;
     int rc = TPO_OK;
     for (int i = 0, run; i < n && rc == TPO_OK; i += run) {
-        for (run = 0; i + run < n && rows[i + run].table == rows[i].table; run++) b->seq[run] = rows[i + run].index;
-        rc = tpo_rows_gather(b->s, b->x + (int64_t)i * D, rows[i].table, b->seq, run, D, rows[i].table_rows);
+        for (run = 1; i + run < n && rows[i + run].table == rows[i].table;) run++;
+        rc = tpo_rows_gather(b->s, b->x + (int64_t)i * D, rows[i].table, b->index + i, run, D, rows[i].table_rows);
     }
     return rc;
 }
@@ -173,6 +187,8 @@ int tpo_batch_run(struct tpo_batch *b, const struct tpo_batch_row *rows, int n, 
 {
     const struct tpo_config *c = b->d->config;
     const int D = c->llm.hidden_size;
+    TPO_ASSERT(n > 0 && n <= (prompt ? b->rows_max : TPO_MATVEC_ROWS));
+    int rc = place_rows(b, rows, n);
     const struct tpo_paged_shape shape = {.M = n,
                                           .H = c->llm.num_attention_heads,
                                           .G = c->llm.num_key_value_heads,
@@ -185,12 +201,7 @@ int tpo_batch_run(struct tpo_batch *b, const struct tpo_batch_row *rows, int n, 
                                           .seq = b->seq,
                                           .position = b->position,
                                           .tables = b->kv->tables};
-    TPO_ASSERT(n > 0 && n <= (prompt ? b->rows_max : TPO_MATVEC_ROWS));
-    int rc = gather(b, rows, n);
-    for (int i = 0; i < n; i++) {
-        b->seq[i] = rows[i].seq;
-        b->position[i] = rows[i].position;
-    }
+    if (rc == TPO_OK) rc = gather(b, rows, n);
     if (rc == TPO_OK) rc = tpo_rope_table(b->s, b->cos, b->sin, b->position, c->llm.rope_theta, n, c->llm.head_dim);
     for (int l = 0; l < c->llm.num_hidden_layers && rc == TPO_OK; l++) {
         rc = tpo_rmsnorm(b->s, b->h, NULL, b->x, b->d->layers[l].input_norm->data, c->llm.rms_norm_eps, n, D);
@@ -206,7 +217,8 @@ int tpo_batch_run(struct tpo_batch *b, const struct tpo_batch_row *rows, int n, 
 int tpo_batch_logits(struct tpo_batch *b, const int32_t *rows, int n, float *logits)
 {
     const int D = b->d->config->llm.hidden_size, V = b->d->config->llm.vocab_size;
-    int rc = tpo_rows_gather(b->s, b->x, b->h, rows, n, D, b->rows_max);
+    int rc = tpo_copy_in(b->s, b->index, rows, (size_t)n * sizeof(*rows));
+    if (rc == TPO_OK) rc = tpo_rows_gather(b->s, b->x, b->h, b->index, n, D, b->rows_max);
     if (rc == TPO_OK) rc = apply(b, b->logits, b->x, &b->lm_head, 0, n, false);
     return rc == TPO_OK ? tpo_copy_out(b->s, logits, b->logits, (size_t)n * (size_t)V * sizeof(float)) : rc;
 }

@@ -18,9 +18,10 @@ int tpo_kv_open(struct tpo_kv *kv, struct tpo_stream *s, const struct tpo_config
     kv->k = calloc((size_t)kv->n_layers, sizeof(*kv->k));
     kv->v = calloc((size_t)kv->n_layers, sizeof(*kv->v));
     kv->free_list = calloc((size_t)kv->n_blocks, sizeof(*kv->free_list));
-    kv->tables = calloc((size_t)max_sequences * (size_t)kv->max_blocks, sizeof(*kv->tables));
+    kv->blocks = calloc((size_t)max_sequences * (size_t)kv->max_blocks, sizeof(*kv->blocks));
+    kv->tables = tpo_device_alloc(s, (size_t)max_sequences * (size_t)kv->max_blocks * sizeof(*kv->tables));
     kv->held = calloc((size_t)max_sequences, sizeof(*kv->held));
-    bool whole = kv->k != NULL && kv->v != NULL && kv->free_list != NULL && kv->tables != NULL && kv->held != NULL;
+    bool whole = kv->k != NULL && kv->v != NULL && kv->free_list != NULL && kv->blocks != NULL && kv->tables != NULL && kv->held != NULL;
     for (int l = 0; l < kv->n_layers && whole; l++) {
         kv->k[l] = tpo_device_alloc(s, block * (size_t)kv->n_blocks);
         kv->v[l] = tpo_device_alloc(s, block * (size_t)kv->n_blocks);
@@ -45,7 +46,8 @@ void tpo_kv_close(struct tpo_kv *kv)
     free(kv->k);
     free(kv->v);
     free(kv->free_list);
-    free(kv->tables);
+    free(kv->blocks);
+    if (kv->stream != NULL) tpo_device_free(kv->stream, kv->tables);
     free(kv->held);
     memset(kv, 0, sizeof(*kv));
 }
@@ -58,14 +60,18 @@ int tpo_kv_take(struct tpo_kv *kv, int slot, int tokens, struct tpo_error *err)
                         kv->n_blocks * TPO_KV_TOKENS);
     if (need > kv->n_free)
         return tpo_fail(err, TPO_UNAVAILABLE, "kv_busy", "%d blocks of keys and values asked for, %d are free", need, kv->n_free);
-    for (int i = 0; i < need; i++) kv->tables[(size_t)slot * (size_t)kv->max_blocks + (size_t)i] = kv->free_list[--kv->n_free];
+    const size_t first = (size_t)slot * (size_t)kv->max_blocks;
+    for (int i = 0; i < need; i++) kv->blocks[first + (size_t)i] = kv->free_list[--kv->n_free];
     kv->held[slot] = need;
-    return TPO_OK;
+    int rc = tpo_copy_in(kv->stream, kv->tables + first, kv->blocks + first, (size_t)need * sizeof(*kv->tables));
+    if (rc == TPO_OK) return TPO_OK;
+    tpo_kv_give(kv, slot);
+    return tpo_fail(err, rc, "device", "the table of a sequence's blocks cannot be written: %s", tpo_status_sentence(rc));
 }
 
 void tpo_kv_give(struct tpo_kv *kv, int slot)
 {
     for (int i = kv->held[slot] - 1; i >= 0; i--)
-        kv->free_list[kv->n_free++] = kv->tables[(size_t)slot * (size_t)kv->max_blocks + (size_t)i];
+        kv->free_list[kv->n_free++] = kv->blocks[(size_t)slot * (size_t)kv->max_blocks + (size_t)i];
     kv->held[slot] = 0;
 }

@@ -15,8 +15,9 @@ struct tpo_kv {
     int n_layers, n_blocks, n_free, max_blocks, max_sequences;
     float **k, **v;     /* per layer, (n_blocks, TPO_KV_TOKENS, G, D) */
     int32_t *free_list; /* the first n_free are free */
-    int32_t *tables;    /* (max_sequences, max_blocks), on the host: kernels read it when they are called */
-    int *held;          /* (max_sequences) blocks held */
+    int32_t *blocks;    /* (max_sequences, max_blocks): which ones each sequence holds */
+    int *held;          /* (max_sequences) how many */
+    int32_t *tables;    /* the same as blocks, of the device, for the kernels */
 };
 
 /* As many blocks as fit into `bytes`, at least one. TPO_ENOMEM. */

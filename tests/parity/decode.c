@@ -108,7 +108,7 @@ static void pool_compare(struct feed *f, const char *name, const float *pool)
     const int D = f->m->config.llm.head_dim, G = f->m->config.llm.num_key_value_heads, S = f->position;
     float *turned = malloc((size_t)S * (size_t)(G * D) * sizeof(*turned));
     for (int s = 0; turned != NULL && s < S; s++) {
-        const int64_t row = (int64_t)f->kv.tables[s / TPO_KV_TOKENS] * TPO_KV_TOKENS + s % TPO_KV_TOKENS;
+        const int64_t row = (int64_t)f->kv.blocks[s / TPO_KV_TOKENS] * TPO_KV_TOKENS + s % TPO_KV_TOKENS;
         for (int g = 0; g < G; g++)
             tpo_copy_out(f->c->stream, turned + ((int64_t)g * S + s) * D, pool + (row * G + g) * D, (size_t)D * sizeof(*turned));
     }

@@ -7,12 +7,21 @@
 #include "trainer/eval/eval.h"
 #include "trainer/model_folder.h"
 
+static struct tpo_stream *stream;
+
 static struct tpo_asker *model_open(const char *folder)
 {
     struct tpo_asker *a = NULL;
     struct tpo_error err = {0};
-    if (tpo_asker_open(&a, folder, 1, &err) != TPO_OK) fail_msg("%s", err.message);
+    if (tpo_stream_open(&stream, "cpu", 1, &err) != TPO_OK) fail_msg("%s", err.message);
+    if (tpo_asker_open(&a, stream, folder, &err) != TPO_OK) fail_msg("%s", err.message);
     return a;
+}
+
+static void model_close(struct tpo_asker *a)
+{
+    tpo_asker_close(a);
+    tpo_stream_close(stream);
 }
 
 static struct tpo_eval_row row_of(struct tpo_asker *a, enum tpo_world_kind kind, int frames, int n)
@@ -44,7 +53,7 @@ static void the_small_model_sees(void **state)
             fail_msg("%s, %d frames: %.3f seen, %.3f blind", tpo_world_kind_name(bars[i].kind), bars[i].frames, seen, blind);
         assert_true(row.seen.routed >= 38);
     }
-    tpo_asker_close(a);
+    model_close(a);
 }
 
 static void answers_do_not_depend_on_company(void **state)
@@ -74,7 +83,7 @@ static void answers_do_not_depend_on_company(void **state)
     }
     tpo_arena_free(&arena);
     tpo_world_close(w);
-    tpo_asker_close(a);
+    model_close(a);
 }
 
 static void random_weights_know_nothing(void **state)
@@ -99,7 +108,7 @@ static void random_weights_know_nothing(void **state)
     json_t *box = json_object_get(json_object_get(json_object_get(j, "held_out"), "image"), "attribute box");
     assert_int_equal(json_integer_value(json_object_get(json_object_get(box, "seen"), "n")), 6);
     json_decref(j);
-    tpo_asker_close(a);
+    model_close(a);
 }
 
 TPO_TESTS(cmocka_unit_test(the_small_model_sees), cmocka_unit_test(answers_do_not_depend_on_company), cmocka_unit_test(random_weights_know_nothing))

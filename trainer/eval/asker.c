@@ -21,14 +21,14 @@ struct tpo_asker {
     struct tpo_region *region;
 };
 
-int tpo_asker_open(struct tpo_asker **out, const char *folder, int threads, struct tpo_error *err)
+int tpo_asker_open(struct tpo_asker **out, struct tpo_stream *stream, const char *folder, struct tpo_error *err)
 {
     struct tpo_asker *a = calloc(1, sizeof(*a));
     if (a == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the model");
     const struct tpo_router_options options = {
         .folder = folder, .merge_lora = true, .kv_bytes = KV_BYTES, .max_sequences = IN_FLIGHT, .prefill_tokens = 1024};
     int rc = tpo_config_load(&a->config, folder, err);
-    if (rc == TPO_OK) rc = tpo_stream_open(&a->stream, "cpu", threads, err);
+    a->stream = stream;
     if (rc == TPO_OK) rc = tpo_encoder_open(&a->encoder, a->stream, &a->config, folder, 0, 0, err);
     if (rc == TPO_OK) rc = tpo_router_open(&a->router, a->stream, &a->config, &options, err);
     if (rc == TPO_OK) rc = tpo_region_open(&a->region, a->stream, &a->config, folder, 0, err);
@@ -43,7 +43,6 @@ void tpo_asker_close(struct tpo_asker *a)
     tpo_region_close(a->region);
     tpo_router_close(a->router);
     tpo_encoder_close(a->encoder);
-    tpo_stream_close(a->stream);
     free(a);
 }
 

@@ -3,6 +3,7 @@
 #ifndef TPO_TRAINER_EVAL_ASKER_H
 #define TPO_TRAINER_EVAL_ASKER_H
 
+#include "kernels/stream.h"
 #include "trainer/world/world.h"
 
 #define TPO_ASKER_TEXT 512
@@ -17,7 +18,8 @@ struct tpo_answer {
 
 struct tpo_asker;
 
-int tpo_asker_open(struct tpo_asker **out, const char *folder, int threads, struct tpo_error *err);
+/* Computes on `stream`, which is borrowed. */
+int tpo_asker_open(struct tpo_asker **out, struct tpo_stream *stream, const char *folder, struct tpo_error *err);
 void tpo_asker_close(struct tpo_asker *a); /* accepts NULL */
 int tpo_asker_side(const struct tpo_asker *a);   /* pixels of a picture */
 int tpo_asker_frames(const struct tpo_asker *a); /* most frames of a clip */

@@ -14,6 +14,7 @@ static const char usage[] =
     "  tpo eval MODEL\n"
     "      --n N           questions per kind (default 500; relations get three times as many, so that the hard ones are enough)\n"
     "      --threads N     default 2\n"
+    "      --device NAME   cpu, cuda or auto: where to compute (auto)\n"
     "      --out DIR       also writes DIR/scores.md and DIR/scores.json\n"
     "      --images        images only\n"
     "      --frames N      of a clip, 2..8 (default: as many as the model takes)\n"
@@ -109,7 +110,7 @@ static int count_of(const char *text)
 
 int tpo_eval_main(int argc, char **argv)
 {
-    static const struct option options[] = {{"n", required_argument, NULL, 'n'},      {"threads", required_argument, NULL, 't'},
+    static const struct option options[] = {{"n", required_argument, NULL, 'n'},      {"threads", required_argument, NULL, 't'}, {"device", required_argument, NULL, 'D'},
                                             {"out", required_argument, NULL, 'o'},    {"images", no_argument, NULL, 'i'},
                                             {"frames", required_argument, NULL, 'f'}, {"kinds", required_argument, NULL, 'k'},
                                             {"held-out", no_argument, NULL, 'd'},     {"help", no_argument, NULL, 'h'}, {0}};
@@ -117,10 +118,13 @@ int tpo_eval_main(int argc, char **argv)
     const char *out = NULL;
     struct walk w = {.e = &e, .kinds = (1u << TPO_WORLD_KINDS) - 1, .media = 2, .begun_s = now_s(), .bar = isatty(STDERR_FILENO)};
     int threads = 2;
+    const char *device = "auto";
+    struct tpo_stream *stream = NULL;
     e.n = 500;
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         if (c == 'n') e.n = count_of(optarg);
         if (c == 't') threads = (int)strtol(optarg, NULL, 10);
+        if (c == 'D') device = optarg;
         if (c == 'o') out = optarg;
         if (c == 'i') w.media = 1;
         if (c == 'd') w.held_out_only = true;
@@ -138,12 +142,14 @@ int tpo_eval_main(int argc, char **argv)
     struct tpo_error err = {0};
     for (int m = 0; m < w.media; m++)
         for (int k = 0; k < TPO_WORLD_KINDS; k++) w.total += asked(&w, k, m);
-    int rc = tpo_asker_open(&w.asker, argv[optind], threads, &err);
+    int rc = tpo_stream_open(&stream, device, threads, &err);
+    if (rc == TPO_OK) rc = tpo_asker_open(&w.asker, stream, argv[optind], &err);
     if (rc == TPO_OK && e.frames == 0) e.frames = tpo_asker_frames(w.asker);
     if (rc == TPO_OK && w.media == 2 && e.frames > tpo_asker_frames(w.asker))
         rc = tpo_fail(&err, TPO_INVALID_ARGUMENT, "frames", "%s takes clips of %d frames at most", argv[optind], tpo_asker_frames(w.asker));
     if (rc == TPO_OK) rc = walk_run(&w, &err);
     tpo_asker_close(w.asker);
+    tpo_stream_close(stream);
     if (rc == TPO_OK && write_all(&e, out) == 0) return 0;
     if (rc != TPO_OK) fprintf(stderr, "tpo eval: %s: %s\n", tpo_status_name(err.code), err.message);
     else fprintf(stderr, "tpo eval: the scores could not be written to %s\n", out != NULL ? out : "stdout");

@@ -255,37 +255,47 @@ int tpo_checkpoint_send(const struct tpo_checkpoint *c, int part, struct tpo_lea
 
 /* --- the end of a stage -------------------------------------------------------------------------------------------------------------- */
 
-static int models_write(const char *path, struct tpo_model *const *models, int n_models, struct tpo_error *err)
+/* One tensor behind the others, by way of host memory. What no part of this build reads: position_ids are 0, 1, 2, ...; the rest is zero. */
+static int param_write(struct tpo_safetensors_writer *w, struct tpo_stream *s, const struct tpo_param *p, size_t bytes, struct tpo_error *err)
+{
+    void *host = calloc(1, bytes);
+    int64_t *ids = tpo_param_is_integer(p) ? host : NULL;
+    int rc = host != NULL ? TPO_OK : TPO_ENOMEM;
+    for (int64_t at = 0; ids != NULL && at < p->size; at++) ids[at] = at;
+    if (rc == TPO_OK && p->data != NULL) rc = tpo_copy_out(s, host, p->data, bytes);
+    if (rc == TPO_OK) rc = tpo_stream_wait(s);
+    rc = rc == TPO_OK ? tpo_safetensors_put(w, host, bytes, err) : tpo_fail(err, rc, "memory", "%s cannot be read from the device", p->name);
+    free(host);
+    return rc;
+}
+
+static int models_write(const char *path, struct tpo_stream *s, struct tpo_model *const *models, int n_models, struct tpo_error *err)
 {
     int total = 0, n = 0;
     for (int k = 0; k < n_models; k++) total += models[k]->params->n;
     struct tpo_entry *entries = calloc((size_t)total + 1, sizeof(*entries));
-    void **copies = calloc((size_t)total + 1, sizeof(*copies));
-    int rc = entries != NULL && copies != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the list of tensors");
+    struct tpo_safetensors_writer *w = NULL;
+    int rc = entries != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the list of tensors");
     for (int k = 0; k < n_models && rc == TPO_OK; k++)
-        for (int i = 0; i < models[k]->params->n && rc == TPO_OK; i++, n++) {
+        for (int i = 0; i < models[k]->params->n; i++, n++) {
             const struct tpo_param *p = models[k]->params->items[i];
             const bool integer = tpo_param_is_integer(p);
-            entries[n] =
-                (struct tpo_entry){.name = p->name, .dtype = integer ? TPO_I64 : TPO_F32, .n_dims = p->n_dims, .size = p->size};
+            entries[n] = (struct tpo_entry){.name = p->name, .dtype = integer ? TPO_I64 : TPO_F32, .n_dims = p->n_dims, .size = p->size};
             memcpy(entries[n].shape, p->shape, sizeof(p->shape));
             entries[n].size_bytes = (integer ? sizeof(int64_t) : sizeof(float)) * (size_t)p->size;
-            entries[n].data = p->data;
-            if (p->data != NULL) continue;
-            /* What no part of this build reads: position_ids are 0, 1, 2, ...; the rest is zero. */
-            int64_t *ids = copies[n] = calloc((size_t)p->size, sizeof(*ids));
-            for (int64_t at = 0; integer && ids != NULL && at < p->size; at++) ids[at] = at;
-            entries[n].data = ids;
-            if (ids == NULL) rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for %s", p->name);
         }
-    if (rc == TPO_OK) rc = tpo_safetensors_write(path, entries, n, err);
-    for (int i = 0; copies != NULL && i < total; i++) free(copies[i]);
-    free(copies);
+    if (rc == TPO_OK) rc = tpo_safetensors_create(&w, path, entries, n, err);
+    n = 0;
+    for (int k = 0; k < n_models && rc == TPO_OK; k++)
+        for (int i = 0; i < models[k]->params->n && rc == TPO_OK; i++, n++)
+            rc = param_write(w, s, models[k]->params->items[i], entries[n].size_bytes, err);
     free(entries);
+    if (rc == TPO_OK) return tpo_safetensors_finish(w, err);
+    tpo_safetensors_abandon(w);
     return rc;
 }
 
-int tpo_checkpoint_finish(const char *stage_dir, const char *from, struct tpo_model *const *models, int n_models,
+int tpo_checkpoint_finish(const char *stage_dir, const char *from, struct tpo_stream *s, struct tpo_model *const *models, int n_models,
                           struct tpo_error *err)
 {
     char part[4096], final[4096], path[4300];
@@ -295,7 +305,7 @@ int tpo_checkpoint_finish(const char *stage_dir, const char *from, struct tpo_mo
     folder_remove(part);
     if (mkdir(part, 0755) != 0) return fail_file(err, part);
     int rc = tpo_model_folder_companions(part, from, err);
-    if (rc == TPO_OK) rc = models_write(path, models, n_models, err);
+    if (rc == TPO_OK) rc = models_write(path, s, models, n_models, err);
     if (rc != TPO_OK) return rc;
     folder_remove(final);
     if (rename(part, final) != 0) return fail_file(err, final);

@@ -28,7 +28,6 @@
 struct run {
     const struct tpo_train_options *options;
     struct tpo_recipe *recipe;
-    struct tpo_stream *stream;
     struct tpo_config config;
     char config_hash[TPO_SHA256_HEX];
     struct tpo_tokenizer *tokenizer;
@@ -98,9 +97,9 @@ static int models_open(struct run *r, int first_stage, struct tpo_error *err)
     int rc = tpo_config_load(&r->config, folder, err);
     if (rc == TPO_OK) rc = tpo_config_hash(r->config_hash, folder, err);
     if (rc == TPO_OK) rc = tpo_tokenizer_open(&r->tokenizer, folder, err);
-    if (rc == TPO_OK) rc = tpo_encoder_open(&r->encoder, r->stream, &r->config, fresh ? NULL : folder, 1, seed, err);
-    if (rc == TPO_OK) rc = tpo_router_trainee_open(&r->router, r->stream, &r->config, folder, fresh, seed, 1, err);
-    if (rc == TPO_OK) rc = tpo_region_open(&r->region, r->stream, &r->config, fresh ? NULL : folder, seed, err);
+    if (rc == TPO_OK) rc = tpo_encoder_open(&r->encoder, r->options->stream, &r->config, fresh ? NULL : folder, 1, seed, err);
+    if (rc == TPO_OK) rc = tpo_router_trainee_open(&r->router, r->options->stream, &r->config, folder, fresh, seed, 1, err);
+    if (rc == TPO_OK) rc = tpo_region_open(&r->region, r->options->stream, &r->config, fresh ? NULL : folder, seed, err);
     if (rc != TPO_OK) return rc;
     r->models[TPO_PART_ENCODER] = tpo_encoder_model(r->encoder);
     r->models[TPO_PART_ROUTER] = tpo_router_trainee_model(r->router);
@@ -112,7 +111,7 @@ static int direct_handle(void *owner, int part, int replica, struct tpo_learner 
 {
     struct run *r = owner;
     (void)replica;
-    return tpo_learner_open_direct(out, r->models[part], r->stream, err);
+    return tpo_learner_open_direct(out, r->models[part], r->options->stream, err);
 }
 
 static int crew_open(struct run *r, struct tpo_error *err)
@@ -142,7 +141,6 @@ static void run_close(struct run *r)
     tpo_router_trainee_close(r->router);
     tpo_encoder_close(r->encoder);
     tpo_tokenizer_close(r->tokenizer);
-    tpo_stream_close(r->stream);
     tpo_progress_close(r->progress);
     tpo_held_close(r->held);
     tpo_recipe_close(r->recipe);
@@ -254,7 +252,7 @@ static int stage_finish(struct stage *s, struct tpo_error *err)
     int rc = r->remote ? weights_fetch(s, err) : tpo_crew_each(&r->crew, end_one, NULL, err);
     if (rc != TPO_OK) return rc;
     tpo_fault_reach(TPO_FAULT_STAGE_END);
-    rc = tpo_checkpoint_finish(s->dir, r->recipe->model, r->models, TPO_PARTS, err);
+    rc = tpo_checkpoint_finish(s->dir, r->recipe->model, r->options->stream, r->models, TPO_PARTS, err);
     if (rc == TPO_OK && r->remote) tpo_crew_each(&r->crew, end_one, NULL, NULL);
     s->ended = rc == TPO_OK;
     return rc;
@@ -336,7 +334,7 @@ static int mirrors_open(struct run *r, struct tpo_error *err)
 {
     int rc = TPO_OK;
     for (int p = 0; p < TPO_PARTS && rc == TPO_OK && r->remote; p++)
-        rc = tpo_learner_open_direct(&r->mirrors[p], r->models[p], r->stream, err);
+        rc = tpo_learner_open_direct(&r->mirrors[p], r->models[p], r->options->stream, err);
     return rc;
 }
 
@@ -361,7 +359,6 @@ static int run_open(struct run *r, int *first, struct tpo_error *err)
     if (rc == TPO_OK) rc = tpo_held_open(&r->held, o->out, err);
     if (rc == TPO_OK) rc = tpo_progress_open(&r->progress, o->out, o->log_every, !o->quiet && isatty(STDERR_FILENO), err);
     if (rc == TPO_OK && r->remote) rc = tpo_mesh_read(&r->mesh, o->mesh, err);
-    if (rc == TPO_OK) rc = tpo_stream_open(&r->stream, "cpu", o->threads, err);
     if (rc != TPO_OK) return rc;
     while (*first < r->recipe->n_stages && stage_model(r, *first, folder, sizeof(folder))) ++*first;
     rc = models_open(r, *first, err);

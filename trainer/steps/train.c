@@ -10,7 +10,7 @@
 #include "trainer/steps/progress.h"
 
 static struct {
-    const char *out, *mesh, *fault;
+    const char *out, *mesh, *device, *fault;
     int64_t threads, checkpoint_every, log_every, publish_every, stop_after, lease_ms, call_ms, wait_ms;
     bool status, quiet;
 } set;
@@ -21,6 +21,7 @@ static const struct tpo_setting rows[] = {
      .help = "train the services of a mesh: encoder=ADDR[,ADDR],router=ADDR,region=ADDR, or ADDR,... (each is asked what it is), "
              "or the run directory of `tpo up "
              "--train`; nothing: in this process"},
+    {"device", TPO_SET_TEXT, &set.device, "auto", .choices = "cpu|cuda|auto", .help = "where to compute, without --mesh"},
     {"threads", TPO_SET_INT, &set.threads, "2", .min = 1, .max = 256, .what = "N", .help = "of the compute team, without --mesh"},
     {"checkpoint-every", TPO_SET_INT, &set.checkpoint_every, "500", .min = 0, .max = 1 << 30, .what = "N",
      .help = "steps; 0: at the end of a stage only"},
@@ -67,10 +68,15 @@ int tpo_train_main(int argc, char **argv)
     } else {
         /* A file that may not grow is a full disk, an error like others. */
         signal(SIGXFSZ, SIG_IGN);
+        struct tpo_stream *stream = NULL;
+        const bool remote = set.mesh != NULL;
+        rc = tpo_stream_open(&stream, remote ? "cpu" : set.device, (int)set.threads, &err);
+        const bool team = rc == TPO_OK && strcmp(tpo_stream_device_name(stream), "cpu") == 0;
         const struct tpo_train_options o = {.recipe = argv[1],
                                             .out = set.out,
-                                            .mesh = set.mesh != NULL ? set.mesh : "",
-                                            .threads = (int)set.threads,
+                                            .mesh = remote ? set.mesh : "",
+                                            .stream = stream,
+                                            .threads = team ? (int)set.threads : 0,
                                             .checkpoint_every = (int)set.checkpoint_every,
                                             .log_every = (int)set.log_every,
                                             .publish_every = (int)set.publish_every,
@@ -79,7 +85,8 @@ int tpo_train_main(int argc, char **argv)
                                             .call_ms = (int)set.call_ms,
                                             .wait_ms = (int)set.wait_ms,
                                             .quiet = set.quiet};
-        rc = tpo_train(&o, &err);
+        if (rc == TPO_OK) rc = tpo_train(&o, &err);
+        tpo_stream_close(stream);
     }
     if (rc == TPO_OK) return 0;
     fprintf(stderr, "tpo train: %s: %s\n", tpo_status_name(err.code), err.message);

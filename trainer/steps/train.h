@@ -2,12 +2,14 @@
 #ifndef TPO_TRAINER_STEPS_TRAIN_H
 #define TPO_TRAINER_STEPS_TRAIN_H
 
+#include "kernels/stream.h"
 #include "trainer/steps/recipe.h"
 
 struct tpo_train_options {
     const char *recipe, *out;
     const char *mesh;     /* as --mesh (mesh.h); "": one process */
-    int threads;          /* of the compute team of one process */
+    struct tpo_stream *stream; /* where this process computes; borrowed */
+    int threads;          /* of its compute team; 0 where the device has none */
     int checkpoint_every; /* steps; 0: at the end of a stage only */
     int log_every;        /* steps per line */
     int publish_every;    /* steps, over a mesh; 0: never */
