@@ -3,12 +3,16 @@
 
 #include <pthread.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #define RING 4
 
+/* Of the machine's cores, the part that draws: a device that computes fast waits for it otherwise, a team of threads needs the rest. */
+#define DRAWING_SHARE 4
+
 struct tpo_feed {
     const struct tpo_recipe *recipe;
-    int stage, micro_batches;
+    int stage, micro_batches, threads;
     struct tpo_world *world;
     struct tpo_world_draw draws[TPO_DATA_MAX];
     struct tpo_world_batch *ring[RING]; /* micro_batches each */
@@ -31,7 +35,7 @@ static int step_draw(struct tpo_feed *f, int step, struct tpo_error *err)
         const int pick = tpo_recipe_pick(f->recipe, f->stage, step, m);
         /* 1024 is the recipe's bound of `samples`: indices never meet. */
         const uint64_t index = ((uint64_t)step * (uint64_t)f->micro_batches + (uint64_t)m) * 1024;
-        rc = tpo_world_batch_fill(&batches[m], f->world, &f->draws[pick], index, s->data[pick].samples, 1, err);
+        rc = tpo_world_batch_fill(&batches[m], f->world, &f->draws[pick], index, s->data[pick].samples, f->threads, err);
     }
     return rc;
 }
@@ -65,11 +69,13 @@ int tpo_feed_open(struct tpo_feed **out, const struct tpo_recipe *r, int stage, 
 {
     struct tpo_feed *f = calloc(1, sizeof(*f));
     if (f == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the feed");
+    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
     const struct tpo_recipe_stage *s = &r->stages[stage];
     f->recipe = r;
     f->stage = stage;
     f->first = first_step;
     f->micro_batches = s->plan.micro_batches;
+    f->threads = cores >= 2 * DRAWING_SHARE ? (int)cores / DRAWING_SHARE : 1;
     pthread_mutex_init(&f->lock, NULL);
     pthread_cond_init(&f->changed, NULL);
     for (int i = 0; i < s->n_data; i++) {
