@@ -1,10 +1,14 @@
 /* This file owns the products on CUDA: cuBLAS for many rows, a pass over the weights for few.
  *
- * cuBLAS counts columns first, so each row-major matrix is its transpose there: y^T (N, M) = w^T' x^T and so on. Weights in bf16 are widened to f32
- * a slab of outputs at a time, in scratch, and multiplied in f32: the promise of matmul.h, at the price of one more pass over them. */
+ * cuBLAS counts columns first, so each row-major matrix is its transpose there: y^T (N, M) = w^T' x^T and so on.
+ *
+ * Weights in bf16 go through the tensor cores, which multiply bf16 and add in f32, and still count as matmul.h promises: an f32 row is the sum of three
+ * bf16 rows (8 bits of its mantissa each), so three products added up, the smallest first, hold every bit of it. */
+#include <cuda_bf16.h>
+
 #include "kernels/cuda.h"
 
-#define SLAB_BYTES ((int64_t)64 << 20)
+#define PARTS 3
 
 static int blas_code(cublasStatus_t status)
 {
@@ -19,25 +23,36 @@ static int gemm(struct tpo_stream *s, cublasOperation_t opa, cublasOperation_t o
     return blas_code(cublasSgemm(tpo_cuda_of(s)->blas, opa, opb, m, n, k, &one, a, lda, b, ldb, &beta, c, ldc));
 }
 
-__global__ void widen(float *y, const uint16_t *x, int64_t n)
+/* x = parts[0] + parts[1] + parts[2], largest first, each (M, K) and packed. */
+__global__ void split(__nv_bfloat16 *parts, const float *x, int ldx, int K, int64_t n)
 {
-    TPO_EACH(i, n) y[i] = tpo_bf16_value(x[i]);
+    TPO_EACH(i, n)
+    {
+        float rest = x[i / K * ldx + i % K];
+        for (int part = 0; part < PARTS; part++) {
+            const __nv_bfloat16 most = __float2bfloat16_rn(rest);
+            parts[part * n + i] = most;
+            rest -= __bfloat162float(most);
+            if (!isfinite(rest)) rest = 0.0f; /* an infinity or a NaN is whole in the first part */
+        }
+    }
 }
 
-/* Rows first..first+n-1 of w (N, K) in f32: where they lie, or in scratch. */
-static const float *rows_of(struct tpo_stream *s, struct tpo_weight w, int64_t first, int64_t n, int64_t K)
+/* y (M, N) = x (M, K) op(w) with bf16 weights; wide: the row distance of w as it lies. */
+static int gemm_half(struct tpo_stream *s, cublasOperation_t opw, int M, int N, int K, const float *x, int ldx, const void *w, int wide, int add, float *y,
+                     int ldy)
 {
-    if (w.dtype == TPO_F32) return (const float *)w.data + first * K;
-    float *wide = (float *)tpo_cuda_scratch(s, (size_t)(n * K) * sizeof(float));
-    if (wide == NULL) return NULL;
-    widen<<<tpo_cuda_blocks(n * K, TPO_THREADS), TPO_THREADS, 0, tpo_cuda_stream(s)>>>(wide, (const uint16_t *)w.data + first * K, n * K);
-    return wide;
-}
-
-static int64_t slab_rows(struct tpo_weight w, int N, int K)
-{
-    const int64_t rows = SLAB_BYTES / ((int64_t)K * (int64_t)sizeof(float));
-    return w.dtype == TPO_F32 || rows > N ? N : rows < 1 ? 1 : rows;
+    const int64_t n = (int64_t)M * K;
+    __nv_bfloat16 *parts = (__nv_bfloat16 *)tpo_cuda_scratch(s, (size_t)(PARTS * n) * sizeof(*parts));
+    if (parts == NULL) return TPO_ENOMEM;
+    split<<<tpo_cuda_blocks(n, TPO_THREADS), TPO_THREADS, 0, tpo_cuda_stream(s)>>>(parts, x, ldx, K, n);
+    cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
+    for (int part = PARTS - 1; part >= 0 && status == CUBLAS_STATUS_SUCCESS; part--) {
+        const float one = 1.0f, beta = add || part < PARTS - 1 ? 1.0f : 0.0f;
+        status = cublasGemmEx(tpo_cuda_of(s)->blas, opw, CUBLAS_OP_N, N, M, K, &one, w, CUDA_R_16BF, wide, parts + part * n, CUDA_R_16BF, K, &beta, y,
+                              CUDA_R_32F, ldy, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+    }
+    return blas_code(status);
 }
 
 __global__ void add_bias(float *y, int ldy, const float *bias, int N, int64_t n)
@@ -49,15 +64,9 @@ extern "C" int tpo_matmul_cuda(struct tpo_stream *s, float *y, int ldy, const fl
                                int N, int K)
 {
     if (M < 1 || N < 1 || K < 1 || ldx < K || ldy < N) return TPO_EINVAL;
-    const int64_t slab = slab_rows(w, N, K);
-    for (int64_t first = 0; first < N; first += slab) {
-        const int n = (int)(N - first < slab ? N - first : slab);
-        const float *rows = rows_of(s, w, first, n, K);
-        if (rows == NULL) return TPO_ENOMEM;
-        const int rc = gemm(s, CUBLAS_OP_T, CUBLAS_OP_N, n, M, K, rows, K, x, ldx, add, y + first, ldy);
-        if (rc != TPO_OK) return rc;
-    }
-    if (bias == NULL) return tpo_cuda_launched();
+    const int rc = w.dtype == TPO_BF16 ? gemm_half(s, CUBLAS_OP_T, M, N, K, x, ldx, w.data, K, add, y, ldy)
+                                       : gemm(s, CUBLAS_OP_T, CUBLAS_OP_N, N, M, K, (const float *)w.data, K, x, ldx, add, y, ldy);
+    if (rc != TPO_OK || bias == NULL) return rc != TPO_OK ? rc : tpo_cuda_launched();
     const int64_t cells = (int64_t)M * N;
     add_bias<<<tpo_cuda_blocks(cells, TPO_THREADS), TPO_THREADS, 0, tpo_cuda_stream(s)>>>(y, ldy, bias, N, cells);
     return tpo_cuda_launched();
@@ -66,15 +75,8 @@ extern "C" int tpo_matmul_cuda(struct tpo_stream *s, float *y, int ldy, const fl
 extern "C" int tpo_matmul_dx_cuda(struct tpo_stream *s, float *dx, int lddx, const float *dy, int lddy, struct tpo_weight w, int add, int M, int N, int K)
 {
     if (M < 1 || N < 1 || K < 1 || lddx < K || lddy < N) return TPO_EINVAL;
-    const int64_t slab = slab_rows(w, N, K);
-    for (int64_t first = 0; first < N; first += slab) {
-        const int n = (int)(N - first < slab ? N - first : slab);
-        const float *rows = rows_of(s, w, first, n, K);
-        if (rows == NULL) return TPO_ENOMEM;
-        const int rc = gemm(s, CUBLAS_OP_N, CUBLAS_OP_N, K, M, n, rows, K, dy + first, lddy, add || first > 0, dx, lddx);
-        if (rc != TPO_OK) return rc;
-    }
-    return tpo_cuda_launched();
+    if (w.dtype == TPO_BF16) return gemm_half(s, CUBLAS_OP_N, M, K, N, dy, lddy, w.data, K, add, dx, lddx);
+    return gemm(s, CUBLAS_OP_N, CUBLAS_OP_N, K, M, N, (const float *)w.data, K, dy, lddy, add, dx, lddx);
 }
 
 extern "C" int tpo_matmul_dw_cuda(struct tpo_stream *s, float *dw, const float *dy, int lddy, const float *x, int ldx, int add, int M, int N, int K)
@@ -84,8 +86,6 @@ extern "C" int tpo_matmul_dw_cuda(struct tpo_stream *s, float *dw, const float *
 }
 
 /* --- few rows ------------------------------------------------------------------------------------------------------------------------- */
-
-#define AT_ONCE 4 /* rows whose sums one warp holds */
 
 /* Eight weights at p as f32. */
 __device__ static void eight(float *to, const float *p)
@@ -113,36 +113,71 @@ __device__ static float value_of(uint16_t x)
     return tpo_bf16_value(x);
 }
 
-/* A warp for each output of AT_ONCE rows. vectors: x and w may be read eight elements at a time. */
-template <typename Weight>
+/* A warp for OUTS outputs of ROWS rows; every sum is added up in one order, whatever the two are. vectors: x and w may be read eight elements at a
+ * time. */
+template <int ROWS, int OUTS, typename Weight>
 __global__ void few_rows(float *y, int ldy, const float *x, int ldx, const Weight *w, const float *bias, int add, int M, int N, int K, int vectors)
 {
-    const int lane = threadIdx.x % TPO_WARP, n = (int)(blockIdx.x * (blockDim.x / TPO_WARP) + threadIdx.x / TPO_WARP), m0 = (int)blockIdx.y * AT_ONCE;
-    const int rows = min(AT_ONCE, M - m0);
-    if (n >= N) return;
-    w += (int64_t)n * K;
-    x += (int64_t)m0 * ldx;
-    float sum[AT_ONCE] = {0.0f};
+    const int lane = threadIdx.x % TPO_WARP, n0 = (int)(blockIdx.x * (blockDim.x / TPO_WARP) + threadIdx.x / TPO_WARP) * OUTS, m0 = (int)blockIdx.y * ROWS;
+    if (n0 >= N) return;
+    float sum[ROWS][OUTS] = {};
     int k = lane * 8;
     for (; k + 8 <= K && vectors; k += TPO_WARP * 8) {
-        float weight[8], row[8];
-        eight(weight, w + k);
-        for (int r = 0; r < AT_ONCE; r++) {
-            if (r >= rows) break;
-            eight(row, x + (int64_t)r * ldx + k);
-            for (int i = 0; i < 8; i++) sum[r] += row[i] * weight[i];
+        float weight[OUTS][8], row[8];
+#pragma unroll
+        for (int o = 0; o < OUTS; o++) eight(weight[o], w + (int64_t)min(n0 + o, N - 1) * K + k);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            eight(row, x + (int64_t)min(m0 + r, M - 1) * ldx + k);
+#pragma unroll
+            for (int o = 0; o < OUTS; o++)
+#pragma unroll
+                for (int i = 0; i < 8; i++) sum[r][o] += row[i] * weight[o][i];
         }
     }
-    for (k = (vectors ? K / 8 * 8 : 0) + lane; k < K; k += TPO_WARP) {
-        const float weight = value_of(w[k]);
-        for (int r = 0; r < AT_ONCE && r < rows; r++) sum[r] += x[(int64_t)r * ldx + k] * weight;
-    }
-    for (int r = 0; r < AT_ONCE; r++) {
-        if (r >= rows) break;
-        const float total = tpo_warp_sum(sum[r]) + (bias != NULL ? bias[n] : 0.0f);
-        float *place = y + (int64_t)(m0 + r) * ldy + n;
-        if (lane == 0) *place = add ? *place + total : total;
-    }
+    for (k = (vectors ? K / 8 * 8 : 0) + lane; k < K; k += TPO_WARP)
+        for (int o = 0; o < OUTS; o++) {
+            const float weight = value_of(w[(int64_t)min(n0 + o, N - 1) * K + k]);
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) sum[r][o] += x[(int64_t)min(m0 + r, M - 1) * ldx + k] * weight;
+        }
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+#pragma unroll
+        for (int o = 0; o < OUTS; o++) {
+            const float total = tpo_warp_sum(sum[r][o]);
+            if (lane > 0 || m0 + r >= M || n0 + o >= N) continue;
+            float *place = y + (int64_t)(m0 + r) * ldy + n0 + o;
+            *place = (add ? *place : 0.0f) + total + (bias != NULL ? bias[n0 + o] : 0.0f);
+        }
+}
+
+struct few {
+    float *y;
+    const float *x, *bias;
+    int ldy, ldx, add, M, N, K, vectors;
+};
+
+template <int ROWS, int OUTS, typename Weight>
+static void run_few(struct tpo_stream *s, const struct few *f, const Weight *w)
+{
+    const int each = TPO_THREADS / TPO_WARP * OUTS;
+    const dim3 grid((unsigned)(f->N + each - 1) / each, (unsigned)(f->M + ROWS - 1) / ROWS);
+    few_rows<ROWS, OUTS><<<grid, TPO_THREADS, 0, tpo_cuda_stream(s)>>>(f->y, f->ldy, f->x, f->ldx, w, f->bias, f->add, f->M, f->N, f->K, f->vectors);
+}
+
+/* More rows share one reading of the weights; two outputs share one of the rows. */
+template <typename Weight>
+static void run_rows(struct tpo_stream *s, const struct few *f, const Weight *w)
+{
+    if (f->M == 1)
+        run_few<1, 1>(s, f, w);
+    else if (f->M == 2)
+        run_few<2, 1>(s, f, w);
+    else if (f->M <= 4)
+        run_few<4, 2>(s, f, w);
+    else
+        run_few<8, 2>(s, f, w);
 }
 
 static int aligned(const void *p, int64_t row_bytes)
@@ -154,13 +189,12 @@ extern "C" int tpo_matvec_cuda(struct tpo_stream *s, float *y, int ldy, const fl
                                int N, int K)
 {
     if (M < 1 || M > TPO_MATVEC_ROWS || N < 1 || K < 1 || ldx < K || ldy < N) return TPO_EINVAL;
-    const int half = w.dtype == TPO_BF16, warps = TPO_THREADS / TPO_WARP;
-    const int vectors = aligned(x, (int64_t)ldx * 4) && aligned(w.data, (int64_t)K * (half ? 2 : 4));
-    const dim3 grid((unsigned)(N + warps - 1) / warps, (unsigned)(M + AT_ONCE - 1) / AT_ONCE);
+    const int half = w.dtype == TPO_BF16;
+    const struct few f = {y, x, bias, ldy, ldx, add, M, N, K, aligned(x, (int64_t)ldx * 4) && aligned(w.data, (int64_t)K * (half ? 2 : 4))};
     if (half)
-        few_rows<<<grid, TPO_THREADS, 0, tpo_cuda_stream(s)>>>(y, ldy, x, ldx, (const uint16_t *)w.data, bias, add, M, N, K, vectors);
+        run_rows(s, &f, (const uint16_t *)w.data);
     else
-        few_rows<<<grid, TPO_THREADS, 0, tpo_cuda_stream(s)>>>(y, ldy, x, ldx, (const float *)w.data, bias, add, M, N, K, vectors);
+        run_rows(s, &f, (const float *)w.data);
     return tpo_cuda_launched();
 }
 

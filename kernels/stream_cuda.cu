@@ -59,8 +59,8 @@ static int open_cuda(struct tpo_stream *s, int n_threads, struct tpo_error *err)
     *c->fault = 0;
     if (cublasCreate(&c->blas) != CUBLAS_STATUS_SUCCESS || cublasSetStream(c->blas, c->stream) != CUBLAS_STATUS_SUCCESS)
         return tpo_fail(err, TPO_INTERNAL, "cublas", "cuBLAS cannot be opened on this GPU");
-    /* f32 products in f32: no TF32 (the reference path), no split sums joined by atomics. */
-    cublasSetMathMode(c->blas, CUBLAS_PEDANTIC_MATH);
+    /* f32 products in f32 (no TF32), bf16 ones summed in f32 throughout, no split sums joined by atomics. */
+    cublasSetMathMode(c->blas, (cublasMath_t)(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION));
     cublasSetAtomicsMode(c->blas, CUBLAS_ATOMICS_NOT_ALLOWED);
     return TPO_OK;
 }

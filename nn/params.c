@@ -132,9 +132,11 @@ static int fill(struct tpo_params *p, struct tpo_stream *s, struct tpo_param *it
 {
     bool cpu = strcmp(tpo_stream_device_name(s), "cpu") == 0;
     if (item->ignored) return TPO_OK;
-    if (cpu && p->keep_half && item->product && e->dtype == TPO_BF16 && (uintptr_t)e->data % sizeof(uint16_t) == 0) {
-        item->half = e->data;
-        return TPO_OK;
+    if (p->keep_half && item->product && e->dtype == TPO_BF16 && (uintptr_t)e->data % sizeof(uint16_t) == 0) {
+        float *half = cpu ? NULL : block_add(p, s, (item->size + 1) / 2);
+        item->half = cpu ? e->data : (const uint16_t *)half;
+        if (cpu) return TPO_OK;
+        return half != NULL ? tpo_copy_in(s, half, e->data, e->size_bytes) : TPO_ENOMEM;
     }
     if (cpu && e->dtype == TPO_F32 && (uintptr_t)e->data % ALIGNMENT == 0) {
         item->data = (float *)e->data; /* the mapping is private: training that writes here copies the page */
