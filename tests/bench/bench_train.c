@@ -1,15 +1,17 @@
-/* bench_train -- training steps of the small model in one process beside the same steps in PyTorch (tests/peers/train_torch.py), in one run.
+/* bench_train -- training steps of the small model in one process, over a mesh of its services, and in PyTorch (tests/peers/train_torch.py), in one run.
  *
- *   bench_train [THREADS] [STEPS]        default: every core, 20; run from the repository's root
+ *   bench_train [THREADS] [STEPS] [torch|alone]        default: 2, 20, torch; alone: without PyTorch. Run from the repository's root
  *
- * tests/bench/train.yaml says what is trained. Both sides start from the weights of models/small and take the same batches in the same order, drawn
- * ahead: what is timed is forward, backward and the optimiser's step. First both must find the same losses on the first batch. CPU seconds say more
- * than the wall's where others use the machine. */
+ * tests/bench/train.yaml says what is trained. All start from the weights of models/small and take the same batches in the same order, drawn
+ * ahead: what is timed is forward, backward and the optimiser's step. First all must find the same losses on the first batch. One process and the mesh
+ * take turns, a block of steps each, and their ratio is that of the blocks' medians. CPU seconds are of one process's own threads (the mesh's lie in
+ * its services); they say more than the wall's where others use the machine. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <jansson.h>
 
@@ -19,6 +21,9 @@
 #include "services/region/region.h"
 #include "services/router/learn.h"
 #include "services/router/prompt.h"
+#include "tests/support/test.h"
+#include "tests/support/training.h"
+#include "trainer/steps/mesh.h"
 #include "trainer/steps/step.h"
 
 #define BATCHES 4
@@ -171,49 +176,135 @@ static double loss_of(const struct tpo_step_report *r, const char *name)
     return NAN;
 }
 
-static struct took ours(struct tpo_recipe *recipe, int threads, int steps, double losses[2])
-{
-    static struct tpo_team_of_learners team;
-    static struct tpo_config c;
-    struct tpo_stream *s;
+#define BLOCK 4 /* steps between turns */
+#define BLOCKS_MAX 64
+
+/* What takes the steps: a crew of this process, or of a mesh's services. */
+struct side {
+    struct tpo_crew crew;
+    int step, n_blocks;
+    double losses[2], walls[BLOCKS_MAX], cpus[BLOCKS_MAX]; /* of a step, block by block */
+    struct tpo_timing timing;                              /* added up over the timed steps */
+};
+
+struct models {
+    struct tpo_config config;
+    struct tpo_stream *stream;
     struct tpo_tokenizer *tokenizer;
+    struct tpo_model *models[TPO_PARTS];
+};
+
+static int direct_handle(void *owner, int part, int replica, struct tpo_learner *out, struct tpo_error *err)
+{
+    struct models *m = owner;
+    (void)replica;
+    return tpo_learner_open_direct(out, m->models[part], m->stream, err);
+}
+
+static void models_open(struct models *m, int threads)
+{
     struct tpo_encoder *encoder;
     struct tpo_router_trainee *router;
     struct tpo_region *region;
+    struct tpo_error err;
+    check(tpo_stream_open(&m->stream, "cpu", threads, &err), &err);
+    check(tpo_config_load(&m->config, MODEL, &err), &err);
+    check(tpo_tokenizer_open(&m->tokenizer, MODEL, &err), &err);
+    check(tpo_encoder_open(&encoder, m->stream, &m->config, MODEL, 0, 1, &err), &err);
+    check(tpo_router_trainee_open(&router, m->stream, &m->config, MODEL, false, 1, 0, &err), &err);
+    check(tpo_region_open(&region, m->stream, &m->config, MODEL, 1, &err), &err);
+    m->models[TPO_PART_ENCODER] = tpo_encoder_model(encoder);
+    m->models[TPO_PART_ROUTER] = tpo_router_trainee_model(router);
+    m->models[TPO_PART_REGION] = tpo_region_model(region);
+}
+
+static void side_open(struct side *s, const struct tpo_recipe *recipe, struct models *models, struct tpo_mesh *mesh)
+{
+    struct tpo_error err;
+    struct tpo_crew_options o = {.config = &models->config, .n_replicas = {1, 1, 1}, .open = direct_handle, .owner = models};
+    if (mesh != NULL) o.threaded = true, o.open = tpo_mesh_handle, o.owner = mesh;
+    check(tpo_crew_open(&s->crew, &o, &err), &err);
+    if (mesh != NULL) s->crew.stop = &mesh->stop;
+    check(tpo_crew_begin(&s->crew, recipe, 0, "bench", &err), &err);
+}
+
+static void steps_take(struct side *s, const struct tpo_recipe *recipe, const struct tpo_world_batch *batches, bool timed)
+{
+    struct tpo_error err;
+    const struct took start = now();
+    for (int i = 0; i < BLOCK; i++) {
+        struct tpo_step_report report = {0};
+        check(tpo_step_run(&s->crew, &recipe->stages[0], s->step + 1, &batches[s->step % BATCHES], &report, &err), &err);
+        if (s->step++ == 0) s->losses[0] = loss_of(&report, "language"), s->losses[1] = loss_of(&report, "region");
+        if (timed) tpo_timing_sum(&s->timing, &report.timing);
+    }
+    const struct took end = now();
+    if (!timed) return;
+    s->walls[s->n_blocks] = (end.wall - start.wall) / BLOCK;
+    s->cpus[s->n_blocks++] = (end.cpu - start.cpu) / BLOCK;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(const double *x, int n)
+{
+    double sorted[BLOCKS_MAX];
+    memcpy(sorted, x, sizeof(*x) * (size_t)n);
+    qsort(sorted, (size_t)n, sizeof(*sorted), by_value);
+    return n % 2 == 1 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
+}
+
+static struct took side_took(const struct side *s)
+{
+    return (struct took){median(s->walls, s->n_blocks), median(s->cpus, s->n_blocks)};
+}
+
+static void batches_make(struct tpo_world_batch *batches, const struct models *m, const struct tpo_recipe *recipe)
+{
+    static struct arrays arrays[BATCHES];
     struct tpo_world *world;
     struct tpo_error err;
-    const char *folder = MODEL;
-    check(tpo_stream_open(&s, "cpu", threads, &err), &err);
-    check(tpo_config_load(&c, folder, &err), &err);
-    check(tpo_tokenizer_open(&tokenizer, folder, &err), &err);
-    check(tpo_encoder_open(&encoder, s, &c, folder, 0, 1, &err), &err);
-    check(tpo_router_trainee_open(&router, s, &c, folder, false, 1, 0, &err), &err);
-    check(tpo_region_open(&region, s, &c, folder, 1, &err), &err);
-    struct tpo_model *models[TPO_PARTS] = {tpo_encoder_model(encoder), tpo_router_trainee_model(router), tpo_region_model(region)};
-    team.config = &c;
-    for (int p = 0; p < TPO_PARTS; p++) check(tpo_learner_open_direct(&team.learners[p], models[p], s, &err), &err);
-    check(tpo_step_begin(&team, recipe, 0, &err), &err);
-
-    static struct tpo_world_batch batches[BATCHES];
-    static struct arrays arrays[BATCHES];
-    const struct tpo_world_options options = {.split = TPO_WORLD_TRAIN, .seed = 1, .side = c.vision_encoder.img_size};
+    const struct tpo_world_options options = {.split = TPO_WORLD_TRAIN, .seed = 1, .side = m->config.vision_encoder.img_size};
     const struct tpo_recipe_data *data = &recipe->stages[0].data[0];
     check(tpo_world_open(&world, &options, &err), &err);
     for (int i = 0; i < BATCHES; i++) {
         check(tpo_world_batch_fill(&batches[i], world, &data->draw, (uint64_t)i * 1024, data->samples, 1, &err), &err);
-        arrays_make(&arrays[i], &batches[i], tokenizer, &c);
+        arrays_make(&arrays[i], &batches[i], m->tokenizer, &m->config);
     }
     arrays_write(arrays, BATCHES);
+}
 
-    struct took start = {0, 0};
-    for (int step = 0; step < steps + BATCHES; step++) { /* the first of every batch is not timed: memory is taken */
-        struct tpo_step_report report;
-        if (step == BATCHES) start = now();
-        check(tpo_step_run(&team, &recipe->stages[0], step + 1, &batches[step % BATCHES], &report, &err), &err);
-        if (step == 0) losses[0] = loss_of(&report, "language"), losses[1] = loss_of(&report, "region");
+/* Turn by turn; the first of every batch is not timed: memory is taken. */
+static void ours(struct side *one, struct side *mesh, const struct tpo_recipe *recipe, struct models *models, int threads, int steps)
+{
+    static struct tpo_world_batch batches[BATCHES];
+    static struct tpo_mesh where;
+    struct training_mesh services;
+    struct tpo_error err;
+    char model[4096];
+    snprintf(model, sizeof(model), "%s/" MODEL, tpo_test_source());
+    models_open(models, threads);
+    batches_make(batches, models, recipe);
+    training_mesh_start(&services, model, 1, threads);
+    check(tpo_mesh_read(&where, training_mesh_text(&services), &err), &err);
+    where.holder = "bench";
+    where.lease_ms = where.call_ms = 60000;
+    side_open(one, recipe, models, NULL);
+    side_open(mesh, recipe, models, &where);
+    const int blocks = steps / BLOCK < 1 ? 1 : steps / BLOCK > BLOCKS_MAX ? BLOCKS_MAX : steps / BLOCK;
+    for (int block = -BATCHES / BLOCK; block < blocks; block++) {
+        steps_take(one, recipe, batches, block >= 0);
+        steps_take(mesh, recipe, batches, block >= 0);
     }
-    const struct took end = now();
-    return (struct took){(end.wall - start.wall) / steps, (end.cpu - start.cpu) / steps};
+    tpo_crew_close(&mesh->crew);
+    tpo_crew_close(&one->crew);
+    training_mesh_stop(&services);
+    static const char *const logs[] = {"encoder-0.log", "router-0.log", "region-0.log"};
+    for (int i = 0; i < 3; i++) unlink(logs[i]);
 }
 
 /* --- PyTorch ---------------------------------------------------------------------------------------------------------------------------- */
@@ -242,24 +333,45 @@ static void line(const char *what, struct took t, int samples, const double loss
            1e3 * t.wall, samples / t.wall, 1e3 * t.cpu, samples / t.cpu, losses[0], losses[1]);
 }
 
+static void phases(const char *what, const struct side *s)
+{
+    const double each = 1e3 / (s->n_blocks * BLOCK), *t = s->timing.seconds;
+    printf("%-16s forward %.1f ms, backward %.1f, norms and prepare %.1f, commit %.1f; no service computed %.1f\n", what, each * t[TPO_PHASE_FORWARD],
+           each * t[TPO_PHASE_BACKWARD], each * t[TPO_PHASE_PREPARE], each * t[TPO_PHASE_COMMIT], each * s->timing.bubble_s);
+}
+
+static void compare_losses(const double *a, const double *b, double tolerance, const char *with)
+{
+    if (fabs(a[0] - b[0]) <= tolerance * a[0] && fabs(a[1] - b[1]) <= tolerance * a[1]) return;
+    fprintf(stderr, "bench_train: %s finds other losses: the comparison means nothing\n", with);
+    exit(1);
+}
+
 int main(int argc, char **argv)
 {
+    static struct side alone, mesh;
+    static struct models models;
     struct tpo_recipe *recipe;
     struct tpo_error err;
     check(tpo_recipe_load(&recipe, "tests/bench/train.yaml", &err), &err);
-    const int threads = argc > 1 ? atoi(argv[1]) : 2, steps = argc > 2 ? atoi(argv[2]) : 20,
-              samples = recipe->stages[0].data[0].samples;
-    double mine[2], f32[2], bf16[2];
-    const struct took one = ours(recipe, threads, steps, mine);
-    const struct took torch32 = peer("f32", threads, steps, BATCHES, f32), torch16 = peer("bf16", threads, steps / 8 + 1, 1, bf16);
+    const int threads = argc > 1 ? atoi(argv[1]) : 2, steps = argc > 2 ? atoi(argv[2]) : 20, samples = recipe->stages[0].data[0].samples;
+    double f32[2], bf16[2];
+    ours(&alone, &mesh, recipe, &models, threads, steps);
+    const struct took one = side_took(&alone), over = side_took(&mesh);
     printf("a step of %d samples, %d threads\n", samples, threads);
-    line("one process", one, samples, mine);
+    line("one process", one, samples, alone.losses);
+    line("the mesh", over, samples, mesh.losses);
+    compare_losses(alone.losses, mesh.losses, 0, "the mesh");
+    phases("one process:", &alone);
+    phases("the mesh:", &mesh);
+    printf("one process / the mesh: %.3f by wall\n", one.wall / over.wall);
+    tpo_recipe_close(recipe);
+    if (argc > 3 && strcmp(argv[3], "alone") == 0) return 0;
+    const struct took torch32 = peer("f32", threads, steps, BATCHES, f32), torch16 = peer("bf16", threads, steps / 8 + 1, 1, bf16);
     line("PyTorch, f32", torch32, samples, f32);
     line("PyTorch, bf16", torch16, samples, bf16);
     printf("PyTorch's better one / one process: %.2f by wall, %.2f by CPU\n", fmin(torch32.wall, torch16.wall) / one.wall,
            fmin(torch32.cpu, torch16.cpu) / one.cpu);
-    if (!(fabs(mine[0] - f32[0]) <= 1e-3 * mine[0] && fabs(mine[1] - f32[1]) <= 1e-3 * mine[1]))
-        die("the losses differ: the comparison means nothing");
-    tpo_recipe_close(recipe);
+    compare_losses(alone.losses, f32, 1e-3, "PyTorch");
     return 0;
 }

@@ -3,7 +3,7 @@
  *
  *   bench_vit [THREADS] [BLOCKS]        default: every core, 23. Less than 23 blocks: every figure is of that many.
  *
- * Weights are random. FLOPs are those of the products: 2 tokens (12 width^2) and 4 tokens^2 width for a block. The bare figure is the time oneDNN
+ * Weights are random, f32 and then bf16 (--dtype bf16: they stay as they are, all sums are f32). FLOPs are those of the products: 2 tokens (12 width^2) and 4 tokens^2 width for a block. The bare figure is the time oneDNN
  * takes for a block's four products alone, attention not counted. PyTorch's bf16 is timed on one block, as it has no instructions for it on
  * many a machine and would take minutes: its seconds are that times BLOCKS. CPU seconds say more than wall where others use the machine. */
 #include <dlfcn.h>
@@ -67,25 +67,31 @@ static float *numbers(int64_t n, float scale)
     return x;
 }
 
-static void fill(struct tpo_params *p)
+static void fill(struct tpo_params *p, struct tpo_stream *s, bool half)
 {
     for (int i = 0; i < p->n; i++) {
         struct tpo_param *item = p->items[i];
         int64_t depth = item->size / item->shape[0];
         item->data = numbers(item->size, item->n_dims > 1 ? 1.7f / sqrtf((float)depth) : 0.0f);
         for (int64_t k = 0; k < item->size && item->init == TPO_INIT_ONE; k++) item->data[k] = 1.0f;
+        if (!half || !item->product) continue;
+        uint16_t *narrow = aligned_alloc(64, (size_t)(item->size * 2 + 127) / 64 * 64);
+        if (narrow == NULL || tpo_f32_to_bf16(s, narrow, item->data, item->size) != TPO_OK) die("no memory");
+        free(item->data);
+        item->data = NULL;
+        item->half = narrow;
     }
 }
 
 /* --- ours ------------------------------------------------------------------------------------------------------------------------------- */
 
-static struct took ours(struct tpo_stream *s, const struct tpo_config *c, int tokens)
+static struct took ours(struct tpo_stream *s, const struct tpo_config *c, int tokens, bool half)
 {
     struct tpo_params p = {0};
     struct tpo_vit v;
     struct tpo_tape *t = NULL;
     if (tpo_vit_declare(&v, &p, c) != TPO_OK || tpo_tape_open(&t, s, false) != TPO_OK) die("no memory");
-    fill(&p);
+    fill(&p, s, half);
     const int frames = c->vision_encoder.num_frames, patch = c->vision_encoder.patch_size, K = 3 * patch * patch;
     float *rows = numbers((int64_t)tokens * K, 1.0f);
     struct took best = {1e9, 1e9};
@@ -99,7 +105,7 @@ static struct took ours(struct tpo_stream *s, const struct tpo_config *c, int to
     }
     tpo_tape_close(t);
     free(rows);
-    for (int i = 0; i < p.n; i++) free(p.items[i]->data), p.items[i]->data = NULL;
+    for (int i = 0; i < p.n; i++) free(p.items[i]->data), free((void *)p.items[i]->half), p.items[i]->data = NULL;
     tpo_vit_close(&v);
     tpo_params_free(&p, s);
     return best;
@@ -207,12 +213,13 @@ int main(int argc, char **argv)
     const double products = 2e-9 * tokens * 12.0 * C * C, attention = 4e-9 * tokens * (double)tokens * C,
                  all = blocks * (products + attention);
     printf("%d tokens, %d blocks of width %d, %d threads: %.0f GFLOP\n", tokens, blocks, C, threads, all);
-    const struct took mine = ours(s, &c, tokens), one = attention_alone(s, tokens, H, C / H), bare = bare_block(tokens, C, threads);
+    const struct took mine = ours(s, &c, tokens, false), mine16 = ours(s, &c, tokens, true), one = attention_alone(s, tokens, H, C / H), bare = bare_block(tokens, C, threads);
     const struct took torch32 = peer("f32", blocks, threads);
     struct took torch16 = peer("bf16", 1, threads);
     torch16.wall *= blocks, torch16.cpu *= blocks;
     printf("                       wall s  GFLOP/s |  CPU s  GFLOP/s of one CPU\n");
     line("blocks, f32", mine, all);
+    line("blocks, bf16", mine16, all);
     line("torch's, f32", torch32, all);
     line("torch's, bf16", torch16, all);
     line("attention of a block", one, attention);
@@ -220,6 +227,8 @@ int main(int argc, char **argv)
     printf("torch / ours, f32: %.2f by wall, %.2f by CPU; share of oneDNN's rate: %.2f by wall, %.2f by CPU\n",
            torch32.wall / mine.wall, torch32.cpu / mine.cpu, all / mine.wall / (products / bare.wall),
            all / mine.cpu / (products / bare.cpu));
+    printf("torch / ours, bf16: %.2f by wall, %.2f by CPU; torch's better one / ours, bf16: %.2f by wall, %.2f by CPU\n", torch16.wall / mine16.wall,
+           torch16.cpu / mine16.cpu, fmin(torch16.wall, torch32.wall) / mine16.wall, fmin(torch16.cpu, torch32.cpu) / mine16.cpu);
     tpo_stream_close(s);
     return 0;
 }

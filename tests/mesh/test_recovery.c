@@ -44,7 +44,7 @@ static void prepare(struct training_mesh *m, int n)
     training_model(.1);
     training_recipe("r.yaml", stages);
     training_run("r.yaml", "whole", NULL, often);
-    if (n > 0) training_mesh_start(m, "served", n);
+    if (n > 0) training_mesh_start(m, "served", n, 2);
 }
 
 static void whole(const char *out)

@@ -54,7 +54,7 @@ static void equals_one_process(const char *stages, double dropout, const char *c
     training_run("r.yaml", "one", NULL, NULL);
     for (int n = 1; n <= 2; n++) {
         struct training_mesh m;
-        training_mesh_start(&m, "served", n);
+        training_mesh_start(&m, "served", n, 2);
         training_run("r.yaml", outs[n], &m, publish);
         training_mesh_stop(&m);
         /* What went into serving on the way changed nothing. */

@@ -25,7 +25,7 @@ static void prepare(struct training_mesh *m)
     training_model(0);
     training_recipe("r.yaml", stages);
     training_run("r.yaml", "whole", NULL, often);
-    if (m != NULL) training_mesh_start(m, "served", 1);
+    if (m != NULL) training_mesh_start(m, "served", 1, 2);
 }
 
 static void shell(const char *command)
@@ -155,7 +155,7 @@ static void other_models_and_addresses_are_refused(void **state)
     training_recipe("r.yaml", stages);
     shell("mv served other && mv tiny old");
     training_model(.5); /* another config.json */
-    training_mesh_start(&m, "other", 1);
+    training_mesh_start(&m, "other", 1, 2);
     refused(&m, "model", "another config.json", often);
     snprintf(program, sizeof(program), "encoder=127.0.0.1:%d,router=127.0.0.1:%d,region=127.0.0.1:%d", m.ports[1][0], m.ports[0][0],
              m.ports[2][0]);
@@ -184,7 +184,7 @@ static void fewer_lanes_than_replicas_are_refused(void **state)
                               "    losses: {language: 1}\n"
                               "    groups:\n"
                               "      - {name: all, optimiser: adamw, rate: 1.0e-3, tensors: ['*']}\n");
-    training_mesh_start(&m, "served", 2);
+    training_mesh_start(&m, "served", 2, 2);
     refused(&m, "lanes", "1 lanes, fewer than the 2 replicas of encoder", often);
     training_mesh_stop(&m);
 }

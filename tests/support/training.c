@@ -141,13 +141,14 @@ static size_t size_of(const char *path)
 
 static void service_spawn(struct training_mesh *m, int service, int replica, const char *fault, char log[64], size_t *from)
 {
-    char program[4096], listen[64], media[64];
+    char program[4096], listen[64], media[64], threads[16];
+    snprintf(threads, sizeof(threads), "%d", m->threads);
     snprintf(program, sizeof(program), "%s/tpo-%s", tpo_test_build(), names[service]);
     snprintf(listen, sizeof(listen), "127.0.0.1:%d", m->ports[service][replica]);
     snprintf(media, sizeof(media), "media-%d", replica);
     snprintf(log, 64, "%s-%d.log", names[service], replica);
     *from = size_of(log);
-    char *argv[20] = {program, "--listen", listen, "--model", (char *)m->model, "--train", "--threads", "2"};
+    char *argv[20] = {program, "--listen", listen, "--model", (char *)m->model, "--train", "--threads", threads};
     int n = 8;
     if (service == TRAINING_ENCODER) argv[n++] = "--media-dir", argv[n++] = media, argv[n++] = "--cache", argv[n++] = "";
     if (fault != NULL) argv[n++] = "--fault", argv[n++] = (char *)fault;
@@ -166,11 +167,11 @@ void training_mesh_renew(struct training_mesh *m, int service, int replica, cons
     m->ports[service][replica] = ready_wait(log, from, m->pids[service][replica]);
 }
 
-void training_mesh_start(struct training_mesh *m, const char *model, int n)
+void training_mesh_start(struct training_mesh *m, const char *model, int n, int threads)
 {
     char logs[TRAINING_SERVICES][TRAINING_REPLICAS][64];
     size_t from[TRAINING_SERVICES][TRAINING_REPLICAS];
-    *m = (struct training_mesh){.model = model};
+    *m = (struct training_mesh){.model = model, .threads = threads};
     for (int s = 0; s < TRAINING_SERVICES; s++)
         for (int r = 0; r < n; r++) service_spawn(m, s, r, NULL, logs[s][r], &from[s][r]);
     for (int s = 0; s < TRAINING_SERVICES; s++)

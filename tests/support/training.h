@@ -16,12 +16,13 @@ void training_recipe(const char *name, const char *stages);
 
 struct training_mesh {
     const char *model;
+    int threads; /* of each service's team */
     int n[TRAINING_SERVICES], ports[TRAINING_SERVICES][TRAINING_REPLICAS];
     pid_t pids[TRAINING_SERVICES][TRAINING_REPLICAS]; /* 0: not running */
 };
 
-/* All services, ready; n of each. */
-void training_mesh_start(struct training_mesh *m, const char *model, int n);
+/* All services, ready; n of each, with teams of `threads`. */
+void training_mesh_start(struct training_mesh *m, const char *model, int n, int threads);
 void training_mesh_stop(struct training_mesh *m);
 /* Ends one with SIGKILL (if it lives) and starts it anew on its port, with `fault` as its --fault unless NULL. */
 void training_mesh_renew(struct training_mesh *m, int service, int replica, const char *fault);
