@@ -1,4 +1,5 @@
-/* This file owns the direct learner: the protocol of contracts.md 7 over a model of this process. The arithmetic is learner_state.c's.
+/* This file owns the direct learner: the protocol of contracts.md 7 over a model of this process. The arithmetic is learner_state.c's,
+ * the plan learner_plan.c's, what comes and goes in pieces learner_chunks.c's.
  *
  *   begun --Forward/Backward (m = 0..M-1)--> open step --Norms--> folded --Prepare--> prepared --Commit--> begun, version + 1
  *                                                \------------- Abort, from any of them -------------/ */
@@ -11,114 +12,17 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "common/arena.h"
 #include "kernels/vector.h"
-#include "services/host/learner_state.h"
-
-#define TAPES 4
-
-enum pass_state { PASS_EMPTY, PASS_FORWARDED, PASS_DONE };
-
-/* One micro-batch of the open step. Replies lie in the step's arena. */
-struct pass {
-    enum pass_state state;
-    struct tpo_tape *tape; /* NULL: none was kept, or its Backward has replied */
-    struct tpo_forward f;
-    const char *wants[TPO_PORTS_MAX];
-    int n_wants;
-    struct tpo_forwarded reply;
-    struct tpo_named_tensor gradients[TPO_PORTS_MAX];
-    int n_gradients;
-};
-
-/* A tensor that was trained by an earlier run of this learner keeps its weights here. */
-struct kept {
-    float *copy, *loaded;
-};
-
-struct direct {
-    struct tpo_model *model;
-    struct tpo_stream *stream;
-    struct kept *kept; /* one per parameter */
-    char run[64], instance[64];
-    bool begun, folded, scattered;
-    struct tpo_arena plan_arena, step_arena;
-    struct tpo_plan plan;
-    struct tpo_learner_state state;
-    uint64_t version, step, prepared, committed; /* 0: no such step */
-    struct pass *passes;
-    int lane_next[TPO_LANES_MAX]; /* the least micro-batch whose Backward a lane still takes */
-    struct tpo_norm *norms;
-    float *exported;                                       /* the piece that export told last */
-    int (*sum_sink)(void *arg, const struct tpo_chunk *x); /* a Gather that waits for the last Backward */
-    void *sum_arg;
-    int n_done, n_own; /* micro-batches of this share: whose Backward has run, all */
-    int n_left_out;    /* of those, that a Gather says need none in this step */
-    struct tpo_tape *idle[TAPES];
-    int n_idle, n_live;
-};
-
-/* --- the plan ---------------------------------------------------------------------------------------------------------------------- */
+#include "services/host/learner_direct.h"
 
 static const char *text_copy(struct tpo_arena *a, const char *text)
 {
     return tpo_arena_copy(a, text, strlen(text));
 }
 
-static int plan_check(const struct tpo_plan *p, struct tpo_error *err)
-{
-    if (p->lanes < 1 || p->lanes > TPO_LANES_MAX || (p->lanes & (p->lanes - 1)) != 0)
-        return tpo_fail(err, TPO_INVALID_ARGUMENT, "lanes", "%d lanes: a power of two up to %d is needed", p->lanes, TPO_LANES_MAX);
-    if (p->micro_batches < 1 || p->micro_batches > 4096)
-        return tpo_fail(err, TPO_INVALID_ARGUMENT, "micro_batches", "%d micro-batches: 1..4096", p->micro_batches);
-    const int own = p->own_lanes > 0 ? p->own_lanes : p->lanes;
-    if (own > p->lanes || (own & (own - 1)) != 0 || p->first_lane < 0 || p->first_lane % own != 0 || p->first_lane + own > p->lanes)
-        return tpo_fail(err, TPO_INVALID_ARGUMENT, "share", "lanes %d..%d are no aligned subtree of %d", p->first_lane,
-                        p->first_lane + own - 1, p->lanes);
-    return TPO_OK;
-}
-
-static int plan_copy(struct direct *d, const struct tpo_plan *from)
-{
-    struct tpo_arena *a = &d->plan_arena;
-    tpo_arena_reset(a);
-    struct tpo_group *groups = tpo_arena_calloc(a, sizeof(*groups) * (size_t)(from->n_groups + 1));
-    struct tpo_loss_weight *losses = tpo_arena_calloc(a, sizeof(*losses) * (size_t)(from->n_losses + 1));
-    if (groups == NULL || losses == NULL) return TPO_ENOMEM;
-    for (int g = 0; g < from->n_groups; g++) {
-        groups[g] = from->groups[g];
-        const char **patterns = tpo_arena_calloc(a, sizeof(*patterns) * (size_t)(groups[g].n_patterns + 1));
-        if (patterns == NULL) return TPO_ENOMEM;
-        for (int i = 0; i < groups[g].n_patterns; i++)
-            if ((patterns[i] = text_copy(a, from->groups[g].patterns[i])) == NULL) return TPO_ENOMEM;
-        groups[g].patterns = patterns;
-    }
-    for (int i = 0; i < from->n_losses; i++) {
-        losses[i].weight = from->losses[i].weight;
-        if ((losses[i].name = text_copy(a, from->losses[i].name)) == NULL) return TPO_ENOMEM;
-    }
-    d->plan = *from;
-    if (d->plan.own_lanes <= 0) d->plan.own_lanes = d->plan.lanes;
-    d->plan.groups = groups;
-    d->plan.losses = losses;
-    return TPO_OK;
-}
-
-static float loss_weight(const struct tpo_plan *plan, const char *name)
-{
-    for (int i = 0; i < plan->n_losses; i++)
-        if (strcmp(plan->losses[i].name, name) == 0) return plan->losses[i].weight;
-    return 0;
-}
-
-static bool wants_loss(void *plan, const char *name)
-{
-    return loss_weight(plan, name) != 0;
-}
-
 /* --- runs and steps ---------------------------------------------------------------------------------------------------------------- */
 
-static void tape_return(struct direct *d, struct pass *p)
+static void tape_return(struct tpo_direct *d, struct tpo_pass *p)
 {
     if (p->tape == NULL) return;
     d->idle[d->n_idle++] = p->tape;
@@ -126,8 +30,7 @@ static void tape_return(struct direct *d, struct pass *p)
     p->tape = NULL;
 }
 
-/* Forgets the open step; weights stay as they are. */
-static int step_close(struct direct *d)
+int tpo_direct_step_close(struct tpo_direct *d)
 {
     for (int m = 0; m < d->plan.micro_batches && d->passes != NULL; m++) {
         tape_return(d, &d->passes[m]);
@@ -142,16 +45,16 @@ static int step_close(struct direct *d)
     return tpo_learner_state_clear(&d->state);
 }
 
-static int run_end(struct direct *d)
+static int run_end(struct tpo_direct *d)
 {
     int rc = TPO_OK;
     if (!d->begun) return TPO_OK;
-    step_close(d);
+    tpo_direct_step_close(d);
     for (int i = 0; i < d->state.n && rc == TPO_OK; i++) {
         struct tpo_trainable *x = &d->state.items[i];
         int at = 0;
         while (d->model->params->items[at] != x->param) at++;
-        struct kept *k = &d->kept[at];
+        struct tpo_kept *k = &d->kept[at];
         if (k->copy == NULL && (k->copy = tpo_device_alloc(d->stream, sizeof(float) * (size_t)x->param->size)) == NULL)
             return TPO_ENOMEM;
         rc = tpo_scale(d->stream, k->copy, 1.0f, x->weight[d->state.now], x->param->size);
@@ -168,21 +71,21 @@ static int run_end(struct direct *d)
 }
 
 /* Counted from the first of this share. */
-static int lane_of(const struct direct *d, uint32_t micro_batch)
+static int lane_of(const struct tpo_direct *d, uint32_t micro_batch)
 {
     return (int)((uint64_t)micro_batch * (uint64_t)d->plan.lanes / (uint64_t)d->plan.micro_batches) - d->plan.first_lane;
 }
 
 static int direct_begin(void *self, const char *run, const struct tpo_plan *plan, struct tpo_begun *out, struct tpo_error *err)
 {
-    struct direct *d = self;
-    int rc = plan_check(plan, err);
+    struct tpo_direct *d = self;
+    int rc = tpo_plan_check(plan, err);
     if (rc != TPO_OK) return rc;
     if (strlen(run) >= sizeof(d->run))
         return tpo_fail(err, TPO_INVALID_ARGUMENT, "run", "the run's name is longer than %zu", sizeof(d->run) - 1);
     if (!d->begun || strcmp(run, d->run) != 0) {
         rc = run_end(d);
-        if (rc == TPO_OK) rc = plan_copy(d, plan);
+        if (rc == TPO_OK) rc = tpo_plan_copy(&d->plan, &d->plan_arena, plan);
         if (rc != TPO_OK) return tpo_fail(err, rc, "begin", "no memory for run %s", run);
         rc = tpo_learner_state_open(&d->state, d->stream, d->model->params, &d->plan, err);
         if (rc != TPO_OK) return rc;
@@ -197,18 +100,18 @@ static int direct_begin(void *self, const char *run, const struct tpo_plan *plan
             run_end(d);
             return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for run %s", run);
         }
-        rc = step_close(d);
+        rc = tpo_direct_step_close(d);
     }
     *out = (struct tpo_begun){.version = d->version,
                               .prepared_step = d->prepared,
                               .committed_step = d->committed,
-                              .tapes = TAPES,
+                              .tapes = TPO_DIRECT_TAPES,
                               .trainable = d->state.n};
     snprintf(out->instance, sizeof(out->instance), "%s", d->instance);
     return rc;
 }
 
-static int key_check(const struct direct *d, const struct tpo_key *key, struct tpo_error *err)
+int tpo_direct_key_check(const struct tpo_direct *d, const struct tpo_key *key, struct tpo_error *err)
 {
     if (!d->begun || strcmp(key->run, d->run) != 0)
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_run", "%s: run \"%.40s\" is not in progress", d->model->stage,
@@ -222,26 +125,32 @@ static int key_check(const struct direct *d, const struct tpo_key *key, struct t
     return TPO_OK;
 }
 
-/* key_check for calls about one micro-batch; *out is its pass. */
-static int pass_find(struct direct *d, const struct tpo_key *key, struct pass **out, struct tpo_error *err)
+/* tpo_direct_key_check for calls about one micro-batch; *out is its pass. */
+static int pass_find(struct tpo_direct *d, const struct tpo_key *key, struct tpo_pass **out, struct tpo_error *err)
 {
-    int rc = key_check(d, key, err);
+    int rc = tpo_direct_key_check(d, key, err);
     if (rc != TPO_OK) return rc;
     if (key->micro_batch >= (uint32_t)d->plan.micro_batches)
         return tpo_fail(err, TPO_INVALID_ARGUMENT, "micro_batch", "micro-batch %u of %d", key->micro_batch, d->plan.micro_batches);
     if (lane_of(d, key->micro_batch) < 0 || lane_of(d, key->micro_batch) >= d->plan.own_lanes)
         return tpo_fail(err, TPO_INVALID_ARGUMENT, "share", "micro-batch %u is another replica's", key->micro_batch);
     *out = &d->passes[key->micro_batch];
-    if ((*out)->state != PASS_DONE && d->folded)
+    if ((*out)->state != TPO_PASS_DONE && d->folded)
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_step", "step %llu is already folded", (unsigned long long)key->step);
     return TPO_OK;
 }
 
 /* --- forward ----------------------------------------------------------------------------------------------------------------------- */
 
-static int tape_take(struct direct *d, bool record, struct tpo_tape **out, struct tpo_error *err)
+static bool wants_loss(void *plan, const char *name)
 {
-    if (d->n_live == TAPES) return tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "tapes", "%d tapes await their Backward", TAPES);
+    return tpo_plan_loss_weight(plan, name) != 0;
+}
+
+static int tape_take(struct tpo_direct *d, bool record, struct tpo_tape **out, struct tpo_error *err)
+{
+    if (d->n_live == TPO_DIRECT_TAPES)
+        return tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "tapes", "%d tapes await their Backward", TPO_DIRECT_TAPES);
     int rc = TPO_OK;
     if (d->n_idle > 0) {
         *out = d->idle[--d->n_idle];
@@ -261,7 +170,7 @@ static bool named(const char *const *names, int n, const char *name)
     return false;
 }
 
-static int inputs_place(struct pass *p, const struct tpo_named_tensor *inputs, int n, struct tpo_arena *arena,
+static int inputs_place(struct tpo_pass *p, const struct tpo_named_tensor *inputs, int n, struct tpo_arena *arena,
                         struct tpo_error *err)
 {
     if (n > TPO_PORTS_MAX) return tpo_fail(err, TPO_INVALID_ARGUMENT, "inputs", "%d inputs, at most %d", n, TPO_PORTS_MAX);
@@ -280,7 +189,7 @@ static int inputs_place(struct pass *p, const struct tpo_named_tensor *inputs, i
     return TPO_OK;
 }
 
-static int tensor_reply(struct direct *d, struct tpo_tape *t, struct tpo_named_tensor *out, const char *name, const float *data,
+static int tensor_reply(struct tpo_direct *d, struct tpo_tape *t, struct tpo_named_tensor *out, const char *name, const float *data,
                         int rows, int cols)
 {
     float *host = tpo_arena_alloc(&d->step_arena, sizeof(float) * (size_t)rows * (size_t)cols);
@@ -295,7 +204,7 @@ static int tensor_reply(struct direct *d, struct tpo_tape *t, struct tpo_named_t
     return tpo_copy_out(tpo_tape_stream(t), host, data, sizeof(float) * (size_t)rows * (size_t)cols);
 }
 
-static int forward_reply(struct direct *d, struct pass *p)
+static int forward_reply(struct tpo_direct *d, struct tpo_pass *p)
 {
     struct tpo_forwarded *r = &p->reply;
     int rc = TPO_OK;
@@ -315,7 +224,7 @@ static int forward_reply(struct direct *d, struct pass *p)
     return rc;
 }
 
-static int pass_forward(struct direct *d, struct pass *p, const struct tpo_key *key, const struct tpo_sample *samples,
+static int pass_forward(struct tpo_direct *d, struct tpo_pass *p, const struct tpo_key *key, const struct tpo_sample *samples,
                         int n_samples, const struct tpo_named_tensor *inputs, int n_inputs, struct tpo_error *err)
 {
     const bool record = d->state.n > 0 || p->n_wants > 0;
@@ -334,7 +243,7 @@ static int pass_forward(struct direct *d, struct pass *p, const struct tpo_key *
     if (rc == TPO_OK) rc = tpo_tape_error(p->tape);
     if (rc == TPO_OK) rc = forward_reply(d, p);
     if (rc == TPO_OK) {
-        p->state = PASS_FORWARDED;
+        p->state = TPO_PASS_FORWARDED;
         if (record) return TPO_OK;
     } else if (err != NULL && err->code == TPO_OK) {
         tpo_fail(err, rc, "forward", "%s: the forward pass failed", d->model->stage);
@@ -347,11 +256,11 @@ static int direct_forward(void *self, const struct tpo_key *key, const struct tp
                           const struct tpo_named_tensor *inputs, int n_inputs, const char *const *wants, int n_wants,
                           struct tpo_forwarded *out, struct tpo_error *err)
 {
-    struct direct *d = self;
-    struct pass *p = NULL;
+    struct tpo_direct *d = self;
+    struct tpo_pass *p = NULL;
     int rc = pass_find(d, key, &p, err);
     if (rc != TPO_OK) return rc;
-    if (p->state == PASS_EMPTY) {
+    if (p->state == TPO_PASS_EMPTY) {
         if (n_wants > TPO_PORTS_MAX)
             return tpo_fail(err, TPO_INVALID_ARGUMENT, "wants", "%d wants, at most %d", n_wants, TPO_PORTS_MAX);
         d->step = key->step;
@@ -369,82 +278,17 @@ static int direct_forward(void *self, const struct tpo_key *key, const struct tp
     return TPO_OK;
 }
 
-/* --- the sums of a share ------------------------------------------------------------------------------------------------------------- */
-
-static struct tpo_chunk chunk_of(const struct tpo_param *p, const char *part, const float *data, int64_t offset, int64_t most)
-{
-    const int64_t left = offset < p->size ? p->size - offset : 0;
-    struct tpo_chunk c = {.name = p->name, .part = part, .n_dims = p->n_dims, .offset = offset, .count = most < left ? most : left};
-    memcpy(c.shape, p->shape, sizeof(c.shape));
-    c.data = c.count > 0 ? data + offset : NULL;
-    return c;
-}
-
-/* Whether a piece lies inside the tensor it names. */
-static bool chunk_fits(const struct tpo_chunk *c, const struct tpo_param *p)
-{
-    bool fits =
-        c->n_dims == p->n_dims && c->offset >= 0 && c->count >= 0 && c->offset <= p->size && c->count <= p->size - c->offset;
-    for (int k = 0; k < p->n_dims && fits; k++) fits = c->shape[k] == p->shape[k];
-    return fits;
-}
-
-/* One tensor's sum to whoever gathers; who does not take it is forgotten. */
-static void sum_tell(struct direct *d, struct tpo_trainable *x)
-{
-    int rc = tpo_learner_state_fold(&d->state, x);
-    for (int64_t at = 0; at < x->param->size && rc == TPO_OK && d->sum_sink != NULL; at += TPO_CHUNK_ELEMENTS) {
-        const struct tpo_chunk c = chunk_of(x->param, "gradient", x->lanes[0], at, TPO_CHUNK_ELEMENTS);
-        rc = d->sum_sink(d->sum_arg, &c);
-    }
-    x->told = true;
-    if (rc != TPO_OK) d->sum_sink = NULL;
-}
-
-/* From within the last Backward. */
-static void on_gradient(void *arg, struct tpo_param *p)
-{
-    struct direct *d = arg;
-    for (int i = 0; i < d->state.n && d->sum_sink != NULL; i++)
-        if (d->state.items[i].param == p) sum_tell(d, &d->state.items[i]);
-}
-
-/* What was not told yet, and the end. */
-static void sums_finish(struct direct *d)
-{
-    for (int i = 0; i < d->state.n && d->sum_sink != NULL; i++)
-        if (!d->state.items[i].told) sum_tell(d, &d->state.items[i]);
-    if (d->sum_sink != NULL) d->sum_sink(d->sum_arg, NULL);
-    d->sum_sink = NULL;
-}
-
-static int direct_gather(void *self, const struct tpo_key *key, int (*sink)(void *arg, const struct tpo_chunk *x), void *arg,
-                         struct tpo_error *err)
-{
-    struct direct *d = self;
-    int rc = key_check(d, key, err);
-    if (rc != TPO_OK) return rc;
-    if (d->scattered || d->folded)
-        return tpo_fail(err, TPO_FAILED_PRECONDITION, "gather", "%s: the sums are no longer this replica's alone", d->model->stage);
-    d->step = key->step;
-    d->sum_sink = sink;
-    d->sum_arg = arg;
-    d->n_left_out = (int)key->micro_batch;
-    for (int i = 0; i < d->state.n; i++) d->state.items[i].told = false;
-    if (d->n_done + d->n_left_out >= d->n_own || d->state.n == 0) sums_finish(d);
-    return TPO_OK;
-}
-
 /* --- backward ---------------------------------------------------------------------------------------------------------------------- */
 
-static struct tpo_tensor *output_find(const struct pass *p, const char *name)
+static struct tpo_tensor *output_find(const struct tpo_pass *p, const char *name)
 {
     for (int i = 0; i < p->f.n_outputs; i++)
         if (strcmp(p->f.outputs[i].name, name) == 0) return p->f.outputs[i].tensor;
     return NULL;
 }
 
-static int seeds_place(struct direct *d, struct pass *p, const struct tpo_named_tensor *gradients, int n, struct tpo_error *err)
+static int seeds_place(struct tpo_direct *d, struct tpo_pass *p, const struct tpo_named_tensor *gradients, int n,
+                       struct tpo_error *err)
 {
     for (int i = 0; i < n; i++) {
         struct tpo_tensor *x = output_find(p, gradients[i].name);
@@ -454,11 +298,13 @@ static int seeds_place(struct direct *d, struct pass *p, const struct tpo_named_
         tpo_seed(p->tape, x, gradients[i].data, 1);
     }
     for (int i = 0; i < p->f.n_losses; i++)
-        tpo_seed(p->tape, p->f.losses[i].tensor, NULL, loss_weight(&d->plan, p->f.losses[i].name) / (float)d->plan.micro_batches);
+        tpo_seed(p->tape, p->f.losses[i].tensor, NULL,
+                 tpo_plan_loss_weight(&d->plan, p->f.losses[i].name) / (float)d->plan.micro_batches);
     return TPO_OK;
 }
 
-static int pass_backward(struct direct *d, struct pass *p, const struct tpo_named_tensor *gradients, int n, struct tpo_error *err)
+static int pass_backward(struct tpo_direct *d, struct tpo_pass *p, const struct tpo_named_tensor *gradients, int n,
+                         struct tpo_error *err)
 {
     int rc = seeds_place(d, p, gradients, n, err);
     if (rc != TPO_OK) return rc;
@@ -475,65 +321,39 @@ static int pass_backward(struct direct *d, struct pass *p, const struct tpo_name
 static int direct_backward(void *self, const struct tpo_key *key, const struct tpo_named_tensor *gradients, int n_gradients,
                            struct tpo_named_tensor *inputs_out, int *n_inputs_out, struct tpo_error *err)
 {
-    struct direct *d = self;
-    struct pass *p = NULL;
+    struct tpo_direct *d = self;
+    struct tpo_pass *p = NULL;
     int rc = pass_find(d, key, &p, err);
     if (rc != TPO_OK) return rc;
-    if (p->state == PASS_EMPTY)
+    if (p->state == TPO_PASS_EMPTY)
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "no_forward", "micro-batch %u has had no Forward", key->micro_batch);
-    if (p->state == PASS_FORWARDED && p->tape != NULL) {
+    if (p->state == TPO_PASS_FORWARDED && p->tape != NULL) {
         const int lane = lane_of(d, key->micro_batch);
         if ((int)key->micro_batch < d->lane_next[lane])
             return tpo_fail(err, TPO_FAILED_PRECONDITION, "order", "micro-batch %u comes after %d in its lane", key->micro_batch,
                             d->lane_next[lane] - 1);
         tpo_learner_state_lane(&d->state, lane);
-        if (d->sum_sink != NULL && d->n_done + d->n_left_out + 1 == d->n_own) tpo_tape_on_complete(p->tape, on_gradient, d);
+        if (d->sum_sink != NULL && d->n_done + d->n_left_out + 1 == d->n_own)
+            tpo_tape_on_complete(p->tape, tpo_direct_on_gradient, d);
         rc = pass_backward(d, p, gradients, n_gradients, err);
         tpo_learner_state_lane(&d->state, -1);
         if (rc != TPO_OK) return rc;
         d->lane_next[lane] = (int)key->micro_batch + 1;
         tape_return(d, p);
     }
-    if (p->state != PASS_DONE && ++d->n_done + d->n_left_out == d->n_own) sums_finish(d);
-    p->state = PASS_DONE;
+    if (p->state != TPO_PASS_DONE && ++d->n_done + d->n_left_out == d->n_own) tpo_direct_sums_finish(d);
+    p->state = TPO_PASS_DONE;
     memcpy(inputs_out, p->gradients, sizeof(*inputs_out) * (size_t)p->n_gradients);
     *n_inputs_out = p->n_gradients;
     return TPO_OK;
-}
-
-static struct tpo_trainable *trainable_find(struct direct *d, const char *name)
-{
-    for (int i = 0; i < d->state.n; i++)
-        if (strcmp(d->state.items[i].param->name, name) == 0) return &d->state.items[i];
-    return NULL;
-}
-
-static int direct_scatter(void *self, const struct tpo_key *key, const struct tpo_chunk *x, struct tpo_error *err)
-{
-    struct direct *d = self;
-    int rc = key_check(d, key, err);
-    if (rc != TPO_OK) return rc;
-    if (d->folded)
-        return x == NULL ? TPO_OK
-                         : tpo_fail(err, TPO_FAILED_PRECONDITION, "scatter", "%s: the norms are already known", d->model->stage);
-    if (d->n_live > 0)
-        return tpo_fail(err, TPO_FAILED_PRECONDITION, "open_tapes", "%s: micro-batches await their Backward", d->model->stage);
-    d->scattered = true;
-    if (x == NULL) return TPO_OK;
-    struct tpo_trainable *own = trainable_find(d, x->name);
-    if (own == NULL || !chunk_fits(x, own->param))
-        return tpo_fail(err, TPO_INVALID_ARGUMENT, "scatter", "%.96s: no piece of a trainable tensor of that shape", x->name);
-    own->folded = true;
-    rc = tpo_copy_in(d->stream, own->lanes[0] + x->offset, x->data, sizeof(float) * (size_t)x->count);
-    return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "scatter", "%s: the device failed", x->name);
 }
 
 /* --- the step ---------------------------------------------------------------------------------------------------------------------- */
 
 static int direct_norms(void *self, const struct tpo_key *key, const struct tpo_norm **out, int *n, struct tpo_error *err)
 {
-    struct direct *d = self;
-    int rc = key_check(d, key, err);
+    struct tpo_direct *d = self;
+    int rc = tpo_direct_key_check(d, key, err);
     if (rc != TPO_OK) return rc;
     if (d->n_live > 0)
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "open_tapes", "%s: %d micro-batches await their Backward", d->model->stage,
@@ -554,8 +374,8 @@ static int direct_norms(void *self, const struct tpo_key *key, const struct tpo_
 
 static int direct_prepare(void *self, const struct tpo_key *key, float clip, const float *rates, int n_rates, struct tpo_error *err)
 {
-    struct direct *d = self;
-    int rc = key_check(d, key, err);
+    struct tpo_direct *d = self;
+    int rc = tpo_direct_key_check(d, key, err);
     if (rc != TPO_OK || d->prepared == key->step) return rc;
     if (n_rates != d->plan.n_groups)
         return tpo_fail(err, TPO_INVALID_ARGUMENT, "rates", "%d rates for %d groups", n_rates, d->plan.n_groups);
@@ -572,123 +392,34 @@ static int direct_prepare(void *self, const struct tpo_key *key, float clip, con
 
 static int direct_commit(void *self, const struct tpo_key *key, struct tpo_error *err)
 {
-    struct direct *d = self;
+    struct tpo_direct *d = self;
     if (d->begun && d->committed == key->step && key->step != 0 && strcmp(key->run, d->run) == 0) return TPO_OK;
-    int rc = key_check(d, key, err);
+    int rc = tpo_direct_key_check(d, key, err);
     if (rc != TPO_OK) return rc;
     if (d->prepared != key->step)
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "not_prepared", "%s: Commit comes after Prepare", d->model->stage);
     tpo_learner_state_commit(&d->state);
     d->version++;
     d->committed = key->step;
-    rc = step_close(d);
+    rc = tpo_direct_step_close(d);
     return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "commit", "%s: the device failed", d->model->stage);
 }
 
 static int direct_abort(void *self, const struct tpo_key *key, struct tpo_error *err)
 {
-    struct direct *d = self;
+    struct tpo_direct *d = self;
     struct tpo_key open = *key;
     if (open.step == 0) open.step = d->step != 0 ? d->step : d->committed + 1;
     if (d->begun && d->step == 0 && open.step > d->committed) return TPO_OK;
-    int rc = key_check(d, &open, err);
-    if (rc == TPO_OK && step_close(d) != TPO_OK)
+    int rc = tpo_direct_key_check(d, &open, err);
+    if (rc == TPO_OK && tpo_direct_step_close(d) != TPO_OK)
         rc = tpo_fail(err, TPO_INTERNAL, "abort", "%s: the device failed", d->model->stage);
     return rc;
 }
 
-/* --- state in and out ---------------------------------------------------------------------------------------------------------------- */
-
-static float *part_of(struct direct *d, struct tpo_trainable *x, const char *part)
-{
-    const int now = d->state.now;
-    return strcmp(part, "weight") == 0 ? x->weight[now]
-           : strcmp(part, "m") == 0    ? x->m[now]
-           : strcmp(part, "v") == 0    ? x->v[now]
-                                       : NULL;
-}
-
-static int direct_export(void *self, int at, int64_t offset, int64_t most, struct tpo_chunk *out, struct tpo_error *err)
-{
-    static const char *const parts[] = {"weight", "m", "v"};
-    struct direct *d = self;
-    *out = (struct tpo_chunk){0};
-    if (!d->begun) return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_run", "%s: no run is in progress", d->model->stage);
-    if (at < 0 || offset < 0 || most < 0 || most > INT32_MAX)
-        return tpo_fail(err, TPO_INVALID_ARGUMENT, "export", "part %d does not exist", at);
-    for (int i = 0; i < d->state.n; i++)
-        for (int k = 0; k < 3; k++) {
-            const float *data = part_of(d, &d->state.items[i], parts[k]);
-            if (data == NULL || at-- > 0) continue;
-            *out = chunk_of(d->state.items[i].param, parts[k], data, offset, most);
-            if (out->count == 0) return TPO_OK;
-            float *host = realloc(d->exported, sizeof(float) * (size_t)out->count);
-            if (host == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory to export %s", out->name);
-            out->data = d->exported = host;
-            if (tpo_copy_out(d->stream, host, data + offset, sizeof(float) * (size_t)out->count) == TPO_OK) return TPO_OK;
-            return tpo_fail(err, TPO_INTERNAL, "export", "%s: the device failed", out->name);
-        }
-    return TPO_OK;
-}
-
-/* Memory of the learner's own for a tensor that no group of this run owns: what was loaded stays as it is. */
-static float *frozen_own(struct direct *d, int i)
-{
-    struct tpo_param *p = d->model->params->items[i];
-    struct kept *k = &d->kept[i];
-    if (k->copy == NULL) {
-        k->copy = tpo_device_alloc(d->stream, sizeof(float) * (size_t)p->size);
-        if (k->copy == NULL || tpo_param_read(p, d->stream, k->copy) != TPO_OK) return NULL;
-    }
-    p->data = k->copy;
-    return p->data;
-}
-
-static int frozen_find(struct direct *d, const char *name)
-{
-    for (int i = 0; i < d->model->params->n; i++) {
-        struct tpo_param *p = d->model->params->items[i];
-        if (!p->ignored && strcmp(p->name, name) == 0 && trainable_find(d, name) == NULL) return i;
-    }
-    return -1;
-}
-
-static int moments_clear(struct direct *d, struct tpo_trainable *x)
-{
-    int rc = tpo_fill(d->stream, x->m[d->state.now], 0, x->param->size);
-    if (rc == TPO_OK && x->v[d->state.now] != NULL) rc = tpo_fill(d->stream, x->v[d->state.now], 0, x->param->size);
-    return rc;
-}
-
-static int direct_import(void *self, uint64_t version, const struct tpo_chunk *x, struct tpo_error *err)
-{
-    struct direct *d = self;
-    if (!d->begun) return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_run", "%s: no run is in progress", d->model->stage);
-    if (x == NULL) {
-        step_close(d);
-        d->version = version;
-        d->committed = 0;
-        return TPO_OK;
-    }
-    const bool start = strcmp(x->part, "start") == 0;
-    struct tpo_trainable *own = trainable_find(d, x->name);
-    const int frozen = own == NULL && start ? frozen_find(d, x->name) : -1;
-    const struct tpo_param *p = own != NULL ? own->param : frozen >= 0 ? d->model->params->items[frozen] : NULL;
-    if (p == NULL)
-        return tpo_fail(err, TPO_NOT_FOUND, "import", "%.96s: %s holds no such tensor as \"%.16s\"", x->name, d->model->stage,
-                        x->part);
-    if (!chunk_fits(x, p))
-        return tpo_fail(err, TPO_INVALID_ARGUMENT, "import", "%.96s: the piece is not of that tensor's shape", x->name);
-    float *data = own == NULL ? frozen_own(d, frozen) : part_of(d, own, start ? "weight" : x->part);
-    if (data == NULL) return tpo_fail(err, TPO_INVALID_ARGUMENT, "import", "%.96s has no part \"%.16s\"", x->name, x->part);
-    int rc = tpo_copy_in(d->stream, data + x->offset, x->data, sizeof(float) * (size_t)x->count);
-    if (rc == TPO_OK && own != NULL && start) rc = moments_clear(d, own);
-    return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "import", "%s: the device failed", x->name);
-}
-
 static int direct_publish(void *self, const struct tpo_key *key, uint64_t version, struct tpo_error *err)
 {
-    struct direct *d = self;
+    struct tpo_direct *d = self;
     (void)key, (void)version;
     return tpo_fail(err, TPO_UNIMPLEMENTED, "publish", "%s is trained in this process, which serves nothing", d->model->stage);
 }
@@ -701,9 +432,9 @@ static int direct_end(void *self, struct tpo_error *err)
 
 static void direct_close(void *self)
 {
-    struct direct *d = self;
+    struct tpo_direct *d = self;
     if (d == NULL) return;
-    if (d->begun) step_close(d);
+    if (d->begun) tpo_direct_step_close(d);
     for (int i = 0; i < d->state.n; i++) d->state.items[i].param->data = NULL;
     for (int i = 0; i < d->model->params->n && d->kept != NULL; i++) {
         d->model->params->items[i]->data = d->kept[i].loaded;
@@ -723,7 +454,7 @@ static void direct_close(void *self)
 int tpo_learner_open_direct(struct tpo_learner *out, struct tpo_model *model, struct tpo_stream *s, struct tpo_error *err)
 {
     static unsigned count;
-    struct direct *d = calloc(1, sizeof(*d));
+    struct tpo_direct *d = calloc(1, sizeof(*d));
     if (d == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a learner");
     d->model = model;
     d->stream = s;
@@ -742,14 +473,14 @@ int tpo_learner_open_direct(struct tpo_learner *out, struct tpo_model *model, st
                                 .begin = direct_begin,
                                 .forward = direct_forward,
                                 .backward = direct_backward,
-                                .gather = direct_gather,
-                                .scatter = direct_scatter,
+                                .gather = tpo_direct_gather,
+                                .scatter = tpo_direct_scatter,
                                 .norms = direct_norms,
                                 .prepare = direct_prepare,
                                 .commit = direct_commit,
                                 .abort = direct_abort,
-                                .export_state = direct_export,
-                                .import_state = direct_import,
+                                .export_state = tpo_direct_export,
+                                .import_state = tpo_direct_import,
                                 .publish = direct_publish,
                                 .end = direct_end,
                                 .close = direct_close};

@@ -44,24 +44,7 @@ struct tpo_learner_rpc {
     struct tpo_job look;
 };
 
-/* --- answers ------------------------------------------------------------------------------------------------------------------------------- */
-
-static int answer(struct tpo_job *job, const ProtobufCMessage *reply, const struct tpo_error *err)
-{
-    if (err == NULL || err->code == TPO_OK) {
-        if (reply != NULL) tpo_call_send(job->call, reply, NULL);
-        tpo_job_finish(job, NULL);
-    } else {
-        tpo_job_finish(job, err);
-    }
-    return TPO_OK;
-}
-
-static int answer_empty(struct tpo_job *job, const struct tpo_error *err)
-{
-    static const Tpo__V1__Empty empty = TPO__V1__EMPTY__INIT;
-    return answer(job, &empty.base, err);
-}
+/* --- a Gather that waits ------------------------------------------------------------------------------------------------------------------ */
 
 static void gather_end(struct tpo_learner_rpc *l, const struct tpo_error *err)
 {
@@ -147,139 +130,160 @@ static void *watch(void *arg)
     return NULL;
 }
 
-/* The learner and the key of a call that a lease covers, or the error. */
-static int enter(struct tpo_job *job, const Tpo__V1__Key *m, struct tpo_learner_rpc **out, struct tpo_key *key,
-                 struct tpo_error *err)
+/* --- calls that the lease covers ------------------------------------------------------------------------------------------------------------ */
+
+/* One of them, on its way through its act: what it works on, what came of it. */
+struct visit {
+    struct tpo_job *job;
+    struct tpo_learner_rpc *l;
+    const struct tpo_learner *x;
+    struct tpo_key key;
+    struct tpo_error err; /* means something where a function answered an error */
+    bool replied;         /* by the act; else Empty is the reply */
+    bool kept;            /* the job goes on: it is l->gather */
+};
+
+static int enter(struct visit *v, struct tpo_job *job, const Tpo__V1__Key *m)
 {
-    struct tpo_learner_rpc *l = *out = job->host->learner;
-    if (l == NULL) return tpo_fail(err, TPO_UNIMPLEMENTED, "train", "this process was not started with --train");
+    struct tpo_learner_rpc *l = job->host->learner;
+    *v = (struct visit){.job = job, .l = l};
+    if (l == NULL) return tpo_fail(&v->err, TPO_UNIMPLEMENTED, "train", "this process was not started with --train");
+    v->x = &l->learner;
     tpo_arena_reset(&l->arena);
-    int rc = tpo_key_unpack(key, m, err);
+    int rc = tpo_key_unpack(&v->key, m, &v->err);
     if (rc != TPO_OK) return rc;
     if (m->lease != l->lease || !lease_runs(l))
-        return tpo_fail(err, TPO_FAILED_PRECONDITION, "lease", "lease %llu has ended: Begin again", (unsigned long long)m->lease);
+        return tpo_fail(&v->err, TPO_FAILED_PRECONDITION, "lease", "lease %llu has ended: Begin again",
+                        (unsigned long long)m->lease);
     lease_renew(l);
     return TPO_OK;
 }
 
-static int on_begin(void *self, struct tpo_job *job)
+static int reply(struct visit *v, const ProtobufCMessage *message)
 {
-    const Tpo__V1__BeginRequest *m = (const Tpo__V1__BeginRequest *)job->message;
-    struct tpo_learner_rpc *l = job->host->learner;
-    struct tpo_error err = {0};
+    tpo_call_send(v->job->call, message, NULL);
+    v->replied = true;
+    return TPO_OK;
+}
+
+static int no_memory(struct visit *v)
+{
+    return tpo_fail(&v->err, TPO_ENOMEM, "memory", "no memory for a reply");
+}
+
+static int leave(struct visit *v, int rc)
+{
+    static const Tpo__V1__Empty empty = TPO__V1__EMPTY__INIT;
+    if (v->kept) return TPO_OK;
+    if (rc == TPO_OK && !v->replied) reply(v, &empty.base);
+    tpo_job_finish(v->job, rc != TPO_OK ? &v->err : NULL);
+    return TPO_OK;
+}
+
+static int begin_check(struct tpo_learner_rpc *l, const Tpo__V1__BeginRequest *m, struct tpo_error *err)
+{
+    if (l == NULL) return tpo_fail(err, TPO_UNIMPLEMENTED, "train", "this process was not started with --train");
+    if (m->holder[0] == '\0' || strlen(m->holder) >= sizeof(l->holder) || m->lease_ms < LEASE_MS_LEAST ||
+        m->lease_ms > LEASE_MS_MOST)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "lease", "a holder of 1..%zu letters and a lease of %d..%d ms are needed",
+                        sizeof(l->holder) - 1, LEASE_MS_LEAST, LEASE_MS_MOST);
+    if (lease_runs(l) && strcmp(l->holder, m->holder) != 0) {
+        tpo_fail(err, TPO_FAILED_PRECONDITION, "leased", "another trainer holds %s", l->learner.stage);
+        err->retry_ms = (int)((l->ends_us - tpo_now_us()) / 1000) + 1;
+        return TPO_FAILED_PRECONDITION;
+    }
+    return TPO_OK;
+}
+
+static int begin(struct visit *v, const Tpo__V1__BeginRequest *m)
+{
+    struct tpo_learner_rpc *l = v->l;
     struct tpo_plan plan;
     struct tpo_begun begun;
-    Tpo__V1__BeginReply reply = TPO__V1__BEGIN_REPLY__INIT;
-    (void)self;
-    tpo_fault_reach(TPO_FAULT_BEGIN);
-    if (l == NULL)
-        tpo_fail(&err, TPO_UNIMPLEMENTED, "train", "this process was not started with --train");
-    else if (m->holder[0] == '\0' || strlen(m->holder) >= sizeof(l->holder) || m->lease_ms < LEASE_MS_LEAST ||
-             m->lease_ms > LEASE_MS_MOST)
-        tpo_fail(&err, TPO_INVALID_ARGUMENT, "lease", "a holder of 1..%zu letters and a lease of %d..%d ms are needed",
-                 sizeof(l->holder) - 1, LEASE_MS_LEAST, LEASE_MS_MOST);
-    else if (lease_runs(l) && strcmp(l->holder, m->holder) != 0) {
-        tpo_fail(&err, TPO_FAILED_PRECONDITION, "leased", "another trainer holds %s", l->learner.stage);
-        err.retry_ms = (int)((l->ends_us - tpo_now_us()) / 1000) + 1;
-    }
-    if (err.code != TPO_OK) return answer(job, NULL, &err);
+    int rc = begin_check(l, m, &v->err);
+    if (rc != TPO_OK) return rc;
     lease_settle(l);
     tpo_arena_reset(&l->arena);
-    int rc = tpo_plan_unpack(&plan, &l->arena, m->plan, &err);
-    if (rc == TPO_OK) rc = l->learner.begin(l->learner.self, m->run, &plan, &begun, &err);
-    if (rc != TPO_OK) return answer(job, NULL, &err);
+    rc = tpo_plan_unpack(&plan, &l->arena, m->plan, &v->err);
+    if (rc == TPO_OK) rc = l->learner.begin(l->learner.self, m->run, &plan, &begun, &v->err);
+    if (rc != TPO_OK) return rc;
     gather_abort(l, "its trainer has begun again");
     snprintf(l->holder, sizeof(l->holder), "%s", m->holder);
     l->lease++;
     l->lease_us = (int64_t)m->lease_ms * 1000;
     lease_renew(l);
     l->prepared = begun.prepared_step != 0;
-    reply.instance = begun.instance;
-    reply.version = begun.version;
-    reply.prepared_step = begun.prepared_step;
-    reply.committed_step = begun.committed_step;
-    reply.tapes = (uint32_t)begun.tapes;
-    reply.trainable = (uint32_t)begun.trainable;
-    reply.lease = l->lease;
-    reply.stage = (char *)l->learner.stage;
-    reply.config = l->config;
-    reply.threads = (uint32_t)l->threads;
+    Tpo__V1__BeginReply answer = TPO__V1__BEGIN_REPLY__INIT;
+    answer.instance = begun.instance;
+    answer.version = begun.version;
+    answer.prepared_step = begun.prepared_step;
+    answer.committed_step = begun.committed_step;
+    answer.tapes = (uint32_t)begun.tapes;
+    answer.trainable = (uint32_t)begun.trainable;
+    answer.lease = l->lease;
+    answer.stage = (char *)l->learner.stage;
+    answer.config = l->config;
+    answer.threads = (uint32_t)l->threads;
     tpo_log(TPO_LOG_INFO, "begin", "run=%.63s version=%llu lease=%llu trainable=%d", m->run, (unsigned long long)begun.version,
             (unsigned long long)l->lease, begun.trainable);
-    return answer(job, &reply.base, NULL);
+    return reply(v, &answer.base);
 }
 
 /* --- forward and backward -------------------------------------------------------------------------------------------------------------------- */
 
-static int forward_reply(struct tpo_job *job, struct tpo_learner_rpc *l, const struct tpo_forwarded *f)
+static int forward_reply(struct visit *v, const struct tpo_forwarded *f)
 {
-    Tpo__V1__ForwardReply reply = TPO__V1__FORWARD_REPLY__INIT;
+    Tpo__V1__ForwardReply answer = TPO__V1__FORWARD_REPLY__INIT;
     Tpo__V1__LossWeight losses[TPO_PORTS_MAX], *list[TPO_PORTS_MAX];
-    struct tpo_error err = {0};
     for (int i = 0; i < f->n_losses; i++) {
         tpo__v1__loss_weight__init(&losses[i]);
         losses[i].name = (char *)f->losses[i].name;
         losses[i].weight = f->losses[i].value;
         list[i] = &losses[i];
     }
-    reply.losses = list;
-    reply.n_losses = (size_t)f->n_losses;
-    reply.n_tensors = (size_t)f->n_outputs;
-    reply.tensors = tpo_tensors_pack(&l->arena, f->outputs, f->n_outputs);
-    reply.n_rows = (size_t)f->n_rows;
-    reply.rows = tpo_rows_pack(&l->arena, f->rows, f->n_rows);
-    reply.run_ms = tpo_job_run_ms(job);
-    if (reply.tensors == NULL || reply.rows == NULL) tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for a reply");
-    return answer(job, &reply.base, &err);
+    answer.losses = list;
+    answer.n_losses = (size_t)f->n_losses;
+    answer.n_tensors = (size_t)f->n_outputs;
+    answer.tensors = tpo_tensors_pack(&v->l->arena, f->outputs, f->n_outputs);
+    answer.n_rows = (size_t)f->n_rows;
+    answer.rows = tpo_rows_pack(&v->l->arena, f->rows, f->n_rows);
+    answer.run_ms = tpo_job_run_ms(v->job);
+    if (answer.tensors == NULL || answer.rows == NULL) return no_memory(v);
+    return reply(v, &answer.base);
 }
 
-static int on_forward(void *self, struct tpo_job *job)
+static int forward(struct visit *v, const Tpo__V1__ForwardRequest *m)
 {
-    const Tpo__V1__ForwardRequest *m = (const Tpo__V1__ForwardRequest *)job->message;
-    struct tpo_learner_rpc *l;
-    struct tpo_key key;
-    struct tpo_error err = {0};
     const struct tpo_sample *samples = NULL;
     struct tpo_named_tensor inputs[TPO_PORTS_MAX];
     struct tpo_forwarded f = {0};
-    (void)self;
-    int rc = enter(job, m->key, &l, &key, &err);
-    if (rc == TPO_OK) rc = tpo_samples_unpack(&samples, &l->arena, m->samples, m->n_samples, &err);
-    if (rc == TPO_OK) rc = tpo_tensors_unpack(inputs, &l->arena, m->tensors, m->n_tensors, &err);
-    if (rc == TPO_OK && m->n_wants > TPO_PORTS_MAX) rc = tpo_fail(&err, TPO_INVALID_ARGUMENT, "wants", "%zu wants", m->n_wants);
-    tpo_fault_reach(TPO_FAULT_FORWARD_BEFORE);
+    int rc = tpo_samples_unpack(&samples, &v->l->arena, m->samples, m->n_samples, &v->err);
+    if (rc == TPO_OK) rc = tpo_tensors_unpack(inputs, &v->l->arena, m->tensors, m->n_tensors, &v->err);
+    if (rc == TPO_OK && m->n_wants > TPO_PORTS_MAX) rc = tpo_fail(&v->err, TPO_INVALID_ARGUMENT, "wants", "%zu wants", m->n_wants);
     if (rc == TPO_OK)
-        rc = l->learner.forward(l->learner.self, &key, samples, (int)m->n_samples, inputs, (int)m->n_tensors,
-                                (const char *const *)m->wants, (int)m->n_wants, &f, &err);
-    if (rc != TPO_OK) return answer(job, NULL, &err);
-    step_open(l, &key);
-    lease_renew(l);
+        rc = v->x->forward(v->x->self, &v->key, samples, (int)m->n_samples, inputs, (int)m->n_tensors,
+                           (const char *const *)m->wants, (int)m->n_wants, &f, &v->err);
+    if (rc != TPO_OK) return rc;
+    step_open(v->l, &v->key);
+    lease_renew(v->l);
     tpo_fault_reach(TPO_FAULT_FORWARD_AFTER);
-    return forward_reply(job, l, &f);
+    return forward_reply(v, &f);
 }
 
-static int on_backward(void *self, struct tpo_job *job)
+static int backward(struct visit *v, const Tpo__V1__BackwardRequest *m)
 {
-    const Tpo__V1__BackwardRequest *m = (const Tpo__V1__BackwardRequest *)job->message;
-    struct tpo_learner_rpc *l;
-    struct tpo_key key;
-    struct tpo_error err = {0};
     struct tpo_named_tensor given[TPO_PORTS_MAX], wanted[TPO_PORTS_MAX];
-    Tpo__V1__BackwardReply reply = TPO__V1__BACKWARD_REPLY__INIT;
+    Tpo__V1__BackwardReply answer = TPO__V1__BACKWARD_REPLY__INIT;
     int n_wanted = 0;
-    (void)self;
-    int rc = enter(job, m->key, &l, &key, &err);
-    if (rc == TPO_OK) rc = tpo_tensors_unpack(given, &l->arena, m->gradients, m->n_gradients, &err);
-    tpo_fault_reach(TPO_FAULT_BACKWARD_BEFORE);
-    if (rc == TPO_OK) rc = l->learner.backward(l->learner.self, &key, given, (int)m->n_gradients, wanted, &n_wanted, &err);
-    if (rc != TPO_OK) return answer(job, NULL, &err);
-    lease_renew(l);
+    int rc = tpo_tensors_unpack(given, &v->l->arena, m->gradients, m->n_gradients, &v->err);
+    if (rc == TPO_OK) rc = v->x->backward(v->x->self, &v->key, given, (int)m->n_gradients, wanted, &n_wanted, &v->err);
+    if (rc != TPO_OK) return rc;
+    lease_renew(v->l);
     tpo_fault_reach(TPO_FAULT_BACKWARD_AFTER);
-    reply.n_gradients = (size_t)n_wanted;
-    reply.gradients = tpo_tensors_pack(&l->arena, wanted, n_wanted);
-    reply.run_ms = tpo_job_run_ms(job);
-    if (reply.gradients == NULL) tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for a reply");
-    return answer(job, &reply.base, &err);
+    answer.n_gradients = (size_t)n_wanted;
+    answer.gradients = tpo_tensors_pack(&v->l->arena, wanted, n_wanted);
+    answer.run_ms = tpo_job_run_ms(v->job);
+    return answer.gradients != NULL ? reply(v, &answer.base) : no_memory(v);
 }
 
 /* --- the sums of a share ---------------------------------------------------------------------------------------------------------------------- */
@@ -304,39 +308,27 @@ static int on_sum(void *arg, const struct tpo_chunk *x)
     return TPO_OK;
 }
 
-static int on_gather(void *self, struct tpo_job *job)
+/* From here on the job is gather_end's, which this may already have called when it returns. */
+static int gather(struct visit *v, const Tpo__V1__StepRequest *m)
 {
-    const Tpo__V1__StepRequest *m = (const Tpo__V1__StepRequest *)job->message;
-    struct tpo_learner_rpc *l;
-    struct tpo_key key;
-    struct tpo_error err = {0};
-    (void)self;
-    int rc = enter(job, m->key, &l, &key, &err);
-    tpo_fault_reach(TPO_FAULT_GATHER);
-    if (rc != TPO_OK) return answer(job, NULL, &err);
-    gather_abort(l, "another Gather has come");
-    l->gather = job;
-    rc = l->learner.gather(l->learner.self, &key, on_sum, l, &err);
+    (void)m;
+    gather_abort(v->l, "another Gather has come");
+    v->l->gather = v->job;
+    v->kept = true;
+    int rc = v->x->gather(v->x->self, &v->key, on_sum, v->l, &v->err);
     if (rc == TPO_OK)
-        step_open(l, &key);
+        step_open(v->l, &v->key);
     else
-        gather_end(l, &err);
-    return TPO_OK;
+        gather_end(v->l, &v->err);
+    return rc;
 }
 
-static int on_scatter(void *self, struct tpo_job *job)
+static int scatter(struct visit *v, const Tpo__V1__Chunk *m)
 {
-    const Tpo__V1__Chunk *m = (const Tpo__V1__Chunk *)job->message;
-    struct tpo_learner_rpc *l;
-    struct tpo_key key;
-    struct tpo_error err = {0};
     struct tpo_chunk x;
-    (void)self;
-    int rc = enter(job, m->key, &l, &key, &err);
-    if (rc == TPO_OK) rc = tpo_chunk_unpack(&x, &l->arena, m, &err);
-    tpo_fault_reach(TPO_FAULT_SCATTER);
-    if (rc == TPO_OK) rc = l->learner.scatter(l->learner.self, &key, m->name[0] != '\0' ? &x : NULL, &err);
-    return answer_empty(job, &err);
+    int rc = tpo_chunk_unpack(&x, &v->l->arena, m, &v->err);
+    if (rc == TPO_OK) rc = v->x->scatter(v->x->self, &v->key, m->name[0] != '\0' ? &x : NULL, &v->err);
+    return rc;
 }
 
 /* --- the step ------------------------------------------------------------------------------------------------------------------------------- */
@@ -349,176 +341,148 @@ static void step_ended(struct tpo_learner_rpc *l, const char *why)
     l->prepared = false;
 }
 
-static int on_norms(void *self, struct tpo_job *job)
+static int norms(struct visit *v, const Tpo__V1__StepRequest *m)
 {
-    const Tpo__V1__StepRequest *m = (const Tpo__V1__StepRequest *)job->message;
-    struct tpo_learner_rpc *l;
-    struct tpo_key key;
-    struct tpo_error err = {0};
-    const struct tpo_norm *norms = NULL;
-    Tpo__V1__NormsReply reply = TPO__V1__NORMS_REPLY__INIT;
+    const struct tpo_norm *found = NULL;
+    Tpo__V1__NormsReply answer = TPO__V1__NORMS_REPLY__INIT;
     int n = 0;
-    (void)self;
-    int rc = enter(job, m->key, &l, &key, &err);
-    tpo_fault_reach(TPO_FAULT_NORMS);
-    if (rc == TPO_OK) rc = l->learner.norms(l->learner.self, &key, &norms, &n, &err);
-    if (rc != TPO_OK) return answer(job, NULL, &err);
-    step_open(l, &key);
-    lease_renew(l);
-    Tpo__V1__Norm *items = tpo_arena_alloc(&l->arena, sizeof(*items) * (size_t)(n + 1));
-    reply.norms = tpo_arena_alloc(&l->arena, sizeof(*reply.norms) * (size_t)(n + 1));
-    if (items == NULL || reply.norms == NULL) tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for a reply");
-    for (int i = 0; i < n && err.code == TPO_OK; i++) {
+    (void)m;
+    int rc = v->x->norms(v->x->self, &v->key, &found, &n, &v->err);
+    if (rc != TPO_OK) return rc;
+    step_open(v->l, &v->key);
+    lease_renew(v->l);
+    Tpo__V1__Norm *items = tpo_arena_alloc(&v->l->arena, sizeof(*items) * (size_t)(n + 1));
+    answer.norms = tpo_arena_alloc(&v->l->arena, sizeof(*answer.norms) * (size_t)(n + 1));
+    if (items == NULL || answer.norms == NULL) return no_memory(v);
+    for (int i = 0; i < n; i++) {
         tpo__v1__norm__init(&items[i]);
-        items[i].name = (char *)norms[i].name;
-        items[i].squared = norms[i].squared;
-        items[i].group = (uint32_t)norms[i].group;
-        reply.norms[reply.n_norms++] = &items[i];
+        items[i].name = (char *)found[i].name;
+        items[i].squared = found[i].squared;
+        items[i].group = (uint32_t)found[i].group;
+        answer.norms[answer.n_norms++] = &items[i];
     }
-    return answer(job, &reply.base, &err);
+    return reply(v, &answer.base);
 }
 
-static int on_prepare(void *self, struct tpo_job *job)
+static int prepare(struct visit *v, const Tpo__V1__PrepareRequest *m)
 {
-    const Tpo__V1__PrepareRequest *m = (const Tpo__V1__PrepareRequest *)job->message;
-    struct tpo_learner_rpc *l;
-    struct tpo_key key;
-    struct tpo_error err = {0};
-    (void)self;
-    int rc = enter(job, m->key, &l, &key, &err);
-    tpo_fault_reach(TPO_FAULT_PREPARE_BEFORE);
-    if (rc == TPO_OK) rc = l->learner.prepare(l->learner.self, &key, m->clip, m->rates, (int)m->n_rates, &err);
-    if (rc == TPO_OK) {
-        l->open = key;
-        l->prepared = true;
-        lease_renew(l);
-        tpo_fault_reach(TPO_FAULT_PREPARE_AFTER);
-    }
-    return answer_empty(job, &err);
+    int rc = v->x->prepare(v->x->self, &v->key, m->clip, m->rates, (int)m->n_rates, &v->err);
+    if (rc != TPO_OK) return rc;
+    v->l->open = v->key;
+    v->l->prepared = true;
+    lease_renew(v->l);
+    tpo_fault_reach(TPO_FAULT_PREPARE_AFTER);
+    return TPO_OK;
 }
 
-static int on_commit(void *self, struct tpo_job *job)
+static int commit(struct visit *v, const Tpo__V1__StepRequest *m)
 {
-    const Tpo__V1__StepRequest *m = (const Tpo__V1__StepRequest *)job->message;
-    struct tpo_learner_rpc *l;
-    struct tpo_key key;
-    struct tpo_error err = {0};
-    (void)self;
-    int rc = enter(job, m->key, &l, &key, &err);
-    tpo_fault_reach(TPO_FAULT_COMMIT_BEFORE);
-    if (rc == TPO_OK) rc = l->learner.commit(l->learner.self, &key, &err);
-    if (rc == TPO_OK) {
-        tpo_fault_reach(TPO_FAULT_COMMIT_AFTER);
-        step_ended(l, "the step is committed");
-        tpo_metrics_add(tpo_host_metrics(l->host), "tpo_training_steps_total", "result=\"committed\"", 1);
-    }
-    return answer_empty(job, &err);
+    (void)m;
+    int rc = v->x->commit(v->x->self, &v->key, &v->err);
+    if (rc != TPO_OK) return rc;
+    tpo_fault_reach(TPO_FAULT_COMMIT_AFTER);
+    step_ended(v->l, "the step is committed");
+    tpo_metrics_add(tpo_host_metrics(v->l->host), "tpo_training_steps_total", "result=\"committed\"", 1);
+    return TPO_OK;
 }
 
-static int on_abort(void *self, struct tpo_job *job)
+static int abort_step(struct visit *v, const Tpo__V1__StepRequest *m)
 {
-    const Tpo__V1__StepRequest *m = (const Tpo__V1__StepRequest *)job->message;
-    struct tpo_learner_rpc *l;
-    struct tpo_key key;
-    struct tpo_error err = {0};
-    (void)self;
-    int rc = enter(job, m->key, &l, &key, &err);
-    tpo_fault_reach(TPO_FAULT_ABORT);
-    if (rc == TPO_OK) rc = l->learner.abort(l->learner.self, &key, &err);
-    if (rc == TPO_OK) {
-        step_ended(l, "the step is aborted");
-        tpo_metrics_add(tpo_host_metrics(l->host), "tpo_training_steps_total", "result=\"aborted\"", 1);
-    }
-    return answer_empty(job, &err);
+    (void)m;
+    int rc = v->x->abort(v->x->self, &v->key, &v->err);
+    if (rc != TPO_OK) return rc;
+    step_ended(v->l, "the step is aborted");
+    tpo_metrics_add(tpo_host_metrics(v->l->host), "tpo_training_steps_total", "result=\"aborted\"", 1);
+    return TPO_OK;
 }
 
 /* --- state ------------------------------------------------------------------------------------------------------------------------------------ */
 
-static int on_export(void *self, struct tpo_job *job)
+static int export_state(struct visit *v, const Tpo__V1__ExportRequest *m)
 {
-    const Tpo__V1__ExportRequest *m = (const Tpo__V1__ExportRequest *)job->message;
-    struct tpo_learner_rpc *l;
-    struct tpo_key key;
-    struct tpo_error err = {0};
     struct tpo_chunk x;
-    Tpo__V1__Chunk reply;
+    Tpo__V1__Chunk answer;
     int64_t shape[TPO_DIMS_MAX];
-    (void)self;
-    int rc = enter(job, m->key, &l, &key, &err);
-    if (rc == TPO_OK && (m->at > INT32_MAX || m->offset > INT64_MAX || m->most > TPO_CHUNK_ELEMENTS))
-        rc = tpo_fail(&err, TPO_INVALID_ARGUMENT, "export", "at most %lld elements of one tensor", (long long)TPO_CHUNK_ELEMENTS);
-    tpo_fault_reach(TPO_FAULT_EXPORT);
-    if (rc == TPO_OK) rc = l->learner.export_state(l->learner.self, (int)m->at, (int64_t)m->offset, (int64_t)m->most, &x, &err);
-    if (rc != TPO_OK) return answer(job, NULL, &err);
-    tpo_chunk_pack(&reply, &x, shape);
-    return answer(job, &reply.base, NULL);
+    if (m->at > INT32_MAX || m->offset > INT64_MAX || m->most > TPO_CHUNK_ELEMENTS)
+        return tpo_fail(&v->err, TPO_INVALID_ARGUMENT, "export", "at most %lld elements of one tensor",
+                        (long long)TPO_CHUNK_ELEMENTS);
+    int rc = v->x->export_state(v->x->self, (int)m->at, (int64_t)m->offset, (int64_t)m->most, &x, &v->err);
+    if (rc != TPO_OK) return rc;
+    tpo_chunk_pack(&answer, &x, shape);
+    return reply(v, &answer.base);
 }
 
-static int on_import(void *self, struct tpo_job *job)
+static int import_state(struct visit *v, const Tpo__V1__Chunk *m)
 {
-    const Tpo__V1__Chunk *m = (const Tpo__V1__Chunk *)job->message;
-    struct tpo_learner_rpc *l;
-    struct tpo_key key;
-    struct tpo_error err = {0};
     struct tpo_chunk x;
-    (void)self;
-    int rc = enter(job, m->key, &l, &key, &err);
-    if (rc == TPO_OK) rc = tpo_chunk_unpack(&x, &l->arena, m, &err);
-    tpo_fault_reach(TPO_FAULT_IMPORT);
-    if (rc == TPO_OK) rc = l->learner.import_state(l->learner.self, key.version, m->name[0] != '\0' ? &x : NULL, &err);
-    if (rc == TPO_OK && m->name[0] == '\0') step_ended(l, "another state was imported");
-    return answer_empty(job, &err);
+    const bool last = m->name[0] == '\0';
+    int rc = tpo_chunk_unpack(&x, &v->l->arena, m, &v->err);
+    if (rc == TPO_OK) rc = v->x->import_state(v->x->self, v->key.version, last ? NULL : &x, &v->err);
+    if (rc == TPO_OK && last) step_ended(v->l, "another state was imported");
+    return rc;
 }
 
-static int on_publish(void *self, struct tpo_job *job)
+static int publish(struct visit *v, const Tpo__V1__PublishRequest *m)
 {
-    const Tpo__V1__PublishRequest *m = (const Tpo__V1__PublishRequest *)job->message;
-    struct tpo_learner_rpc *l;
-    struct tpo_key key;
-    struct tpo_error err = {0};
-    int rc = enter(job, m->key, &l, &key, &err);
-    tpo_fault_reach(TPO_FAULT_PUBLISH);
-    if (rc == TPO_OK && job->host->service->publish == NULL)
-        rc = tpo_fail(&err, TPO_UNIMPLEMENTED, "publish", "%s serves no versions", l->learner.stage);
-    if (rc == TPO_OK) rc = job->host->service->publish(self, m->version, &err);
-    return answer_empty(job, &err);
+    const struct tpo_host_service *s = v->l->host->service;
+    if (s->publish == NULL) return tpo_fail(&v->err, TPO_UNIMPLEMENTED, "publish", "%s serves no versions", v->x->stage);
+    return s->publish(s->self, m->version, &v->err);
 }
 
-static int on_end(void *self, struct tpo_job *job)
+static int end(struct visit *v, const Tpo__V1__StepRequest *m)
 {
-    const Tpo__V1__StepRequest *m = (const Tpo__V1__StepRequest *)job->message;
-    struct tpo_learner_rpc *l;
-    struct tpo_key key;
-    struct tpo_error err = {0};
-    (void)self;
-    int rc = enter(job, m->key, &l, &key, &err);
-    if (rc == TPO_OK) rc = l->learner.end(l->learner.self, &err);
-    if (rc == TPO_OK) {
-        step_ended(l, "the run has ended");
-        l->ends_us = 0; /* free for anybody */
-        l->watch_us = 0;
-    }
-    return answer_empty(job, &err);
+    (void)m;
+    int rc = v->x->end(v->x->self, &v->err);
+    if (rc != TPO_OK) return rc;
+    step_ended(v->l, "the run has ended");
+    v->l->ends_us = 0; /* free for anybody */
+    v->l->watch_us = 0;
+    return TPO_OK;
 }
 
-#define METHOD(name, type, run)                                                                                                    \
+/* --- the methods ------------------------------------------------------------------------------------------------------------------------------- */
+
+static int on_begin(void *self, struct tpo_job *job)
+{
+    struct visit v = {.job = job, .l = job->host->learner};
+    (void)self;
+    tpo_fault_reach(TPO_FAULT_BEGIN);
+    return leave(&v, begin(&v, (const Tpo__V1__BeginRequest *)job->message));
+}
+
+/* Name on the wire, act, request, the point that is reached first. */
+#define METHODS(X)                                                                                                                 \
+    X("Forward", forward, forward_request, ForwardRequest, TPO_FAULT_FORWARD_BEFORE)                                               \
+    X("Backward", backward, backward_request, BackwardRequest, TPO_FAULT_BACKWARD_BEFORE)                                          \
+    X("Gather", gather, step_request, StepRequest, TPO_FAULT_GATHER)                                                               \
+    X("Scatter", scatter, chunk, Chunk, TPO_FAULT_SCATTER)                                                                         \
+    X("Norms", norms, step_request, StepRequest, TPO_FAULT_NORMS)                                                                  \
+    X("Prepare", prepare, prepare_request, PrepareRequest, TPO_FAULT_PREPARE_BEFORE)                                               \
+    X("Commit", commit, step_request, StepRequest, TPO_FAULT_COMMIT_BEFORE)                                                        \
+    X("Abort", abort_step, step_request, StepRequest, TPO_FAULT_ABORT)                                                             \
+    X("Export", export_state, export_request, ExportRequest, TPO_FAULT_EXPORT)                                                     \
+    X("Import", import_state, chunk, Chunk, TPO_FAULT_IMPORT)                                                                      \
+    X("Publish", publish, publish_request, PublishRequest, TPO_FAULT_PUBLISH)                                                      \
+    X("End", end, step_request, StepRequest, TPO_FAULTS /* none */)
+
+#define X(name, act, request, Request, point)                                                                                      \
+    static int on_##act(void *self, struct tpo_job *job)                                                                           \
     {                                                                                                                              \
-        "/tpo.v1.Learner/" name, &tpo__v1__##type##__descriptor, false, run                                                        \
+        const Tpo__V1__##Request *m = (const Tpo__V1__##Request *)job->message;                                                    \
+        struct visit v;                                                                                                            \
+        (void)self;                                                                                                                \
+        const int rc = enter(&v, job, m->key);                                                                                     \
+        tpo_fault_reach(point);                                                                                                    \
+        return leave(&v, rc == TPO_OK ? act(&v, m) : rc);                                                                          \
     }
+METHODS(X)
+#undef X
+
 const struct tpo_host_method tpo_learner_methods[] = {
-    METHOD("Begin", begin_request, on_begin),
-    METHOD("Forward", forward_request, on_forward),
-    METHOD("Backward", backward_request, on_backward),
-    METHOD("Gather", step_request, on_gather),
-    METHOD("Scatter", chunk, on_scatter),
-    METHOD("Norms", step_request, on_norms),
-    METHOD("Prepare", prepare_request, on_prepare),
-    METHOD("Commit", step_request, on_commit),
-    METHOD("Abort", step_request, on_abort),
-    METHOD("Export", export_request, on_export),
-    METHOD("Import", chunk, on_import),
-    METHOD("Publish", publish_request, on_publish),
-    METHOD("End", step_request, on_end),
+    {"/tpo.v1.Learner/Begin", &tpo__v1__begin_request__descriptor, false, on_begin},
+#define X(name, act, request, Request, point) {"/tpo.v1.Learner/" name, &tpo__v1__##request##__descriptor, false, on_##act},
+    METHODS(X)
+#undef X
 };
 const int tpo_n_learner_methods = sizeof(tpo_learner_methods) / sizeof(tpo_learner_methods[0]);
 

@@ -1,6 +1,5 @@
 /* Proves that a trained version goes into a running mesh with no failed request: real programs, requests of all kinds in a loop, several swaps, every answer
  * of one version and equal to that of a mesh started on that version's folder. And what a service that was killed and has lost its versions does to it. */
-#include <curl/curl.h>
 #include <jansson.h>
 #include <math.h>
 #include <netinet/in.h>
@@ -15,6 +14,7 @@
 #include "common/text.h"
 #include "learner.pb-c.h"
 #include "status.pb-c.h"
+#include "tests/support/http.h"
 #include "tests/support/test.h"
 
 #define VERSIONS 4 /* 0 is the folder's */
@@ -64,36 +64,7 @@ static void read_word(const char *run, const char *name, char *out, size_t size)
     fclose(f);
 }
 
-/* --- HTTP ---------------------------------------------------------------------------------------------------------------------------- */
-
-static size_t on_text(char *data, size_t one, size_t n, void *owner)
-{
-    tpo_text_add(owner, data, one * n);
-    return one * n;
-}
-
-static long post(const char *run, const char *path, const void *body, size_t size, struct tpo_text *out)
-{
-    char address[128], url[256];
-    long status = 0;
-    read_word(run, "http", address, sizeof(address));
-    snprintf(url, sizeof(url), "http://%s%s", address, path);
-    CURL *c = curl_easy_init();
-    struct curl_slist *headers = curl_slist_append(NULL, "Expect:");
-    curl_easy_setopt(c, CURLOPT_URL, url);
-    curl_easy_setopt(c, CURLOPT_HTTPHEADER, headers);
-    curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, on_text);
-    curl_easy_setopt(c, CURLOPT_WRITEDATA, out);
-    curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
-    curl_easy_setopt(c, CURLOPT_POSTFIELDS, body);
-    curl_easy_setopt(c, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)size);
-    curl_easy_perform(c);
-    curl_easy_getinfo(c, CURLINFO_RESPONSE_CODE, &status);
-    curl_slist_free_all(headers);
-    curl_easy_cleanup(c);
-    tpo_text_add(out, "", 0);
-    return status;
-}
+/* --- questions ----------------------------------------------------------------------------------------------------------------------- */
 
 static const struct {
     const char *file, *text; /* file NULL: text alone */
@@ -105,22 +76,8 @@ static char ids[8][65];
 
 static void upload(const char *run)
 {
-    for (int q = 0; q < QUESTIONS; q++) {
-        char path[4096];
-        struct tpo_text out = {0};
-        static char data[1 << 20];
-        if (questions[q].file == NULL) continue;
-        snprintf(path, sizeof(path), "%s/models/small/samples/%s", tpo_test_source(), questions[q].file);
-        FILE *f = fopen(path, "rb");
-        assert_non_null(f);
-        size_t size = fread(data, 1, sizeof(data), f);
-        fclose(f);
-        assert_int_equal(post(run, "/v1/media", data, size, &out), 200);
-        json_t *root = json_loads(out.data, 0, NULL);
-        snprintf(ids[q], sizeof(ids[q]), "%s", json_string_value(json_object_get(root, "id")));
-        json_decref(root);
-        tpo_text_free(&out);
-    }
+    for (int q = 0; q < QUESTIONS; q++)
+        if (questions[q].file != NULL) http_upload_sample(run, questions[q].file, ids[q]);
 }
 
 /* The answer's own words and boxes; the one version of all its stages, or -1 and why. */
@@ -162,7 +119,7 @@ static struct heard ask(const char *run, int q, bool stream)
     if (questions[q].file != NULL) snprintf(media, sizeof(media), "\"media\":[{\"id\":\"%s\"}],", ids[q]);
     snprintf(body, sizeof(body), "{%s\"turns\":[{\"role\":\"user\",\"text\":\"%s\"}],\"maxNewTokens\":24,\"stream\":%s}", media,
              questions[q].text, stream ? "true" : "false");
-    h.status = post(run, "/v1/perceive", body, strlen(body), &out);
+    h.status = http_post(run, "/v1/perceive", body, strlen(body), &out);
     const char *at = stream && h.status == 200 ? strstr(out.data, "event: done\ndata: ") : NULL;
     json_t *root = json_loads(at != NULL ? at + 18 : out.data, JSON_DISABLE_EOF_CHECK, NULL);
     hear(&h, at != NULL ? json_object_get(root, "done") : root);

@@ -107,6 +107,14 @@ void training_model(double dropout)
     assert_int_equal(training_wait(spawn(argv, "model.log", "model.log"), 60), 0);
 }
 
+void training_export(const char *from, const char *to, const char *dtype)
+{
+    char program[4096];
+    snprintf(program, sizeof(program), "%s/tpo-trainer", tpo_test_build());
+    char *argv[] = {program, "model", "export", (char *)from, (char *)to, "--dtype", (char *)dtype, NULL};
+    assert_int_equal(training_wait(spawn(argv, "model.log", "model.log"), 60), 0);
+}
+
 void training_recipe(const char *name, const char *stages)
 {
     FILE *f = fopen(name, "w");

@@ -11,6 +11,8 @@ enum { TRAINING_ENCODER, TRAINING_ROUTER, TRAINING_REGION, TRAINING_SERVICES };
 
 /* ./tiny (config and tokenizer, dropouts as given) and ./served (random weights of another seed than any recipe's). */
 void training_model(double dropout);
+/* tpo model export FROM TO --dtype DTYPE. */
+void training_export(const char *from, const char *to, const char *dtype);
 /* NAME: a recipe of ./tiny with these stages. */
 void training_recipe(const char *name, const char *stages);
 
