@@ -133,6 +133,16 @@ static void chat_stages_lower_every_loss(void **state)
     }
 }
 
+static void same_file(const char *path_a, const char *path_b)
+{
+    size_t size_a, size_b;
+    char *a = file_read(path_a, &size_a), *b = file_read(path_b, &size_b);
+    assert_int_equal(size_a, size_b);
+    assert_memory_equal(a, b, size_a);
+    free(a);
+    free(b);
+}
+
 static void killed_and_resumed_is_uninterrupted(void **state)
 {
     (void)state;
@@ -156,17 +166,28 @@ static void killed_and_resumed_is_uninterrupted(void **state)
 
     static const char *const files[] = {"1-see/model/model.safetensors", "2-talk/model/model.safetensors"};
     for (int i = 0; i < 2; i++) {
-        char path[256];
-        size_t size_a, size_b;
-        snprintf(path, sizeof(path), "whole/%s", files[i]);
-        char *a = file_read(path, &size_a);
-        snprintf(path, sizeof(path), "killed/%s", files[i]);
-        char *b = file_read(path, &size_b);
-        assert_int_equal(size_a, size_b);
-        assert_memory_equal(a, b, size_a);
-        free(a);
-        free(b);
+        char whole[256], killed[256];
+        snprintf(whole, sizeof(whole), "whole/%s", files[i]);
+        snprintf(killed, sizeof(killed), "killed/%s", files[i]);
+        same_file(whole, killed);
     }
+}
+
+/* A recipe's model that holds weights is where its first stage begins: at rate 0 it ends there, too. */
+static void a_model_with_weights_is_where_a_run_begins(void **state)
+{
+    (void)state;
+    char stage[4096];
+    snprintf(stage, sizeof(stage), encoder_stage, 2, 1);
+    recipe_write("r.yaml", stage);
+    assert_int_equal(wait_for(train("r.yaml", "first", "0", "log")), 0);
+    assert_int_equal(symlink("first/1-see/model", "given"), 0);
+    FILE *f = fopen("again.yaml", "w");
+    fputs("name: again\nseed: 8\nmodel: given\nstages:\n  - name: see\n    steps: 1\n    data:\n      - {frames: 1, conversations: 0, dense: true}\n"
+          "    losses: {dense: 1}\n    groups:\n      - {name: all, rate: 0, tensors: ['*']}\n", f);
+    fclose(f);
+    assert_int_equal(wait_for(train("again.yaml", "second", "0", "log")), 0);
+    same_file("first/1-see/model/model.safetensors", "second/1-see/model/model.safetensors");
 }
 
 static void refused(const char *text, const char *expected)
@@ -276,5 +297,5 @@ static void rates_warm_up_and_fall_to_the_floor(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(a_short_run_learns), cmocka_unit_test(chat_stages_lower_every_loss),
-          cmocka_unit_test(killed_and_resumed_is_uninterrupted), cmocka_unit_test(broken_recipes_are_refused_by_line),
+          cmocka_unit_test(killed_and_resumed_is_uninterrupted), cmocka_unit_test(a_model_with_weights_is_where_a_run_begins), cmocka_unit_test(broken_recipes_are_refused_by_line),
           cmocka_unit_test(a_recipe_extends_another), cmocka_unit_test(our_recipes_are_sound), cmocka_unit_test(rates_warm_up_and_fall_to_the_floor))

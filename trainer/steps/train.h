@@ -6,6 +6,8 @@
 
 struct tpo_train_options {
     const char *recipe, *out;
+    const char *model;    /* "": the recipe's */
+    const char *data;     /* where relative paths of annotations and media start; "": the recipe's folder */
     const char *mesh;     /* as --mesh (mesh.h); "": one process */
     int threads;          /* of the compute team of one process */
     int checkpoint_every; /* steps; 0: at the end of a stage only */
