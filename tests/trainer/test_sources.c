@@ -149,6 +149,22 @@ static void a_run_learns_from_files_and_goes_on_to_the_same_bits(void **state)
     assert_true(training_says("whole.log", "event=source"));
 }
 
+/* The trainer decodes, so services see what they see of the world. */
+static void over_a_mesh_it_is_the_same(void **state)
+{
+    (void)state;
+    struct training_mesh m;
+    data_write();
+    training_model(0);
+    training_recipe("r.yaml", stage_of_all);
+    training_mesh_start(&m, "served", 1);
+    training_run("r.yaml", "mesh", &m, NULL);
+    training_mesh_stop(&m);
+    training_run("r.yaml", "one", NULL, NULL);
+    training_same_lines("one", "mesh");
+    training_same_model("one", "mesh", "1-files");
+}
+
 /* --- rows -------------------------------------------------------------------------------------------------------------------------------------- */
 
 static void rows_are_named_by_seed_and_step(void **state)
@@ -367,7 +383,7 @@ static void missing_files_are_found_before_the_first_step(void **state)
     assert_true(training_says("moved.err", "NOT_FOUND: stage later: elsewhere/data/refs.json cannot be read"));
 }
 
-TPO_TESTS(cmocka_unit_test(a_run_learns_from_files_and_goes_on_to_the_same_bits), cmocka_unit_test(rows_are_named_by_seed_and_step),
-          cmocka_unit_test(an_epoch_shows_every_picture_once_as_it_is), cmocka_unit_test(films_are_sampled_as_the_recipe_says),
-          cmocka_unit_test(bad_media_are_passed_over_then_stop_the_run), cmocka_unit_test(recipes_with_a_bad_source_are_refused),
-          cmocka_unit_test(missing_files_are_found_before_the_first_step))
+TPO_TESTS(cmocka_unit_test(a_run_learns_from_files_and_goes_on_to_the_same_bits), cmocka_unit_test(over_a_mesh_it_is_the_same),
+          cmocka_unit_test(rows_are_named_by_seed_and_step), cmocka_unit_test(an_epoch_shows_every_picture_once_as_it_is),
+          cmocka_unit_test(films_are_sampled_as_the_recipe_says), cmocka_unit_test(bad_media_are_passed_over_then_stop_the_run),
+          cmocka_unit_test(recipes_with_a_bad_source_are_refused), cmocka_unit_test(missing_files_are_found_before_the_first_step))
