@@ -39,7 +39,7 @@ static void train_on(struct tpo_stream *s, const char *out)
 {
     struct tpo_error err = {0};
     const struct tpo_train_options o = {
-        .recipe = "all.yaml", .out = out, .mesh = "", .stream = s, .threads = 2, .checkpoint_every = 1, .log_every = 1, .quiet = true};
+        .recipe = "all.yaml", .out = out, .model = "", .data = "", .mesh = "", .stream = s, .threads = 2, .checkpoint_every = 1, .log_every = 1, .quiet = true};
     if (tpo_train(&o, &err) != TPO_OK) fail_msg("%s", err.message);
 }
 

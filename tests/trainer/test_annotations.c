@@ -7,6 +7,7 @@
 #include "trainer/data/annotations.h"
 
 static char said[4096];
+static const char *const tokens[] = {"<boxes>", "<box_begin>", NULL};
 
 static void on_bad(void *owner, const char *text)
 {
@@ -33,7 +34,7 @@ static int opened(struct tpo_annotations **a, enum tpo_annotation_source source,
     return tpo_annotations_open(
         a,
         &(struct tpo_annotations_options){
-            .source = source, .annotations = "rows.json", .media = "media", .skip_most = skip_most, .seed = 5, .on_bad = on_bad},
+            .source = source, .annotations = "rows.json", .media = "media", .skip_most = skip_most, .seed = 5, .tokens = tokens, .on_bad = on_bad},
         err);
 }
 
@@ -55,7 +56,7 @@ static void each_source_makes_samples(void **state)
     tpo_arena_init(&arena, 4096, 0);
     file_write("instances.json", instances);
     assert_int_equal(opened(&a, TPO_ANNOTATIONS_REFCOCO, "[" REF(1, "a.png") "]", 0, &err), TPO_OK);
-    assert_int_equal(tpo_annotations_sample(a, &arena, 0, 1, &s, &err), TPO_OK);
+    assert_int_equal(tpo_annotations_row(a, &arena, 0, &s, &err), TPO_OK);
     assert_string_equal(s.media_id, "a.png");
     assert_string_equal(s.conversations[0].turns[0].question, "Where is the red star?");
     assert_string_equal(s.conversations[0].turns[0].answer, "<box_begin><boxes>");
@@ -66,7 +67,7 @@ static void each_source_makes_samples(void **state)
     const char *chat = "[{\"image\":\"a.png\",\"QA\":[{\"i\":\"Look.\",\"q\":\"What?\",\"a\":\"red\"},{\"i\":\"\",\"q\":\"How "
                        "[many]?\",\"a\":\"3\"}]}]";
     assert_int_equal(opened(&a, TPO_ANNOTATIONS_VIDEOCHAT2, chat, 0, &err), TPO_OK);
-    assert_int_equal(tpo_annotations_sample(a, &arena, 0, 1, &s, &err), TPO_OK);
+    assert_int_equal(tpo_annotations_row(a, &arena, 0, &s, &err), TPO_OK);
     assert_int_equal(s.n_conversations, 2);
     assert_string_equal(s.conversations[0].turns[0].question, "Look. What?");
     assert_string_equal(s.conversations[1].turns[0].question, "How [many]?");
@@ -75,7 +76,7 @@ static void each_source_makes_samples(void **state)
     const char *choice =
         "[{\"video\":\"b.png\",\"question\":\"What colour?\",\"candidates\":[\"red\",\"blue\"],\"answer\":\"blue\"}]";
     assert_int_equal(opened(&a, TPO_ANNOTATIONS_MVBENCH, choice, 0, &err), TPO_OK);
-    assert_int_equal(tpo_annotations_sample(a, &arena, 0, 1, &s, &err), TPO_OK);
+    assert_int_equal(tpo_annotations_row(a, &arena, 0, &s, &err), TPO_OK);
     assert_string_equal(s.conversations[0].turns[0].question, "What colour? (A) red (B) blue");
     assert_string_equal(s.conversations[0].turns[0].answer, "(B)");
     tpo_annotations_close(a);
@@ -102,6 +103,9 @@ static void bad_rows_are_counted_by_reason(void **state)
         {TPO_ANNOTATIONS_REFCOCO, "{\"bbox\":NaN}", "rows.json:2", TPO_FAULT_ROW_BROKEN},
         {TPO_ANNOTATIONS_VIDEOCHAT2, "{\"video\":\"a.png\"}", "QA", TPO_FAULT_ROW_BROKEN},
         {TPO_ANNOTATIONS_VIDEOCHAT2, "{\"video\":\"a.png\",\"QA\":[{\"q\":\"x\",\"a\":\"\"}]}", "nothing", TPO_FAULT_ROW_EMPTY},
+        {TPO_ANNOTATIONS_VIDEOCHAT2, "{\"video\":\"a.png\",\"QA\":[{\"q\":\"x\",\"a\":\"at <boxes>\"}]}", "holds a task token",
+         TPO_FAULT_ROW_TOKEN},
+        {TPO_ANNOTATIONS_VIDEOCHAT2, "{\"video\":\".\",\"QA\":[{\"q\":\"x\",\"a\":\"y\"}]}", "missing media: .", TPO_FAULT_ROW_MEDIA},
         {TPO_ANNOTATIONS_MVBENCH, "{\"video\":\"a.png\",\"question\":\"x\",\"candidates\":[\"y\"],\"answer\":\"z\"}", "candidates",
          TPO_FAULT_ROW_ANSWER},
     };

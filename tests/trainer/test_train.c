@@ -2,6 +2,7 @@
 #include "tests/support/test.h"
 
 #include <fcntl.h>
+#include <ftw.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/stat.h>
@@ -9,6 +10,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "services/encoder/encoder.h"
+#include "services/host/learner_state.h"
+#include "services/region/region.h"
+#include "services/router/router.h"
 #include "trainer/steps/recipe.h"
 
 extern char **environ;
@@ -133,6 +138,16 @@ static void chat_stages_lower_every_loss(void **state)
     }
 }
 
+static void same_file(const char *path_a, const char *path_b)
+{
+    size_t size_a, size_b;
+    char *a = file_read(path_a, &size_a), *b = file_read(path_b, &size_b);
+    assert_int_equal(size_a, size_b);
+    assert_memory_equal(a, b, size_a);
+    free(a);
+    free(b);
+}
+
 static void killed_and_resumed_is_uninterrupted(void **state)
 {
     (void)state;
@@ -156,17 +171,28 @@ static void killed_and_resumed_is_uninterrupted(void **state)
 
     static const char *const files[] = {"1-see/model/model.safetensors", "2-talk/model/model.safetensors"};
     for (int i = 0; i < 2; i++) {
-        char path[256];
-        size_t size_a, size_b;
-        snprintf(path, sizeof(path), "whole/%s", files[i]);
-        char *a = file_read(path, &size_a);
-        snprintf(path, sizeof(path), "killed/%s", files[i]);
-        char *b = file_read(path, &size_b);
-        assert_int_equal(size_a, size_b);
-        assert_memory_equal(a, b, size_a);
-        free(a);
-        free(b);
+        char whole[256], killed[256];
+        snprintf(whole, sizeof(whole), "whole/%s", files[i]);
+        snprintf(killed, sizeof(killed), "killed/%s", files[i]);
+        same_file(whole, killed);
     }
+}
+
+/* A recipe's model that holds weights is where its first stage begins: at rate 0 it ends there, too. */
+static void a_model_with_weights_is_where_a_run_begins(void **state)
+{
+    (void)state;
+    char stage[4096];
+    snprintf(stage, sizeof(stage), encoder_stage, 2, 1);
+    recipe_write("r.yaml", stage);
+    assert_int_equal(wait_for(train("r.yaml", "first", "0", "log")), 0);
+    assert_int_equal(symlink("first/1-see/model", "given"), 0);
+    FILE *f = fopen("again.yaml", "w");
+    fputs("name: again\nseed: 8\nmodel: given\nstages:\n  - name: see\n    steps: 1\n    data:\n      - {frames: 1, conversations: 0, dense: true}\n"
+          "    losses: {dense: 1}\n    groups:\n      - {name: all, rate: 0, tensors: ['*']}\n", f);
+    fclose(f);
+    assert_int_equal(wait_for(train("again.yaml", "second", "0", "log")), 0);
+    same_file("first/1-see/model/model.safetensors", "second/1-see/model/model.safetensors");
 }
 
 static void refused(const char *text, const char *expected)
@@ -250,17 +276,133 @@ static void a_recipe_extends_another(void **state)
     assert_int_equal(tpo_recipe_load(&r, "lost.yaml", &err), TPO_NOT_FOUND);
 }
 
-static void our_recipes_are_sound(void **state)
+/* The tensors of all services of a config, as recipes' patterns see them. */
+struct schema {
+    struct tpo_params services[3];
+};
+
+static void schema_open(struct schema *s, const char *folder)
+{
+    struct tpo_config config;
+    struct tpo_error err = {0};
+    if (tpo_config_load(&config, folder, &err) != TPO_OK) fail_msg("%s", err.message);
+    *s = (struct schema){0};
+    tpo_encoder_schema(&s->services[0], &config, 1);
+    tpo_router_schema(&s->services[1], &config, 1);
+    tpo_region_schema(&s->services[2], &config);
+}
+
+static void schema_free(struct schema *s)
+{
+    for (int i = 0; i < 3; i++) tpo_params_free(&s->services[i], NULL);
+}
+
+static bool group_matches(const struct tpo_group *g, const char *name)
+{
+    bool any = false;
+    for (int i = 0; i < g->n_patterns; i++) any = any || tpo_pattern_match(g->patterns[i], name);
+    return any;
+}
+
+/* Elements that a group of a stage trains. */
+static int64_t group_size(const struct schema *s, const struct tpo_recipe_stage *stage, int group)
+{
+    int64_t n = 0;
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < s->services[i].n; k++) {
+            const struct tpo_param *p = s->services[i].items[k];
+            int owner = 0;
+            while (owner < stage->plan.n_groups && !group_matches(&stage->groups[owner], p->name)) owner++;
+            if (owner == group && !p->ignored) n += p->size;
+        }
+    return n;
+}
+
+static bool pattern_names(const struct schema *s, const char *pattern)
+{
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < s->services[i].n; k++)
+            if (!s->services[i].items[k]->ignored && tpo_pattern_match(pattern, s->services[i].items[k]->name)) return true;
+    return false;
+}
+
+static void recipe_check(const char *path)
+{
+    struct tpo_recipe *r = NULL;
+    struct tpo_error err = {0};
+    struct schema schema;
+    if (tpo_recipe_load(&r, path, &err) != TPO_OK) fail_msg("%s", err.message);
+    schema_open(&schema, r->model);
+    for (int i = 0; i < r->n_stages; i++) {
+        const struct tpo_recipe_stage *s = &r->stages[i];
+        for (int g = 0; g < s->plan.n_groups; g++) {
+            if (group_size(&schema, s, g) == 0) fail_msg("%s: group %s of %s trains nothing", path, s->groups[g].name, s->name);
+            for (int k = 0; k < s->groups[g].n_patterns; k++)
+                if (!pattern_names(&schema, s->groups[g].patterns[k])) fail_msg("%s: %s names no tensor", path, s->groups[g].patterns[k]);
+        }
+    }
+    schema_free(&schema);
+    tpo_recipe_close(r);
+}
+
+static int n_recipes;
+static int on_file(const char *path, const struct stat *st, int type, struct FTW *where)
+{
+    (void)st, (void)where;
+    const size_t n = strlen(path);
+    if (type == FTW_F && n > 5 && strcmp(path + n - 5, ".yaml") == 0) {
+        recipe_check(path);
+        n_recipes++;
+    }
+    return 0;
+}
+
+static void our_recipes_name_tensors_of_their_model(void **state)
 {
     (void)state;
-    static const char *const names[] = {"joint.yaml",         "ladder.yaml",          "ablations/full.yaml", "ablations/no-target.yaml", "ablations/no-noun.yaml",
-                                        "ablations/no-slots.yaml", "ablations/no-dense.yaml", "ablations/none.yaml", "ablations/nothing.yaml"};
-    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+    char path[4096];
+    snprintf(path, sizeof(path), "%s/trainer/recipes", tpo_test_source());
+    assert_int_equal(nftw(path, on_file, 16, FTW_PHYS), 0);
+    assert_true(n_recipes >= 12);
+}
+
+/* Table 16 in numbers: parameters that learn (core-model.md 6.5; of its Q-Former's 182,121,216 the 80,522,496 of tables and layers for text, which no
+ * path reads, stay as they are), samples of a step, rates. */
+static void the_papers_recipes_are_table_16(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *file;
+        int stage, batch, steps, warmup;
+        int n_groups;
+        int64_t sizes[5];
+        float rates[5];
+    } rows[] = {
+        {"stage1", 0, 128, 391, 78, 1, {42520688}, {2e-5F}},
+        {"stage2-region", 0, 128, 4219, 844, 3, {42520688, 4096, 8398852}, {2e-5F, 1e-4F, 1e-4F}},
+        {"stage3", 0, 256, 1563, 313, 5, {42520688, 290479104, 104822272, 4096, 16801796}, {2e-5F, 2e-5F, 2e-5F, 2e-5F, 2e-5F}},
+        {"stage3", 1, 256, 39844, 7969, 5, {42520688, 290479104, 104822272, 4096, 16801796}, {2e-5F, 2e-5F, 2e-5F, 2e-5F, 2e-5F}},
+    };
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         struct tpo_recipe *r = NULL;
         struct tpo_error err = {0};
+        struct schema schema;
         char path[4096];
-        snprintf(path, sizeof(path), "%s/trainer/recipes/%s", tpo_test_source(), names[i]);
+        snprintf(path, sizeof(path), "%s/trainer/recipes/paper/%s.yaml", tpo_test_source(), rows[i].file);
         if (tpo_recipe_load(&r, path, &err) != TPO_OK) fail_msg("%s", err.message);
+        schema_open(&schema, r->model);
+        const struct tpo_recipe_stage *s = &r->stages[rows[i].stage];
+        assert_int_equal(s->steps, rows[i].steps);
+        assert_int_equal(s->warmup, rows[i].warmup);
+        assert_int_equal(s->plan.n_groups, rows[i].n_groups);
+        for (int k = 0; k < s->n_data; k++) assert_int_equal(s->data[k].samples * s->plan.micro_batches, rows[i].batch);
+        for (int g = 0; g < s->plan.n_groups; g++) {
+            assert_int_equal(group_size(&schema, s, g), rows[i].sizes[g]);
+            assert_float_equal(s->rates[g], rows[i].rates[g], 0);
+            assert_int_equal(s->groups[g].optimiser, TPO_ADAMW);
+            assert_float_equal(s->groups[g].weight_decay, .02F, 0);
+        }
+        schema_free(&schema);
         tpo_recipe_close(r);
     }
 }
@@ -276,5 +418,6 @@ static void rates_warm_up_and_fall_to_the_floor(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(a_short_run_learns), cmocka_unit_test(chat_stages_lower_every_loss),
-          cmocka_unit_test(killed_and_resumed_is_uninterrupted), cmocka_unit_test(broken_recipes_are_refused_by_line),
-          cmocka_unit_test(a_recipe_extends_another), cmocka_unit_test(our_recipes_are_sound), cmocka_unit_test(rates_warm_up_and_fall_to_the_floor))
+          cmocka_unit_test(killed_and_resumed_is_uninterrupted), cmocka_unit_test(a_model_with_weights_is_where_a_run_begins), cmocka_unit_test(broken_recipes_are_refused_by_line),
+          cmocka_unit_test(a_recipe_extends_another), cmocka_unit_test(our_recipes_name_tensors_of_their_model),
+          cmocka_unit_test(the_papers_recipes_are_table_16), cmocka_unit_test(rates_warm_up_and_fall_to_the_floor))

@@ -46,7 +46,7 @@ struct tpo_annotations {
 };
 
 static const char *const source_names[TPO_ANNOTATION_SOURCES] = {"refcoco", "videochat2", "mvbench"};
-static const char *const fault_names[TPO_ROW_FAULTS] = {"broken", "empty", "box", "answer", "missing media"};
+static const char *const fault_names[TPO_ROW_FAULTS] = {"broken", "empty", "box", "answer", "task token", "missing media"};
 
 int tpo_annotation_source_parse(const char *name)
 {
@@ -171,6 +171,23 @@ static int turn_add(struct making *m, const char *question, const char *answer, 
     return TPO_OK;
 }
 
+/* A token that is spelled out becomes the token itself: answers are where templates may place them. */
+static bool holds_token(const struct making *m, const char *answer)
+{
+    const char *const *token = m->a->options.tokens;
+    while (token != NULL && *token != NULL && strstr(answer, *token) == NULL) token++;
+    return token != NULL && *token != NULL;
+}
+
+/* Bytes of a text that fit, cut between characters. */
+static int fitting(const char *text, size_t most)
+{
+    size_t n = strnlen(text, most + 1);
+    if (n <= most) return (int)n;
+    for (n = most; n > 0 && ((unsigned char)text[n] & 0xc0) == 0x80;) n--;
+    return (int)n;
+}
+
 static int refcoco_row(struct making *m, const json_t *row)
 {
     const json_t *ann = json_object_get(row, "ann_id"), *sentences = json_object_get(row, "sentences"), *x;
@@ -189,7 +206,7 @@ static int refcoco_row(struct making *m, const json_t *row)
         const char *sent = json_string_value(json_object_get(x, "sent"));
         if (sent == NULL) return refuse(m, TPO_FAULT_ROW_BROKEN, "a sentence has no sent");
         if (sent[0] == '\0') return refuse(m, TPO_FAULT_ROW_EMPTY, "a sentence is empty");
-        snprintf(question, sizeof(question), "Where is %.2000s?", sent);
+        snprintf(question, sizeof(question), "Where is %.*s?", fitting(sent, 2000), sent);
         rc = turn_add(m, question, "<box_begin><boxes>", o->box);
         if (rc != TPO_OK) return rc;
     }
@@ -207,8 +224,11 @@ static int videochat2_row(struct making *m, const json_t *row)
         const char *instruction = json_string_value(json_object_get(x, "i")), *q = json_string_value(json_object_get(x, "q"));
         const char *answer = json_string_value(json_object_get(x, "a"));
         if (q == NULL || answer == NULL) return refuse(m, TPO_FAULT_ROW_BROKEN, "q or a is missing");
+        if (holds_token(m, answer)) return refuse(m, TPO_FAULT_ROW_TOKEN, "an answer holds a task token");
         const bool both = instruction != NULL && instruction[0] != '\0' && q[0] != '\0';
-        snprintf(question, sizeof(question), "%.2000s%s%.2000s", instruction != NULL ? instruction : "", both ? " " : "", q);
+        if (instruction == NULL) instruction = "";
+        snprintf(question, sizeof(question), "%.*s%s%.*s", fitting(instruction, 2000), instruction, both ? " " : "",
+                 fitting(q, 2000), q);
         const int rc = turn_add(m, question, answer, NULL);
         if (rc != TPO_OK) return rc;
     }
@@ -226,13 +246,13 @@ static int mvbench_row(struct making *m, const json_t *row)
         return refuse(m, TPO_FAULT_ROW_BROKEN, "question, candidates or answer is missing");
     if (asked[0] == '\0' || answer[0] == '\0') return refuse(m, TPO_FAULT_ROW_EMPTY, "nothing is asked or answered");
     if (json_array_size(candidates) > 26) return refuse(m, TPO_FAULT_ROW_BROKEN, "more candidates than letters");
-    size_t at = (size_t)snprintf(question, sizeof(question), "%.1000s", asked);
+    size_t at = (size_t)snprintf(question, sizeof(question), "%.*s", fitting(asked, 1000), asked);
     json_array_foreach((json_t *)candidates, i, x)
     {
         if (!json_is_string(x)) return refuse(m, TPO_FAULT_ROW_BROKEN, "a candidate is no text");
-        at += (size_t)snprintf(question + at, sizeof(question) - at, " (%c) %.100s", (int)('A' + i), json_string_value(x));
-        if (letter[0] == '\0' && strcmp(json_string_value(x), answer) == 0)
-            snprintf(letter, sizeof(letter), "(%c)", (int)('A' + i));
+        const char *text = json_string_value(x);
+        at += (size_t)snprintf(question + at, sizeof(question) - at, " (%c) %.*s", (int)('A' + i), fitting(text, 100), text);
+        if (letter[0] == '\0' && strcmp(text, answer) == 0) snprintf(letter, sizeof(letter), "(%c)", (int)('A' + i));
     }
     if (letter[0] == '\0') return refuse(m, TPO_FAULT_ROW_ANSWER, "the answer is not among the candidates");
     return turn_add(m, question, letter, NULL);
@@ -258,6 +278,7 @@ static int row_make(struct making *m, const json_t *row, struct tpo_sample *out)
     static int (*const readers[TPO_ANNOTATION_SOURCES])(struct making *, const json_t *) = {refcoco_row, videochat2_row,
                                                                                             mvbench_row};
     char path[4096];
+    struct stat st;
     const char *name = media_of(m->a->options.source, row);
     if (!json_is_object(row)) return refuse(m, TPO_FAULT_ROW_BROKEN, "not an object");
     if (name == NULL) return refuse(m, TPO_FAULT_ROW_BROKEN, "it names no medium");
@@ -265,7 +286,7 @@ static int row_make(struct making *m, const json_t *row, struct tpo_sample *out)
     if (rc == TPO_OK && m->n == 0) rc = refuse(m, TPO_FAULT_ROW_EMPTY, "nothing is asked");
     if (rc != TPO_OK) return rc;
     snprintf(path, sizeof(path), "%s/%s", m->a->media, name);
-    if (!media_stays(name) || access(path, R_OK) != 0) return refuse(m, TPO_FAULT_ROW_MEDIA, name);
+    if (!media_stays(name) || stat(path, &st) != 0 || !S_ISREG(st.st_mode)) return refuse(m, TPO_FAULT_ROW_MEDIA, name);
     *out = (struct tpo_sample){
         .media_id = tpo_arena_copy(m->arena, name, strlen(name)), .n_conversations = m->n, .conversations = m->conversations};
     return out->media_id != NULL ? TPO_OK : tpo_fail(m->err, TPO_ENOMEM, "memory", "no memory for a row");
@@ -360,16 +381,14 @@ static int rows_scan(struct scan *s, struct tpo_error *err)
 static int rows_read(struct tpo_annotations *a, struct tpo_error *err)
 {
     struct scan s = {.a = a};
-    int64_t bad = 0;
     int worst = 0;
     tpo_arena_init(&s.arena, 1 << 16, 0);
     const int rc = rows_scan(&s, err);
     tpo_arena_free(&s.arena);
     if (rc != TPO_OK) return rc;
-    for (int f = 0; f < TPO_ROW_FAULTS; f++) {
-        bad += a->bad[f];
+    for (int f = 0; f < TPO_ROW_FAULTS; f++)
         if (a->bad[f] > a->bad[worst]) worst = f;
-    }
+    const int64_t bad = tpo_annotations_all_bad(a);
     if ((double)bad > a->options.skip_most * (double)s.seen)
         return tpo_fail(err, TPO_INVALID_ARGUMENT, "annotations", "%lld of %lld rows are bad, most often \"%s\": %s",
                         (long long)bad, (long long)s.seen, fault_names[worst], s.first[worst]);
@@ -435,6 +454,18 @@ int64_t tpo_annotations_bad(const struct tpo_annotations *a, enum tpo_annotation
     return a->bad[f];
 }
 
+int64_t tpo_annotations_all_bad(const struct tpo_annotations *a)
+{
+    int64_t n = 0;
+    for (int f = 0; f < TPO_ROW_FAULTS; f++) n += a->bad[f];
+    return n;
+}
+
+unsigned tpo_annotations_line(const struct tpo_annotations *a, int64_t row)
+{
+    return a->rows[row].line;
+}
+
 /* --- order --------------------------------------------------------------------------------------------------------------------------- */
 
 /* A Feistel network over the smallest even number of bits that holds the rows, walked until it lands on one: a permutation without a table. */
@@ -452,16 +483,13 @@ int64_t tpo_annotations_pick(const struct tpo_annotations *a, uint64_t index)
     return (int64_t)x;
 }
 
-int tpo_annotations_sample(const struct tpo_annotations *a, struct tpo_arena *arena, uint64_t index, uint64_t stride,
-                           struct tpo_sample *out, struct tpo_error *err)
+int tpo_annotations_row(const struct tpo_annotations *a, struct tpo_arena *arena, int64_t row, struct tpo_sample *out,
+                        struct tpo_error *err)
 {
-    const struct row *row = &a->rows[tpo_annotations_pick(a, index)], *next = &a->rows[tpo_annotations_pick(a, index + stride)];
-    enum tpo_annotation_fault fault;
-    struct tpo_sample after;
-    int rc = tpo_annotation_row_parse(a, arena, a->text + row->offset, row->length, out, &fault, err);
-    if (rc == TPO_OK) rc = tpo_annotation_row_parse(a, arena, a->text + next->offset, next->length, &after, &fault, err);
-    if (rc == TPO_OK) out->next_media_id = after.media_id;
-    return rc == TPO_OK || rc == TPO_ENOMEM
-               ? rc
-               : tpo_fail(err, TPO_DATA_LOSS, "annotations", "%.200s or its media changed during the run", a->path);
+    const struct row *r = &a->rows[row];
+    enum tpo_annotation_fault fault = TPO_FAULT_ROW_BROKEN;
+    const int rc = tpo_annotation_row_parse(a, arena, a->text + r->offset, r->length, out, &fault, err);
+    if (rc == TPO_OK || rc == TPO_ENOMEM) return rc;
+    if (fault == TPO_FAULT_ROW_MEDIA) return tpo_fail(err, TPO_NOT_FOUND, "annotations", "its medium is gone");
+    return tpo_fail(err, TPO_DATA_LOSS, "annotations", "%.200s changed during the run", a->path);
 }

@@ -6,8 +6,9 @@
  *   mvbench      [{video, question, candidates: [], answer}]; the answer is the candidate's letter, "(B)", as in multiple choice
  *
  * A file is read once and its rows are indexed by offset: no row is kept, so memory is 16 bytes a row, and refcoco's boxes 40 bytes each. A bad row
- * is one that is no JSON object, lacks a field or has one of the wrong type, is empty, has a box that is NaN, inverted or outside its picture, or names
- * a medium that is not below the media folder (or a path that leads out of it). Each is counted and reported to on_bad as "file:line: why". */
+ * is one that is no JSON object, lacks a field or has one of the wrong type, is empty, has a box that is NaN, inverted or outside its picture, answers
+ * with a task token, or names what is no file below the media folder (or a path that leads out of it). Each is counted and reported to on_bad as
+ * "file:line: why". */
 #ifndef TPO_TRAINER_DATA_ANNOTATIONS_H
 #define TPO_TRAINER_DATA_ANNOTATIONS_H
 
@@ -23,7 +24,8 @@ enum tpo_annotation_fault {
     TPO_FAULT_ROW_EMPTY,    /* nothing asked, or nothing answered */
     TPO_FAULT_ROW_BOX,      /* NaN, inverted, without area, or outside the picture */
     TPO_FAULT_ROW_ANSWER,   /* the answer is not among the candidates */
-    TPO_FAULT_ROW_MEDIA,    /* not there, or outside the folder */
+    TPO_FAULT_ROW_TOKEN,    /* an answer holds a task token: it would be learned as a call without a target */
+    TPO_FAULT_ROW_MEDIA,    /* not there, no file, or outside the folder */
     TPO_ROW_FAULTS
 };
 const char *tpo_annotation_fault_name(enum tpo_annotation_fault f);
@@ -35,6 +37,7 @@ struct tpo_annotations_options {
     const char *annotations, *instances /* refcoco: NULL is instances.json beside the annotations */, *media;
     double skip_most; /* share of bad rows that is passed over, 0..1 */
     uint64_t seed;    /* of the order */
+    const char *const *tokens; /* what no answer of the file may hold, borrowed until close; NULL ends them, NULL: nothing is asked */
     void (*on_bad)(void *owner, const char *text);
     void *owner;
 };
@@ -46,14 +49,15 @@ void tpo_annotations_close(struct tpo_annotations *a); /* accepts NULL */
 
 int64_t tpo_annotations_rows(const struct tpo_annotations *a); /* good ones */
 int64_t tpo_annotations_bad(const struct tpo_annotations *a, enum tpo_annotation_fault f);
+int64_t tpo_annotations_all_bad(const struct tpo_annotations *a);
+unsigned tpo_annotations_line(const struct tpo_annotations *a, int64_t row); /* of the file, where it begins */
 
 /* The row that draw `index` takes: epoch index / rows is an order of its own in which every row comes once, a pure function of (seed, index). */
 int64_t tpo_annotations_pick(const struct tpo_annotations *a, uint64_t index);
 
-/* Draw `index` as a sample in the arena: media_id is the medium's path below the media folder, next_media_id that of draw index + stride. pixels is
- * NULL: the caller decodes. Language weights are 1. TPO_ENOMEM when the arena is full; DATA_LOSS "annotations" when the file changed since. */
-int tpo_annotations_sample(const struct tpo_annotations *a, struct tpo_arena *arena, uint64_t index, uint64_t stride, struct tpo_sample *out,
-                           struct tpo_error *err);
+/* A row (0..rows-1) as a sample in the arena: media_id is the medium's path below the media folder, pixels is NULL: the caller decodes. Language
+ * weights are 1. NOT_FOUND "annotations" when its medium went away, DATA_LOSS "annotations" when the file changed, TPO_ENOMEM when the arena is full. */
+int tpo_annotations_row(const struct tpo_annotations *a, struct tpo_arena *arena, int64_t row, struct tpo_sample *out, struct tpo_error *err);
 
 /* The fuzzer's door: one row's text. TPO_OK and a sample, or the fault in *fault and a sentence in err. */
 int tpo_annotation_row_parse(const struct tpo_annotations *a, struct tpo_arena *arena, const char *text, size_t n, struct tpo_sample *out,

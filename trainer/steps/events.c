@@ -164,6 +164,7 @@ static void scalars_of(struct scalars *v, const struct tpo_recipe_stage *s, cons
     scalar_add(v, "aborted", "", (double)aborted);
     for (int i = 0; i < TPO_PHASES; i++) scalar_add(v, "time/", tpo_phase_names[i], r->timing.seconds[i]);
     scalar_add(v, "time/", "bubble", r->timing.bubble_s);
+    if (r->reads) scalar_add(v, "data/", "skipped", (double)r->skipped);
     scalar_add(v, "speed/", "samples_per_s", r->timing.wall_s > 0 ? r->samples / r->timing.wall_s : 0);
 }
 

@@ -1,11 +1,15 @@
-/* This file owns the producer thread: a ring of steps' samples between the world and the trainer. */
+/* This file owns the producer thread: a ring of steps' samples between what they are drawn from and the trainer. */
 #include "trainer/steps/feed.h"
 
 #include <pthread.h>
 #include <stdlib.h>
 #include <unistd.h>
 
-#define RING 4
+#include "kernels/vector.h"
+#include "trainer/data/source.h"
+
+#define RING         4
+#define DECODERS_MAX 16
 
 /* Of the machine's cores, the part that draws: a device that computes fast waits for it otherwise, a team of threads needs the rest. */
 #define DRAWING_SHARE 4
@@ -13,9 +17,14 @@
 struct tpo_feed {
     const struct tpo_recipe *recipe;
     int stage, micro_batches, threads;
-    struct tpo_world *world;
+    struct tpo_world *world; /* NULL where every data is a file's */
     struct tpo_world_draw draws[TPO_DATA_MAX];
+    struct tpo_source *sources[TPO_DATA_MAX]; /* NULL: the world */
+    uint64_t batches_of[TPO_DATA_MAX];        /* micro-batches that each data has filled since the stage began */
+    tpo_media_t *media;
     struct tpo_world_batch *ring[RING]; /* micro_batches each */
+    int64_t skipped_at[RING], skipped;  /* rows passed over when a slot was drawn; of the slot taken last */
+    bool reads;
     pthread_t thread;
     bool started;
     pthread_mutex_t lock;
@@ -29,14 +38,20 @@ struct tpo_feed {
 static int step_draw(struct tpo_feed *f, int step, struct tpo_error *err)
 {
     const struct tpo_recipe_stage *s = &f->recipe->stages[f->stage];
-    struct tpo_world_batch *batches = f->ring[(step - f->first) % RING];
+    const int slot = (step - f->first) % RING;
     int rc = TPO_OK;
     for (int m = 0; m < f->micro_batches && rc == TPO_OK; m++) {
-        const int pick = tpo_recipe_pick(f->recipe, f->stage, step, m);
+        const int pick = tpo_recipe_pick(f->recipe, f->stage, step, m), n = s->data[pick].samples;
+        struct tpo_world_batch *batch = &f->ring[slot][m];
+        const uint64_t before = f->batches_of[pick]++;
         /* 1024 is the recipe's bound of `samples`: indices never meet. */
         const uint64_t index = ((uint64_t)step * (uint64_t)f->micro_batches + (uint64_t)m) * 1024;
-        rc = tpo_world_batch_fill(&batches[m], f->world, &f->draws[pick], index, s->data[pick].samples, f->threads, err);
+        rc = f->sources[pick] != NULL ? tpo_source_fill(f->sources[pick], batch, before * (uint64_t)n, n, err)
+                                      : tpo_world_batch_fill(batch, f->world, &f->draws[pick], index, n, f->threads, err);
     }
+    f->skipped_at[slot] = 0;
+    for (int i = 0; i < s->n_data; i++)
+        if (f->sources[i] != NULL) f->skipped_at[slot] += tpo_source_skipped(f->sources[i]);
     return rc;
 }
 
@@ -64,28 +79,70 @@ static void *produce(void *arg)
     return NULL;
 }
 
-int tpo_feed_open(struct tpo_feed **out, const struct tpo_recipe *r, int stage, int first_step, int side,
-                  int (*word_id)(void *owner, const char *word), void *owner, struct tpo_error *err)
+/* --- what a stage is drawn from ------------------------------------------------------------------------------------------------------- */
+
+static int world_open(struct tpo_feed *f, const struct tpo_feed_options *o, struct tpo_error *err)
+{
+    /* Every stage of every recipe sees scenes of its own: 1,000 stages of seeds below 2^31. */
+    const struct tpo_world_options options = {.split = TPO_WORLD_TRAIN,
+                                              .seed = f->recipe->seed * 1000 + (uint64_t)f->stage,
+                                              .side = o->config->vision_encoder.img_size};
+    return f->world != NULL ? TPO_OK : tpo_world_open(&f->world, &options, err);
+}
+
+static int source_open(struct tpo_feed *f, const struct tpo_feed_options *o, int i, struct tpo_error *err)
+{
+    const struct tpo_recipe_stage *s = &f->recipe->stages[f->stage];
+    const struct tpo_recipe_data *d = &s->data[i];
+    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    const int threads = cores < 1 ? 1 : cores > DECODERS_MAX ? DECODERS_MAX : (int)cores;
+    const struct tpo_media_options media = {.program = o->media_program, .n_workers = threads};
+    const int rc = f->media != NULL ? TPO_OK : tpo_media_open(&f->media, &media, err);
+    if (rc != TPO_OK) return rc;
+    f->reads = true;
+    const struct tpo_source_options options = {.rows = {.source = d->source,
+                                                        .annotations = d->annotations,
+                                                        .instances = d->instances,
+                                                        .media = d->media,
+                                                        .skip_most = d->skip_most,
+                                                        .seed = tpo_random_u64(s->plan.seed ^ 0x726f7773, (uint64_t)i)},
+                                               .config = o->config,
+                                               .media = f->media,
+                                               .threads = threads,
+                                               .n_frames = d->draw.n_frames,
+                                               .n_conversations = d->draw.n_conversations,
+                                               .weight_end = d->draw.weight_end};
+    return tpo_source_open(&f->sources[i], &options, err);
+}
+
+static int data_open(struct tpo_feed *f, const struct tpo_feed_options *o, struct tpo_error *err)
+{
+    const struct tpo_recipe_stage *s = &f->recipe->stages[f->stage];
+    int rc = TPO_OK;
+    for (int i = 0; i < s->n_data && rc == TPO_OK; i++) {
+        f->draws[i] = s->data[i].draw;
+        f->draws[i].word_id = o->word_id;
+        f->draws[i].owner = o->owner;
+        rc = s->data[i].annotations != NULL ? source_open(f, o, i, err) : world_open(f, o, err);
+    }
+    for (int step = 1; step < f->first; step++)
+        for (int m = 0; m < f->micro_batches; m++) f->batches_of[tpo_recipe_pick(f->recipe, f->stage, step, m)]++;
+    return rc;
+}
+
+int tpo_feed_open(struct tpo_feed **out, const struct tpo_feed_options *o, struct tpo_error *err)
 {
     struct tpo_feed *f = calloc(1, sizeof(*f));
     if (f == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the feed");
     const long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    const struct tpo_recipe_stage *s = &r->stages[stage];
-    f->recipe = r;
-    f->stage = stage;
-    f->first = first_step;
-    f->micro_batches = s->plan.micro_batches;
+    f->recipe = o->recipe;
+    f->stage = o->stage;
+    f->first = o->first_step;
+    f->micro_batches = o->recipe->stages[o->stage].plan.micro_batches;
     f->threads = cores >= 2 * DRAWING_SHARE ? (int)cores / DRAWING_SHARE : 1;
     pthread_mutex_init(&f->lock, NULL);
     pthread_cond_init(&f->changed, NULL);
-    for (int i = 0; i < s->n_data; i++) {
-        f->draws[i] = s->data[i].draw;
-        f->draws[i].word_id = word_id;
-        f->draws[i].owner = owner;
-    }
-    /* Every stage of every recipe sees scenes of its own: 1,000 stages of seeds below 2^31. */
-    const struct tpo_world_options options = {.split = TPO_WORLD_TRAIN, .seed = r->seed * 1000 + (uint64_t)stage, .side = side};
-    int rc = tpo_world_open(&f->world, &options, err);
+    int rc = data_open(f, o, err);
     for (int i = 0; i < RING && rc == TPO_OK; i++)
         if ((f->ring[i] = calloc((size_t)f->micro_batches, sizeof(*f->ring[i]))) == NULL) rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the feed");
     if (rc == TPO_OK && pthread_create(&f->thread, NULL, produce, f) != 0) rc = tpo_fail(err, TPO_ENOMEM, "thread", "no thread for the feed");
@@ -109,10 +166,22 @@ void tpo_feed_close(struct tpo_feed *f)
         for (int m = 0; m < f->micro_batches; m++) tpo_world_batch_free(&f->ring[i][m]);
         free(f->ring[i]);
     }
+    for (int i = 0; i < TPO_DATA_MAX; i++) tpo_source_close(f->sources[i]);
+    if (f->media != NULL) tpo_media_close(f->media);
     tpo_world_close(f->world);
     pthread_cond_destroy(&f->changed);
     pthread_mutex_destroy(&f->lock);
     free(f);
+}
+
+bool tpo_feed_reads(const struct tpo_feed *f)
+{
+    return f->reads;
+}
+
+int64_t tpo_feed_skipped(const struct tpo_feed *f)
+{
+    return f->skipped;
 }
 
 int tpo_feed_next(struct tpo_feed *f, const struct tpo_world_batch **out, struct tpo_error *err)
@@ -122,6 +191,7 @@ int tpo_feed_next(struct tpo_feed *f, const struct tpo_world_batch **out, struct
     int rc = f->rc;
     if (rc == TPO_OK) {
         *out = f->ring[f->taken % RING];
+        f->skipped = f->skipped_at[f->taken % RING];
         f->taken++;
         pthread_cond_broadcast(&f->changed);
     } else if (err != NULL) {

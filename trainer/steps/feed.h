@@ -3,14 +3,29 @@
 #ifndef TPO_TRAINER_STEPS_FEED_H
 #define TPO_TRAINER_STEPS_FEED_H
 
+#include "nn/config.h"
 #include "trainer/steps/recipe.h"
 
 struct tpo_feed; /* opaque: owns its thread and a ring of batches */
 
-/* Draws steps first_step, first_step + 1, ... of a stage. word_id gives the vocabulary id of a word (world.h), NULL where no stage wants slots. */
-int tpo_feed_open(struct tpo_feed **out, const struct tpo_recipe *r, int stage, int first_step, int side,
-                  int (*word_id)(void *owner, const char *word), void *owner, struct tpo_error *err);
+/* Borrowed until close. */
+struct tpo_feed_options {
+    const struct tpo_recipe *recipe;
+    int stage, first_step;
+    const struct tpo_config *config; /* of the model that learns */
+    int (*word_id)(void *owner, const char *word); /* the vocabulary id of a word (world.h); NULL where no stage wants slots */
+    void *owner;
+    const char *media_program; /* as media.h has it; started only where the stage reads files */
+};
+
+/* Draws steps first_step, first_step + 1, ... of the stage. A source's rows come in its own order (source.h): the micro-batches that draw from it, from
+ * the stage's first step on, go through it epoch by epoch. The errors of tpo_world_open, tpo_source_open and tpo_media_open. */
+int tpo_feed_open(struct tpo_feed **out, const struct tpo_feed_options *o, struct tpo_error *err);
 void tpo_feed_close(struct tpo_feed *f); /* accepts NULL; joins the thread */
+
+/* Whether the stage reads files, and how many of their rows are passed over as of the step that was taken last: bad ones, and those whose media are. */
+bool tpo_feed_reads(const struct tpo_feed *f);
+int64_t tpo_feed_skipped(const struct tpo_feed *f);
 
 /* The samples of the next step: *out[micro_batch], valid until the next call. Waits for the thread; its error, if it met one. */
 int tpo_feed_next(struct tpo_feed *f, const struct tpo_world_batch **out, struct tpo_error *err);

@@ -77,6 +77,8 @@ static void last_keep(struct tpo_step_report *mean, const struct tpo_step_report
     mean->rate = r->rate;
     memcpy(mean->rates, r->rates, sizeof(mean->rates));
     mean->aborted = r->aborted;
+    mean->reads = r->reads;
+    mean->skipped = r->skipped;
     tpo_timing_sum(&mean->timing, &r->timing);
 }
 
@@ -97,7 +99,7 @@ static void line_end(struct tpo_progress *p)
 
 static void line_print(const struct tpo_progress_line *l)
 {
-    char losses[256] = "", phases[256] = "";
+    char losses[256] = "", phases[256] = "", skipped[32] = "";
     size_t at = 0, to = 0;
     const struct tpo_timing *t = &l->mean.timing;
     for (int k = 0; k < l->mean.n_losses && at < sizeof(losses); k++)
@@ -105,9 +107,10 @@ static void line_print(const struct tpo_progress_line *l)
     for (int k = 0; k < TPO_PHASES && to < sizeof(phases); k++)
         to += (size_t)snprintf(phases + to, sizeof(phases) - to, " %s_ms=%.1f", tpo_phase_names[k],
                                1000 * t->seconds[k] / l->n_steps);
-    printf("stage=%s step=%d/%d samples=%d boxes=%d%s norm=%.3f clip=%.3f rate=%.3f aborted=%llu%s bubble=%.3f steps_per_s=%.2f "
+    if (l->mean.reads) snprintf(skipped, sizeof(skipped), " skipped=%lld", (long long)l->mean.skipped);
+    printf("stage=%s step=%d/%d samples=%d boxes=%d%s%s norm=%.3f clip=%.3f rate=%.3f aborted=%llu%s bubble=%.3f steps_per_s=%.2f "
            "eta_s=%.0f\n",
-           l->stage, l->step, l->steps, l->samples, l->boxes, losses, l->mean.norm, (double)l->mean.clip, (double)l->mean.rate,
+           l->stage, l->step, l->steps, l->samples, l->boxes, skipped, losses, l->mean.norm, (double)l->mean.clip, (double)l->mean.rate,
            (unsigned long long)l->aborted, phases, t->wall_s > 0 ? t->bubble_s / t->wall_s : 0, l->steps_per_s, l->eta_s);
     fflush(stdout);
 }

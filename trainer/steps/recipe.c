@@ -6,12 +6,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <yaml.h>
 
 #include "kernels/vector.h"
 
 struct reader {
-    const char *path;
+    const char *path, *data; /* where relative paths of data start from, NULL: the recipe's folder */
     yaml_document_t *doc;
     struct tpo_recipe *recipe;
     bool is_base; /* read for a recipe that extends it */
@@ -19,7 +20,7 @@ struct reader {
     int rc;
 };
 
-static int load(struct tpo_recipe **out, const char *path, bool is_base, struct tpo_error *err);
+static int load(struct tpo_recipe **out, const char *path, const char *data, bool is_base, struct tpo_error *err);
 
 __attribute__((format(printf, 3, 4))) static void refuse(struct reader *r, const yaml_node_t *at, const char *format, ...)
 {
@@ -169,8 +170,58 @@ static bool data_key(struct reader *r, void *self, const char *name, yaml_node_t
     return true;
 }
 
+/* A path as the program opens it. */
+static const char *path_of(struct reader *r, const yaml_node_t *n)
+{
+    const char *text = scalar(r, n), *slash = strrchr(r->path, '/');
+    char path[4096];
+    int length;
+    if (text[0] == '\0') refuse(r, n, "a path is needed here");
+    if (text[0] == '/')
+        length = snprintf(path, sizeof(path), "%s", text);
+    else if (r->data != NULL)
+        length = snprintf(path, sizeof(path), "%s/%s", r->data, text);
+    else
+        length = snprintf(path, sizeof(path), "%.*s%s", slash != NULL ? (int)(slash - r->path + 1) : 0, r->path, text);
+    if (length >= (int)sizeof(path)) refuse(r, n, "this path is too long");
+    const char *copy = r->rc == TPO_OK ? tpo_arena_copy(&r->recipe->arena, path, (size_t)length) : NULL;
+    if (copy == NULL && r->rc == TPO_OK) r->rc = tpo_fail(r->err, TPO_ENOMEM, "memory", "no memory for a recipe");
+    return copy;
+}
+
+static bool source_key(struct reader *r, void *self, const char *name, yaml_node_t *v)
+{
+    static const char *const sources[TPO_ANNOTATION_SOURCES] = {"refcoco", "videochat2", "mvbench"};
+    struct tpo_recipe_data *d = self;
+    if (strcmp(name, "source") == 0) d->source = word(r, v, sources, TPO_ANNOTATION_SOURCES);
+    else if (strcmp(name, "annotations") == 0) d->annotations = path_of(r, v);
+    else if (strcmp(name, "instances") == 0) d->instances = path_of(r, v);
+    else if (strcmp(name, "media") == 0) d->media = path_of(r, v);
+    else if (strcmp(name, "skip_most") == 0) d->skip_most = number(r, v, 0, 1);
+    else if (strcmp(name, "share") == 0) d->share = (float)number(r, v, 0, 1000);
+    else if (strcmp(name, "samples") == 0) d->samples = integer(r, v, 1, 1024);
+    else if (strcmp(name, "frames") == 0) d->draw.n_frames = integer(r, v, 1, 1024);
+    else if (strcmp(name, "conversations") == 0) d->draw.n_conversations = integer(r, v, 1, 64);
+    else if (strcmp(name, "end") == 0) d->draw.weight_end = (float)number(r, v, 0, 10);
+    else return false;
+    return true;
+}
+
+static void source_read(struct reader *r, struct tpo_recipe_data *d, yaml_node_t *n)
+{
+    *d = (struct tpo_recipe_data){.share = 1, .samples = 1, .draw = {.n_conversations = 8, .weight_end = 1}};
+    mapping(r, n, source_key, d);
+    if (r->rc == TPO_OK && (d->annotations == NULL || d->media == NULL)) refuse(r, n, "a source needs annotations and media");
+    if (r->rc == TPO_OK && d->instances != NULL && d->source != TPO_ANNOTATIONS_REFCOCO) refuse(r, n, "instances are refcoco's alone");
+}
+
 static void data_read(struct reader *r, struct tpo_recipe_data *d, yaml_node_t *n)
 {
+    if (value_of(r, n, "source") != NULL) {
+        source_read(r, d, n);
+        return;
+    }
+    *d = (struct tpo_recipe_data){0};
     const yaml_node_t *given = value_of(r, n, "frames");
     const int frames = given != NULL ? integer(r, given, 1, TPO_WORLD_FRAMES_MAX) : 1;
     d->share = 1;
@@ -289,6 +340,9 @@ static void stage_read(struct reader *r, struct tpo_recipe_stage *s, yaml_node_t
     if (s->name[0] == '\0' || s->steps == 0 || s->n_data == 0 || s->plan.n_groups == 0 || s->plan.n_losses == 0)
         refuse(r, n, "a stage needs name, steps, data, losses and groups");
     if ((s->plan.lanes & (s->plan.lanes - 1)) != 0) refuse(r, n, "lanes is a power of two");
+    for (int i = 0; i < s->n_data; i++)
+        if (s->data[i].annotations != NULL && (tpo_recipe_loss(s, "dense") > 0 || tpo_recipe_loss(s, "slot") > 0))
+            refuse(r, n, "dense and slot need the world's truth: a stage with a source weights neither");
     for (int i = 0; r->recipe->stages + i < s; i++)
         if (strcmp(r->recipe->stages[i].name, s->name) == 0) refuse(r, n, "two stages are named %s", s->name);
 }
@@ -322,7 +376,7 @@ static void base_read(struct reader *r, const yaml_node_t *root)
     if (given == NULL || r->rc != TPO_OK) return;
     snprintf(path, sizeof(path), "%.*s%s", slash != NULL ? (int)(slash - r->path + 1) : 0, r->path, scalar(r, given));
     if (r->is_base) refuse(r, given, "a recipe that is extended can't extend another");
-    if (r->rc == TPO_OK) r->rc = load(&recipe->base, path, true, r->err);
+    if (r->rc == TPO_OK) r->rc = load(&recipe->base, path, r->data, true, r->err);
     if (r->rc != TPO_OK) return;
     recipe->seed = recipe->base->seed;
     memcpy(recipe->model, recipe->base->model, sizeof(recipe->model));
@@ -340,7 +394,7 @@ static int document_read(struct reader *r)
     return r->rc;
 }
 
-static int load(struct tpo_recipe **out, const char *path, bool is_base, struct tpo_error *err)
+static int load(struct tpo_recipe **out, const char *path, const char *data, bool is_base, struct tpo_error *err)
 {
     yaml_parser_t parser;
     yaml_document_t doc;
@@ -357,7 +411,7 @@ static int load(struct tpo_recipe **out, const char *path, bool is_base, struct 
     yaml_parser_set_input_file(&parser, f);
     int rc;
     if (yaml_parser_load(&parser, &doc)) {
-        struct reader r = {.path = path, .doc = &doc, .recipe = recipe, .is_base = is_base, .err = err};
+        struct reader r = {.path = path, .data = data, .doc = &doc, .recipe = recipe, .is_base = is_base, .err = err};
         rc = document_read(&r);
         yaml_document_delete(&doc);
     } else {
@@ -373,7 +427,12 @@ static int load(struct tpo_recipe **out, const char *path, bool is_base, struct 
 
 int tpo_recipe_load(struct tpo_recipe **out, const char *path, struct tpo_error *err)
 {
-    return load(out, path, false, err);
+    return load(out, path, NULL, false, err);
+}
+
+int tpo_recipe_load_with(struct tpo_recipe **out, const char *path, const char *data, struct tpo_error *err)
+{
+    return load(out, path, data, false, err);
 }
 
 void tpo_recipe_close(struct tpo_recipe *r)
@@ -382,6 +441,19 @@ void tpo_recipe_close(struct tpo_recipe *r)
     tpo_recipe_close(r->base);
     tpo_arena_free(&r->arena);
     free(r);
+}
+
+int tpo_recipe_files(const struct tpo_recipe *r, struct tpo_error *err)
+{
+    for (int i = 0; i < r->n_stages; i++)
+        for (int k = 0; k < r->stages[i].n_data; k++) {
+            const struct tpo_recipe_data *d = &r->stages[i].data[k];
+            const char *const paths[] = {d->annotations, d->instances, d->media};
+            for (int p = 0; p < 3; p++)
+                if (paths[p] != NULL && access(paths[p], R_OK) != 0)
+                    return tpo_fail(err, TPO_NOT_FOUND, "annotations", "stage %s: %.180s cannot be read", r->stages[i].name, paths[p]);
+        }
+    return TPO_OK;
 }
 
 float tpo_recipe_rate(const struct tpo_recipe_stage *s, int step)

@@ -7,6 +7,9 @@
  *       data:                  one is drawn per micro-batch, by share
  *         - {share: 1, frames: 1, samples: 16, conversations: 0, objects: 5, outermost: .2, keep: all|text|boxes, aids: none|questions|all,
  *            without: [target, noun, count, choice], dense: true, slots: false, description: .5, end: .2, mix: {"attribute box": .18, ...}}
+ *         - {share: 1, source: refcoco|videochat2|mvbench, annotations: FILE, instances: FILE (refcoco; else instances.json beside it), media: DIR,
+ *            skip_most: .01 (share of bad rows that is passed over), frames: 4 (of a film, at most), samples: 16, conversations: 8 (of a row's questions,
+ *            at most), end: .2}
  *       losses: {dense: 1, language: 1, slot: .3, attention: 1, region: 1.5}
  *       groups:                the first group that matches a tensor owns it; what no group matches is frozen
  *         - {name: x, optimiser: muon|adamw, rate: 2e-3, momentum: .95 | betas: [.9, .98], eps: 1e-8, decay: .05, clipped: true,
@@ -15,11 +18,15 @@
  * `extends: FILE` (relative to this one, one level) takes seed and model from another recipe until they are named here, and begins a stage of a name
  * that is there as that one's; the stages are those listed here.
  *
+ * A stage with a source weights neither `dense` nor `slot`: only the world knows the truth they need. Paths that don't begin with / start from the
+ * recipe's folder. Files are opened when a run begins, not here.
+ *
  * Strict: an unknown key, a wrong type, a negative rate, a number out of range is INVALID_ARGUMENT "recipe", with the line. */
 #ifndef TPO_TRAINER_STEPS_RECIPE_H
 #define TPO_TRAINER_STEPS_RECIPE_H
 
 #include "services/host/learner.h"
+#include "trainer/data/annotations.h"
 #include "trainer/world/world.h"
 
 #define TPO_STAGES_MAX 16
@@ -30,7 +37,11 @@
 struct tpo_recipe_data {
     float share;
     int samples;
-    struct tpo_world_draw draw; /* word_id is the trainer's to set */
+    struct tpo_world_draw draw; /* word_id is the trainer's to set; with a source its n_frames (0: the model's), n_conversations and weight_end count */
+    const char *annotations;    /* NULL: the world; else the source's file, and what follows */
+    enum tpo_annotation_source source;
+    const char *instances, *media; /* instances NULL: beside the annotations */
+    double skip_most;
 };
 
 struct tpo_recipe_stage {
@@ -56,6 +67,8 @@ struct tpo_recipe {
 };
 
 int tpo_recipe_load(struct tpo_recipe **out, const char *path, struct tpo_error *err);
+/* The same, but relative paths of annotations and media start from `data`; NULL: from the recipe's folder. */
+int tpo_recipe_load_with(struct tpo_recipe **out, const char *path, const char *data, struct tpo_error *err);
 void tpo_recipe_close(struct tpo_recipe *r); /* accepts NULL */
 
 /* The share of its rate that a stage uses at `step` (from 1): linear warm-up, then a cosine to the floor. */
@@ -63,5 +76,8 @@ float tpo_recipe_rate(const struct tpo_recipe_stage *s, int step);
 float tpo_recipe_loss(const struct tpo_recipe_stage *s, const char *name); /* weight, 0 where absent */
 /* Which of the stage's data micro-batch m of a step draws: a pure function of its arguments. */
 int tpo_recipe_pick(const struct tpo_recipe *r, int stage, int step, int micro_batch);
+
+/* NOT_FOUND "annotations" for the first annotation file or media folder of any stage that cannot be read. */
+int tpo_recipe_files(const struct tpo_recipe *r, struct tpo_error *err);
 
 #endif

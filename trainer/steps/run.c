@@ -84,16 +84,27 @@ static bool stage_model(const struct run *r, int stage, char *out, size_t size)
     return access(file, R_OK) == 0;
 }
 
-/* From the folder of the last finished stage, or from random weights. */
+static bool holds_weights(const char *folder)
+{
+    static const char *const names[] = {"model.safetensors", "model.safetensors.index.json"};
+    char file[4200];
+    for (int i = 0; i < 2; i++) {
+        snprintf(file, sizeof(file), "%s/%s", folder, names[i]);
+        if (access(file, R_OK) == 0) return true;
+    }
+    return false;
+}
+
+/* From the folder of the last finished stage; before the first one from the recipe's, or from random weights where that has none. */
 static int models_open(struct run *r, int first_stage, struct tpo_error *err)
 {
     char folder[4096];
-    const bool fresh = first_stage == 0;
     const uint64_t seed = r->recipe->seed;
-    if (fresh)
+    if (first_stage == 0)
         snprintf(folder, sizeof(folder), "%s", r->recipe->model);
     else
         stage_model(r, first_stage - 1, folder, sizeof(folder));
+    const bool fresh = !holds_weights(folder);
     int rc = tpo_config_load(&r->config, folder, err);
     if (rc == TPO_OK) rc = tpo_config_hash(r->config_hash, folder, err);
     if (rc == TPO_OK) rc = tpo_tokenizer_open(&r->tokenizer, folder, err);
@@ -153,8 +164,13 @@ static int feed_reopen(struct stage *s, struct tpo_error *err)
     struct run *r = s->run;
     tpo_feed_close(s->feed);
     s->feed = NULL;
-    return tpo_feed_open(&s->feed, r->recipe, s->index, s->at.step + 1, r->config.vision_encoder.img_size, word_id, r->tokenizer,
-                         err);
+    const struct tpo_feed_options o = {.recipe = r->recipe,
+                                       .stage = s->index,
+                                       .first_step = s->at.step + 1,
+                                       .config = &r->config,
+                                       .word_id = word_id,
+                                       .owner = r->tokenizer};
+    return tpo_feed_open(&s->feed, &o, err);
 }
 
 /* A disk that is full costs this checkpoint: the one before is whole, and the run goes on. */
@@ -211,6 +227,8 @@ static int step(struct stage *s, struct tpo_error *err)
     report.timing.seconds[TPO_PHASE_CHECKPOINT] = ended_s - stepped_s;
     report.timing.wall_s += drawn_s - begun_s + ended_s - stepped_s;
     report.timing.bubble_s += drawn_s - begun_s + ended_s - stepped_s;
+    report.reads = tpo_feed_reads(s->feed);
+    report.skipped = tpo_feed_skipped(s->feed);
     tpo_progress_step(r->progress, n, &report, r->crew.aborted);
     tpo_events_step(s->events, s->recipe, n, &report, r->crew.aborted);
     return rc;
@@ -353,7 +371,9 @@ static int run_open(struct run *r, int *first, struct tpo_error *err)
     const struct tpo_train_options *o = r->options;
     char folder[4096];
     r->remote = o->mesh[0] != '\0';
-    int rc = tpo_recipe_load(&r->recipe, o->recipe, err);
+    int rc = tpo_recipe_load_with(&r->recipe, o->recipe, o->data[0] != '\0' ? o->data : NULL, err);
+    if (rc == TPO_OK) rc = tpo_recipe_files(r->recipe, err);
+    if (rc == TPO_OK && o->model[0] != '\0') snprintf(r->recipe->model, sizeof(r->recipe->model), "%s", o->model);
     if (rc == TPO_OK && mkdir(o->out, 0755) != 0 && errno != EEXIST)
         rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "out", "%.200s: %s", o->out, strerror(errno));
     if (rc == TPO_OK) rc = tpo_held_open(&r->held, o->out, err);

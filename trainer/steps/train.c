@@ -10,13 +10,17 @@
 #include "trainer/steps/progress.h"
 
 static struct {
-    const char *out, *mesh, *device, *fault;
+    const char *out, *model, *data, *mesh, *device, *fault;
     int64_t threads, checkpoint_every, log_every, publish_every, stop_after, lease_ms, call_ms, wait_ms;
     bool status, quiet;
 } set;
 
 static const struct tpo_setting rows[] = {
     {"out", TPO_SET_TEXT, &set.out, "run", .what = "DIR", .help = "checkpoints and models; a run that was stopped goes on here"},
+    {"model", TPO_SET_TEXT, &set.model, NULL, .what = "DIR",
+     .help = "begin with this model folder instead of the recipe's: its weights, or random ones where it holds none"},
+    {"data", TPO_SET_TEXT, &set.data, NULL, .what = "DIR",
+     .help = "where a recipe's relative paths of annotations and media start; nothing: the recipe's folder"},
     {"mesh", TPO_SET_TEXT, &set.mesh, NULL, .what = "WHERE",
      .help = "train the services of a mesh: encoder=ADDR[,ADDR],router=ADDR,region=ADDR, or ADDR,... (each is asked what it is), "
              "or the run directory of `tpo up "
@@ -74,6 +78,8 @@ int tpo_train_main(int argc, char **argv)
         const bool team = rc == TPO_OK && strcmp(tpo_stream_device_name(stream), "cpu") == 0;
         const struct tpo_train_options o = {.recipe = argv[1],
                                             .out = set.out,
+                                            .model = set.model != NULL ? set.model : "",
+                                            .data = set.data != NULL ? set.data : "",
                                             .mesh = remote ? set.mesh : "",
                                             .stream = stream,
                                             .threads = team ? (int)set.threads : 0,

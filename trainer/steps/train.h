@@ -7,6 +7,8 @@
 
 struct tpo_train_options {
     const char *recipe, *out;
+    const char *model;    /* "": the recipe's */
+    const char *data;     /* where relative paths of annotations and media start; "": the recipe's folder */
     const char *mesh;     /* as --mesh (mesh.h); "": one process */
     struct tpo_stream *stream; /* where this process computes; borrowed */
     int threads;          /* of its compute team; 0 where the device has none */

@@ -144,6 +144,8 @@ struct tpo_world_batch {
 };
 int tpo_world_batch_fill(struct tpo_world_batch *b, const struct tpo_world *w, const struct tpo_world_draw *d, uint64_t first,
                          int n, int threads, struct tpo_error *err);
+/* n samples, not yet filled, and at least `arenas` empty arenas: for those who fill a batch otherwise. TPO_ENOMEM without a sentence. */
+int tpo_world_batch_resize(struct tpo_world_batch *b, int n, int arenas);
 void tpo_world_batch_free(struct tpo_world_batch *b);
 
 /* --- held-out items

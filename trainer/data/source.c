@@ -1,0 +1,286 @@
+/* This file owns the way from an annotation row to a sample with frames. */
+#include "trainer/data/source.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "kernels/vector.h"
+#include "services/encoder/frames.h"
+
+#define THREADS_MAX 16
+#define TRIES       64 /* rows for one sample: where half of all are bad, all of them are once in 2^64 samples */
+#define TOLD_MAX    10
+#define TIMEOUT_MS  60000
+#define TOKENS_MAX  (2 * TPO_TASKS_MAX + 2)
+
+/* Keys of the draws that are not the order itself. */
+enum { KEY_INSTEAD = 0x696e7374, KEY_QUESTIONS = 0x71756573 };
+
+struct tpo_source {
+    struct tpo_source_options o;
+    struct tpo_config config; /* with the frames of this source */
+    struct tpo_annotations *rows;
+    const char *tokens[TOKENS_MAX];
+    struct tpo_stream *streams[THREADS_MAX];
+    int n_threads;
+    pthread_mutex_t lock; /* of the marks: threads of one fill meet here */
+    uint8_t *marks;       /* a bit for each row whose medium is bad */
+    int64_t n_marked;
+    int told;
+    char first[300]; /* the first bad medium and why */
+};
+
+/* What one thread of a fill draws: every n_threads-th sample. */
+struct part {
+    struct tpo_source *source;
+    struct tpo_world_batch *batch;
+    uint64_t first;
+    int part, n_parts, rc;
+    struct tpo_error err;
+};
+
+/* --- rows that are bad --------------------------------------------------------------------------------------------------------------- */
+
+static bool is_marked(struct tpo_source *s, int64_t row)
+{
+    pthread_mutex_lock(&s->lock);
+    const bool marked = s->marks[row / 8] >> (row % 8) & 1;
+    pthread_mutex_unlock(&s->lock);
+    return marked;
+}
+
+static void tell(struct tpo_source *s, const char *text)
+{
+    char quoted[512];
+    if (s->told++ < TOLD_MAX) tpo_log(TPO_LOG_WARN, "row_skipped", "why=%s", tpo_log_quote(quoted, sizeof(quoted), text));
+}
+
+static void mark(struct tpo_source *s, int64_t row, const char *medium, const struct tpo_error *why)
+{
+    char text[300];
+    snprintf(text, sizeof(text), "%.100s:%u: %.80s: %.90s", s->o.rows.annotations, tpo_annotations_line(s->rows, row), medium,
+             why->message);
+    pthread_mutex_lock(&s->lock);
+    if (!(s->marks[row / 8] >> (row % 8) & 1)) {
+        s->marks[row / 8] |= (uint8_t)(1 << row % 8);
+        if (s->n_marked++ == 0) memcpy(s->first, text, sizeof(s->first));
+        tell(s, text);
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void on_bad(void *owner, const char *text)
+{
+    tell(owner, text);
+}
+
+/* --- one sample ------------------------------------------------------------------------------------------------------------------------ */
+
+static int frames_read(struct part *p, const char *medium, struct tpo_frames *frames, struct tpo_error *err)
+{
+    struct tpo_source *s = p->source;
+    char path[4096];
+    snprintf(path, sizeof(path), "%s/%s", s->o.rows.media, medium);
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return tpo_fail(err, TPO_NOT_FOUND, "media_missing", "%s", strerror(errno));
+    int rc = tpo_frames_load(frames, s->o.media, fd, &s->config, s->streams[p->part], TIMEOUT_MS, err);
+    /* A busy machine is no fault of the file: it has another minute. */
+    if (rc == TPO_DEADLINE_EXCEEDED) rc = tpo_frames_load(frames, s->o.media, fd, &s->config, s->streams[p->part], TIMEOUT_MS, err);
+    close(fd);
+    return rc;
+}
+
+static bool is_of_the_file(const struct tpo_error *err)
+{
+    static const char *const reasons[] = {"media_unreadable", "media_too_large", "media_timeout", "media_missing", "media_frame"};
+    for (size_t i = 0; i < sizeof(reasons) / sizeof(reasons[0]); i++)
+        if (strcmp(err->reason, reasons[i]) == 0) return true;
+    return err->code == TPO_NOT_FOUND; /* the row's own medium is gone */
+}
+
+/* Both what the row says and what its medium shows, in the arena of this part. */
+static int row_take(struct part *p, int64_t row, struct tpo_sample *out, struct tpo_error *err)
+{
+    struct tpo_source *s = p->source;
+    struct tpo_arena *arena = &p->batch->arenas[p->part];
+    struct tpo_frames frames = {0};
+    int rc = tpo_annotations_row(s->rows, arena, row, out, err);
+    const char *medium = rc == TPO_OK ? out->media_id : "";
+    if (rc == TPO_OK) rc = frames_read(p, medium, &frames, err);
+    if (rc == TPO_OK && frames.T < 1) rc = tpo_fail(err, TPO_INVALID_ARGUMENT, "media_unreadable", "it has no frames");
+    if (rc == TPO_OK) {
+        const int side = s->config.vision_encoder.img_size;
+        out->n_frames = frames.T;
+        out->height = out->width = side;
+        out->pixels = (const uint8_t *)tpo_arena_copy(arena, frames.pixels, (size_t)frames.T * (size_t)side * (size_t)side * 3);
+        out->media_id = NULL;
+        if (out->pixels == NULL) rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a sample");
+    } else if (is_of_the_file(err)) {
+        mark(s, row, medium, err);
+    }
+    tpo_frames_free(&frames);
+    return rc;
+}
+
+static void questions_choose(const struct tpo_source *s, struct tpo_sample *sample, uint64_t index)
+{
+    struct tpo_conversation *all = (struct tpo_conversation *)sample->conversations; /* the arena's, hence ours */
+    for (int i = 0; i < sample->n_conversations; i++) all[i].weight_end = s->o.weight_end;
+    const int more = sample->n_conversations - s->o.n_conversations;
+    if (more <= 0) return;
+    sample->conversations += tpo_random_u64(s->o.rows.seed ^ KEY_QUESTIONS, index) % (uint64_t)(more + 1);
+    sample->n_conversations = s->o.n_conversations;
+}
+
+static int sample_draw(struct part *p, uint64_t index, struct tpo_sample *out)
+{
+    struct tpo_source *s = p->source;
+    const uint64_t n = (uint64_t)tpo_annotations_rows(s->rows);
+    for (uint64_t k = 0; k < TRIES; k++) {
+        const int64_t row = k == 0 ? tpo_annotations_pick(s->rows, index)
+                                   : (int64_t)(tpo_random_u64(s->o.rows.seed ^ KEY_INSTEAD, index * TRIES + k) % n);
+        if (is_marked(s, row)) continue;
+        memset(&p->err, 0, sizeof(p->err));
+        const int rc = row_take(p, row, out, &p->err);
+        if (rc == TPO_OK) questions_choose(s, out, index);
+        if (rc == TPO_OK || !is_marked(s, row)) return rc;
+    }
+    return tpo_fail(&p->err, TPO_INVALID_ARGUMENT, "annotations", "%d rows drawn for one sample are bad: %.200s", TRIES, s->first);
+}
+
+static void *part_draw(void *arg)
+{
+    struct part *p = arg;
+    for (int i = p->part; i < p->batch->n && p->rc == TPO_OK; i += p->n_parts)
+        p->rc = sample_draw(p, p->first + (uint64_t)i, &p->batch->samples[i]);
+    return NULL;
+}
+
+/* --- a batch ------------------------------------------------------------------------------------------------------------------------------ */
+
+static int share_check(const struct tpo_source *s, struct tpo_error *err)
+{
+    const int64_t bad = tpo_source_skipped(s), all = tpo_source_rows(s);
+    if ((double)bad <= s->o.rows.skip_most * (double)all) return TPO_OK;
+    return tpo_fail(err, TPO_INVALID_ARGUMENT, "annotations", "%lld of %lld rows are bad, %lld for their media: %.200s",
+                    (long long)bad, (long long)all, (long long)s->n_marked, s->first);
+}
+
+int tpo_source_fill(struct tpo_source *s, struct tpo_world_batch *b, uint64_t first, int n, struct tpo_error *err)
+{
+    struct part parts[THREADS_MAX];
+    pthread_t ids[THREADS_MAX];
+    bool started[THREADS_MAX] = {false};
+    const int threads = s->n_threads < n ? s->n_threads : n;
+    if (tpo_world_batch_resize(b, n, threads) != TPO_OK) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for %d samples", n);
+    for (int i = 0; i < threads; i++) {
+        parts[i] = (struct part){.source = s, .batch = b, .first = first, .part = i, .n_parts = threads};
+        started[i] = i > 0 && pthread_create(&ids[i], NULL, part_draw, &parts[i]) == 0;
+    }
+    int rc = TPO_OK;
+    for (int i = 0; i < threads; i++) {
+        if (started[i])
+            pthread_join(ids[i], NULL);
+        else
+            part_draw(&parts[i]);
+        if (rc == TPO_OK && parts[i].rc != TPO_OK) {
+            rc = parts[i].rc;
+            if (err != NULL) *err = parts[i].err;
+        }
+    }
+    return rc == TPO_OK ? share_check(s, err) : rc;
+}
+
+/* --- open and close ------------------------------------------------------------------------------------------------------------------------ */
+
+/* A film's frames are the model's, or fewer where each frame has a place of its own. */
+static int frames_set(struct tpo_source *s, struct tpo_error *err)
+{
+    const int given = s->o.n_frames, most = s->o.config->vision_encoder.num_frames;
+    const bool fewer = s->o.config->vision_encoder.ext_position && !s->o.config->vision_encoder.temporal_pad;
+    s->config = *s->o.config;
+    if (given == 0 || given == most) return TPO_OK;
+    if (given > most || !fewer)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "frames", "%.200s: films of %d frames, but the model takes %s%d",
+                        s->o.rows.annotations, given, fewer ? "at most " : "", most);
+    s->config.vision_encoder.num_frames = given;
+    return TPO_OK;
+}
+
+static void tokens_set(struct tpo_source *s)
+{
+    int n = 0;
+    s->tokens[n++] = "<track_box>";
+    for (int i = 0; i < s->config.n_tasks; i++) {
+        s->tokens[n++] = s->config.tasks[i].trigger;
+        s->tokens[n++] = s->config.tasks[i].slot;
+    }
+}
+
+static void summary_log(const struct tpo_source *s)
+{
+    char path[600], faults[200] = "";
+    size_t at = 0;
+    for (int f = 0; f < TPO_ROW_FAULTS; f++) {
+        const int64_t n = tpo_annotations_bad(s->rows, (enum tpo_annotation_fault)f);
+        if (n > 0 && at < sizeof(faults))
+            at += (size_t)snprintf(faults + at, sizeof(faults) - at, "%s%s: %lld", at > 0 ? ", " : "",
+                                   tpo_annotation_fault_name((enum tpo_annotation_fault)f), (long long)n);
+    }
+    tpo_log_quote(path, sizeof(path), s->o.rows.annotations);
+    tpo_log(TPO_LOG_INFO, "source", "file=%s rows=%lld skipped=%lld faults=\"%s\"", path, (long long)tpo_source_rows(s),
+            (long long)tpo_source_skipped(s), faults);
+}
+
+int tpo_source_open(struct tpo_source **out, const struct tpo_source_options *o, struct tpo_error *err)
+{
+    struct tpo_source *s = calloc(1, sizeof(*s));
+    if (s == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a source");
+    s->o = *o;
+    pthread_mutex_init(&s->lock, NULL);
+    int rc = frames_set(s, err);
+    tokens_set(s);
+    s->o.rows.tokens = s->tokens;
+    s->o.rows.on_bad = on_bad;
+    s->o.rows.owner = s;
+    if (rc == TPO_OK) rc = tpo_annotations_open(&s->rows, &s->o.rows, err);
+    if (rc == TPO_OK && (s->marks = calloc((size_t)tpo_annotations_rows(s->rows) / 8 + 1, 1)) == NULL)
+        rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a source");
+    while (rc == TPO_OK && s->n_threads < THREADS_MAX && (s->n_threads < o->threads || s->n_threads == 0)) {
+        rc = tpo_stream_open(&s->streams[s->n_threads], "cpu", 1, err);
+        if (rc == TPO_OK) s->n_threads++;
+    }
+    if (rc == TPO_OK) {
+        summary_log(s);
+        *out = s;
+    } else {
+        tpo_source_close(s);
+    }
+    return rc;
+}
+
+void tpo_source_close(struct tpo_source *s)
+{
+    if (s == NULL) return;
+    for (int i = 0; i < s->n_threads; i++) tpo_stream_close(s->streams[i]);
+    tpo_annotations_close(s->rows);
+    pthread_mutex_destroy(&s->lock);
+    free(s->marks);
+    free(s);
+}
+
+int64_t tpo_source_rows(const struct tpo_source *s)
+{
+    return tpo_annotations_rows(s->rows) + tpo_annotations_all_bad(s->rows);
+}
+
+int64_t tpo_source_skipped(const struct tpo_source *s)
+{
+    return tpo_annotations_all_bad(s->rows) + s->n_marked;
+}
