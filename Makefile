@@ -182,7 +182,13 @@ build/peers/bin/python: tests/peers/requirements.txt
 	python3 -m venv build/peers
 	build/peers/bin/pip install --quiet -r $<
 	@touch $@
+# bench_decode's: llama.cpp, which pip builds for this machine (20 minutes on two cores).
+build/peers-llama/bin/python: tests/peers/requirements-llama.txt
+	python3 -m venv build/peers-llama
+	CMAKE_ARGS=-DGGML_NATIVE=on build/peers-llama/bin/pip install --quiet -r $<
+	@touch $@
 bench_peers_ask := build/peers/bin/python
+bench_peers_decode := build/peers-llama/bin/python
 bench_peers_train := build/peers/bin/python
 bench_peers_vit := build/peers/bin/python
 bench_peers_hop := $(BUILD)/tests/bench/hop_peer

@@ -29,6 +29,12 @@ int tpo_matvec_cpu(struct tpo_stream *s, float *y, int ldy, const float *x, int 
 {
     if (M < 1 || M > TPO_MATVEC_ROWS || N < 1 || K < 1 || ldx < K || ldy < N) return TPO_EINVAL;
     struct matvec v = {y, x, bias, w, ldy, ldx, add, M, N, K};
+    if (w.dtype == TPO_BF16) {
+        float *paired = tpo_cpu_turned(s, (size_t)M * (size_t)K * sizeof(*paired));
+        if (paired == NULL) return TPO_ENOMEM;
+        for (int m = 0; m < M; m++) tpo_simd()->pair_up(paired + (int64_t)m * K, x + (int64_t)m * ldx, K);
+        v.x = paired, v.ldx = K;
+    }
     tpo_team_run(s->team, run_matvec, &v, tpo_parts(N, GRAIN));
     return TPO_OK;
 }

@@ -57,11 +57,12 @@ struct tpo_panel_sum {
     /* sums: lane by lane, then over the lanes */                                                                                        \
     X(float, dot, (const float *a, const float *b, int64_t n))                                                                           \
     X(double, sum, (const float *x, int square, int64_t n))                                                                              \
+    X(void, pair_up, (float *to, const float *x, int64_t n))                                                                             \
     /* y[m][n] for `rows` rows of x and `cols` rows of w: each a dot, plus bias, plus what y holds with `add` */                         \
     X(void, dots,                                                                                                                        \
       (float *y, int64_t ldy, const float *x, int64_t ldx, const float *w, int64_t ldw, const float *bias, int add, int rows,            \
        int cols, int K))                                                                                                                 \
-    X(void, dots_half, /* the same with a bf16 w */                                                                                      \
+    X(void, dots_half, /* the same with a bf16 w and rows of x from pair_up */                                                           \
       (float *y, int64_t ldy, const float *x, int64_t ldx, const uint16_t *w, int64_t ldw, const float *bias, int add, int rows,         \
        int cols, int K))                                                                                                                 \
     /* sum[c] += over M rows, in order, of dy[m][c] */                                                                                   \

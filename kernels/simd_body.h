@@ -279,11 +279,18 @@ static void momentum(float *m_next, float *x, const float *m, const float *g, fl
 
 /* --- sums ------------------------------------------------------------------------------------------------------------------------------ */
 
+/* A sum runs along K in 2 LANES chains: element k joins chain k % (2 LANES). A pair of vectors holds them, either in order, or, where w is bf16,
+ * the even ones and then the odd ones: so two operations take a register of bf16 apart, and the products of both kinds of w have the same bits. */
+#define CHAINS (2 * LANES)
+
 static float dot(const float *a, const float *b, int64_t n)
 {
-    vec sum = splat(0.0f);
-    EACH_VEC(i, count, n) sum += load_n(a + i, count) * load_n(b + i, count);
-    return sum_lanes(sum);
+    vec sums[2] = {splat(0.0f), splat(0.0f)};
+    int64_t k = 0;
+    for (; k + CHAINS <= n; k += CHAINS)
+        for (int i = 0; i < 2; i++) sums[i] += load(a + k + i * LANES) * load(b + k + i * LANES);
+    for (int i = 0; i < 2 && k < n; i++, k += LANES) sums[i] += load_n(a + k, n - k) * load_n(b + k, n - k);
+    return sum_lanes(sums[0] + sums[1]);
 }
 
 static double sum(const float *x, int square, int64_t n)
@@ -297,67 +304,99 @@ static double sum(const float *x, int square, int64_t n)
     return total;
 }
 
-#define DOT_COLS 4 /* rows of w at a time, so that enough loads are under way */
+#define DOT_COLS  4  /* rows of w at a time, so that enough loads are under way; the next ones are asked for meanwhile */
+#define DOT_AHEAD 32 /* elements between two requests: a cache line of bf16 */
 
-/* R rows of x by DOT_COLS rows of w, f32 or bf16; every sum runs along K alike, whatever R is. */
-static inline __attribute__((always_inline)) void dots_block(float *y, int64_t ldy, const float *x, int64_t ldx, const void *w, int half,
-                                                             int64_t ldw, const float *bias, int add, int R, int cols, int K)
+/* What dots_half wants x as: CHAINS at a time, the even ones, then the odd ones; what is left over stays as it is. */
+static void pair_up(float *to, const float *x, int64_t n)
 {
-    vec sums[4][DOT_COLS], a[4];
-    const float *at[DOT_COLS];
-    const uint16_t *half_at[DOT_COLS];
-    for (int c = 0; c < DOT_COLS; c++) {
-        at[c] = (const float *)w + (half ? 0 : (c < cols ? c : 0) * ldw);
-        half_at[c] = (const uint16_t *)w + (half ? (c < cols ? c : 0) * ldw : 0);
+    int64_t k = 0;
+    for (; k + CHAINS <= n; k += CHAINS) {
+        vec low = load(x + k), high = load(x + k + LANES);
+        store(to + k, EVEN_LANES(low, high));
+        store(to + k + LANES, ODD_LANES(low, high));
     }
+    memcpy(to + k, x + k, (size_t)(n - k) * sizeof(*x));
+}
+
+struct dots {
+    float *y;
+    const float *x, *bias;
+    const char *w;
+    int64_t ldy, ldx, row_bytes; /* row_bytes: of w */
+    int add, K;
+};
+
+/* R rows of x by C rows of w. `ahead`: the rows of w that come DOT_COLS later are fetched. */
+VEC_FN void dots_block(const struct dots *d, int row, int col, int half, int ahead, int R, int C)
+{
+    const float *x = d->x + row * d->ldx;
+    const char *w = d->w + col * d->row_bytes;
+    const int size = half ? 2 : 4, K = d->K;
+    vec sums[4][DOT_COLS][2];
     for (int r = 0; r < R; r++)
-        for (int c = 0; c < DOT_COLS; c++) sums[r][c] = splat(0.0f);
+        for (int c = 0; c < C; c++) sums[r][c][0] = sums[r][c][1] = splat(0.0f);
     int k = 0;
-    for (; k + LANES <= K; k += LANES) {
-        for (int r = 0; r < R; r++) a[r] = load(x + r * ldx + k);
-        for (int c = 0; c < DOT_COLS; c++) {
-            vec b = half ? load_half(half_at[c] + k, LANES) : load(at[c] + k);
-            for (int r = 0; r < R; r++) sums[r][c] += a[r] * b;
-        }
-    }
-    if (k < K) {
-        for (int r = 0; r < R; r++) a[r] = load_n(x + r * ldx + k, K - k);
-        for (int c = 0; c < DOT_COLS; c++) {
-            vec b = half ? load_half(half_at[c] + k, K - k) : load_n(at[c] + k, K - k);
-            for (int r = 0; r < R; r++) sums[r][c] += a[r] * b;
+    for (; k + CHAINS <= K; k += CHAINS) {
+        if (ahead && k % DOT_AHEAD == 0)
+            for (int c = 0; c < C; c++) __builtin_prefetch(w + (c + DOT_COLS) * d->row_bytes + (int64_t)k * size);
+        for (int c = 0; c < C; c++) {
+            const char *at = w + c * d->row_bytes + (int64_t)k * size;
+            vec b0 = half ? half_evens(at) : load((const float *)at), b1 = half ? half_odds(at) : load((const float *)at + LANES);
+            for (int r = 0; r < R; r++) {
+                sums[r][c][0] += load(x + r * d->ldx + k) * b0;
+                sums[r][c][1] += load(x + r * d->ldx + k + LANES) * b1;
+            }
         }
     }
     for (int r = 0; r < R; r++)
-        for (int c = 0; c < DOT_COLS && c < cols; c++) {
-            float total = sum_lanes(sums[r][c]) + (bias != NULL ? bias[c] : 0.0f);
-            y[r * ldy + c] = add ? y[r * ldy + c] + total : total;
+        for (int c = 0; c < C; c++) {
+            const char *at = w + c * d->row_bytes + (int64_t)k * size;
+            vec pair[2] = {sums[r][c][0], sums[r][c][1]};
+            if (half) pair[0] = FIRST_PAIRS(sums[r][c][0], sums[r][c][1]), pair[1] = LAST_PAIRS(sums[r][c][0], sums[r][c][1]);
+            for (int i = 0, rest = k; i < 2 && rest < K; i++, rest += LANES, at += LANES * size)
+                pair[i] += load_n(x + r * d->ldx + rest, K - rest) *
+                           (half ? load_half((const uint16_t *)at, K - rest) : load_n((const float *)at, K - rest));
+            float *y = d->y + (row + r) * d->ldy + col + c, total = sum_lanes(pair[0] + pair[1]) + (d->bias != NULL ? d->bias[col + c] : 0.0f);
+            *y = d->add ? *y + total : total;
         }
 }
 
-static inline __attribute__((always_inline)) void dots_of(float *y, int64_t ldy, const float *x, int64_t ldx, const void *w, int half,
-                                                          int64_t ldw, const float *bias, int add, int rows, int cols, int K)
+/* Every row of x with DOT_COLS rows of w, while these are in the cache. */
+VEC_FN void dots_columns(const struct dots *d, int col, int half, int rows)
 {
-    for (int c = 0; c < cols; c += DOT_COLS) {
-        const void *wc = half ? (const void *)((const uint16_t *)w + c * ldw) : (const void *)((const float *)w + c * ldw);
-        const float *bc = bias != NULL ? bias + c : NULL;
-        int left = cols - c, r = 0;
-        for (; r + 4 <= rows; r += 4) dots_block(y + r * ldy + c, ldy, x + r * ldx, ldx, wc, half, ldw, bc, add, 4, left, K);
-        if (rows - r == 3) dots_block(y + r * ldy + c, ldy, x + r * ldx, ldx, wc, half, ldw, bc, add, 3, left, K);
-        if (rows - r == 2) dots_block(y + r * ldy + c, ldy, x + r * ldx, ldx, wc, half, ldw, bc, add, 2, left, K);
-        if (rows - r == 1) dots_block(y + r * ldy + c, ldy, x + r * ldx, ldx, wc, half, ldw, bc, add, 1, left, K);
+    int r = 0;
+    if (rows == 1) {
+        dots_block(d, 0, col, half, 1, 1, 4);
+        return;
     }
+    for (; r + 4 <= rows; r += 4)
+        for (int c = 0; c < DOT_COLS; c += 1) dots_block(d, r, col + c, half, r == 0, 4, 1);
+    for (; r + 2 <= rows; r += 2)
+        for (int c = 0; c < DOT_COLS; c += 2) dots_block(d, r, col + c, half, r == 0, 2, 2);
+    if (r < rows) dots_block(d, r, col, half, 0, 1, 4);
+}
+
+VEC_FN void dots_of(const struct dots *d, int half, int rows, int cols)
+{
+    int c = 0;
+    for (; c + DOT_COLS <= cols; c += DOT_COLS) dots_columns(d, c, half, rows);
+    for (; c < cols; c++)
+        for (int r = 0; r < rows; r++) dots_block(d, r, c, half, 0, 1, 1);
 }
 
 static void dots(float *y, int64_t ldy, const float *x, int64_t ldx, const float *w, int64_t ldw, const float *bias, int add, int rows,
                  int cols, int K)
 {
-    dots_of(y, ldy, x, ldx, w, 0, ldw, bias, add, rows, cols, K);
+    const struct dots d = {y, x, bias, (const char *)w, ldy, ldx, ldw * 4, add, K};
+    dots_of(&d, 0, rows, cols);
 }
 
 static void dots_half(float *y, int64_t ldy, const float *x, int64_t ldx, const uint16_t *w, int64_t ldw, const float *bias, int add, int rows,
                       int cols, int K)
 {
-    dots_of(y, ldy, x, ldx, w, 1, ldw, bias, add, rows, cols, K);
+    const struct dots d = {y, x, bias, (const char *)w, ldy, ldx, ldw * 2, add, K};
+    dots_of(&d, 1, rows, cols);
 }
 
 static void column_sums(float *sum, const float *dy, int64_t ld, int M, int cols)

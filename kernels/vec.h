@@ -79,6 +79,24 @@ VEC_FN vec load_half(const uint16_t *p, int64_t n)
     return (vec)(__builtin_convertvector(x, ivec) << 16);
 }
 
+/* Of 2 LANES bf16 numbers the even ones, and the odd ones. */
+VEC_FN ivec half_words(const void *p)
+{
+    ivec x;
+    memcpy(&x, p, sizeof(x));
+    return x;
+}
+
+VEC_FN vec half_evens(const void *p)
+{
+    return (vec)(half_words(p) << 16);
+}
+
+VEC_FN vec half_odds(const void *p)
+{
+    return (vec)(half_words(p) & isplat(-65536));
+}
+
 VEC_FN void store_n(float *p, vec x, int64_t n)
 {
     if (n >= LANES)
@@ -99,6 +117,24 @@ VEC_FN vec first_n(vec x, int64_t n, float rest)
 #define SWAP_NEAR(x) __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3)
 #elif LANES == 8
 #define SWAP_NEAR(x) __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3)
+#endif
+
+/* Of two vectors in a row the even and the odd elements; and back. */
+#if LANES == 16
+#define EVEN_LANES(a, b)  __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+#define ODD_LANES(a, b)   __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
+#define FIRST_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define LAST_PAIRS(a, b)  __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#elif LANES == 8
+#define EVEN_LANES(a, b)  __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14)
+#define ODD_LANES(a, b)   __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15)
+#define FIRST_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define LAST_PAIRS(a, b)  __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#else
+#define EVEN_LANES(a, b)  __builtin_shufflevector(a, b, 0, 2, 4, 6)
+#define ODD_LANES(a, b)   __builtin_shufflevector(a, b, 1, 3, 5, 7)
+#define FIRST_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
+#define LAST_PAIRS(a, b)  __builtin_shufflevector(a, b, 2, 6, 3, 7)
 #endif
 
 VEC_FN float sum_lanes(vec x)
