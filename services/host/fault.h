@@ -16,7 +16,7 @@
                     X(AFTER_BACKWARD, "after_backward") X(AFTER_NORMS, "after_norms") X(MID_PREPARE, "mid_prepare")                \
                         X(AFTER_PREPARE, "after_prepare") X(MID_COMMIT, "mid_commit") X(AFTER_COMMIT, "after_commit")              \
                             X(SHARD_WRITTEN, "shard_written") X(BEFORE_MANIFEST, "before_manifest")                                \
-                                X(AFTER_MANIFEST, "after_manifest") X(STAGE_END, "stage_end")
+                                X(AFTER_MANIFEST, "after_manifest") X(STAGE_END, "stage_end") X(MID_PUBLISH, "mid_publish")
 enum tpo_fault {
 #define X(id, name) TPO_FAULT_##id,
     TPO_FAULT_MAP(X)

@@ -1,5 +1,6 @@
 /* Proves that a run over a mesh outlives its processes: each is killed at each named point of a step and started again, and the weights are those of a run
  * that nobody killed. And what is refused: damaged checkpoints, full disks, second trainers, other models. */
+#include "tests/support/http.h"
 #include "tests/support/test.h"
 #include "tests/support/training.h"
 
@@ -146,6 +147,146 @@ static void killed_at_abort(void **state)
     training_mesh_stop(&m);
 }
 
+/* --- publishing -------------------------------------------------------------------------------------------------------------------------------- */
+
+static const char *const publishing[] = {"--checkpoint-every", "2", "--publish-every", "2", NULL};
+
+/* The number of the last stage's last step. */
+static long last_published(const char *out)
+{
+    char command[256], line[32] = "";
+    snprintf(command, sizeof(command), "grep -o 'stage=talk event=published step=5 version=[0-9]*' %s.log | tail -n 1 | sed 's/.*=//'", out);
+    FILE *f = popen(command, "r");
+    assert_non_null(f);
+    assert_non_null(fgets(line, sizeof(line), f));
+    pclose(f);
+    return atol(line);
+}
+
+/* A gateway before the mesh; ./door is its run directory. */
+static pid_t door_open(const struct training_mesh *m)
+{
+    char command[8192], ports[64] = "";
+    pid_t pid = 0;
+    snprintf(command, sizeof(command),
+             "mkdir -p door; rm -f door/*; (exec %s/tpo-gateway --http 127.0.0.1:0 --grpc 127.0.0.1:0 --port-file door/ports --media-dir door-media "
+             "--version-poll 50ms --encoder 127.0.0.1:%d --router 127.0.0.1:%d --head region=127.0.0.1:%d >door.log 2>&1) & echo $! >door.pid",
+             tpo_test_build(), m->ports[TRAINING_ENCODER][0], m->ports[TRAINING_ROUTER][0], m->ports[TRAINING_REGION][0]);
+    assert_int_equal(system(command), 0);
+    while (access("door/ports", R_OK) != 0) nap();
+    FILE *f = fopen("door/ports", "r");
+    assert_non_null(fgets(ports, sizeof(ports), f));
+    fclose(f);
+    f = fopen("door/http", "w");
+    fprintf(f, "127.0.0.1:%d\n", atoi(ports));
+    fclose(f);
+    f = fopen("door.pid", "r");
+    assert_int_equal(fscanf(f, "%d", &pid), 1);
+    fclose(f);
+    return pid;
+}
+
+/* The version that encoder, router and region answered from; -1 while the mesh finds out. Two in one answer end the case. */
+static long version_served(const char *id)
+{
+    char body[512];
+    struct tpo_text out = {0};
+    size_t i;
+    json_t *stage;
+    int n = 0;
+    long version = -1;
+    snprintf(body, sizeof(body), "{\"media\":[{\"id\":\"%s\"}],\"turns\":[{\"role\":\"user\",\"text\":\"Where?\"}],\"task\":\"region\",\"maxNewTokens\":4}", id);
+    const long status = http_post("door", "/v1/perceive", body, strlen(body), &out);
+    if (status != 200 && status != 503) fail_msg("HTTP %ld %s", status, out.data);
+    json_t *root = json_loads(out.data, 0, NULL);
+    json_array_foreach(json_object_get(root, "stages"), i, stage)
+    {
+        const char *name = json_string_value(json_object_get(stage, "name")), *number = json_string_value(json_object_get(stage, "version"));
+        if (status != 200 || strcmp(name, "gateway") == 0) continue;
+        const long one = number != NULL ? atol(number) : 0;
+        if (n++ > 0 && one != version) fail_msg("two versions in one answer: %s", out.data);
+        version = one;
+    }
+    if (status == 200 && n != TRAINING_SERVICES) fail_msg("%d services answered: %s", n, out.data);
+    json_decref(root);
+    tpo_text_free(&out);
+    return version;
+}
+
+/* All of the mesh serves what was published last. */
+static void serves(const struct training_mesh *m, long version)
+{
+    char id[65];
+    const pid_t pid = door_open(m);
+    long served = -1;
+    assert_true(version > 0);
+    http_upload_sample("door", "crowd.png", id);
+    for (int tries = 0; served != version; tries++, nap()) {
+        served = version_served(id);
+        if (tries == 2000) fail_msg("version %ld is served, not %ld", served, version);
+    }
+    kill(pid, SIGKILL);
+}
+
+/* The first publish, one in the middle of a stage and the last one, before and after others have the version. */
+static void services_killed_as_they_publish(int service, const char *const *points)
+{
+    struct training_mesh m;
+    setenv("TPO_VERSION_HOLD", "0ms", 1);
+    prepare(&m, 1);
+    for (int i = 0; points[i] != NULL; i++) {
+        char out[64];
+        snprintf(out, sizeof(out), "killed-%d", i);
+        training_mesh_renew(&m, service, 0, points[i]);
+        const int died = train_through(&m, out, publishing);
+        if (died != 1) fail_msg("%s: %d processes died there", points[i], died);
+        whole(out);
+        serves(&m, last_published(out));
+    }
+    training_mesh_stop(&m);
+}
+
+static void encoder_killed_as_it_publishes(void **state)
+{
+    (void)state;
+    static const char *const points[] = {"publish:1", "publish:5", NULL};
+    services_killed_as_they_publish(TRAINING_ENCODER, points);
+}
+
+static void router_killed_as_it_publishes(void **state)
+{
+    (void)state;
+    static const char *const points[] = {"publish:1", "publish:3", NULL};
+    services_killed_as_they_publish(TRAINING_ROUTER, points);
+}
+
+/* Some have the version, others not: in the middle of a stage, and at its end, where no later step would publish. */
+static void trainer_killed_as_it_publishes(void **state)
+{
+    (void)state;
+    static const char *const points[] = {"mid_publish:2", "mid_publish:13", NULL};
+    struct training_mesh m;
+    setenv("TPO_VERSION_HOLD", "0ms", 1);
+    prepare(&m, 1);
+    for (int i = 0; points[i] != NULL; i++) {
+        const char *const fault[] = {"--checkpoint-every", "2", "--publish-every", "2", "--fault", points[i], NULL};
+        char out[64];
+        snprintf(out, sizeof(out), "killed-%d", i);
+        assert_int_equal(training_wait(training_start("r.yaml", out, &m, fault), 60), 128 + SIGKILL);
+        assert_int_equal(train_through(&m, out, publishing), 0);
+        whole(out);
+        serves(&m, last_published(out));
+    }
+    training_mesh_stop(&m);
+}
+
+static void region_killed_as_it_publishes(void **state)
+{
+    (void)state;
+    static const char *const points[] = {"publish:2", "publish:5", NULL};
+    services_killed_as_they_publish(TRAINING_REGION, points);
+}
+
 /* --- the trainer ------------------------------------------------------------------------------------------------------------------------------ */
 
 static void trainer_killed_at(int replicas, const char *const *points)
@@ -201,6 +342,8 @@ static void a_service_dies_while_others_hold_a_prepared_step(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(encoder_killed), cmocka_unit_test(encoder_killed_late_in_a_step), cmocka_unit_test(router_killed),
-          cmocka_unit_test(replicas_killed), cmocka_unit_test(region_killed), cmocka_unit_test(killed_at_abort), cmocka_unit_test(trainer_killed),
+          cmocka_unit_test(replicas_killed), cmocka_unit_test(region_killed), cmocka_unit_test(killed_at_abort),
+          cmocka_unit_test(encoder_killed_as_it_publishes), cmocka_unit_test(router_killed_as_it_publishes),
+          cmocka_unit_test(region_killed_as_it_publishes), cmocka_unit_test(trainer_killed_as_it_publishes), cmocka_unit_test(trainer_killed),
           cmocka_unit_test(trainer_killed_between_steps), cmocka_unit_test(trainer_of_replicas_killed),
           cmocka_unit_test(a_service_dies_while_others_hold_a_prepared_step))

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "services/host/fault.h"
 #include "trainer/steps/timing.h"
 
 #define RETRY_MS 200
@@ -12,7 +13,9 @@
 static uint64_t next_number(void)
 {
     static uint64_t last;
-    const uint64_t now = (uint64_t)time(NULL);
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    const uint64_t now = (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
     last = now > last ? now : last + 1;
     return last;
 }
@@ -38,6 +41,7 @@ int tpo_crew_publish(struct tpo_crew *t, int step, int wait_ms, uint64_t *versio
             if (rc == TPO_OK) {
                 taken = true;
                 r++;
+                tpo_fault_reach(TPO_FAULT_MID_PUBLISH);
             } else if (must_wait(&why) && !taken) {
                 return TPO_OK;
             } else if (must_wait(&why) && tpo_now_s() < until_s) {

@@ -54,7 +54,8 @@ struct stage {
     struct tpo_feed *feed;
     struct tpo_events *events;
     int recoveries;
-    bool ended; /* its model folder is written */
+    int published; /* the step that serving was last offered; 0: none by this process */
+    bool ended;    /* its model folder is written */
 };
 
 /* --- models -------------------------------------------------------------------------------------------------------------------------- */
@@ -199,6 +200,7 @@ static int publish(struct stage *s, struct tpo_error *err)
     uint64_t version = 0;
     if (!r->remote || every == 0 || (n % every != 0 && n < s->recipe->steps)) return TPO_OK;
     int rc = tpo_crew_publish(&r->crew, n, r->options->wait_ms, &version, err);
+    if (rc == TPO_OK) s->published = n;
     if (rc == TPO_OK && version != 0) {
         printf("stage=%s event=published step=%d version=%llu\n", s->recipe->name, n, (unsigned long long)version);
         fflush(stdout);
@@ -263,11 +265,13 @@ static int weights_fetch(struct stage *s, struct tpo_error *err)
     return rc;
 }
 
-/* Over the mesh the folder comes first, so that a run that dies before End finds the services as they were. */
+/* Over the mesh the folder comes first, so that a run that dies before End finds the services as they were. A run that died as it published the last
+ * step publishes it here. */
 static int stage_finish(struct stage *s, struct tpo_error *err)
 {
     struct run *r = s->run;
-    int rc = r->remote ? weights_fetch(s, err) : tpo_crew_each(&r->crew, end_one, NULL, err);
+    int rc = s->published < s->recipe->steps ? publish(s, err) : TPO_OK;
+    if (rc == TPO_OK) rc = r->remote ? weights_fetch(s, err) : tpo_crew_each(&r->crew, end_one, NULL, err);
     if (rc != TPO_OK) return rc;
     tpo_fault_reach(TPO_FAULT_STAGE_END);
     rc = tpo_checkpoint_finish(s->dir, r->recipe->model, r->options->stream, r->models, TPO_PARTS, err);
