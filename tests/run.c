@@ -2,7 +2,11 @@
  *
  *   run [--only TEXT,...] [--jobs N] [--seconds S] TEST_PROGRAM...
  *
- * A line per case as it ends; the output of failed cases; `N passed, N failed` last. The exit status is the verdict. */
+ * A line per case as it ends; the output of failed cases; `N passed, N failed` last. The exit status is the verdict.
+ *
+ * Whatever a case left running ends with it, also what has a session of its own (the services of `tpo up`): all that a case starts carries
+ * TPO_TEST_CASE=its directory in its environment. */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -14,6 +18,8 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+#define MARK "TPO_TEST_CASE"
 
 struct job {
     const char *program;
@@ -77,9 +83,9 @@ static void start(struct job *j)
     fflush(stdout);
     j->pid = fork();
     if (j->pid != 0) return;
-    /* A group of its own, so that a time-out also ends what the case started. */
+    /* A group of its own, so that a time-out ends at once what the case started. */
     setpgid(0, 0);
-    if (chdir(j->dir) != 0) _exit(2);
+    if (chdir(j->dir) != 0 || setenv(MARK, j->dir, 1) != 0) _exit(2);
     int out = open("output.log", O_CREAT | O_WRONLY | O_TRUNC, 0644);
     dup2(out, 1);
     dup2(out, 2);
@@ -96,6 +102,34 @@ static void print_log(const struct job *j)
     if (log != NULL) fclose(log);
 }
 
+/* Whether process `pid` began with MARK=dir. What belongs to others cannot be read, hence is not ours. */
+static int belongs(long pid, const char *dir)
+{
+    char path[64], *line = NULL, mark[128];
+    size_t room = 0;
+    int found = 0;
+    snprintf(path, sizeof(path), "/proc/%ld/environ", pid);
+    snprintf(mark, sizeof(mark), "%s=%s", MARK, dir);
+    FILE *f = fopen(path, "r");
+    while (f != NULL && !found && getdelim(&line, &room, '\0', f) > 0) found = strcmp(line, mark) == 0;
+    if (f != NULL) fclose(f);
+    free(line);
+    return found;
+}
+
+/* Kills what the case left behind; how many there were. */
+static int kill_left(const struct job *j)
+{
+    int n = 0;
+    DIR *all = opendir("/proc");
+    for (struct dirent *e; all != NULL && (e = readdir(all)) != NULL;) {
+        const long pid = atol(e->d_name);
+        if (pid > 1 && pid != (long)getpid() && belongs(pid, j->dir)) n += kill((pid_t)pid, SIGKILL) == 0;
+    }
+    if (all != NULL) closedir(all);
+    return n;
+}
+
 static int finish(struct job *j, int status, int timed_out)
 {
     int ok = !timed_out && WIFEXITED(status) && WEXITSTATUS(status) == 0;
@@ -103,7 +137,8 @@ static int finish(struct job *j, int status, int timed_out)
     printf("%-6s %s %s (%.2f s)%s\n", ok ? "ok" : "FAILED", base != NULL ? base + 1 : j->program, j->name, now_s() - j->started,
            timed_out ? " time limit" : "");
     if (!ok) print_log(j);
-    kill(-j->pid, SIGKILL); /* whatever it left running */
+    kill(-j->pid, SIGKILL);
+    for (int rounds = 0; rounds < 10 && kill_left(j) > 0; rounds++) usleep(10000); /* again: one may have started another meanwhile */
     nftw(j->dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
     return ok;
 }
