@@ -224,6 +224,41 @@ static void a_second_question_runs_no_encoder(void **state)
     answer_free(&b);
 }
 
+static double number_of(const json_t *o, const char *key)
+{
+    return json_number_value(json_object_get(o, key));
+}
+
+/* From the call's start to its last message, as the gateway saw it. */
+static double span_ms(const json_t *stage)
+{
+    return number_of(stage, "queueMs") + number_of(stage, "runMs") + number_of(stage, "hopMs");
+}
+
+/* hop_ms is what is left of a call's time after queue and run: more than nothing, and with them never more than the request took. Encoder and router work
+ * one after the other; heads while the router still writes, or after it. */
+static void hops_are_told_apart_from_work(void **state)
+{
+    (void)state;
+    char id[65];
+    upload("crowd.png", 0, id);
+    struct answer a = ask(id, "Where is the dotted ball?", "");
+    json_t *root = parsed(&a);
+    assert_int_equal(a.status, 200);
+    const json_t *encoder = stage_of(root, "encoder"), *router = stage_of(root, "router"), *region = stage_of(root, "region");
+    const double total_ms = number_of(json_object_get(root, "usage"), "totalMs");
+    const json_t *const all[] = {encoder, router, region};
+    for (int i = 0; i < 3; i++) {
+        assert_non_null(all[i]);
+        if (!(number_of(all[i], "hopMs") > 0) || !(number_of(all[i], "runMs") > 0) || !(span_ms(all[i]) <= total_ms))
+            fail_msg("stage %d: hop %g, span %g of %g ms: %s", i, number_of(all[i], "hopMs"), span_ms(all[i]), total_ms, a.body.data);
+    }
+    if (!(span_ms(encoder) + span_ms(router) <= total_ms)) fail_msg("more than the whole: %s", a.body.data);
+    assert_true(number_of(stage_of(root, "gateway"), "hopMs") == 0); /* nobody called it from within */
+    json_decref(root);
+    answer_free(&a);
+}
+
 static void every_bad_request_gets_a_typed_error(void **state)
 {
     (void)state;
@@ -593,7 +628,7 @@ static void grpc_answers_the_same(void **state)
 }
 
 #define CASE(name) cmocka_unit_test_setup_teardown(name, up, down)
-TPO_TESTS(CASE(a_second_question_runs_no_encoder), CASE(every_bad_request_gets_a_typed_error),
+TPO_TESTS(CASE(a_second_question_runs_no_encoder), CASE(hops_are_told_apart_from_work), CASE(every_bad_request_gets_a_typed_error),
           CASE(events_come_in_order_and_done_is_last), CASE(an_answer_is_the_same_among_eight),
           CASE(a_head_that_died_costs_its_own_call_alone), CASE(without_redis_answers_stay_the_same),
           CASE(a_dead_encoder_is_a_typed_error_and_its_return_is_noticed), CASE(a_stopped_router_meets_the_deadline_and_the_cancel),
