@@ -481,6 +481,7 @@ int tpo_learner_open_direct(struct tpo_learner *out, struct tpo_model *model, st
                                 .abort = direct_abort,
                                 .export_state = tpo_direct_export,
                                 .import_state = tpo_direct_import,
+                                .holds = tpo_direct_holds,
                                 .publish = direct_publish,
                                 .end = direct_end,
                                 .close = direct_close};

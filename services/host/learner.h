@@ -10,6 +10,7 @@
 #ifndef TPO_SERVICES_HOST_LEARNER_H
 #define TPO_SERVICES_HOST_LEARNER_H
 
+#include "common/sha256.h"
 #include "nn/model.h"
 
 struct tpo_key {
@@ -117,6 +118,9 @@ struct tpo_learner {
     int (*export_state)(void *self, int at, int64_t offset, int64_t most, struct tpo_chunk *out, struct tpo_error *err);
     /* `x` NULL, after all pieces: the state is that of `version`. Part "start" reaches every tensor of the model, trainable or not. */
     int (*import_state)(void *self, uint64_t version, const struct tpo_chunk *x, struct tpo_error *err);
+    /* Whether the tensor that x names (part "start", no data) holds f32 data of this SHA-256 already; then it counts as imported, moments zero, and stays
+     * where it lies: what a folder has mapped is not copied. NULL: nobody knows, import it. */
+    int (*holds)(void *self, const struct tpo_chunk *x, const uint8_t digest[TPO_SHA256_BYTES], bool *held, struct tpo_error *err);
     /* The committed weights, `version` of them, become what this service serves beside the version before (contracts.md 7, Publish). Versions that
      * are served only grow, whatever the run. RESOURCE_EXHAUSTED "versions" while a third would be needed. UNIMPLEMENTED in a learner that serves
      * nothing. */

@@ -160,6 +160,51 @@ static int moments_clear(struct tpo_direct *d, struct tpo_trainable *x)
     return rc;
 }
 
+/* Of a tensor's values as f32, a piece at a time by way of the host. */
+static int digest_of(struct tpo_direct *d, const struct tpo_param *p, uint8_t digest[TPO_SHA256_BYTES])
+{
+    float *host = malloc(sizeof(float) * TPO_CHUNK_ELEMENTS);
+    tpo_sha256_t *h = tpo_sha256_open();
+    int rc = host != NULL ? TPO_OK : TPO_ENOMEM;
+    for (int64_t at = 0, n; at < p->size && rc == TPO_OK; at += n) {
+        n = p->size - at < TPO_CHUNK_ELEMENTS ? p->size - at : TPO_CHUNK_ELEMENTS;
+        rc = p->data != NULL ? tpo_copy_out(d->stream, host, p->data + at, sizeof(float) * (size_t)n)
+                             : tpo_bf16_to_f32(d->stream, host, p->half + at, n); /* of the CPU alone */
+        if (rc == TPO_OK) tpo_sha256_add(h, host, sizeof(float) * (size_t)n);
+    }
+    tpo_sha256_end(h, digest);
+    tpo_sha256_close(h);
+    free(host);
+    return rc;
+}
+
+/* The tensor that part "start" of `name` reaches, *own where a group of this run owns it; NULL: none. */
+static const struct tpo_param *start_find(struct tpo_direct *d, const char *name, struct tpo_trainable **own)
+{
+    *own = trainable_find(d, name);
+    const int frozen = *own == NULL ? frozen_find(d, name) : -1;
+    return *own != NULL ? (*own)->param : frozen >= 0 ? d->model->params->items[frozen] : NULL;
+}
+
+int tpo_direct_holds(void *self, const struct tpo_chunk *x, const uint8_t digest[TPO_SHA256_BYTES], bool *held,
+                     struct tpo_error *err)
+{
+    struct tpo_direct *d = self;
+    struct tpo_trainable *own;
+    uint8_t mine[TPO_SHA256_BYTES];
+    *held = false;
+    if (!d->begun) return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_run", "%s: no run is in progress", d->model->stage);
+    const struct tpo_param *p = start_find(d, x->name, &own);
+    if (p == NULL) return tpo_fail(err, TPO_NOT_FOUND, "import", "%.96s: %s holds no such tensor", x->name, d->model->stage);
+    if (!chunk_fits(x, p))
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "import", "%.96s: the piece is not of that tensor's shape", x->name);
+    int rc = digest_of(d, p, mine);
+    const bool equal = rc == TPO_OK && memcmp(mine, digest, sizeof(mine)) == 0;
+    if (equal && own != NULL) rc = moments_clear(d, own);
+    *held = equal && rc == TPO_OK;
+    return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "import", "%s: the device failed", x->name);
+}
+
 int tpo_direct_import(void *self, uint64_t version, const struct tpo_chunk *x, struct tpo_error *err)
 {
     struct tpo_direct *d = self;

@@ -65,6 +65,8 @@ int tpo_direct_gather(void *self, const struct tpo_key *key, int (*sink)(void *a
                       struct tpo_error *err);
 int tpo_direct_scatter(void *self, const struct tpo_key *key, const struct tpo_chunk *x, struct tpo_error *err);
 int tpo_direct_export(void *self, int at, int64_t offset, int64_t most, struct tpo_chunk *out, struct tpo_error *err);
+int tpo_direct_holds(void *self, const struct tpo_chunk *x, const uint8_t digest[TPO_SHA256_BYTES], bool *held,
+                     struct tpo_error *err);
 int tpo_direct_import(void *self, uint64_t version, const struct tpo_chunk *x, struct tpo_error *err);
 
 /* For a Gather that waits: one tensor's sum is complete (within the last Backward), all are (after it). */

@@ -412,9 +412,27 @@ static int export_state(struct visit *v, const Tpo__V1__ExportRequest *m)
     return reply(v, &answer.base);
 }
 
+/* Whether a tensor need come at all. */
+static int import_held(struct visit *v, const Tpo__V1__Chunk *m)
+{
+    struct tpo_chunk x;
+    bool held = false;
+    Tpo__V1__ImportReply answer = TPO__V1__IMPORT_REPLY__INIT;
+    if (m->digest.len != TPO_SHA256_BYTES || m->data.len != 0 || strcmp(m->part, "start") != 0)
+        return tpo_fail(&v->err, TPO_INVALID_ARGUMENT, "import", "a digest of %d bytes of a part \"start\", without data",
+                        TPO_SHA256_BYTES);
+    int rc = tpo_chunk_unpack(&x, &v->l->arena, m, &v->err);
+    if (rc == TPO_OK && v->x->holds != NULL) rc = v->x->holds(v->x->self, &x, m->digest.data, &held, &v->err);
+    if (rc != TPO_OK) return rc;
+    answer.held = held;
+    return reply(v, &answer.base);
+}
+
+/* Without a digest Empty is the reply: on the wire the same as an ImportReply that says no. */
 static int import_state(struct visit *v, const Tpo__V1__Chunk *m)
 {
     struct tpo_chunk x;
+    if (m->digest.len > 0) return import_held(v, m);
     const bool last = m->name[0] == '\0';
     int rc = tpo_chunk_unpack(&x, &v->l->arena, m, &v->err);
     if (rc == TPO_OK) rc = v->x->import_state(v->x->self, v->key.version, last ? NULL : &x, &v->err);

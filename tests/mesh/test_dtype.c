@@ -350,6 +350,9 @@ static void it_learns_like_one_process(void **state)
     training_mesh_stop(&m);
     assert_true(training_says("router-0.log", "name=dtype value=\"bf16\""));
     assert_true(training_says("mesh.log", "event=published step=3"));
+    /* What is frozen stays where the folder is mapped: nothing of it came over the wire. */
+    assert_true(training_says("mesh.log", "event=start of=encoder"));
+    assert_int_not_equal(system("grep event=start mesh.log | grep -vq ' sent=0'"), 0);
     training_same_lines("one", "mesh");
     training_same_model("one", "mesh", "2-talk");
 }

@@ -95,5 +95,29 @@ static void dropout_is_not_idle(void **state)
     assert_int_not_equal(system("cmp -s with/1-connector/model/model.safetensors without/1-connector/model/model.safetensors"), 0);
 }
 
+/* Two stages; the mesh of the second serves what the first made, but for the region head. What it holds is
+ * not sent, and the result is the same. */
+static void what_services_hold_is_not_sent(void **state)
+{
+    (void)state;
+    char stages[4096];
+    struct training_mesh m;
+    snprintf(stages, sizeof(stages), from_below, 1, 1);
+    training_model(0);
+    training_recipe("r.yaml", stages);
+    training_run("r.yaml", "one", NULL, NULL);
+    assert_int_equal(system("mkdir -p mesh/1-connector && cp -r one/1-connector/model mesh/1-connector/"), 0);
+    training_export("one/1-connector/model", "held", "f32"); /* all but the heads of the aids, which learned here */
+    training_mesh_start(&m, "held", 1, 2);
+    m.model = "served";
+    training_mesh_renew(&m, TRAINING_REGION, 0, NULL);
+    training_run("r.yaml", "mesh", &m, NULL);
+    training_mesh_stop(&m);
+    training_same_model("one", "mesh", "2-all");
+    assert_int_equal(system("grep -q 'of=encoder tensors=[0-9][0-9] sent=[1-9]$' mesh.log"), 0);
+    assert_int_equal(system("grep -q 'of=router tensors=[0-9][0-9] sent=[1-9]$' mesh.log"), 0);
+    assert_int_equal(system("grep -q 'of=region tensors=4 sent=[1-4]$' mesh.log"), 0);
+}
+
 TPO_TESTS(cmocka_unit_test(fifty_steps_of_stage_two), cmocka_unit_test(twenty_steps_of_everything_with_dropout),
-          cmocka_unit_test(dropout_is_not_idle))
+          cmocka_unit_test(dropout_is_not_idle), cmocka_unit_test(what_services_hold_is_not_sent))

@@ -401,6 +401,26 @@ static int remote_import(void *self, uint64_t version, const struct tpo_chunk *x
     return rc;
 }
 
+static int remote_holds(void *self, const struct tpo_chunk *x, const uint8_t digest[TPO_SHA256_BYTES], bool *held,
+                        struct tpo_error *err)
+{
+    struct remote *r = self;
+    const struct tpo_key key = key_now(r, 0);
+    struct waiting w = {.remote = r};
+    Tpo__V1__Key k;
+    Tpo__V1__Chunk m;
+    int64_t shape[TPO_DIMS_MAX];
+    tpo_chunk_pack(&m, x, shape);
+    tpo_key_pack(&k, &key, lease_of(r));
+    m.key = &k;
+    m.digest = (ProtobufCBinaryData){TPO_SHA256_BYTES, (uint8_t *)digest};
+    int rc = call(r, "/tpo.v1.Learner/Import", &tpo__v1__import_reply__descriptor, &m.base, &w, true, err);
+    if (rc != TPO_OK) return rc;
+    *held = ((const Tpo__V1__ImportReply *)w.reply)->held;
+    protobuf_c_message_free_unpacked(w.reply, NULL);
+    return TPO_OK;
+}
+
 static int remote_publish(void *self, const struct tpo_key *key, uint64_t version, struct tpo_error *err)
 {
     struct remote *r = self;
@@ -474,6 +494,7 @@ int tpo_learner_open_remote(struct tpo_learner *out, const struct tpo_remote_opt
                                 .abort = remote_abort,
                                 .export_state = remote_export,
                                 .import_state = remote_import,
+                                .holds = remote_holds,
                                 .publish = remote_publish,
                                 .end = remote_end,
                                 .run_ms = remote_run_ms,

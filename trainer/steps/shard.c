@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/arena.h"
+#include "common/log.h"
 #include "common/safetensors.h"
 
 /* --- writing ------------------------------------------------------------------------------------------------------------------------- */
@@ -119,20 +120,34 @@ int tpo_shard_read(const char *path, struct tpo_learner *l, uint64_t version, st
 
 /* --- the start and the end of a stage -------------------------------------------------------------------------------------------------- */
 
+static int start_held(const struct tpo_param *p, const struct tpo_chunk *x, struct tpo_learner *l, bool *held, struct tpo_error *err)
+{
+    uint8_t digest[TPO_SHA256_BYTES];
+    *held = false;
+    if (l->holds == NULL) return TPO_OK;
+    tpo_sha256(digest, p->data, sizeof(float) * (size_t)p->size);
+    return l->holds(l->self, x, digest, held, err);
+}
+
 int tpo_start_send(const struct tpo_params *params, struct tpo_learner *l, struct tpo_error *err)
 {
-    int rc = TPO_OK;
+    int rc = TPO_OK, n = 0, n_sent = 0;
     for (int i = 0; i < params->n && rc == TPO_OK; i++) {
         const struct tpo_param *p = params->items[i];
         struct tpo_chunk x = {.name = p->name, .part = "start", .n_dims = p->n_dims};
+        bool held;
         if (p->ignored || p->data == NULL) continue;
         memcpy(x.shape, p->shape, sizeof(x.shape));
-        for (; x.offset < p->size && rc == TPO_OK; x.offset += x.count) {
+        rc = start_held(p, &x, l, &held, err);
+        n++;
+        n_sent += !held;
+        for (; x.offset < p->size && rc == TPO_OK && !held; x.offset += x.count) {
             x.count = p->size - x.offset < TPO_CHUNK_ELEMENTS ? p->size - x.offset : TPO_CHUNK_ELEMENTS;
             x.data = p->data + x.offset;
             rc = l->import_state(l->self, 0, &x, err);
         }
     }
+    if (rc == TPO_OK) tpo_log(TPO_LOG_INFO, "start", "of=%s tensors=%d sent=%d", l->stage, n, n_sent);
     return rc == TPO_OK ? l->import_state(l->self, 0, NULL, err) : rc;
 }
 

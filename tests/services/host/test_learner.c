@@ -291,6 +291,70 @@ static void frozen_tensors_can_be_replaced(void **state)
     tpo_stream_close(y.stream);
 }
 
+static struct tpo_chunk start_of(const struct tpo_param *p)
+{
+    struct tpo_chunk c = {.name = p->name, .part = "start", .n_dims = p->n_dims};
+    memcpy(c.shape, p->shape, sizeof(c.shape));
+    return c;
+}
+
+/* The sum of |m| of the parameter's first moment. */
+static double moment(struct toy *y, const struct tpo_param *p)
+{
+    struct tpo_error err = {0};
+    struct tpo_chunk x;
+    double sum = 0;
+    for (int at = 0; y->learner.export_state(y->learner.self, at, 0, p->size, &x, &err) == TPO_OK && x.name != NULL; at++)
+        if (strcmp(x.name, p->name) == 0 && strcmp(x.part, "m") == 0)
+            for (int64_t i = 0; i < x.count; i++) sum += x.data[i] < 0 ? -x.data[i] : x.data[i];
+    return sum;
+}
+
+/* A tensor whose digest is the one asked for counts as imported and moves nowhere; of another one nothing is touched. */
+static void what_is_held_need_not_come(void **state)
+{
+    (void)state;
+    struct toy y;
+    struct tpo_error err = {0};
+    struct tpo_begun begun;
+    uint8_t digest[TPO_SHA256_BYTES];
+    bool held = true;
+    toy_open(&y, 1);
+    struct tpo_chunk bias = start_of(y.b1);
+    tpo_sha256(digest, y.b1->data, sizeof(float) * WIDE);
+    assert_int_equal(y.learner.holds(y.learner.self, &bias, digest, &held, &err), TPO_FAILED_PRECONDITION); /* no run */
+    begin(&y, 1, 1);
+    step(&y, 1, 0, 1);
+    assert_true(moment(&y, y.b1) > 0);
+    assert_int_equal(y.learner.holds(y.learner.self, &bias, digest, &held, &err), TPO_OK); /* that of before the step */
+    assert_false(held);
+    assert_true(moment(&y, y.b1) > 0);
+    const float *at = y.b1->data;
+    tpo_sha256(digest, at, sizeof(float) * WIDE);
+    assert_int_equal(y.learner.holds(y.learner.self, &bias, digest, &held, &err), TPO_OK);
+    assert_true(held);
+    assert_ptr_equal(y.b1->data, at);
+    assert_true(moment(&y, y.b1) == 0);
+    assert_true(moment(&y, y.w1) > 0);
+    bias.shape[0]++;
+    assert_int_equal(y.learner.holds(y.learner.self, &bias, digest, &held, &err), TPO_INVALID_ARGUMENT);
+    bias.name = "toy.w9.bias";
+    assert_int_equal(y.learner.holds(y.learner.self, &bias, digest, &held, &err), TPO_NOT_FOUND);
+    toy_close(&y);
+
+    struct tpo_plan plan = plan_of(1, 1);
+    plan.n_groups = 0;
+    toy_open(&y, 1);
+    at = y.w2->data;
+    assert_int_equal(y.learner.begin(y.learner.self, "run", &plan, &begun, &err), TPO_OK);
+    const struct tpo_chunk frozen = start_of(y.w2);
+    tpo_sha256(digest, at, sizeof(float) * (size_t)y.w2->size);
+    assert_int_equal(y.learner.holds(y.learner.self, &frozen, digest, &held, &err), TPO_OK);
+    assert_true(held);
+    assert_ptr_equal(y.w2->data, at);
+    toy_close(&y);
+}
+
 /* --- shares ---------------------------------------------------------------------------------------------------------------------------- */
 
 /* In name order. */
@@ -642,9 +706,9 @@ static void patterns_match_whole_names(void **state)
 TPO_TESTS(cmocka_unit_test(steps_lower_the_loss), cmocka_unit_test(lanes_and_threads_keep_the_sum),
           cmocka_unit_test(repeats_add_nothing), cmocka_unit_test(abort_leaves_no_trace), cmocka_unit_test(wrong_calls_are_refused),
           cmocka_unit_test(export_and_import_carry_the_run), cmocka_unit_test(pieces_that_do_not_fit_are_refused),
-          cmocka_unit_test(frozen_tensors_can_be_replaced), cmocka_unit_test(shares_keep_the_bits),
-          cmocka_unit_test(shares_are_aligned_subtrees), cmocka_unit_test(a_wrong_key_is_refused_by_every_call),
-          cmocka_unit_test(what_was_refused_can_be_asked_again), cmocka_unit_test(nonsense_is_not_prepared),
-          cmocka_unit_test(plans_that_cannot_be_are_refused), cmocka_unit_test(nothing_to_learn_keeps_no_tape),
-          cmocka_unit_test(what_is_left_out_is_not_waited_for),
+          cmocka_unit_test(frozen_tensors_can_be_replaced), cmocka_unit_test(what_is_held_need_not_come),
+          cmocka_unit_test(shares_keep_the_bits), cmocka_unit_test(shares_are_aligned_subtrees),
+          cmocka_unit_test(a_wrong_key_is_refused_by_every_call), cmocka_unit_test(what_was_refused_can_be_asked_again),
+          cmocka_unit_test(nonsense_is_not_prepared), cmocka_unit_test(plans_that_cannot_be_are_refused),
+          cmocka_unit_test(nothing_to_learn_keeps_no_tape), cmocka_unit_test(what_is_left_out_is_not_waited_for),
           cmocka_unit_test(patterns_match_whole_names))

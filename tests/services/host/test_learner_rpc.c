@@ -642,6 +642,44 @@ static void what_does_not_fit_is_refused(void **state)
     mesh_close(&w);
 }
 
+/* A digest instead of data: an odd one is refused, another tensor's is not held, the right one is. */
+static void a_digest_asks_whether_a_tensor_is_held(void **state)
+{
+    (void)state;
+    struct mesh w;
+    const struct tpo_key key = key_of(0, 0, 0);
+    int64_t shape[] = {WIDE};
+    float data[WIDE] = {1, 2, 3, 4, 5};
+    uint8_t digest[TPO_SHA256_BYTES];
+    Tpo__V1__Chunk m = TPO__V1__CHUNK__INIT;
+    Tpo__V1__ImportReply *reply;
+    Tpo__V1__Key k;
+    mesh_open(&w);
+    begin(&w);
+    tpo_key_pack(&k, &key, w.lease);
+    m.key = &k, m.name = (char *)"toy.w1.bias", m.part = (char *)"start", m.n_shape = 1, m.shape = shape;
+    m.data = (ProtobufCBinaryData){sizeof(data), (uint8_t *)data};
+    assert_int_equal(call(&w, "/tpo.v1.Learner/Import", &m.base, &tpo__v1__import_reply__descriptor, &reply), TPO_OK);
+    assert_false(reply->held);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    tpo_sha256(digest, data, sizeof(data));
+    m.digest = (ProtobufCBinaryData){sizeof(digest), digest};
+    refused(&w, call(&w, "/tpo.v1.Learner/Import", &m.base, &tpo__v1__import_reply__descriptor, &reply), TPO_INVALID_ARGUMENT, "import");
+    m.data = (ProtobufCBinaryData){0, NULL};
+    for (int other = 0; other < 2; other++) {
+        digest[0] ^= (uint8_t)other;
+        assert_int_equal(call(&w, "/tpo.v1.Learner/Import", &m.base, &tpo__v1__import_reply__descriptor, &reply), TPO_OK);
+        assert_int_equal(reply->held, !other);
+        protobuf_c_message_free_unpacked(&reply->base, NULL);
+    }
+    m.digest.len--;
+    refused(&w, call(&w, "/tpo.v1.Learner/Import", &m.base, &tpo__v1__import_reply__descriptor, &reply), TPO_INVALID_ARGUMENT, "import");
+    m.digest.len++;
+    m.part = (char *)"weight";
+    refused(&w, call(&w, "/tpo.v1.Learner/Import", &m.base, &tpo__v1__import_reply__descriptor, &reply), TPO_INVALID_ARGUMENT, "import");
+    mesh_close(&w);
+}
+
 /* A message past the limit costs its own call alone. */
 static void a_forward_of_a_gigabyte_is_refused(void **state)
 {
@@ -715,6 +753,6 @@ TPO_TESTS(cmocka_unit_test(the_mesh_gives_the_same_bits), cmocka_unit_test(what_
           cmocka_unit_test(a_share_is_gathered_and_scattered), cmocka_unit_test(state_comes_in_pieces),
           cmocka_unit_test(two_trainers_exclude_one_another), cmocka_unit_test(the_end_of_a_lease_frees_tapes),
           cmocka_unit_test(a_prepared_step_outlives_its_trainer), cmocka_unit_test(leases_are_not_given_twice),
-          cmocka_unit_test(what_does_not_fit_is_refused), cmocka_unit_test(a_forward_of_a_gigabyte_is_refused),
+          cmocka_unit_test(what_does_not_fit_is_refused), cmocka_unit_test(a_digest_asks_whether_a_tensor_is_held), cmocka_unit_test(a_forward_of_a_gigabyte_is_refused),
           cmocka_unit_test(without_train_nothing_learns), cmocka_unit_test(faults_kill_at_their_point),
           cmocka_unit_test(an_unknown_fault_is_refused))
