@@ -24,7 +24,8 @@ struct row {
 
 /* A box of instances.json, normalised; `fault` says why it may not be used. */
 struct instance {
-    int64_t id, image;
+    int64_t id;
+    const struct picture *picture; /* NULL: not in the file */
     float box[4];
     const char *fault;
 };
@@ -32,6 +33,7 @@ struct instance {
 struct picture {
     int64_t id;
     double width, height;
+    const char *name; /* NULL: not told */
 };
 
 struct tpo_annotations {
@@ -40,9 +42,11 @@ struct tpo_annotations {
     char *text; /* the mapped file */
     size_t size;
     struct row *rows;
-    int64_t n, bad[TPO_ROW_FAULTS];
+    int64_t n, bad[TPO_ROW_FAULTS], left_out;
     struct instance *instances; /* by id */
     int64_t n_instances;
+    struct picture *pictures; /* by id */
+    struct tpo_arena names;   /* of pictures */
 };
 
 static const char *const source_names[TPO_ANNOTATION_SOURCES] = {"refcoco", "videochat2", "mvbench"};
@@ -89,31 +93,41 @@ static const char *box_normalise(float out[4], const json_t *bbox, const struct 
     return NULL;
 }
 
+static int pictures_take(struct tpo_annotations *a, const json_t *images)
+{
+    const json_t *x;
+    size_t i;
+    a->pictures = calloc(json_array_size(images) + 1, sizeof(*a->pictures));
+    if (a->pictures == NULL) return TPO_ENOMEM;
+    json_array_foreach((json_t *)images, i, x)
+    {
+        struct picture *p = &a->pictures[i];
+        const char *name = json_string_value(json_object_get(x, "file_name"));
+        p->id = json_integer_value(json_object_get(x, "id"));
+        p->width = json_number_value(json_object_get(x, "width"));
+        p->height = json_number_value(json_object_get(x, "height"));
+        if (name != NULL && (p->name = tpo_arena_copy(&a->names, name, strlen(name))) == NULL) return TPO_ENOMEM;
+    }
+    qsort(a->pictures, json_array_size(images), sizeof(*a->pictures), by_id);
+    return TPO_OK;
+}
+
 static int instances_take(struct tpo_annotations *a, const json_t *root, const char *path, struct tpo_error *err)
 {
     const json_t *images = json_object_get(root, "images"), *list = json_object_get(root, "annotations"), *x;
-    const size_t n_images = json_array_size(images), n = json_array_size(list);
-    struct picture *pictures = calloc(n_images + 1, sizeof(*pictures));
     size_t i;
-    a->instances = calloc(n + 1, sizeof(*a->instances));
-    if (pictures == NULL || a->instances == NULL) {
-        free(pictures);
+    a->instances = calloc(json_array_size(list) + 1, sizeof(*a->instances));
+    if (a->instances == NULL || pictures_take(a, images) != TPO_OK)
         return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for %.200s", path);
-    }
-    json_array_foreach((json_t *)images, i, x) pictures[i] =
-        (struct picture){json_integer_value(json_object_get(x, "id")), json_number_value(json_object_get(x, "width")),
-                         json_number_value(json_object_get(x, "height"))};
-    qsort(pictures, n_images, sizeof(*pictures), by_id);
     json_array_foreach((json_t *)list, i, x)
     {
         struct instance *o = &a->instances[a->n_instances++];
+        const int64_t image = json_integer_value(json_object_get(x, "image_id"));
         o->id = json_integer_value(json_object_get(x, "id"));
-        o->image = json_integer_value(json_object_get(x, "image_id"));
-        o->fault =
-            box_normalise(o->box, json_object_get(x, "bbox"), bsearch(&o->image, pictures, n_images, sizeof(*pictures), by_id));
+        o->picture = bsearch(&image, a->pictures, json_array_size(images), sizeof(*a->pictures), by_id);
+        o->fault = box_normalise(o->box, json_object_get(x, "bbox"), o->picture);
     }
     qsort(a->instances, (size_t)a->n_instances, sizeof(*a->instances), by_id);
-    free(pictures);
     return TPO_OK;
 }
 
@@ -142,6 +156,7 @@ struct making {
     struct tpo_arena *arena;
     struct tpo_conversation *conversations;
     int n;
+    const char *medium; /* NULL: the row names none */
     enum tpo_annotation_fault *fault;
     struct tpo_error *err;
 };
@@ -201,6 +216,7 @@ static int refcoco_row(struct making *m, const json_t *row)
         m->a->instances != NULL ? bsearch(&id, m->a->instances, (size_t)m->a->n_instances, sizeof(*m->a->instances), by_id) : NULL;
     if (o == NULL) return refuse(m, TPO_FAULT_ROW_BROKEN, "ann_id is not in instances.json");
     if (o->fault != NULL) return refuse(m, TPO_FAULT_ROW_BOX, o->fault);
+    if (o->picture->name != NULL) m->medium = o->picture->name;
     json_array_foreach((json_t *)sentences, i, x)
     {
         const char *sent = json_string_value(json_object_get(x, "sent"));
@@ -273,18 +289,28 @@ static bool media_stays(const char *name)
     return true;
 }
 
+static int split_check(struct making *m, const json_t *row)
+{
+    const char *wanted = m->a->options.split, *split = json_string_value(json_object_get(row, "split"));
+    if (wanted == NULL) return TPO_OK;
+    if (split == NULL) return refuse(m, TPO_FAULT_ROW_BROKEN, "it names no split");
+    return strcmp(split, wanted) == 0 ? TPO_OK : tpo_fail(m->err, TPO_CANCELLED, "split", "another split");
+}
+
 static int row_make(struct making *m, const json_t *row, struct tpo_sample *out)
 {
     static int (*const readers[TPO_ANNOTATION_SOURCES])(struct making *, const json_t *) = {refcoco_row, videochat2_row,
                                                                                             mvbench_row};
     char path[4096];
     struct stat st;
-    const char *name = media_of(m->a->options.source, row);
     if (!json_is_object(row)) return refuse(m, TPO_FAULT_ROW_BROKEN, "not an object");
-    if (name == NULL) return refuse(m, TPO_FAULT_ROW_BROKEN, "it names no medium");
-    int rc = readers[m->a->options.source](m, row);
+    int rc = split_check(m, row);
+    m->medium = media_of(m->a->options.source, row);
+    if (rc == TPO_OK) rc = readers[m->a->options.source](m, row);
     if (rc == TPO_OK && m->n == 0) rc = refuse(m, TPO_FAULT_ROW_EMPTY, "nothing is asked");
     if (rc != TPO_OK) return rc;
+    const char *name = m->medium;
+    if (name == NULL) return refuse(m, TPO_FAULT_ROW_BROKEN, "it names no medium");
     snprintf(path, sizeof(path), "%s/%s", m->a->media, name);
     if (!media_stays(name) || stat(path, &st) != 0 || !S_ISREG(st.st_mode)) return refuse(m, TPO_FAULT_ROW_MEDIA, name);
     *out = (struct tpo_sample){
@@ -322,8 +348,12 @@ static int row_add(struct scan *s, size_t from, size_t to, uint32_t line, struct
     struct tpo_sample sample;
     struct tpo_error why = {0};
     tpo_arena_reset(&s->arena);
-    s->seen++;
     const int rc = tpo_annotation_row_parse(a, &s->arena, a->text + from, to - from, &sample, &fault, &why);
+    if (rc == TPO_CANCELLED) {
+        a->left_out++;
+        return TPO_OK;
+    }
+    s->seen++;
     if (rc == TPO_ENOMEM) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for %.200s", a->path);
     if (rc != TPO_OK) {
         char text[400];
@@ -418,6 +448,7 @@ int tpo_annotations_open(struct tpo_annotations **out, const struct tpo_annotati
     struct tpo_annotations *a = calloc(1, sizeof(*a));
     if (a == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for annotations");
     a->options = *o;
+    tpo_arena_init(&a->names, 4096, 0);
     a->path = strdup(o->annotations);
     a->media = strdup(o->media);
     int rc = a->path != NULL && a->media != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for annotations");
@@ -437,6 +468,8 @@ void tpo_annotations_close(struct tpo_annotations *a)
 {
     if (a == NULL) return;
     if (a->text != NULL) munmap(a->text, a->size);
+    tpo_arena_free(&a->names);
+    free(a->pictures);
     free(a->instances);
     free(a->rows);
     free(a->media);
@@ -459,6 +492,11 @@ int64_t tpo_annotations_all_bad(const struct tpo_annotations *a)
     int64_t n = 0;
     for (int f = 0; f < TPO_ROW_FAULTS; f++) n += a->bad[f];
     return n;
+}
+
+int64_t tpo_annotations_left_out(const struct tpo_annotations *a)
+{
+    return a->left_out;
 }
 
 unsigned tpo_annotations_line(const struct tpo_annotations *a, int64_t row)
