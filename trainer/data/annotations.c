@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +12,7 @@
 #include <unistd.h>
 
 #include "kernels/vector.h"
+#include "trainer/data/instances.h"
 
 #define CONVERSATIONS_MAX 64
 #define DEPTH_MAX         64
@@ -22,20 +22,6 @@ struct row {
     uint32_t length, line;
 };
 
-/* A box of instances.json, normalised; `fault` says why it may not be used. */
-struct instance {
-    int64_t id;
-    const struct picture *picture; /* NULL: not in the file */
-    float box[4];
-    const char *fault;
-};
-
-struct picture {
-    int64_t id;
-    double width, height;
-    const char *name; /* NULL: not told */
-};
-
 struct tpo_annotations {
     struct tpo_annotations_options options;
     char *path, *media;
@@ -43,10 +29,7 @@ struct tpo_annotations {
     size_t size;
     struct row *rows;
     int64_t n, bad[TPO_ROW_FAULTS], left_out;
-    struct instance *instances; /* by id */
-    int64_t n_instances;
-    struct picture *pictures; /* by id */
-    struct tpo_arena names;   /* of pictures */
+    struct tpo_instances instances; /* refcoco */
 };
 
 static const char *const source_names[TPO_ANNOTATION_SOURCES] = {"refcoco", "videochat2", "mvbench"};
@@ -64,89 +47,14 @@ const char *tpo_annotation_fault_name(enum tpo_annotation_fault f)
     return fault_names[f];
 }
 
-/* --- instances.json ------------------------------------------------------------------------------------------------------------------ */
-
-static int by_id(const void *a, const void *b)
-{
-    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return (x > y) - (x < y);
-}
-
-static const char *box_normalise(float out[4], const json_t *bbox, const struct picture *p)
-{
-    double v[4];
-    if (json_array_size(bbox) != 4) return "bbox is not four numbers";
-    for (size_t i = 0; i < 4; i++) {
-        const json_t *x = json_array_get(bbox, i);
-        if (!json_is_number(x) || !isfinite(json_number_value(x))) return "bbox is not four finite numbers";
-        v[i] = json_number_value(x);
-    }
-    if (p == NULL || !(p->width > 0) || !(p->height > 0)) return "its picture has no size";
-    if (!(v[2] > 0) || !(v[3] > 0)) return "bbox is inverted or has no area";
-    /* Half a pixel of slack: annotators' boxes end between pixels. */
-    if (v[0] < -.5 || v[1] < -.5 || v[0] + v[2] > p->width + .5 || v[1] + v[3] > p->height + .5)
-        return "bbox lies outside the picture";
-    out[0] = (float)fmax(0, v[0] / p->width);
-    out[1] = (float)fmax(0, v[1] / p->height);
-    out[2] = (float)fmin(1, (v[0] + v[2]) / p->width);
-    out[3] = (float)fmin(1, (v[1] + v[3]) / p->height);
-    return NULL;
-}
-
-static int pictures_take(struct tpo_annotations *a, const json_t *images)
-{
-    const json_t *x;
-    size_t i;
-    a->pictures = calloc(json_array_size(images) + 1, sizeof(*a->pictures));
-    if (a->pictures == NULL) return TPO_ENOMEM;
-    json_array_foreach((json_t *)images, i, x)
-    {
-        struct picture *p = &a->pictures[i];
-        const char *name = json_string_value(json_object_get(x, "file_name"));
-        p->id = json_integer_value(json_object_get(x, "id"));
-        p->width = json_number_value(json_object_get(x, "width"));
-        p->height = json_number_value(json_object_get(x, "height"));
-        if (name != NULL && (p->name = tpo_arena_copy(&a->names, name, strlen(name))) == NULL) return TPO_ENOMEM;
-    }
-    qsort(a->pictures, json_array_size(images), sizeof(*a->pictures), by_id);
-    return TPO_OK;
-}
-
-static int instances_take(struct tpo_annotations *a, const json_t *root, const char *path, struct tpo_error *err)
-{
-    const json_t *images = json_object_get(root, "images"), *list = json_object_get(root, "annotations"), *x;
-    size_t i;
-    a->instances = calloc(json_array_size(list) + 1, sizeof(*a->instances));
-    if (a->instances == NULL || pictures_take(a, images) != TPO_OK)
-        return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for %.200s", path);
-    json_array_foreach((json_t *)list, i, x)
-    {
-        struct instance *o = &a->instances[a->n_instances++];
-        const int64_t image = json_integer_value(json_object_get(x, "image_id"));
-        o->id = json_integer_value(json_object_get(x, "id"));
-        o->picture = bsearch(&image, a->pictures, json_array_size(images), sizeof(*a->pictures), by_id);
-        o->fault = box_normalise(o->box, json_object_get(x, "bbox"), o->picture);
-    }
-    qsort(a->instances, (size_t)a->n_instances, sizeof(*a->instances), by_id);
-    return TPO_OK;
-}
-
+/* instances.json lies beside the annotations unless it is named. */
 static int instances_load(struct tpo_annotations *a, struct tpo_error *err)
 {
     char path[4096];
-    json_error_t fault;
     const char *slash = strrchr(a->path, '/');
-    if (a->options.instances != NULL)
-        snprintf(path, sizeof(path), "%s", a->options.instances);
-    else
-        snprintf(path, sizeof(path), "%.*sinstances.json", slash != NULL ? (int)(slash - a->path + 1) : 0, a->path);
-    if (access(path, R_OK) != 0) return tpo_fail(err, TPO_NOT_FOUND, "annotations", "%.200s: %s", path, strerror(errno));
-    json_t *root = json_load_file(path, 0, &fault);
-    const int rc = root != NULL
-                       ? instances_take(a, root, path, err)
-                       : tpo_fail(err, TPO_INVALID_ARGUMENT, "annotations", "%.200s:%d: %.80s", path, fault.line, fault.text);
-    json_decref(root);
-    return rc;
+    if (a->options.instances != NULL) return tpo_instances_load(&a->instances, a->options.instances, err);
+    snprintf(path, sizeof(path), "%.*sinstances.json", slash != NULL ? (int)(slash - a->path + 1) : 0, a->path);
+    return tpo_instances_load(&a->instances, path, err);
 }
 
 /* --- one row ------------------------------------------------------------------------------------------------------------------------- */
@@ -212,11 +120,10 @@ static int refcoco_row(struct making *m, const json_t *row)
     if (!json_is_integer(ann) || !json_is_array(sentences))
         return refuse(m, TPO_FAULT_ROW_BROKEN, "ann_id or sentences is missing");
     const int64_t id = json_integer_value(ann);
-    const struct instance *o =
-        m->a->instances != NULL ? bsearch(&id, m->a->instances, (size_t)m->a->n_instances, sizeof(*m->a->instances), by_id) : NULL;
+    const struct tpo_instance *o = tpo_instances_find(&m->a->instances, id);
     if (o == NULL) return refuse(m, TPO_FAULT_ROW_BROKEN, "ann_id is not in instances.json");
     if (o->fault != NULL) return refuse(m, TPO_FAULT_ROW_BOX, o->fault);
-    if (o->picture->name != NULL) m->medium = o->picture->name;
+    if (o->medium != NULL) m->medium = o->medium;
     json_array_foreach((json_t *)sentences, i, x)
     {
         const char *sent = json_string_value(json_object_get(x, "sent"));
@@ -448,7 +355,6 @@ int tpo_annotations_open(struct tpo_annotations **out, const struct tpo_annotati
     struct tpo_annotations *a = calloc(1, sizeof(*a));
     if (a == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for annotations");
     a->options = *o;
-    tpo_arena_init(&a->names, 4096, 0);
     a->path = strdup(o->annotations);
     a->media = strdup(o->media);
     int rc = a->path != NULL && a->media != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for annotations");
@@ -468,9 +374,7 @@ void tpo_annotations_close(struct tpo_annotations *a)
 {
     if (a == NULL) return;
     if (a->text != NULL) munmap(a->text, a->size);
-    tpo_arena_free(&a->names);
-    free(a->pictures);
-    free(a->instances);
+    tpo_instances_free(&a->instances);
     free(a->rows);
     free(a->media);
     free(a->path);

@@ -6,7 +6,7 @@
  *   videochat2   [{video or image, QA: [{i, q, a}]}]; a question is "i q" where i is not empty
  *   mvbench      [{video, question, candidates: [], answer}]; the answer is the candidate's letter, "(B)", as in multiple choice
  *
- * A file is read once and its rows are indexed by offset: no row is kept, so memory is 16 bytes a row, and refcoco's boxes 40 bytes each. A bad row
+ * A file is read once and its rows are indexed by offset: no row is kept, so memory is 16 bytes a row, and refcoco's boxes (instances.h). A bad row
  * is one that is no JSON object, lacks a field or has one of the wrong type, is empty, has a box that is NaN, inverted or outside its picture, answers
  * with a task token, or names what is no file below the media folder (or a path that leads out of it). Each is counted and reported to on_bad as
  * "file:line: why". */
