@@ -31,11 +31,15 @@ static int opened(struct tpo_annotations **a, enum tpo_annotation_source source,
     file_write("media/a.png", "x");
     file_write("media/b.png", "x");
     file_write("rows.json", rows);
-    return tpo_annotations_open(
-        a,
-        &(struct tpo_annotations_options){
-            .source = source, .annotations = "rows.json", .media = "media", .skip_most = skip_most, .seed = 5, .tokens = tokens, .on_bad = on_bad},
-        err);
+    return tpo_annotations_open(a,
+                                &(struct tpo_annotations_options){.source = source,
+                                                                  .annotations = "rows.json",
+                                                                  .media = "media",
+                                                                  .skip_most = skip_most,
+                                                                  .seed = 5,
+                                                                  .tokens = tokens,
+                                                                  .on_bad = on_bad},
+                                err);
 }
 
 #define REF(ann, file) "{\"ann_id\":" #ann ",\"image_id\":1,\"file_name\":\"" file "\",\"sentences\":[{\"sent\":\"the red star\"}]}"
@@ -83,6 +87,42 @@ static void each_source_makes_samples(void **state)
     tpo_arena_free(&arena);
 }
 
+/* As RefCOCO has it: the row's own file_name is nobody's, and the rows for scores are in the same file. */
+static void refcoco_takes_the_images_name_and_one_split(void **state)
+{
+    (void)state;
+    struct tpo_annotations *a = NULL;
+    struct tpo_arena arena;
+    struct tpo_sample s;
+    struct tpo_error err;
+    tpo_arena_init(&arena, 4096, 0);
+    mkdir("media", 0755);
+    file_write("media/a.png", "x");
+    file_write("instances.json", "{\"images\":[{\"id\":1,\"width\":200,\"height\":100,\"file_name\":\"a.png\"}],"
+                                 "\"annotations\":[{\"id\":1,\"image_id\":1,\"bbox\":[50,25,100,50]}]}");
+    file_write("rows.json", "[{\"ann_id\":1,\"file_name\":\"a_16.png\",\"split\":\"train\",\"sentences\":[{\"sent\":\"one\"}]},"
+                            "{\"ann_id\":1,\"file_name\":\"a_17.png\",\"split\":\"testA\",\"sentences\":[{\"sent\":\"two\"}]},"
+                            "{\"ann_id\":1,\"file_name\":\"a_18.png\",\"sentences\":[{\"sent\":\"three\"}]}]");
+    struct tpo_annotations_options o = {
+        .source = TPO_ANNOTATIONS_REFCOCO, .annotations = "rows.json", .media = "media", .split = "train", .skip_most = .5};
+    if (tpo_annotations_open(&a, &o, &err) != TPO_OK) fail_msg("%s", err.message);
+    assert_int_equal(tpo_annotations_rows(a), 1);
+    assert_int_equal(tpo_annotations_left_out(a), 1);
+    assert_int_equal(tpo_annotations_bad(a, TPO_FAULT_ROW_BROKEN), 1);
+    assert_int_equal(tpo_annotations_row(a, &arena, 0, &s, &err), TPO_OK);
+    assert_string_equal(s.media_id, "a.png");
+    assert_string_equal(s.conversations[0].turns[0].question, "Where is one?");
+    tpo_annotations_close(a);
+    o.split = "val";
+    o.skip_most = 1;
+    assert_int_equal(tpo_annotations_open(&a, &o, &err), TPO_INVALID_ARGUMENT);
+    o.split = NULL;
+    assert_int_equal(tpo_annotations_open(&a, &o, &err), TPO_OK);
+    assert_int_equal(tpo_annotations_rows(a), 3);
+    tpo_annotations_close(a);
+    tpo_arena_free(&arena);
+}
+
 static void bad_rows_are_counted_by_reason(void **state)
 {
     (void)state;
@@ -105,7 +145,8 @@ static void bad_rows_are_counted_by_reason(void **state)
         {TPO_ANNOTATIONS_VIDEOCHAT2, "{\"video\":\"a.png\",\"QA\":[{\"q\":\"x\",\"a\":\"\"}]}", "nothing", TPO_FAULT_ROW_EMPTY},
         {TPO_ANNOTATIONS_VIDEOCHAT2, "{\"video\":\"a.png\",\"QA\":[{\"q\":\"x\",\"a\":\"at <boxes>\"}]}", "holds a task token",
          TPO_FAULT_ROW_TOKEN},
-        {TPO_ANNOTATIONS_VIDEOCHAT2, "{\"video\":\".\",\"QA\":[{\"q\":\"x\",\"a\":\"y\"}]}", "missing media: .", TPO_FAULT_ROW_MEDIA},
+        {TPO_ANNOTATIONS_VIDEOCHAT2, "{\"video\":\".\",\"QA\":[{\"q\":\"x\",\"a\":\"y\"}]}", "missing media: .",
+         TPO_FAULT_ROW_MEDIA},
         {TPO_ANNOTATIONS_MVBENCH, "{\"video\":\"a.png\",\"question\":\"x\",\"candidates\":[\"y\"],\"answer\":\"z\"}", "candidates",
          TPO_FAULT_ROW_ANSWER},
     };
@@ -167,5 +208,6 @@ static void every_epoch_takes_every_row_once(void **state)
     tpo_annotations_close(a);
 }
 
-TPO_TESTS(cmocka_unit_test(each_source_makes_samples), cmocka_unit_test(bad_rows_are_counted_by_reason),
-          cmocka_unit_test(files_that_are_no_list_are_refused), cmocka_unit_test(every_epoch_takes_every_row_once))
+TPO_TESTS(cmocka_unit_test(each_source_makes_samples), cmocka_unit_test(refcoco_takes_the_images_name_and_one_split),
+          cmocka_unit_test(bad_rows_are_counted_by_reason), cmocka_unit_test(files_that_are_no_list_are_refused),
+          cmocka_unit_test(every_epoch_takes_every_row_once))

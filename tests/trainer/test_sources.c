@@ -16,7 +16,7 @@
 #define GROUPS                                                                                                                     \
     "    groups:\n"                                                                                                                \
     "      - {name: all, optimiser: adamw, rate: 1.0e-3, tensors: ['*']}\n"
-#define REFCOCO "source: refcoco, annotations: data/refs.json, media: data/images, skip_most: .5"
+#define REFCOCO "source: refcoco, annotations: data/refs.json, media: data/images, split: train, skip_most: .5"
 
 /* data/: 8 images of 48 pixels, as wide as the model's, and 3 films of 6 frames, with all annotation files. */
 static void data_write(void)
@@ -305,7 +305,7 @@ static void bad_media_are_passed_over_then_stop_the_run(void **state)
     assert_true(training_says("passed.log", "step=6/6 samples=12 boxes=0 skipped=2 "));
     assert_true(training_says("passed.log", ": missing media: 000005.png\""));
     assert_true(training_says("passed.log", ": 000003.png: it is none of"));
-    assert_true(training_says("passed.log", "rows=8 skipped=1 faults=\"missing media: 1\""));
+    assert_true(training_says("passed.log", "rows=8 left_out=0 skipped=1 faults=\"missing media: 1\""));
 
     snprintf(stage, sizeof(stage), format, ".2");
     training_recipe("r.yaml", stage);
@@ -352,7 +352,7 @@ static void recipes_with_a_bad_source_are_refused(void **state)
     refused("source: refcoco, annotations: a, media: m, dense: true", "bad.yaml:8: unknown key \"dense\"");
     refused("source: refcoco, annotations: a, media: m, skip: 1", "bad.yaml:8: unknown key \"skip\"");
     refused("annotations: a, media: m", "bad.yaml:8: unknown key \"annotations\"");
-    refused("source: mvbench, annotations: a, media: m, instances: i", "bad.yaml:8: instances are refcoco's");
+    refused("source: mvbench, annotations: a, media: m, instances: i", "bad.yaml:8: instances and split are refcoco's");
     text_write("bad.yaml",
                "name: x\nmodel: m\nstages:\n  - name: s\n    steps: 1\n    losses: {language: 1, slot: .1}\n    data: [{" REFCOCO
                "}]\n" GROUPS);

@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +12,7 @@
 #include <unistd.h>
 
 #include "kernels/vector.h"
+#include "trainer/data/instances.h"
 
 #define CONVERSATIONS_MAX 64
 #define DEPTH_MAX         64
@@ -22,27 +22,14 @@ struct row {
     uint32_t length, line;
 };
 
-/* A box of instances.json, normalised; `fault` says why it may not be used. */
-struct instance {
-    int64_t id, image;
-    float box[4];
-    const char *fault;
-};
-
-struct picture {
-    int64_t id;
-    double width, height;
-};
-
 struct tpo_annotations {
     struct tpo_annotations_options options;
     char *path, *media;
     char *text; /* the mapped file */
     size_t size;
     struct row *rows;
-    int64_t n, bad[TPO_ROW_FAULTS];
-    struct instance *instances; /* by id */
-    int64_t n_instances;
+    int64_t n, bad[TPO_ROW_FAULTS], left_out;
+    struct tpo_instances instances; /* refcoco */
 };
 
 static const char *const source_names[TPO_ANNOTATION_SOURCES] = {"refcoco", "videochat2", "mvbench"};
@@ -60,79 +47,14 @@ const char *tpo_annotation_fault_name(enum tpo_annotation_fault f)
     return fault_names[f];
 }
 
-/* --- instances.json ------------------------------------------------------------------------------------------------------------------ */
-
-static int by_id(const void *a, const void *b)
-{
-    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return (x > y) - (x < y);
-}
-
-static const char *box_normalise(float out[4], const json_t *bbox, const struct picture *p)
-{
-    double v[4];
-    if (json_array_size(bbox) != 4) return "bbox is not four numbers";
-    for (size_t i = 0; i < 4; i++) {
-        const json_t *x = json_array_get(bbox, i);
-        if (!json_is_number(x) || !isfinite(json_number_value(x))) return "bbox is not four finite numbers";
-        v[i] = json_number_value(x);
-    }
-    if (p == NULL || !(p->width > 0) || !(p->height > 0)) return "its picture has no size";
-    if (!(v[2] > 0) || !(v[3] > 0)) return "bbox is inverted or has no area";
-    /* Half a pixel of slack: annotators' boxes end between pixels. */
-    if (v[0] < -.5 || v[1] < -.5 || v[0] + v[2] > p->width + .5 || v[1] + v[3] > p->height + .5)
-        return "bbox lies outside the picture";
-    out[0] = (float)fmax(0, v[0] / p->width);
-    out[1] = (float)fmax(0, v[1] / p->height);
-    out[2] = (float)fmin(1, (v[0] + v[2]) / p->width);
-    out[3] = (float)fmin(1, (v[1] + v[3]) / p->height);
-    return NULL;
-}
-
-static int instances_take(struct tpo_annotations *a, const json_t *root, const char *path, struct tpo_error *err)
-{
-    const json_t *images = json_object_get(root, "images"), *list = json_object_get(root, "annotations"), *x;
-    const size_t n_images = json_array_size(images), n = json_array_size(list);
-    struct picture *pictures = calloc(n_images + 1, sizeof(*pictures));
-    size_t i;
-    a->instances = calloc(n + 1, sizeof(*a->instances));
-    if (pictures == NULL || a->instances == NULL) {
-        free(pictures);
-        return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for %.200s", path);
-    }
-    json_array_foreach((json_t *)images, i, x) pictures[i] =
-        (struct picture){json_integer_value(json_object_get(x, "id")), json_number_value(json_object_get(x, "width")),
-                         json_number_value(json_object_get(x, "height"))};
-    qsort(pictures, n_images, sizeof(*pictures), by_id);
-    json_array_foreach((json_t *)list, i, x)
-    {
-        struct instance *o = &a->instances[a->n_instances++];
-        o->id = json_integer_value(json_object_get(x, "id"));
-        o->image = json_integer_value(json_object_get(x, "image_id"));
-        o->fault =
-            box_normalise(o->box, json_object_get(x, "bbox"), bsearch(&o->image, pictures, n_images, sizeof(*pictures), by_id));
-    }
-    qsort(a->instances, (size_t)a->n_instances, sizeof(*a->instances), by_id);
-    free(pictures);
-    return TPO_OK;
-}
-
+/* instances.json lies beside the annotations unless it is named. */
 static int instances_load(struct tpo_annotations *a, struct tpo_error *err)
 {
     char path[4096];
-    json_error_t fault;
     const char *slash = strrchr(a->path, '/');
-    if (a->options.instances != NULL)
-        snprintf(path, sizeof(path), "%s", a->options.instances);
-    else
-        snprintf(path, sizeof(path), "%.*sinstances.json", slash != NULL ? (int)(slash - a->path + 1) : 0, a->path);
-    if (access(path, R_OK) != 0) return tpo_fail(err, TPO_NOT_FOUND, "annotations", "%.200s: %s", path, strerror(errno));
-    json_t *root = json_load_file(path, 0, &fault);
-    const int rc = root != NULL
-                       ? instances_take(a, root, path, err)
-                       : tpo_fail(err, TPO_INVALID_ARGUMENT, "annotations", "%.200s:%d: %.80s", path, fault.line, fault.text);
-    json_decref(root);
-    return rc;
+    if (a->options.instances != NULL) return tpo_instances_load(&a->instances, a->options.instances, err);
+    snprintf(path, sizeof(path), "%.*sinstances.json", slash != NULL ? (int)(slash - a->path + 1) : 0, a->path);
+    return tpo_instances_load(&a->instances, path, err);
 }
 
 /* --- one row ------------------------------------------------------------------------------------------------------------------------- */
@@ -142,6 +64,7 @@ struct making {
     struct tpo_arena *arena;
     struct tpo_conversation *conversations;
     int n;
+    const char *medium; /* NULL: the row names none */
     enum tpo_annotation_fault *fault;
     struct tpo_error *err;
 };
@@ -197,10 +120,10 @@ static int refcoco_row(struct making *m, const json_t *row)
     if (!json_is_integer(ann) || !json_is_array(sentences))
         return refuse(m, TPO_FAULT_ROW_BROKEN, "ann_id or sentences is missing");
     const int64_t id = json_integer_value(ann);
-    const struct instance *o =
-        m->a->instances != NULL ? bsearch(&id, m->a->instances, (size_t)m->a->n_instances, sizeof(*m->a->instances), by_id) : NULL;
+    const struct tpo_instance *o = tpo_instances_find(&m->a->instances, id);
     if (o == NULL) return refuse(m, TPO_FAULT_ROW_BROKEN, "ann_id is not in instances.json");
     if (o->fault != NULL) return refuse(m, TPO_FAULT_ROW_BOX, o->fault);
+    if (o->medium != NULL) m->medium = o->medium;
     json_array_foreach((json_t *)sentences, i, x)
     {
         const char *sent = json_string_value(json_object_get(x, "sent"));
@@ -273,18 +196,28 @@ static bool media_stays(const char *name)
     return true;
 }
 
+static int split_check(struct making *m, const json_t *row)
+{
+    const char *wanted = m->a->options.split, *split = json_string_value(json_object_get(row, "split"));
+    if (wanted == NULL) return TPO_OK;
+    if (split == NULL) return refuse(m, TPO_FAULT_ROW_BROKEN, "it names no split");
+    return strcmp(split, wanted) == 0 ? TPO_OK : tpo_fail(m->err, TPO_CANCELLED, "split", "another split");
+}
+
 static int row_make(struct making *m, const json_t *row, struct tpo_sample *out)
 {
     static int (*const readers[TPO_ANNOTATION_SOURCES])(struct making *, const json_t *) = {refcoco_row, videochat2_row,
                                                                                             mvbench_row};
     char path[4096];
     struct stat st;
-    const char *name = media_of(m->a->options.source, row);
     if (!json_is_object(row)) return refuse(m, TPO_FAULT_ROW_BROKEN, "not an object");
-    if (name == NULL) return refuse(m, TPO_FAULT_ROW_BROKEN, "it names no medium");
-    int rc = readers[m->a->options.source](m, row);
+    int rc = split_check(m, row);
+    m->medium = media_of(m->a->options.source, row);
+    if (rc == TPO_OK) rc = readers[m->a->options.source](m, row);
     if (rc == TPO_OK && m->n == 0) rc = refuse(m, TPO_FAULT_ROW_EMPTY, "nothing is asked");
     if (rc != TPO_OK) return rc;
+    const char *name = m->medium;
+    if (name == NULL) return refuse(m, TPO_FAULT_ROW_BROKEN, "it names no medium");
     snprintf(path, sizeof(path), "%s/%s", m->a->media, name);
     if (!media_stays(name) || stat(path, &st) != 0 || !S_ISREG(st.st_mode)) return refuse(m, TPO_FAULT_ROW_MEDIA, name);
     *out = (struct tpo_sample){
@@ -322,8 +255,12 @@ static int row_add(struct scan *s, size_t from, size_t to, uint32_t line, struct
     struct tpo_sample sample;
     struct tpo_error why = {0};
     tpo_arena_reset(&s->arena);
-    s->seen++;
     const int rc = tpo_annotation_row_parse(a, &s->arena, a->text + from, to - from, &sample, &fault, &why);
+    if (rc == TPO_CANCELLED) {
+        a->left_out++;
+        return TPO_OK;
+    }
+    s->seen++;
     if (rc == TPO_ENOMEM) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for %.200s", a->path);
     if (rc != TPO_OK) {
         char text[400];
@@ -437,7 +374,7 @@ void tpo_annotations_close(struct tpo_annotations *a)
 {
     if (a == NULL) return;
     if (a->text != NULL) munmap(a->text, a->size);
-    free(a->instances);
+    tpo_instances_free(&a->instances);
     free(a->rows);
     free(a->media);
     free(a->path);
@@ -459,6 +396,11 @@ int64_t tpo_annotations_all_bad(const struct tpo_annotations *a)
     int64_t n = 0;
     for (int f = 0; f < TPO_ROW_FAULTS; f++) n += a->bad[f];
     return n;
+}
+
+int64_t tpo_annotations_left_out(const struct tpo_annotations *a)
+{
+    return a->left_out;
 }
 
 unsigned tpo_annotations_line(const struct tpo_annotations *a, int64_t row)

@@ -1,11 +1,12 @@
 /* annotations.h -- annotation files of real data sets as training samples: which medium, what is asked, what is answered, where the boxes are.
  *
- *   refcoco      refs.json [{ann_id, file_name, image_id, sentences: [{sent}]}] beside instances.json {images: [{id, width, height}],
- *                annotations: [{id, bbox: [x, y, w, h] in pixels}]}; a row answers "<box_begin><boxes>" to "Where is SENT?" for each sentence
+ *   refcoco      refs.json [{ann_id, file_name, split, sentences: [{sent}]}] beside instances.json {images: [{id, file_name, width, height}],
+ *                annotations: [{id, image_id, bbox: [x, y, w, h] in pixels}]}; a row answers "<box_begin><boxes>" to "Where is SENT?" for each
+ *                sentence. The medium is the image's file_name; the row's counts only where that is missing, since RefCOCO's own names no file
  *   videochat2   [{video or image, QA: [{i, q, a}]}]; a question is "i q" where i is not empty
  *   mvbench      [{video, question, candidates: [], answer}]; the answer is the candidate's letter, "(B)", as in multiple choice
  *
- * A file is read once and its rows are indexed by offset: no row is kept, so memory is 16 bytes a row, and refcoco's boxes 40 bytes each. A bad row
+ * A file is read once and its rows are indexed by offset: no row is kept, so memory is 16 bytes a row, and refcoco's boxes (instances.h). A bad row
  * is one that is no JSON object, lacks a field or has one of the wrong type, is empty, has a box that is NaN, inverted or outside its picture, answers
  * with a task token, or names what is no file below the media folder (or a path that leads out of it). Each is counted and reported to on_bad as
  * "file:line: why". */
@@ -20,12 +21,12 @@ enum tpo_annotation_source { TPO_ANNOTATIONS_REFCOCO, TPO_ANNOTATIONS_VIDEOCHAT2
 int tpo_annotation_source_parse(const char *name); /* -1 for an unknown name */
 
 enum tpo_annotation_fault {
-    TPO_FAULT_ROW_BROKEN,   /* no JSON object, or a field missing or of the wrong type */
-    TPO_FAULT_ROW_EMPTY,    /* nothing asked, or nothing answered */
-    TPO_FAULT_ROW_BOX,      /* NaN, inverted, without area, or outside the picture */
-    TPO_FAULT_ROW_ANSWER,   /* the answer is not among the candidates */
-    TPO_FAULT_ROW_TOKEN,    /* an answer holds a task token: it would be learned as a call without a target */
-    TPO_FAULT_ROW_MEDIA,    /* not there, no file, or outside the folder */
+    TPO_FAULT_ROW_BROKEN, /* no JSON object, or a field missing or of the wrong type */
+    TPO_FAULT_ROW_EMPTY,  /* nothing asked, or nothing answered */
+    TPO_FAULT_ROW_BOX,    /* NaN, inverted, without area, or outside the picture */
+    TPO_FAULT_ROW_ANSWER, /* the answer is not among the candidates */
+    TPO_FAULT_ROW_TOKEN,  /* an answer holds a task token: it would be learned as a call without a target */
+    TPO_FAULT_ROW_MEDIA,  /* not there, no file, or outside the folder */
     TPO_ROW_FAULTS
 };
 const char *tpo_annotation_fault_name(enum tpo_annotation_fault f);
@@ -35,9 +36,11 @@ struct tpo_annotations; /* opaque: constant once open, any number of threads may
 struct tpo_annotations_options {
     enum tpo_annotation_source source;
     const char *annotations, *instances /* refcoco: NULL is instances.json beside the annotations */, *media;
-    double skip_most; /* share of bad rows that is passed over, 0..1 */
-    uint64_t seed;    /* of the order */
-    const char *const *tokens; /* what no answer of the file may hold, borrowed until close; NULL ends them, NULL: nothing is asked */
+    const char *split; /* refcoco: rows of another split are left out; NULL: all are taken */
+    double skip_most;  /* share of bad rows that is passed over, 0..1 */
+    uint64_t seed;     /* of the order */
+    const char *const
+        *tokens; /* what no answer of the file may hold, borrowed until close; NULL ends them, NULL: nothing is asked */
     void (*on_bad)(void *owner, const char *text);
     void *owner;
 };
@@ -50,6 +53,7 @@ void tpo_annotations_close(struct tpo_annotations *a); /* accepts NULL */
 int64_t tpo_annotations_rows(const struct tpo_annotations *a); /* good ones */
 int64_t tpo_annotations_bad(const struct tpo_annotations *a, enum tpo_annotation_fault f);
 int64_t tpo_annotations_all_bad(const struct tpo_annotations *a);
+int64_t tpo_annotations_left_out(const struct tpo_annotations *a);           /* of other splits: neither good nor bad */
 unsigned tpo_annotations_line(const struct tpo_annotations *a, int64_t row); /* of the file, where it begins */
 
 /* The row that draw `index` takes: epoch index / rows is an order of its own in which every row comes once, a pure function of (seed, index). */
@@ -57,10 +61,11 @@ int64_t tpo_annotations_pick(const struct tpo_annotations *a, uint64_t index);
 
 /* A row (0..rows-1) as a sample in the arena: media_id is the medium's path below the media folder, pixels is NULL: the caller decodes. Language
  * weights are 1. NOT_FOUND "annotations" when its medium went away, DATA_LOSS "annotations" when the file changed, TPO_ENOMEM when the arena is full. */
-int tpo_annotations_row(const struct tpo_annotations *a, struct tpo_arena *arena, int64_t row, struct tpo_sample *out, struct tpo_error *err);
+int tpo_annotations_row(const struct tpo_annotations *a, struct tpo_arena *arena, int64_t row, struct tpo_sample *out,
+                        struct tpo_error *err);
 
-/* The fuzzer's door: one row's text. TPO_OK and a sample, or the fault in *fault and a sentence in err. */
-int tpo_annotation_row_parse(const struct tpo_annotations *a, struct tpo_arena *arena, const char *text, size_t n, struct tpo_sample *out,
-                             enum tpo_annotation_fault *fault, struct tpo_error *err);
+/* The fuzzer's door: one row's text. TPO_OK and a sample, TPO_CANCELLED for one that is left out, or the fault in *fault and a sentence in err. */
+int tpo_annotation_row_parse(const struct tpo_annotations *a, struct tpo_arena *arena, const char *text, size_t n,
+                             struct tpo_sample *out, enum tpo_annotation_fault *fault, struct tpo_error *err);
 
 #endif

@@ -234,8 +234,8 @@ static void summary_log(const struct tpo_source *s)
                                    tpo_annotation_fault_name((enum tpo_annotation_fault)f), (long long)n);
     }
     tpo_log_quote(path, sizeof(path), s->o.rows.annotations);
-    tpo_log(TPO_LOG_INFO, "source", "file=%s rows=%lld skipped=%lld faults=\"%s\"", path, (long long)tpo_source_rows(s),
-            (long long)tpo_source_skipped(s), faults);
+    tpo_log(TPO_LOG_INFO, "source", "file=%s rows=%lld left_out=%lld skipped=%lld faults=\"%s\"", path,
+            (long long)tpo_source_rows(s), (long long)tpo_annotations_left_out(s->rows), (long long)tpo_source_skipped(s), faults);
 }
 
 int tpo_source_open(struct tpo_source **out, const struct tpo_source_options *o, struct tpo_error *err)

@@ -104,6 +104,7 @@ static int source_open(struct tpo_feed *f, const struct tpo_feed_options *o, int
                                                         .annotations = d->annotations,
                                                         .instances = d->instances,
                                                         .media = d->media,
+                                                        .split = d->split[0] != '\0' ? d->split : NULL,
                                                         .skip_most = d->skip_most,
                                                         .seed = tpo_random_u64(s->plan.seed ^ 0x726f7773, (uint64_t)i)},
                                                .config = o->config,

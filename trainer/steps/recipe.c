@@ -196,6 +196,7 @@ static bool source_key(struct reader *r, void *self, const char *name, yaml_node
     if (strcmp(name, "source") == 0) d->source = word(r, v, sources, TPO_ANNOTATION_SOURCES);
     else if (strcmp(name, "annotations") == 0) d->annotations = path_of(r, v);
     else if (strcmp(name, "instances") == 0) d->instances = path_of(r, v);
+    else if (strcmp(name, "split") == 0) name_copy(r, d->split, sizeof(d->split), v);
     else if (strcmp(name, "media") == 0) d->media = path_of(r, v);
     else if (strcmp(name, "skip_most") == 0) d->skip_most = number(r, v, 0, 1);
     else if (strcmp(name, "share") == 0) d->share = (float)number(r, v, 0, 1000);
@@ -212,7 +213,8 @@ static void source_read(struct reader *r, struct tpo_recipe_data *d, yaml_node_t
     *d = (struct tpo_recipe_data){.share = 1, .samples = 1, .draw = {.n_conversations = 8, .weight_end = 1}};
     mapping(r, n, source_key, d);
     if (r->rc == TPO_OK && (d->annotations == NULL || d->media == NULL)) refuse(r, n, "a source needs annotations and media");
-    if (r->rc == TPO_OK && d->instances != NULL && d->source != TPO_ANNOTATIONS_REFCOCO) refuse(r, n, "instances are refcoco's alone");
+    if (r->rc == TPO_OK && (d->instances != NULL || d->split[0] != '\0') && d->source != TPO_ANNOTATIONS_REFCOCO)
+        refuse(r, n, "instances and split are refcoco's alone");
 }
 
 static void data_read(struct reader *r, struct tpo_recipe_data *d, yaml_node_t *n)

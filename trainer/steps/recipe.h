@@ -7,8 +7,8 @@
  *       data:                  one is drawn per micro-batch, by share
  *         - {share: 1, frames: 1, samples: 16, conversations: 0, objects: 5, outermost: .2, keep: all|text|boxes, aids: none|questions|all,
  *            without: [target, noun, count, choice], dense: true, slots: false, description: .5, end: .2, mix: {"attribute box": .18, ...}}
- *         - {share: 1, source: refcoco|videochat2|mvbench, annotations: FILE, instances: FILE (refcoco; else instances.json beside it), media: DIR,
- *            skip_most: .01 (share of bad rows that is passed over), frames: 4 (of a film, at most), samples: 16, conversations: 8 (of a row's questions,
+ *         - {share: 1, source: refcoco|videochat2|mvbench, annotations: FILE, instances: FILE (refcoco; else instances.json beside it),
+ *            split: train (refcoco; else all), media: DIR, skip_most: .01 (share of bad rows that is passed over), frames: 4 (of a film, at most), samples: 16, conversations: 8 (of a row's questions,
  *            at most), end: .2}
  *       losses: {dense: 1, language: 1, slot: .3, attention: 1, region: 1.5}
  *       groups:                the first group that matches a tensor owns it; what no group matches is frozen
@@ -41,6 +41,7 @@ struct tpo_recipe_data {
     const char *annotations;    /* NULL: the world; else the source's file, and what follows */
     enum tpo_annotation_source source;
     const char *instances, *media; /* instances NULL: beside the annotations */
+    char split[32];                /* "": all */
     double skip_most;
 };
 
