@@ -73,14 +73,14 @@ int tpo_train_main(int argc, char **argv)
         /* A file that may not grow is a full disk, an error like others. */
         signal(SIGXFSZ, SIG_IGN);
         struct tpo_stream *stream = NULL;
-        const bool remote = set.mesh != NULL;
+        const bool remote = set.mesh[0] != '\0';
         rc = tpo_stream_open(&stream, remote ? "cpu" : set.device, (int)set.threads, &err);
         const bool team = rc == TPO_OK && strcmp(tpo_stream_device_name(stream), "cpu") == 0;
         const struct tpo_train_options o = {.recipe = argv[1],
                                             .out = set.out,
-                                            .model = set.model != NULL ? set.model : "",
-                                            .data = set.data != NULL ? set.data : "",
-                                            .mesh = remote ? set.mesh : "",
+                                            .model = set.model,
+                                            .data = set.data,
+                                            .mesh = set.mesh,
                                             .stream = stream,
                                             .threads = team ? (int)set.threads : 0,
                                             .checkpoint_every = (int)set.checkpoint_every,
