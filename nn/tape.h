@@ -19,7 +19,7 @@
 
 struct tpo_tensor {
     float *data;
-    const uint16_t *half; /* a weight that stays bf16: data is NULL, and products alone take it */
+    const uint16_t *half; /* a weight that stays bf16: data is NULL; products take it, and tpo_pick_rows as a source */
     /* NULL until backward first adds to it, and again once its own step has run; an input that asked keeps it (zeros where no loss
      * reached it). */
     float *grad;

@@ -346,11 +346,11 @@ static struct tpo_batch_row prompt_row(const struct tpo_router *r, const struct 
     struct tpo_batch_row row = {.seq = (int)(q - r->sequences), .position = i};
     bool visual = q->prompt.visual[i] >= 0;
     if (visual || box >= 0) {
-        row.table = q->special;
+        row.table = tpo_f32(q->special);
         row.table_rows = q->n_special;
         row.index = visual ? q->prompt.visual[i] : q->queries + box;
     } else {
-        row.table = r->decoder.embed_tokens->data;
+        row.table = tpo_param_weight(r->decoder.embed_tokens);
         row.table_rows = r->config.llm.vocab_size;
         row.index = q->prompt.ids[i];
     }
@@ -361,11 +361,11 @@ static struct tpo_batch_row pending_row(const struct tpo_router *r, const struct
 {
     struct tpo_batch_row row = {.seq = (int)(q - r->sequences),
                                 .position = position,
-                                .table = r->decoder.embed_tokens->data,
+                                .table = tpo_param_weight(r->decoder.embed_tokens),
                                 .table_rows = r->config.llm.vocab_size,
                                 .index = p->id};
     if (p->task >= 0) {
-        row.table = r->decoder.vectors[p->task]->data;
+        row.table = tpo_param_weight(r->decoder.vectors[p->task]);
         row.table_rows = 1;
         row.index = 0;
     }
