@@ -214,6 +214,32 @@ static void the_generator_is_pinned(void **state)
     assert_true(tpo_random_normal(1, 2) == 0x1.60a1b4p-6f);
 }
 
+/* A bf16 table gives the f32 of the same values, at an odd place in its file, too; rows whose index is negative stay, one past the table is refused. */
+static void rows_of_a_half_table_are_widened(void **state)
+{
+    (void)state;
+    enum { ROWS = 9, C = 37, M = 5 };
+    static uint16_t memory[ROWS * C + 1];
+    static float wide[ROWS * C], y[M * C], want[M * C];
+    uint16_t *half = memory + 1;
+    int32_t index[M] = {8, -1, 0, 3, 8};
+    struct tpo_stream *s;
+    struct tpo_error err;
+    assert_int_equal(tpo_stream_open(&s, "cpu", 2, &err), TPO_OK);
+    for (int i = 0; i < ROWS * C; i++) half[i] = (uint16_t)(0x3f00 + 7 * i);
+    for (int i = 0; i < M * C; i++) y[i] = want[i] = (float)i;
+    assert_int_equal(tpo_bf16_to_f32(s, wide, half, ROWS * C), TPO_OK);
+    assert_int_equal(tpo_rows_gather(s, want, wide, index, M, C, ROWS), TPO_OK);
+    assert_int_equal(tpo_rows_take(s, y, tpo_bf16(half), index, index, M, C, ROWS), TPO_OK);
+    assert_memory_equal(y, want, sizeof(y));
+    assert_int_equal(tpo_rows_take(s, y, tpo_f32(wide), index, index, M, C, ROWS), TPO_OK);
+    assert_memory_equal(y, want, sizeof(y));
+    index[4] = ROWS;
+    assert_int_equal(tpo_rows_take(s, y, tpo_bf16(half), index, index, M, C, ROWS), TPO_EINVAL);
+    assert_memory_equal(y, want, sizeof(y));
+    tpo_stream_close(s);
+}
+
 /* The series are right to the last bits of f64, so of f32 but for a rounding; in blocks of any length and alone, the same bits. */
 static void normals_are_box_and_mullers(void **state)
 {
@@ -236,4 +262,4 @@ TPO_TESTS(cmocka_unit_test(gather_and_scatter_are_transposes), cmocka_unit_test(
           cmocka_unit_test(patches_are_im2col), cmocka_unit_test(rotation_is_exact_and_undone),
           cmocka_unit_test(arithmetic_is_elementwise), cmocka_unit_test(sums_are_f64_in_order),
           cmocka_unit_test(dropout_keeps_its_share), cmocka_unit_test(halves_round_trip), cmocka_unit_test(the_generator_is_pinned),
-          cmocka_unit_test(normals_are_box_and_mullers))
+          cmocka_unit_test(normals_are_box_and_mullers), cmocka_unit_test(rows_of_a_half_table_are_widened))
