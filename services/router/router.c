@@ -274,6 +274,7 @@ static void wait_for(struct sequence *q, int32_t id, int task, bool apart)
 static void take_token(struct tpo_router *r, struct sequence *q, int32_t id)
 {
     int task = tpo_task_of_trigger(&r->config, id);
+    if (q->n_sampled == 0 && q->on.on_first != NULL) q->on.on_first(q->on.owner);
     q->n_new++;
     q->n_sampled++;
     q->n_pending = 0;
