@@ -8,7 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "cli/progress.h"
+#include "common/progress.h"
 #include "common/text.h"
 
 struct answer {

@@ -42,9 +42,9 @@ struct tpo_param {
     float scale;
     const struct tpo_param *like; /* NULL, or draw ORTHOGONAL from this tensor's name instead of the own one, so that both start equal; */
     bool like_transposed;         /* and transposed */
-    bool product; /* only ever the weight of a product, so that it may stay as it is in the file */
+    bool product; /* only ever the weight of a product or a table of rows, so that it may stay as it is in the file */
     float *data; /* f32 of the stream's device; NULL until loaded, for an ignored one, and while `half` counts */
-    const uint16_t *half; /* with keep_half: a product's weight that is BF16 in its file, mapped or copied to the device; counts where data is NULL */
+    const uint16_t *half; /* with keep_half: a product's weight or table that is BF16 in its file, mapped or copied to the device; counts where data is NULL */
     float *grad; /* NULL while frozen */
     uint64_t pass; /* the tape's pass that used it last */
 };
@@ -53,7 +53,7 @@ struct tpo_params {
     struct tpo_param **items; /* pointers stay valid as the list grows, so models keep them */
     int n;
     struct tpo_params_memory *memory; /* mappings and copies */
-    bool keep_half; /* before load: BF16 weights of products stay as they are, on the CPU where they are mapped (--dtype bf16) */
+    bool keep_half; /* before load: BF16 weights of products and tables of rows stay as they are, on the CPU where they are mapped (--dtype bf16) */
 };
 
 /* Adds a tensor to the schema and returns it; NULL when out of memory (a later load then fails with TPO_ENOMEM). shape ends with 0. */

@@ -15,11 +15,6 @@ static uint64_t name_key(const char *name, uint64_t seed)
     return tpo_random_u64(h, seed);
 }
 
-static void normal(float *y, int64_t n, float scale, uint64_t key)
-{
-    for (int64_t i = 0; i < n; i++) y[i] = scale * tpo_random_normal(key, (uint64_t)i);
-}
-
 /* Rows of a (rows x cols, rows <= cols) made orthonormal by modified Gram-Schmidt, twice: once loses digits. */
 static void orthonormalise(double *a, int64_t rows, int64_t cols)
 {
@@ -61,57 +56,71 @@ static int orthogonal(float *y, const struct tpo_param *item, uint64_t key, bool
 
 /* A grid of `rows` cells, as square as its divisors allow, laid over a field of GRID x GRID units, so that tables of unlike grids (patches,
  * queries) tell the same place alike. Quarters of the columns: sin and cos of x, sin and cos of y (Vaswani et al. 2017, 3.5, in two axes). */
-static void sincos_2d(float *y, int64_t rows, int64_t cols, float scale)
+static void sincos_2d(float *y, int64_t rows, int64_t cols, float scale, int64_t first, int64_t n)
 {
     const double GRID = 16;
     int64_t high = 1, quarter = cols / 4;
     for (int64_t h = 1; h * h <= rows; h++)
         if (rows % h == 0) high = h;
     int64_t wide = rows / high;
-    memset(y, 0, (size_t)(rows * cols) * sizeof(float));
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t k = 0; k < quarter; k++) {
-            double rate = pow(10000, -(double)k / (double)quarter);
-            double across = GRID * ((double)(r % wide) + .5) / (double)wide * rate,
-                   down = GRID * ((double)(r / wide) + .5) / (double)high * rate;
-            float *row = y + r * cols + k;
-            row[0] = scale * (float)sin(across);
-            row[quarter] = scale * (float)cos(across);
-            row[2 * quarter] = scale * (float)sin(down);
-            row[3 * quarter] = scale * (float)cos(down);
-        }
+    for (int64_t i = first; i < first + n; i++) {
+        int64_t r = i / cols, c = i % cols;
+        y[i - first] = 0;
+        if (c >= 4 * quarter) continue;
+        double rate = pow(10000, -(double)(c % quarter) / (double)quarter);
+        double across = GRID * ((double)(r % wide) + .5) / (double)wide * rate, down = GRID * ((double)(r / wide) + .5) / (double)high * rate;
+        double angle = c < 2 * quarter ? across : down;
+        y[i - first] = scale * (float)(c / quarter % 2 == 0 ? sin(angle) : cos(angle));
+    }
+}
+
+bool tpo_param_init_whole(const struct tpo_param *item)
+{
+    return item->init == TPO_INIT_ORTHOGONAL;
+}
+
+static uint64_t key_of(const struct tpo_param *item, uint64_t seed)
+{
+    return name_key(item->like != NULL ? item->like->name : item->name, seed);
+}
+
+void tpo_param_init_piece(float *host, const struct tpo_param *item, uint64_t seed, int64_t first, int64_t n)
+{
+    const uint64_t key = key_of(item, seed);
+    const int64_t last = item->n_dims > 0 ? item->shape[item->n_dims - 1] : 1;
+    const double fan_in = item->n_dims > 0 ? (double)item->size / (double)item->shape[0] : 1;
+    switch (item->init) {
+    case TPO_INIT_ZERO:
+        memset(host, 0, (size_t)n * sizeof(float));
+        break;
+    case TPO_INIT_ONE:
+        for (int64_t i = 0; i < n; i++) host[i] = 1;
+        break;
+    case TPO_INIT_NORMAL:
+        tpo_random_normals(host, n, item->scale, key, (uint64_t)first);
+        break;
+    case TPO_INIT_FAN_IN:
+        tpo_random_normals(host, n, item->scale / (float)sqrt(fan_in), key, (uint64_t)first);
+        break;
+    case TPO_INIT_ORTHOGONAL:
+        TPO_ASSERT(false);
+        break;
+    case TPO_INIT_SINCOS_2D:
+        sincos_2d(host, item->size / last, last, item->scale, first, n);
+        break;
+    case TPO_INIT_NORMAL_LATER:
+        tpo_random_normals(host, n, item->scale, key, (uint64_t)first);
+        for (int64_t i = first; i < first + n && i < last; i++) host[i - first] = 0;
+        break;
+    case TPO_INIT_BOX:
+        for (int64_t i = 0; i < n; i++) host[i] = (first + i) % 4 < 2 ? 0.5F - item->scale : 0.5F + item->scale;
+        break;
+    }
 }
 
 int tpo_param_init(float *host, const struct tpo_param *item, uint64_t seed)
 {
-    uint64_t key = name_key(item->like != NULL ? item->like->name : item->name, seed);
-    int64_t last = item->n_dims > 0 ? item->shape[item->n_dims - 1] : 1;
-    double fan_in = item->n_dims > 0 ? (double)item->size / (double)item->shape[0] : 1;
-    switch (item->init) {
-    case TPO_INIT_ZERO:
-        memset(host, 0, (size_t)item->size * sizeof(float));
-        break;
-    case TPO_INIT_ONE:
-        for (int64_t i = 0; i < item->size; i++) host[i] = 1;
-        break;
-    case TPO_INIT_NORMAL:
-        normal(host, item->size, item->scale, key);
-        break;
-    case TPO_INIT_FAN_IN:
-        normal(host, item->size, item->scale / (float)sqrt(fan_in), key);
-        break;
-    case TPO_INIT_ORTHOGONAL:
-        return orthogonal(host, item, key, item->like != NULL && item->like_transposed);
-    case TPO_INIT_SINCOS_2D:
-        sincos_2d(host, item->size / last, last, item->scale);
-        break;
-    case TPO_INIT_NORMAL_LATER:
-        normal(host, item->size, item->scale, key);
-        memset(host, 0, (size_t)last * sizeof(float));
-        break;
-    case TPO_INIT_BOX:
-        for (int64_t i = 0; i < item->size; i++) host[i] = i % 4 < 2 ? 0.5F - item->scale : 0.5F + item->scale;
-        break;
-    }
+    if (tpo_param_init_whole(item)) return orthogonal(host, item, key_of(item, seed), item->like != NULL && item->like_transposed);
+    tpo_param_init_piece(host, item, seed, 0, item->size);
     return TPO_OK;
 }

@@ -140,6 +140,17 @@ static bool chunk_add(struct tpo_tape *t, size_t bytes)
     return true;
 }
 
+void tpo_tape_room(struct tpo_tape *t, int64_t n)
+{
+    const size_t bytes = (size_t)n * sizeof(float);
+    if (t->chunk != NULL && t->chunk->size >= bytes) return;
+    chunks_free(t, t->chunk); /* first, so that both are never held */
+    t->chunk = NULL;
+    t->next_size = 0;
+    (void)chunk_add(t, bytes); /* without it the pass tells what it lacks */
+    t->next_size = FIRST_CHUNK;
+}
+
 static void *device_take(struct tpo_tape *t, int64_t n, size_t each)
 {
     if (t->error != TPO_OK) return NULL;

@@ -19,7 +19,7 @@
 
 struct tpo_tensor {
     float *data;
-    const uint16_t *half; /* a weight that stays bf16: data is NULL, and products alone take it */
+    const uint16_t *half; /* a weight that stays bf16: data is NULL; products take it, and tpo_pick_rows as a source */
     /* NULL until backward first adds to it, and again once its own step has run; an input that asked keeps it (zeros where no loss
      * reached it). */
     float *grad;
@@ -37,6 +37,8 @@ struct tpo_tape; /* opaque: its steps and arena */
 int tpo_tape_open(struct tpo_tape **out, struct tpo_stream *s, bool record);
 void tpo_tape_reset(struct tpo_tape *t, bool record); /* forgets tensors and the error, keeps the memory */
 void tpo_tape_close(struct tpo_tape *t);              /* accepts NULL */
+/* Just after a reset: memory for n floats in one piece, so that a pass of that size takes no more and its scopes all close. Less is no error. */
+void tpo_tape_room(struct tpo_tape *t, int64_t n);
 int tpo_tape_error(const struct tpo_tape *t);         /* the first error, or TPO_OK */
 struct tpo_stream *tpo_tape_stream(const struct tpo_tape *t);
 bool tpo_tape_recording(const struct tpo_tape *t);

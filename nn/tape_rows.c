@@ -163,6 +163,7 @@ struct pick_step {
     int n;
     struct tpo_tensor *sources[SOURCES_MAX];
     const int32_t *index[SOURCES_MAX]; /* -1 where another source gives the row */
+    const int32_t *places[SOURCES_MAX]; /* the same, of the host */
 };
 
 static void pick_backward(struct tpo_tape *t, struct tpo_step *base)
@@ -192,7 +193,10 @@ static bool indices_settle(struct tpo_tape *t, struct pick_step *to, const int32
             taken = taken || row >= 0;
         }
     }
-    for (int k = 0; k < to->n; k++) to->index[k] = tpo_tape_indices(t, host + (int64_t)k * rows, rows);
+    for (int k = 0; k < to->n; k++) {
+        to->places[k] = host + (int64_t)k * rows;
+        to->index[k] = tpo_tape_indices(t, to->places[k], rows);
+    }
     return tpo_tape_error(t) == TPO_OK;
 }
 
@@ -212,9 +216,11 @@ struct tpo_tensor *tpo_pick_rows(struct tpo_tape *t, int n_sources, struct tpo_t
     struct tpo_tensor *y = tpo_tape_make(t, rows, sources[0]->cols, needs_grad);
     if (y == NULL || !indices_settle(t, &values, index, rows)) return NULL;
     if (!tpo_tape_check(t, tpo_fill(s, y->data, 0, size_of(y)))) return NULL;
-    for (int k = 0; k < n_sources; k++)
-        if (!tpo_tape_check(t, tpo_rows_gather(s, y->data, sources[k]->data, values.index[k], rows, y->cols, sources[k]->rows)))
+    for (int k = 0; k < n_sources; k++) {
+        const struct tpo_weight table = sources[k]->half != NULL ? tpo_bf16(sources[k]->half) : tpo_f32(sources[k]->data);
+        if (!tpo_tape_check(t, tpo_rows_take(s, y->data, table, values.index[k], values.places[k], rows, y->cols, sources[k]->rows)))
             return NULL;
+    }
     struct pick_step *step = tpo_tape_step(t, sizeof(*step), y, pick_backward);
     if (step != NULL) {
         values.base = step->base;

@@ -120,12 +120,22 @@ static float *pixels_in(struct tpo_encoder *e, struct tpo_tape *t, const uint8_t
     return normal;
 }
 
+/* What a pass over a clip of T frames holds at a time: the pixels three times over, what lasts, and the largest block of the ViT. */
+static int64_t floats_of(const struct tpo_config *c, int T)
+{
+    const int64_t C = c->vision_encoder.encoder_embed_dim, side = c->vision_encoder.img_size;
+    const int64_t rows = (int64_t)(T / c->vision_encoder.tubelet_size) * tpo_config_patches(c);
+    const int64_t wide = (int64_t)((float)C * c->vision_encoder.mlp_ratio) + 1;
+    return 9 * T * side * side + rows * (16 * C + 2 * wide) + (1 << 20);
+}
+
 int tpo_encoder_run(struct tpo_encoder *e, float *visual, const uint8_t *pixels, int T, struct tpo_error *err)
 {
     int code = frames_check(e, T, err);
     if (code != TPO_OK) return code;
     struct tpo_tape *t = e->tape;
     tpo_tape_reset(t, false);
+    tpo_tape_room(t, floats_of(&e->config, T));
     const float *normal = pixels_in(e, t, &pixels, 1, T);
     struct tpo_tensor *tokens =
         normal != NULL ? tpo_vit_norm(t, &e->vit, tpo_vit_forward(t, &e->vit, tpo_vit_patches(t, &e->vit, normal, 1, T, false), 1))

@@ -383,10 +383,11 @@ static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
     return s->n_threads > 0 ? TPO_OK : tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "threads", "no thread can be started");
 }
 
+/* A picture reads every weight once, too, and takes seconds where a whole clip of the published size takes minutes. */
 static int warm_up(void *self, struct tpo_error *err)
 {
     struct service *s = self;
-    int T = s->config.vision_encoder.num_frames, side = s->config.vision_encoder.img_size;
+    const int T = s->config.vision_encoder.tubelet_size == 1 ? 1 : s->config.vision_encoder.num_frames, side = s->config.vision_encoder.img_size;
     float *visual = malloc((size_t)tpo_config_queries(&s->config) * (size_t)s->config.bridge.hidden_size * sizeof(*visual));
     uint8_t *pixels = calloc((size_t)T, (size_t)side * (size_t)side * 3);
     int rc = visual != NULL && pixels != NULL ? tpo_encoder_run(s->encoder, visual, pixels, T, err)

@@ -15,6 +15,7 @@ static int open_model(struct tpo_host *h)
     char quoted[300];
     int64_t begun_us = tpo_now_us();
     int rc = s->open(s->self, h, &err);
+    const int64_t opened_us = tpo_now_us();
     if (rc == TPO_OK && h->settings.train) rc = tpo_learner_rpc_open(&h->learner, h, &err);
     if (rc == TPO_OK && s->warm_up != NULL) rc = s->warm_up(s->self, &err);
     if (rc != TPO_OK) {
@@ -22,7 +23,8 @@ static int open_model(struct tpo_host *h)
                 tpo_log_quote(quoted, sizeof(quoted), err.message));
         return rc;
     }
-    tpo_log(TPO_LOG_INFO, "ready", "ms=%lld digest=%.19s", (long long)(tpo_now_us() - begun_us) / 1000, h->digest);
+    tpo_log(TPO_LOG_INFO, "ready", "ms=%lld open_ms=%lld digest=%.19s", (long long)(tpo_now_us() - begun_us) / 1000,
+            (long long)(opened_us - begun_us) / 1000, h->digest);
     return TPO_OK;
 }
 

@@ -42,7 +42,8 @@ static const struct tpo_lora *layer_linear(const struct tpo_decoder_layer *l, in
 static int linear_open(struct tpo_batch *b, struct linear *l, const struct tpo_lora *lora, bool merge)
 {
     l->lora = lora;
-    if (!merge || lora->a == NULL || lora->w->data == NULL) return TPO_OK; /* what stays bf16 takes no adapter in */
+    if (!merge || lora->a == NULL) return TPO_OK;
+    if (lora->w->data == NULL || lora->a->data == NULL || lora->b->data == NULL) return TPO_OK; /* what stays bf16 takes no adapter in, and gives none */
     l->merged = tpo_device_alloc(b->s, (size_t)lora->w->size * sizeof(float));
     return l->merged != NULL ? tpo_decoder_merge(b->s, l->merged, lora, b->scale) : TPO_ENOMEM;
 }
@@ -177,8 +178,8 @@ static int gather(struct tpo_batch *b, const struct tpo_batch_row *rows, int n)
     const int D = b->d->config->llm.hidden_size;
     int rc = TPO_OK;
     for (int i = 0, run; i < n && rc == TPO_OK; i += run) {
-        for (run = 1; i + run < n && rows[i + run].table == rows[i].table;) run++;
-        rc = tpo_rows_gather(b->s, b->x + (int64_t)i * D, rows[i].table, b->index + i, run, D, rows[i].table_rows);
+        for (run = 1; i + run < n && rows[i + run].table.data == rows[i].table.data;) run++;
+        rc = tpo_rows_take(b->s, b->x + (int64_t)i * D, rows[i].table, b->index + i, b->places + i, run, D, rows[i].table_rows);
     }
     return rc;
 }

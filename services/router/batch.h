@@ -12,7 +12,7 @@
 /* Where a row comes from. */
 struct tpo_batch_row {
     int seq, position;
-    const float *table; /* of the device, (table_rows, D) */
+    struct tpo_weight table; /* of the device, (table_rows, D) */
     int table_rows, index;
 };
 

@@ -17,8 +17,8 @@ static void lora_declare(struct tpo_lora *l, struct tpo_params *p, const struct 
     const int r = c->llm.lora_r;
     l->w = tpo_param_of_product(tpo_params_declare(p, init, scale, TPO_SHAPE(out, in), "%s.base_layer.weight", name));
     if (!c->llm.use_lora) return;
-    l->a = tpo_params_declare(p, TPO_INIT_FAN_IN, 0.7F, TPO_SHAPE(r, in), "%s.lora_A.default.weight", name);
-    l->b = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(out, r), "%s.lora_B.default.weight", name);
+    l->a = tpo_param_of_product(tpo_params_declare(p, TPO_INIT_FAN_IN, 0.7F, TPO_SHAPE(r, in), "%s.lora_A.default.weight", name));
+    l->b = tpo_param_of_product(tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(out, r), "%s.lora_B.default.weight", name));
 }
 
 static void layer_declare(struct tpo_decoder_layer *l, struct tpo_params *p, const struct tpo_config *c, int index)
@@ -52,7 +52,7 @@ static void box_encoder_declare(struct tpo_decoder *d, struct tpo_params *p, con
     const int D = c->llm.hidden_size, H = c->box_encoder_hidden_size;
     d->box_w0 = tpo_params_declare(p, TPO_INIT_FAN_IN, 0.7F, TPO_SHAPE(H, 4), "loc_encoder.0.weight");
     d->box_b0 = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(H), "loc_encoder.0.bias");
-    d->box_w1 = tpo_params_declare(p, TPO_INIT_FAN_IN, 0.7F, TPO_SHAPE(D, H), "loc_encoder.2.weight");
+    d->box_w1 = tpo_param_of_product(tpo_params_declare(p, TPO_INIT_FAN_IN, 0.7F, TPO_SHAPE(D, H), "loc_encoder.2.weight"));
     d->box_b1 = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(D), "loc_encoder.2.bias");
 }
 
@@ -73,11 +73,11 @@ int tpo_decoder_declare(struct tpo_decoder *d, struct tpo_params *p, const struc
     if (d->layers == NULL) return TPO_ENOMEM;
     const int before = p->n;
 
-    d->embed_tokens = tpo_params_declare(p, TPO_INIT_NORMAL, 0.5F, TPO_SHAPE(V, D), LM "model.embed_tokens.weight");
+    d->embed_tokens = tpo_param_of_product(tpo_params_declare(p, TPO_INIT_NORMAL, 0.5F, TPO_SHAPE(V, D), LM "model.embed_tokens.weight"));
     for (int l = 0; l < c->llm.num_hidden_layers; l++) layer_declare(&d->layers[l], p, c, l);
     d->norm = tpo_params_declare(p, TPO_INIT_ONE, 1, TPO_SHAPE(D), LM "model.norm.weight");
     lora_declare(&d->lm_head, p, c, TPO_INIT_NORMAL, 0.02F, V, D, LM "lm_head");
-    d->project_up_w = tpo_params_declare(p, TPO_INIT_FAN_IN, 0.7F, TPO_SHAPE(D, c->bridge.hidden_size), "project_up.weight");
+    d->project_up_w = tpo_param_of_product(tpo_params_declare(p, TPO_INIT_FAN_IN, 0.7F, TPO_SHAPE(D, c->bridge.hidden_size), "project_up.weight"));
     d->project_up_b = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(D), "project_up.bias");
     if (c->llm.ext_slot_position)
         d->slot_position =

@@ -274,6 +274,7 @@ static void wait_for(struct sequence *q, int32_t id, int task, bool apart)
 static void take_token(struct tpo_router *r, struct sequence *q, int32_t id)
 {
     int task = tpo_task_of_trigger(&r->config, id);
+    if (q->n_sampled == 0 && q->on.on_first != NULL) q->on.on_first(q->on.owner);
     q->n_new++;
     q->n_sampled++;
     q->n_pending = 0;
@@ -346,11 +347,11 @@ static struct tpo_batch_row prompt_row(const struct tpo_router *r, const struct 
     struct tpo_batch_row row = {.seq = (int)(q - r->sequences), .position = i};
     bool visual = q->prompt.visual[i] >= 0;
     if (visual || box >= 0) {
-        row.table = q->special;
+        row.table = tpo_f32(q->special);
         row.table_rows = q->n_special;
         row.index = visual ? q->prompt.visual[i] : q->queries + box;
     } else {
-        row.table = r->decoder.embed_tokens->data;
+        row.table = tpo_param_weight(r->decoder.embed_tokens);
         row.table_rows = r->config.llm.vocab_size;
         row.index = q->prompt.ids[i];
     }
@@ -361,11 +362,11 @@ static struct tpo_batch_row pending_row(const struct tpo_router *r, const struct
 {
     struct tpo_batch_row row = {.seq = (int)(q - r->sequences),
                                 .position = position,
-                                .table = r->decoder.embed_tokens->data,
+                                .table = tpo_param_weight(r->decoder.embed_tokens),
                                 .table_rows = r->config.llm.vocab_size,
                                 .index = p->id};
     if (p->task >= 0) {
-        row.table = r->decoder.vectors[p->task]->data;
+        row.table = tpo_param_weight(r->decoder.vectors[p->task]);
         row.table_rows = 1;
         row.index = 0;
     }

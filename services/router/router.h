@@ -55,6 +55,7 @@ struct tpo_router_events {
     int (*on_text)(void *owner, const char *text, size_t length);
     int (*on_task)(void *owner, const char *task, int index, int text_offset, const float *e, int D);
     void (*on_done)(void *owner, int status, const char *finish_reason, int prompt_tokens, int completion_tokens, const struct tpo_error *err);
+    void (*on_first)(void *owner); /* the first token is chosen, whether it has a text or not; NULL: nobody asks */
 };
 
 /* Admits the request: reserves prompt + max_new_tokens of the pool, or answers RESOURCE_EXHAUSTED "kv_full" when the pool is too small for it ever,

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/log.h"
 #include "kernels/stream.h"
 #include "nn/check.h"
 #include "router.pb-c.h"
@@ -37,6 +38,7 @@ struct flight {
     struct service *service;
     struct tpo_job *job;
     struct tpo_version *version; /* held */
+    double first_ms; /* of its run, when the first token was chosen */
 };
 
 /* Messages that may wait for a slow reader before its answer is given up: it must not stall the others. */
@@ -152,6 +154,12 @@ static void send_done(struct flight *f, const char *finish_reason, int prompt_to
     tpo_call_send_last(f->job->call, &event.base, NULL);
 }
 
+static void on_first(void *owner)
+{
+    struct flight *f = owner;
+    f->first_ms = tpo_job_run_ms(f->job);
+}
+
 static void on_done(void *owner, int status, const char *finish_reason, int prompt_tokens, int completion_tokens, const struct tpo_error *err)
 {
     struct flight *f = owner;
@@ -159,6 +167,8 @@ static void on_done(void *owner, int status, const char *finish_reason, int prom
     count_running(f->service, -1);
     tpo_metrics_add(m, "tpo_prompt_tokens_total", "", prompt_tokens);
     tpo_metrics_add(m, "tpo_generated_tokens_total", "", completion_tokens);
+    tpo_log(TPO_LOG_INFO, "answer", "req=%s prompt=%d tokens=%d first_ms=%.3f run_ms=%.3f", tpo_call_request_id(f->job->call), prompt_tokens, completion_tokens,
+            f->first_ms, tpo_job_run_ms(f->job));
     if (status == TPO_OK) send_done(f, finish_reason, prompt_tokens, completion_tokens);
     tpo_versions_give(tpo_host_versions(f->service->host), f->version);
     tpo_job_finish(f->job, status == TPO_OK ? NULL : err);
@@ -235,7 +245,7 @@ static int run(void *self, struct tpo_job *job)
         f->service = s;
         f->job = job;
         r.q.weights = f->version->weights;
-        struct tpo_router_events on = {f, on_text, on_task, on_done};
+        struct tpo_router_events on = {f, on_text, on_task, on_done, on_first};
         rc = tpo_router_submit(s->router, &r.q, &on, &handle, &err);
     }
     request_free(&r);
@@ -284,7 +294,7 @@ static int warm_up(void *self, struct tpo_error *err)
     static const struct tpo_chat_turn turn = {"user", "hello"};
     struct tpo_router_request q = {.n_turns = 1, .turns = &turn, .task = "none", .max_new_tokens = 2, .seed = 1, .top_p = 1.0f};
     struct tpo_error ended = {0};
-    struct tpo_router_events on = {&ended, ignore_text, ignore_task, keep_status};
+    struct tpo_router_events on = {&ended, ignore_text, ignore_task, keep_status, NULL};
     uint64_t handle;
     int rc = tpo_router_submit(s->router, &q, &on, &handle, err);
     while (rc == TPO_OK && tpo_router_step(s->router) > 0) continue;

@@ -52,14 +52,14 @@ static double fill(struct tpo_stream *s, struct tpo_param *p, const float *patte
         p->half = (uint16_t *)to;
     else
         p->data = (float *)to;
-    return p->product ? (double)p->size * 2 : 0;
+    return p->product && strstr(p->name, "embed_tokens") == NULL ? (double)p->size * 2 : 0; /* a row is read of that table */
 }
 
 static void run(struct tpo_batch *b, const struct tpo_decoder *d, struct tpo_batch_row *rows, int n, bool prompt)
 {
     const float *hidden;
     for (int i = 0; i < n; i++) {
-        rows[i].table = d->embed_tokens->data;
+        rows[i].table = tpo_param_weight(d->embed_tokens);
         rows[i].table_rows = (int)d->embed_tokens->shape[0];
         rows[i].index = (rows[i].position * 31 + rows[i].seq) % 32000;
     }

@@ -164,7 +164,7 @@ static struct pieces pieces_of(const struct tpo_params *params)
     for (int i = 0; i < params->n; i++) {
         const struct tpo_param *p = params->items[i];
         const size_t bytes = (size_t)p->size * 2;
-        if (strncmp(p->name, "lm.", 3) != 0 || p->half == NULL) continue;
+        if (strncmp(p->name, "lm.", 3) != 0 || p->half == NULL || strstr(p->name, "embed_tokens") != NULL) continue; /* a row is read of that table */
         if ((uintptr_t)p->half % sizeof(wide) != 0 || bytes % (8 * sizeof(wide)) != 0) die("a weight lies crooked");
         all.items = realloc(all.items, ((size_t)all.n + bytes / PIECE + 1) * sizeof(*all.items));
         if (all.items == NULL) die("no memory");

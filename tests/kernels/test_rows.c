@@ -214,7 +214,52 @@ static void the_generator_is_pinned(void **state)
     assert_true(tpo_random_normal(1, 2) == 0x1.60a1b4p-6f);
 }
 
+/* A bf16 table gives the f32 of the same values, at an odd place in its file, too; rows whose index is negative stay, one past the table is refused. */
+static void rows_of_a_half_table_are_widened(void **state)
+{
+    (void)state;
+    enum { ROWS = 9, C = 37, M = 5 };
+    static uint16_t memory[ROWS * C + 1];
+    static float wide[ROWS * C], y[M * C], want[M * C];
+    uint16_t *half = memory + 1;
+    int32_t index[M] = {8, -1, 0, 3, 8};
+    struct tpo_stream *s;
+    struct tpo_error err;
+    assert_int_equal(tpo_stream_open(&s, "cpu", 2, &err), TPO_OK);
+    for (int i = 0; i < ROWS * C; i++) half[i] = (uint16_t)(0x3f00 + 7 * i);
+    for (int i = 0; i < M * C; i++) y[i] = want[i] = (float)i;
+    assert_int_equal(tpo_bf16_to_f32(s, wide, half, ROWS * C), TPO_OK);
+    assert_int_equal(tpo_rows_gather(s, want, wide, index, M, C, ROWS), TPO_OK);
+    assert_int_equal(tpo_rows_take(s, y, tpo_bf16(half), index, index, M, C, ROWS), TPO_OK);
+    assert_memory_equal(y, want, sizeof(y));
+    assert_int_equal(tpo_rows_take(s, y, tpo_f32(wide), index, index, M, C, ROWS), TPO_OK);
+    assert_memory_equal(y, want, sizeof(y));
+    index[4] = ROWS;
+    assert_int_equal(tpo_rows_take(s, y, tpo_bf16(half), index, index, M, C, ROWS), TPO_EINVAL);
+    assert_memory_equal(y, want, sizeof(y));
+    tpo_stream_close(s);
+}
+
+/* The series are right to the last bits of f64, so of f32 but for a rounding; in blocks of any length and alone, the same bits. */
+static void normals_are_box_and_mullers(void **state)
+{
+    (void)state;
+    enum { N = 200001 };
+    float *y = malloc(N * sizeof(*y));
+    assert_non_null(y);
+    tpo_random_normals(y, N, 0.5F, 7, 40);
+    for (int i = 0; i < N; i++) {
+        const uint64_t u = tpo_random_u64(7, 40 + (uint64_t)i);
+        const double radius = ((double)(u >> 32) + 1) * 0x1p-32, turn = (double)(u & 0xffffffffu) * 0x1p-32;
+        const double z = sqrt(-2 * log(radius)) * cos(6.283185307179586 * turn);
+        assert_true(y[i] == 0.5F * tpo_random_normal(7, 40 + (uint64_t)i));
+        assert_true(fabs(2.0 * y[i] - z) <= 1.2e-7 * fabs(z) + 1e-15);
+    }
+    free(y);
+}
+
 TPO_TESTS(cmocka_unit_test(gather_and_scatter_are_transposes), cmocka_unit_test(periods_add_and_sum),
           cmocka_unit_test(patches_are_im2col), cmocka_unit_test(rotation_is_exact_and_undone),
           cmocka_unit_test(arithmetic_is_elementwise), cmocka_unit_test(sums_are_f64_in_order),
-          cmocka_unit_test(dropout_keeps_its_share), cmocka_unit_test(halves_round_trip), cmocka_unit_test(the_generator_is_pinned))
+          cmocka_unit_test(dropout_keeps_its_share), cmocka_unit_test(halves_round_trip), cmocka_unit_test(the_generator_is_pinned),
+          cmocka_unit_test(normals_are_box_and_mullers), cmocka_unit_test(rows_of_a_half_table_are_widened))

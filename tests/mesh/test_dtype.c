@@ -258,7 +258,7 @@ static void ask_local(struct local *l, struct heard *h, int q)
                                                .max_new_tokens = 24,
                                                .seed = 1,
                                                .top_p = 1};
-    const struct tpo_router_events on = {l, on_text, on_task, on_done};
+    const struct tpo_router_events on = {l, on_text, on_task, on_done, NULL};
     *h = (struct heard){0};
     l->hears = h;
     if (tpo_router_submit(l->router, &request, &on, &handle, &err) != TPO_OK) fail_msg("%s", err.message);

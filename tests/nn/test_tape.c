@@ -369,8 +369,31 @@ static void whole_gradients_are_told(void **state)
     tpo_stream_close(stream);
 }
 
+/* A tensor may be larger than the tape's first blocks; with room made beforehand, once larger and once smaller, its scope closes all the same. */
+static void room_lets_scopes_close(void **state)
+{
+    (void)state;
+    enum { ROWS = 700, COLS = 1024 };
+    struct tpo_tape *t;
+    open_stream();
+    assert_int_equal(tpo_tape_open(&t, stream, false), TPO_OK);
+    for (int pass = 0; pass < 3; pass++) {
+        const int rows = pass == 1 ? 3 * ROWS : ROWS;
+        tpo_tape_reset(t, false);
+        tpo_tape_room(t, (int64_t)4 * rows * COLS);
+        struct tpo_tensor *x = tpo_input(t, NULL, rows, COLS, false);
+        assert_non_null(x);
+        const struct tpo_scope scope = tpo_scope_begin(t);
+        struct tpo_tensor *y = tpo_scope_end(t, scope, tpo_plus(t, tpo_plus(t, x, x), x));
+        assert_non_null(y);
+        assert_ptr_equal(y->data, x->data + (int64_t)rows * COLS);
+    }
+    tpo_tape_close(t);
+    tpo_stream_close(stream);
+}
+
 TPO_TESTS(cmocka_unit_test(whole_gradients_are_told), cmocka_unit_test(linear), cmocka_unit_test(columns), cmocka_unit_test(lora), cmocka_unit_test(norms),
           cmocka_unit_test(activations), cmocka_unit_test(moves), cmocka_unit_test(drops), cmocka_unit_test(attend),
           cmocka_unit_test(attend_fused), cmocka_unit_test(attention_rows), cmocka_unit_test(losses),
           cmocka_unit_test(parameters_accumulate), cmocka_unit_test(errors_stick), cmocka_unit_test(unused_input),
-          cmocka_unit_test(scopes_give_back))
+          cmocka_unit_test(scopes_give_back), cmocka_unit_test(room_lets_scopes_close))

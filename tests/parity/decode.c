@@ -52,7 +52,7 @@ static void feed_rows(struct feed *f, const float *table, int table_rows, int fi
     struct tpo_batch_row *rows = calloc((size_t)n, sizeof(*rows));
     for (int k = 0; rows != NULL && k < n; k++)
         rows[k] = (struct tpo_batch_row){
-            .seq = 0, .position = f->position++, .table = table, .table_rows = table_rows, .index = first + k};
+            .seq = 0, .position = f->position++, .table = tpo_f32(table), .table_rows = table_rows, .index = first + k};
     const int32_t last = n - 1;
     if (rows == NULL || tpo_batch_run(f->batch, rows, n, prompt, &hidden) != TPO_OK) {
         tpo_case_fail(f->c, "the serving pass failed at row %d", f->position);

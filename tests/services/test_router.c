@@ -144,7 +144,7 @@ static int submit(struct heard *h, int question, const char *task, int max_new, 
                                          .seed = (uint64_t)question,
                                          .temperature = temperature,
                                          .top_p = 0.9F};
-    const struct tpo_router_events on = {h, on_text, on_task, on_done};
+    const struct tpo_router_events on = {h, on_text, on_task, on_done, NULL};
     return tpo_router_submit(router, &q, &on, &h->handle, &h->error);
 }
 
@@ -222,7 +222,7 @@ static void task_vector_as_the_tape(void **state)
                                              .media_kind = "video",
                                              .visual = visual,
                                              .max_new_tokens = 2};
-        const struct tpo_router_events on = {&h, on_text, on_task, on_done};
+        const struct tpo_router_events on = {&h, on_text, on_task, on_done, NULL};
         assert_int_equal(tpo_router_submit(router, &q, &on, &h.handle, &h.error), TPO_OK);
         run_all();
         assert_int_equal(h.n_calls, 1);

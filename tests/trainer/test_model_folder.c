@@ -100,7 +100,7 @@ static void publish(void)
 {
     char path[4096], line[512];
     memset(&f, 0, sizeof(f));
-    snprintf(path, sizeof(path), "%s/tests/golden/published_schema.txt", tpo_test_source());
+    snprintf(path, sizeof(path), "%s/models/published/tensors.txt", tpo_test_source());
     FILE *schema = fopen(path, "r");
     assert_non_null(schema);
     while (fgets(line, sizeof(line), schema) != NULL) {

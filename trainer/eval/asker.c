@@ -94,7 +94,7 @@ static int submit(struct tpo_asker *a, const struct tpo_world_item *item, const 
                                                .n_frames = item->n_frames,
                                                .frame_times_s = times,
                                                .max_new_tokens = ANSWER_TOKENS};
-    const struct tpo_router_events on = {q, on_text, on_task, on_done};
+    const struct tpo_router_events on = {q, on_text, on_task, on_done, NULL};
     uint64_t handle;
     *q->answer = (struct tpo_answer){0};
     return tpo_router_submit(a->router, &request, &on, &handle, err);

@@ -1,6 +1,6 @@
 /* progress.h -- a bar on stderr for what takes longer than two seconds: share, rate, time left. Nothing where stderr is no terminal. */
-#ifndef TPO_CLI_PROGRESS_H
-#define TPO_CLI_PROGRESS_H
+#ifndef TPO_COMMON_PROGRESS_H
+#define TPO_COMMON_PROGRESS_H
 
 #include <stdbool.h>
 

@@ -1,5 +1,5 @@
 /* This file owns the progress bar. */
-#include "cli/progress.h"
+#include "common/progress.h"
 
 #include <stdio.h>
 #include <time.h>
