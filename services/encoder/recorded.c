@@ -139,10 +139,11 @@ static int take(struct tpo_recorded *r, const char *id, struct tpo_frames *out, 
 
 /* --- a frozen encoder ------------------------------------------------------------------------------------------------------------------------ */
 
+/* The training-only heads are not in a frozen pass: a trainer may bring its own. */
 static bool as_loaded(const struct tpo_recorded *r)
 {
     for (int i = 0; i < r->inner->params->n; i++)
-        if (r->inner->params->items[i]->data != r->loaded[i]) return false;
+        if (r->inner->params->items[i]->data != r->loaded[i] && !tpo_param_is_aid(r->inner->params->items[i])) return false;
     return true;
 }
 
