@@ -2,8 +2,6 @@
 #include "trainer/peft.h"
 
 #include <errno.h>
-#include <jansson.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +14,7 @@
 #include "nn/params.h"
 #include "services/router/router.h"
 #include "trainer/model_folder.h"
+#include "trainer/peft_config.h"
 
 #define OURS   "lm."
 #define MIDDLE ".default.weight"
@@ -40,45 +39,28 @@ static int folder_make(const char *dir, const char *file, struct tpo_error *err)
     return TPO_OK;
 }
 
-/* The config and the router's schema, which says what tensors an adapter of this model has. */
-static int schema_load(struct tpo_config *c, struct tpo_params *p, const char *model, struct tpo_error *err)
+static int fail_at_first(void *owner, const char *text)
+{
+    return tpo_fail(owner, TPO_FAILED_PRECONDITION, "weights", "%s", text);
+}
+
+/* The model's files, its config and the router's schema, which says what tensors an adapter of this model has; the three agree. */
+static int model_open(struct tpo_config *c, struct tpo_params *p, struct tpo_safetensors **files, const char *model, struct tpo_error *err)
 {
     int rc = tpo_config_load(c, model, err);
     if (rc != TPO_OK) return rc;
     if (!c->llm.use_lora)
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "lora", "%.200s/config.json: llm.use_lora is false, so it has no adapter",
                         model);
-    tpo_router_schema(p, c, 0);
-    return TPO_OK;
-}
-
-static json_t *number_of(float x)
-{
-    return x == floorf(x) ? json_integer((json_int_t)x) : json_real((double)x);
-}
-
-static int config_write(const char *dir, const struct tpo_config *c, struct tpo_error *err)
-{
-    static const char *const targets[] = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"};
-    char path[4096];
-    json_t *list = json_array();
-    for (size_t i = 0; i < sizeof(targets) / sizeof(targets[0]); i++) json_array_append_new(list, json_string(targets[i]));
-    json_t *root = json_pack("{s:s, s:s, s:i, s:o, s:f, s:o, s:s, s:b, s:b, s:b, s:b, s:n}", "peft_type", "LORA", "task_type",
-                             "CAUSAL_LM", "r", c->llm.lora_r, "lora_alpha", number_of(c->llm.lora_alpha), "lora_dropout",
-                             (double)c->llm.lora_dropout, "target_modules", list, "bias", "none", "fan_in_fan_out", 0,
-                             "inference_mode", 1, "use_rslora", 0, "use_dora", 0, "base_model_name_or_path");
-    snprintf(path, sizeof(path), "%s/adapter_config.json", dir);
-    const int rc = root != NULL ? json_dump_file(root, path, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) : -1;
-    json_decref(root);
-    return rc == 0 ? TPO_OK : tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "adapter", "cannot write %.200s", path);
+    tpo_router_schema(p, c, 1); /* training's own heads may be there or not */
+    rc = tpo_safetensors_open(files, model, err);
+    return rc == TPO_OK ? tpo_params_match(p, *files, "router", fail_at_first, err) : rc;
 }
 
 /* One tensor of the adapter, in f32; a widened copy goes to *copy. */
 static int entry_take(struct tpo_entry *e, float **copy, struct tpo_stream *s, const struct tpo_param *item,
                       const struct tpo_entry *from, struct tpo_error *err)
 {
-    if (from == NULL) return tpo_fail(err, TPO_FAILED_PRECONDITION, "weights", "%s is missing", item->name);
-    if (from->size != item->size) return tpo_fail(err, TPO_FAILED_PRECONDITION, "weights", "%s has the wrong size", item->name);
     if (from->dtype != TPO_F32 && from->dtype != TPO_BF16)
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "weights", "%s: dtype %s, F32 or BF16 is read here", item->name,
                         tpo_dtype_name(from->dtype));
@@ -123,12 +105,11 @@ int tpo_peft_export(const char *dir, const char *model, struct tpo_error *err)
     struct tpo_params p = {0};
     struct tpo_stream *s = NULL;
     struct tpo_safetensors *files = NULL;
-    int rc = schema_load(&c, &p, model, err);
+    int rc = model_open(&c, &p, &files, model, err);
     if (rc == TPO_OK) rc = tpo_stream_open(&s, "cpu", 1, err);
-    if (rc == TPO_OK) rc = tpo_safetensors_open(&files, model, err);
     if (rc == TPO_OK) rc = folder_make(dir, "adapter_model.safetensors", err);
-    if (rc == TPO_OK) rc = tensors_write(dir, s, &p, files, err);
-    if (rc == TPO_OK) rc = config_write(dir, &c, err);
+    if (rc == TPO_OK) rc = tpo_peft_config_write(dir, &c, err);
+    if (rc == TPO_OK) rc = tensors_write(dir, s, &p, files, err); /* last: a folder that holds them is whole */
     tpo_safetensors_close(files);
     tpo_params_free(&p, s);
     tpo_stream_close(s);
@@ -136,57 +117,6 @@ int tpo_peft_export(const char *dir, const char *model, struct tpo_error *err)
 }
 
 /* --- in ------------------------------------------------------------------------------------------------------------------------------ */
-
-static bool is_empty(const json_t *x)
-{
-    return x == NULL || json_is_null(x) || json_is_false(x) || (json_is_array(x) && json_array_size(x) == 0) ||
-           (json_is_object(x) && json_object_size(x) == 0) || (json_is_string(x) && strcmp(json_string_value(x), "none") == 0);
-}
-
-static int config_match(const json_t *root, const char *path, const struct tpo_config *c, struct tpo_error *err)
-{
-    /* What changes PEFT's formula and the router's not. */
-    static const char *const variants[] = {"bias",
-                                           "fan_in_fan_out",
-                                           "use_rslora",
-                                           "use_dora",
-                                           "use_qalora",
-                                           "modules_to_save",
-                                           "rank_pattern",
-                                           "alpha_pattern",
-                                           "layer_replication",
-                                           "trainable_token_indices",
-                                           "lora_bias",
-                                           "target_parameters",
-                                           "layers_to_transform"};
-    const char *type = json_string_value(json_object_get(root, "peft_type"));
-    if (type == NULL || strcmp(type, "LORA") != 0)
-        return tpo_fail(err, TPO_INVALID_ARGUMENT, "adapter", "%.200s: peft_type is not LORA", path);
-    for (size_t i = 0; i < sizeof(variants) / sizeof(variants[0]); i++)
-        if (!is_empty(json_object_get(root, variants[i])))
-            return tpo_fail(err, TPO_INVALID_ARGUMENT, "adapter", "%.200s: %s is set, which the router does not compute", path,
-                            variants[i]);
-    const json_t *r = json_object_get(root, "r"), *alpha = json_object_get(root, "lora_alpha");
-    if (!json_is_integer(r) || json_integer_value(r) != c->llm.lora_r)
-        return tpo_fail(err, TPO_INVALID_ARGUMENT, "adapter", "%.200s: r is not the model's lora_r, %d", path, c->llm.lora_r);
-    if (!json_is_number(alpha) || (float)json_number_value(alpha) != c->llm.lora_alpha)
-        return tpo_fail(err, TPO_INVALID_ARGUMENT, "adapter", "%.200s: lora_alpha is not the model's, %g", path,
-                        (double)c->llm.lora_alpha);
-    return TPO_OK;
-}
-
-static int config_check(const char *adapter, const struct tpo_config *c, struct tpo_error *err)
-{
-    char path[4096];
-    json_error_t fault;
-    snprintf(path, sizeof(path), "%s/adapter_config.json", adapter);
-    if (access(path, R_OK) != 0) return tpo_fail(err, TPO_NOT_FOUND, "adapter", "%.200s: %s", path, strerror(errno));
-    json_t *root = json_load_file(path, JSON_REJECT_DUPLICATES, &fault);
-    const int rc = root != NULL ? config_match(root, path, c, err)
-                                : tpo_fail(err, TPO_INVALID_ARGUMENT, "adapter", "%.200s:%d: %.80s", path, fault.line, fault.text);
-    json_decref(root);
-    return rc;
-}
 
 static int entry_check(const struct tpo_param *item, const char *name, const struct tpo_entry *e, struct tpo_error *err)
 {
@@ -244,14 +174,10 @@ int tpo_peft_import(const char *dir, const char *model, const char *adapter, str
     struct tpo_params p = {0};
     struct tpo_safetensors *files = NULL, *lora = NULL;
     snprintf(path, sizeof(path), "%s/adapter_model.safetensors", adapter);
-    int rc = schema_load(&c, &p, model, err);
-    if (rc == TPO_OK) rc = config_check(adapter, &c, err);
-    if (rc == TPO_OK) rc = tpo_safetensors_open(&files, model, err);
+    int rc = model_open(&c, &p, &files, model, err);
+    if (rc == TPO_OK) rc = tpo_peft_config_check(adapter, &c, &p, err);
     if (rc == TPO_OK) rc = tpo_safetensors_open(&lora, path, err);
     if (rc == TPO_OK) rc = adapter_check(&p, lora, err);
-    for (int i = 0; i < p.n && rc == TPO_OK; i++)
-        if (tpo_safetensors_find(files, p.items[i]->name) == NULL)
-            rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "weights", "%s is missing from the model", p.items[i]->name);
     if (rc == TPO_OK) rc = folder_make(dir, "model.safetensors", err);
     if (rc == TPO_OK) rc = tpo_model_folder_companions(dir, model, err);
     if (rc == TPO_OK) rc = merged_write(dir, files, lora, err);

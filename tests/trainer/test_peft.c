@@ -1,6 +1,7 @@
-/* LoRA out to PEFT's layout and back keeps every bit; an adapter that does not fit is refused by the name of what is wrong. */
+/* LoRA out to PEFT's layout and back keeps every bit; an adapter or a model that does not fit is refused by the name of what is wrong. */
 #include "tests/support/test.h"
 
+#include <stdbool.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -158,33 +159,141 @@ static void tensors_that_do_not_fit_are_named(void **state)
     }
 }
 
+/* --- adapter_config.json ---------------------------------------------------------------------------------------------------------------- */
+
+#define LAYERS "\"q_proj\",\"k_proj\",\"v_proj\",\"o_proj\",\"gate_proj\",\"up_proj\",\"down_proj\""
+#define CONFIG(kind, scale, targets, rest)                                                                                         \
+    "{\"peft_type\":" kind ",\"task_type\":\"CAUSAL_LM\"," scale ",\"target_modules\":" targets rest "}"
+#define FITS(rest) CONFIG("\"LORA\"", "\"r\":16,\"lora_alpha\":32", "[" LAYERS ",\"lm_head\"]", rest)
+
+static void config_put(const char *text)
+{
+    FILE *f = fopen("adapter/adapter_config.json", "w");
+    fputs(text, f);
+    fclose(f);
+}
+
 static void configs_that_do_not_fit_are_refused(void **state)
 {
     (void)state;
     static const struct {
         const char *text, *named;
-    } configs[] = {{"{\"peft_type\":\"LORA\",\"r\":8,\"lora_alpha\":32}", "lora_r"},
-                   {"{\"peft_type\":\"LORA\",\"r\":16,\"lora_alpha\":16}", "lora_alpha"},
-                   {"{\"peft_type\":\"IA3\",\"r\":16,\"lora_alpha\":32}", "peft_type"},
-                   {"{\"peft_type\":\"LORA\",\"r\":16,\"lora_alpha\":32,\"use_dora\":true}", "use_dora"},
-                   {"{\"peft_type\":\"LORA\",\"r\":16,\"lora_alpha\":32,\"rank_pattern\":{\"q_proj\":4}}", "rank_pattern"},
-                   {"{\"peft_type\":", "adapter_config.json:1"}};
+    } configs[] = {
+        {CONFIG("\"LORA\"", "\"r\":8,\"lora_alpha\":32", "[" LAYERS ",\"lm_head\"]", ""), "lora_r"},
+        {CONFIG("\"LORA\"", "\"r\":16,\"lora_alpha\":16", "[" LAYERS ",\"lm_head\"]", ""), "lora_alpha"},
+        {CONFIG("\"IA3\"", "\"r\":16,\"lora_alpha\":32", "[" LAYERS ",\"lm_head\"]", ""), "peft_type"},
+        {"{\"peft_type\":\"LORA\",\"task_type\":\"SEQ_CLS\",\"r\":16,\"lora_alpha\":32,\"target_modules\":[" LAYERS ",\"lm_head\"]}", "task_type"},
+        {"{\"peft_type\":\"LORA\",\"task_type\":7,\"r\":16,\"lora_alpha\":32,\"target_modules\":[" LAYERS ",\"lm_head\"]}", "task_type"},
+        {FITS(",\"use_dora\":true"), "use_dora"},
+        {FITS(",\"use_rslora\":true"), "use_rslora"},
+        {FITS(",\"bias\":\"all\""), "bias"},
+        {FITS(",\"rank_pattern\":{\"q_proj\":4}"), "rank_pattern"},
+        {FITS(",\"exclude_modules\":[\"lm_head\"]"), "exclude_modules"},
+        {FITS(",\"layers_to_transform\":0"), "layers_to_transform"},
+        {FITS(",\"a_key_of_tomorrow\":\"on\""), "a_key_of_tomorrow"},
+        {FITS(",\"init_lora_weights\":\"pissa\""), "init_lora_weights"},
+        {CONFIG("\"LORA\"", "\"r\":16,\"lora_alpha\":32", "[" LAYERS "]", ""), "leaves out lm_head"},
+        {CONFIG("\"LORA\"", "\"r\":16,\"lora_alpha\":32", "[\"lm_head\",\"layers.0.self_attn.q_proj\"]", ""),
+         "leaves out model.layers.0.self_attn.k_proj"},
+        {CONFIG("\"LORA\"", "\"r\":16,\"lora_alpha\":32", "[" LAYERS ",\"lm_head\",\"embed_tokens\"]", ""), "names embed_tokens"},
+        {CONFIG("\"LORA\"", "\"r\":16,\"lora_alpha\":32", "[" LAYERS ",\"lm_head\",\"proj\"]", ""), "names proj"},
+        {CONFIG("\"LORA\"", "\"r\":16,\"lora_alpha\":32", "[" LAYERS ",\"lm_head\",\"\"]", ""), "target_modules"},
+        {CONFIG("\"LORA\"", "\"r\":16,\"lora_alpha\":32", "[" LAYERS ",\"lm_head\",3]", ""), "target_modules"},
+        {CONFIG("\"LORA\"", "\"r\":16,\"lora_alpha\":32", "\".*_proj|lm_head\"", ""), "target_modules"},
+        {CONFIG("\"LORA\"", "\"r\":16,\"lora_alpha\":32", "null", ""), "target_modules"},
+        {"[]", "peft_type"},
+        {"{\"peft_type\":", "adapter_config.json:1"}};
     struct tpo_error err;
     char plain[4096];
     model_make("one", 1);
     ok(tpo_peft_export("adapter", "one", &err), &err);
     for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++) {
-        FILE *f = fopen("adapter/adapter_config.json", "w");
-        fputs(configs[i].text, f);
-        fclose(f);
-        assert_int_equal(tpo_peft_import("made", "one", "adapter", &err), TPO_INVALID_ARGUMENT);
+        config_put(configs[i].text);
+        if (tpo_peft_import("made", "one", "adapter", &err) != TPO_INVALID_ARGUMENT) fail_msg("config %zu was taken", i);
         if (strstr(err.message, configs[i].named) == NULL) fail_msg("config %zu: %s", i, err.message);
+        assert_int_not_equal(access("made/model.safetensors", F_OK), 0);
     }
     unlink("adapter/adapter_config.json");
     assert_int_equal(tpo_peft_import("made", "one", "adapter", &err), TPO_NOT_FOUND);
     snprintf(plain, sizeof(plain), "%s/models/small", tpo_test_source());
     assert_int_equal(tpo_peft_export("none", plain, &err), TPO_FAILED_PRECONDITION);
+    assert_string_equal(err.reason, "lora");
+}
+
+static void configs_that_say_the_same_otherwise_are_taken(void **state)
+{
+    (void)state;
+    static const char *const configs[] = {
+        FITS(""),
+        FITS(",\"bias\":\"none\",\"rank_pattern\":{},\"layers_to_transform\":null,\"use_dora\":false"),
+        FITS(",\"peft_version\":\"0.21.2\",\"lora_dropout\":0.1,\"init_lora_weights\":\"gaussian\",\"megatron_core\":\"megatron.core\""),
+        CONFIG("\"LORA\"", "\"r\":16,\"lora_alpha\":32.0", "[\"lm_head\",\"self_attn.q_proj\"," LAYERS "]", ""),
+        "{\"peft_type\":\"LORA\",\"r\":16,\"lora_alpha\":32,\"target_modules\":[" LAYERS ",\"lm_head\"]}"};
+    struct tpo_error err;
+    char dir[32];
+    model_make("one", 1);
+    ok(tpo_peft_export("adapter", "one", &err), &err);
+    for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++) {
+        config_put(configs[i]);
+        snprintf(dir, sizeof(dir), "made%zu", i);
+        if (tpo_peft_import(dir, "one", "adapter", &err) != TPO_OK) fail_msg("config %zu: %s", i, err.message);
+    }
+}
+
+/* --- the model's side ------------------------------------------------------------------------------------------------------------------- */
+
+#define OUR_A0 "lm.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+#define OUR_Q0 "lm.base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight"
+
+/* Model folder `dir`: that of `from` with its tensor `name` as one row of as many elements, or as F16. */
+static void model_damage(const char *dir, const char *from, const char *name, bool half)
+{
+    char path[128];
+    struct tpo_error err;
+    struct tpo_safetensors *files = NULL;
+    ok(tpo_safetensors_open(&files, from, &err), &err);
+    struct tpo_entry *entries = calloc((size_t)files->n, sizeof(*entries));
+    for (int i = 0; i < files->n; i++) {
+        entries[i] = files->items[i];
+        if (strcmp(entries[i].name, name) != 0) continue;
+        if (half) {
+            entries[i].dtype = TPO_F16;
+            entries[i].size_bytes /= 2;
+        } else {
+            entries[i].n_dims = 1;
+            entries[i].shape[0] = entries[i].size;
+        }
+    }
+    mkdir(dir, 0755);
+    ok(tpo_model_folder_companions(dir, from, &err), &err);
+    snprintf(path, sizeof(path), "%s/model.safetensors", dir);
+    ok(tpo_safetensors_write(path, entries, files->n, &err), &err);
+    free(entries);
+    tpo_safetensors_close(files);
+}
+
+static void models_that_are_not_their_config_are_refused(void **state)
+{
+    (void)state;
+    struct tpo_error err;
+    model_make("one", 1);
+    ok(tpo_peft_export("adapter", "one", &err), &err);
+    model_damage("flat_a", "one", OUR_A0, false);
+    model_damage("flat_q", "one", OUR_Q0, false);
+    model_damage("half_a", "one", OUR_A0, true);
+    static const char *const models[] = {"flat_a", "flat_q"}, *const names[] = {OUR_A0, OUR_Q0};
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(tpo_peft_export("out", models[i], &err), TPO_FAILED_PRECONDITION);
+        if (strstr(err.message, names[i]) == NULL || strstr(err.message, "shape") == NULL) fail_msg("export: %s", err.message);
+        assert_int_equal(tpo_peft_import("in", models[i], "adapter", &err), TPO_FAILED_PRECONDITION);
+        if (strstr(err.message, names[i]) == NULL || strstr(err.message, "shape") == NULL) fail_msg("import: %s", err.message);
+    }
+    assert_int_equal(tpo_peft_export("out", "half_a", &err), TPO_FAILED_PRECONDITION);
+    if (strstr(err.message, "F16") == NULL) fail_msg("%s", err.message);
+    assert_int_not_equal(access("out/adapter_model.safetensors", F_OK), 0);
+    assert_int_not_equal(access("in/model.safetensors", F_OK), 0);
 }
 
 TPO_TESTS(cmocka_unit_test(out_and_in_keeps_every_bit), cmocka_unit_test(tensors_that_do_not_fit_are_named),
-          cmocka_unit_test(configs_that_do_not_fit_are_refused))
+          cmocka_unit_test(configs_that_do_not_fit_are_refused), cmocka_unit_test(configs_that_say_the_same_otherwise_are_taken),
+          cmocka_unit_test(models_that_are_not_their_config_are_refused))
