@@ -178,7 +178,9 @@ $(BUILD)/tests/bench/hop_peer: tests/bench/hop_peer.cc tests/bench/echo.proto pr
 	@protoc -Iproto -Itests/bench --cpp_out=$(@D)/hop --grpc_out=$(@D)/hop --plugin=protoc-gen-grpc=/usr/bin/grpc_cpp_plugin $(HOP_PROTOS:%=%.proto)
 	$(call say,CXX)$(CXX) -std=c++17 -O2 -w -I$(@D)/hop -o $@ $< $(HOP_PROTOS:%=$(@D)/hop/%.pb.cc) $(@D)/hop/echo.grpc.pb.cc $$(pkg-config --libs grpc++ protobuf)
 # bench_ask's peer: PyTorch and friends from PyPI, in a virtual environment of its own.
-build/peers/bin/python: tests/peers/requirements.txt
+# Its own stamp: the interpreter is there before, and also without, the packages.
+build/peers/bin/python: build/peers/installed ;
+build/peers/installed: tests/peers/requirements.txt
 	python3 -m venv build/peers
 	build/peers/bin/pip install --quiet -r $<
 	@touch $@

@@ -99,6 +99,26 @@ def random_lora(source, to):
     save_file(tensors, os.path.join(to, "model.safetensors"))
 
 
+def refused(model, scratch):
+    """adapter_config.json of PEFT's own making that means something else than the router computes: refused by the name of the key."""
+    llm = config_of(model)["llm"]
+    fits = dict(r=llm["lora_r"], lora_alpha=llm["lora_alpha"], target_modules=TARGETS, task_type="CAUSAL_LM")
+    changes = {"r": dict(r=llm["lora_r"] + 1), "lora_alpha": dict(lora_alpha=1), "task_type": dict(task_type="SEQ_CLS"),
+               "target_modules": dict(target_modules=["q_proj", "v_proj"]), "target_modules is": dict(target_modules=".*_proj|lm_head"),
+               "use_rslora": dict(use_rslora=True), "use_dora": dict(use_dora=True), "bias": dict(bias="lora_only"),
+               "rank_pattern": dict(rank_pattern={"q_proj": 4}), "alpha_pattern": dict(alpha_pattern={"q_proj": 4}),
+               "layers_to_transform": dict(layers_to_transform=[0]), "exclude_modules": dict(exclude_modules=["lm_head"]),
+               "modules_to_save": dict(modules_to_save=["embed_tokens"]), "init_lora_weights": dict(init_lora_weights="olora")}
+    for i, (key, change) in enumerate(changes.items()):
+        adapter = os.path.join(scratch, f"refused{i}")
+        LoraConfig(**{**fits, **change}).save_pretrained(adapter)
+        done = subprocess.run([os.path.join(BUILD, "tpo-trainer"), "model", "import-peft", model, adapter, os.path.join(scratch, "none")],
+                              capture_output=True, text=True)
+        if done.returncode == 0 or f"adapter_config.json: {key} " not in done.stdout + done.stderr:
+            sys.exit(f"an adapter with another {key}: {done.stdout}{done.stderr}")
+    print(f"PEFT's adapters that do not fit: {len(changes)} refused by name")
+
+
 def main():
     with tempfile.TemporaryDirectory() as scratch:
         at = lambda name: os.path.join(scratch, name)
@@ -120,6 +140,7 @@ def main():
         theirs.save_pretrained(at("theirs"), save_embedding_layers=False)
         run("tpo-trainer", "model", "import-peft", at("ours"), at("theirs"), at("imported"))
         compare("PEFT's adapter in the router", theirs, at("imported"), scratch)
+        refused(at("ours"), scratch)
 
 
 main()
