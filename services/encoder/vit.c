@@ -119,10 +119,13 @@ struct tpo_tensor *tpo_vit_forward(struct tpo_tape *t, const struct tpo_vit *v, 
 {
     if (patches == NULL) return NULL;
     const int frames = patches->rows / (B * tpo_config_patches(v->config));
+    /* One scope for all blocks, so that a block's result takes the place of the last one's; where it fell into the tape's next piece of memory, a new one. */
+    struct tpo_scope scope = tpo_scope_begin(t);
     struct tpo_tensor *x = tpo_plus_rows(t, tpo_linear(t, patches, v->patch_w, v->patch_b), position_table(t, v, frames));
     for (int i = 0; i < v->n_blocks && x != NULL; i++) {
-        const struct tpo_scope scope = tpo_scope_begin(t);
         x = tpo_scope_end(t, scope, block_forward(t, v, &v->blocks[i], x, B));
+        const struct tpo_scope now = tpo_scope_begin(t);
+        if (now.block != scope.block || now.last != scope.last) scope = now;
     }
     return x;
 }
