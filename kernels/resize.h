@@ -3,7 +3,7 @@
  *
  *   tpo_resize_u8       src (H, W, 3) u8 interleaved -> dst (h, w, 3) u8, rounded to nearest and clamped to 0..255
  *   tpo_resize_f32      src (C, H, W) f32 planes -> dst (C, h, w) f32, not clamped (the mask head's order: /255, resize, normalise)
- *   tpo_normalise       dst (3, H, W) f32 = (src (H, W, 3) u8 / 255 - mean[c]) / std[c]
+ *   tpo_normalise       dst (3, H, W) f32 = (src (H, W, 3) u8 / 255 - mean[c]) / std[c], mean and std in host memory
  * Bits are equal on every machine: integer positions, f32 weights, sums in order, no fused multiply-add across machines.
  * TPO_EINVAL when a size is not positive or a side exceeds 65535. */
 #ifndef TPO_KERNELS_RESIZE_H

@@ -6,7 +6,8 @@
  *   tpo_sum_rows          y[c] += x[m][c] over m % period == r        its gradient: y (period, C)
  *   tpo_patchify          pixels (B, T, 3, P*p, Q*p) -> rows (B, T/tubelet, P, Q | 3, tubelet, p, p), the im2col of a convolution whose
  *                         kernel equals its stride
- * All f32, row-major, index int32. TPO_EINVAL when a size is not positive or an index is past the table. */
+ * All f32, row-major, index int32. TPO_EINVAL when a size is not positive or an index is past the table
+ * (on CUDA the latter is told by the next call that waits). */
 #ifndef TPO_KERNELS_ROWS_H
 #define TPO_KERNELS_ROWS_H
 
