@@ -294,6 +294,33 @@ static void models_that_are_not_their_config_are_refused(void **state)
     assert_int_not_equal(access("in/model.safetensors", F_OK), 0);
 }
 
+/* A training checkpoint holds heads that no folder to serve from has: no reason to refuse it, and they stay. */
+static void a_checkpoint_keeps_the_heads_of_training(void **state)
+{
+    (void)state;
+    static const float bias[4] = {.25F, .5F, .75F, 1};
+    struct tpo_error err;
+    struct tpo_safetensors *files = NULL;
+    model_make("one", 1);
+    ok(tpo_safetensors_open(&files, "one", &err), &err);
+    struct tpo_entry *entries = calloc((size_t)files->n + 1, sizeof(*entries));
+    memcpy(entries, files->items, (size_t)files->n * sizeof(*entries));
+    entries[files->n] = (struct tpo_entry){.name = "ext.router.slot.box.bias", .dtype = TPO_F32, .n_dims = 1, .shape = {4}, .size = 4,
+                                           .size_bytes = sizeof(bias), .data = bias};
+    mkdir("aided", 0755);
+    ok(tpo_model_folder_companions("aided", "one", &err), &err);
+    ok(tpo_safetensors_write("aided/model.safetensors", entries, files->n + 1, &err), &err);
+    free(entries);
+    tpo_safetensors_close(files);
+    ok(tpo_peft_export("adapter", "aided", &err), &err);
+    ok(tpo_peft_import("made", "aided", "adapter", &err), &err);
+    ok(tpo_safetensors_open(&files, "made", &err), &err);
+    const struct tpo_entry *kept = tpo_safetensors_find(files, "ext.router.slot.box.bias");
+    assert_non_null(kept);
+    assert_memory_equal(kept->data, bias, sizeof(bias));
+    tpo_safetensors_close(files);
+}
+
 TPO_TESTS(cmocka_unit_test(out_and_in_keeps_every_bit), cmocka_unit_test(tensors_that_do_not_fit_are_named),
           cmocka_unit_test(configs_that_do_not_fit_are_refused), cmocka_unit_test(configs_that_say_the_same_otherwise_are_taken),
-          cmocka_unit_test(models_that_are_not_their_config_are_refused))
+          cmocka_unit_test(models_that_are_not_their_config_are_refused), cmocka_unit_test(a_checkpoint_keeps_the_heads_of_training))
