@@ -185,7 +185,8 @@ build/peers/installed: tests/peers/requirements.txt
 	build/peers/bin/pip install --quiet -r $<
 	@touch $@
 # bench_decode's: llama.cpp, which pip builds for this machine (20 minutes on two cores).
-build/peers-llama/bin/python: tests/peers/requirements-llama.txt
+build/peers-llama/bin/python: build/peers-llama/installed ;
+build/peers-llama/installed: tests/peers/requirements-llama.txt
 	python3 -m venv build/peers-llama
 	CMAKE_ARGS=-DGGML_NATIVE=on build/peers-llama/bin/pip install --quiet -r $<
 	@touch $@
