@@ -129,6 +129,7 @@ static void write_weights(const struct tpo_config *c)
 
 /* --- the bare read ---------------------------------------------------------------------------------------------------------------------- */
 
+#define PAGE (4096 / sizeof(wide))
 typedef uint64_t wide __attribute__((vector_size(32), aligned(32), may_alias));
 
 struct piece {
@@ -143,6 +144,7 @@ struct pieces {
     double bytes; /* all that one token reads of the weights */
 };
 
+/* Four pages side by side while the next four are asked for: faster here than one stream of the same sums. */
 #if defined(__x86_64__)
 __attribute__((target_clones("avx2", "default")))
 #endif
@@ -151,8 +153,14 @@ static void read_piece(void *arg, int part, int member)
     (void)member;
     struct piece *p = &((struct piece *)arg)[part];
     wide sums[8] = {0};
-    for (size_t i = 0; i + 8 <= p->n; i += 8)
-        for (int k = 0; k < 8; k++) sums[k] += p->data[i + (size_t)k];
+    for (size_t block = 0; block < p->n; block += 4 * PAGE)
+        for (size_t i = block; i < block + PAGE; i += 2)
+#pragma GCC unroll 4
+            for (size_t k = 0; k < 4; k++) {
+                __builtin_prefetch(p->data + i + (k + 4) * PAGE);
+                sums[2 * k] += p->data[i + k * PAGE];
+                sums[2 * k + 1] += p->data[i + k * PAGE + 1];
+            }
     for (int k = 1; k < 8; k++) sums[0] += sums[k];
     p->sum = sums[0][0] + sums[0][1] + sums[0][2] + sums[0][3];
 }
@@ -165,11 +173,11 @@ static struct pieces pieces_of(const struct tpo_params *params)
         const struct tpo_param *p = params->items[i];
         const size_t bytes = (size_t)p->size * 2;
         if (strncmp(p->name, "lm.", 3) != 0 || p->half == NULL || strstr(p->name, "embed_tokens") != NULL) continue; /* a row is read of that table */
-        if ((uintptr_t)p->half % sizeof(wide) != 0 || bytes % (8 * sizeof(wide)) != 0) die("a weight lies crooked");
+        if ((uintptr_t)p->half % sizeof(wide) != 0 || bytes % PIECE != 0) die("a weight lies crooked");
         all.items = realloc(all.items, ((size_t)all.n + bytes / PIECE + 1) * sizeof(*all.items));
         if (all.items == NULL) die("no memory");
         for (size_t at = 0; at < bytes; at += PIECE, all.n++)
-            all.items[all.n] = (struct piece){(const wide *)(p->half + at / 2), (bytes - at < PIECE ? bytes - at : PIECE) / sizeof(wide), 0};
+            all.items[all.n] = (struct piece){(const wide *)(p->half + at / 2), PIECE / sizeof(wide), 0};
         all.bytes += (double)bytes;
     }
     return all;
@@ -257,10 +265,11 @@ static struct peer peer_open(const char *dtype)
     return p;
 }
 
-static struct took peer_decode(struct peer *p, int threads)
+/* 0 tokens: a new sequence. */
+static struct took peer_decode(struct peer *p, int threads, int tokens)
 {
     char line[256] = "";
-    fprintf(p->to, "%d %d\n", threads, TOKENS);
+    fprintf(p->to, "%d %d\n", threads, tokens);
     fflush(p->to);
     if (fgets(line, sizeof(line), p->from) == NULL) die("llama.cpp answered nothing");
     json_t *answer = json_loads(line, 0, NULL);
@@ -346,12 +355,12 @@ static void setting(const struct tpo_config *c, struct peer *peer, const char *d
     struct rounds r = {.n = n};
     ours_open(&o, c, threads);
     read_all(&o), decode(&o);
-    if (peer != NULL) peer_decode(peer, threads);
+    if (peer != NULL) peer_decode(peer, threads, 0);
     pid_t other = busy ? busy_start() : 0;
     for (int i = 0; i < n; i++) {
         r.read[i] = read_all(&o);
         r.ours[i] = decode(&o);
-        if (peer != NULL) r.theirs[i] = peer_decode(peer, threads);
+        if (peer != NULL) r.theirs[i] = peer_decode(peer, threads, TOKENS);
     }
     if (other > 0) kill(other, SIGKILL), waitpid(other, NULL, 0);
     print_rounds(&r, threads, busy ? ", busy" : "", dtype, o.pieces.bytes);

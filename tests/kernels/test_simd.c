@@ -92,6 +92,29 @@ static void products_agree(void **state)
     free(x), free(w);
 }
 
+/* A bf16 weight counts as the f32 of the same value in every build: the same bits, on rows that pair_up has turned. */
+static void half_products_are_the_same_bits(void **state)
+{
+    (void)state;
+    const struct tpo_simd *tables[3];
+    int n_tables = builds(tables);
+    float *x = check_numbers("x", 16 * N, 1, 0), *w = check_numbers("w", 9 * N, 1, 0), *paired = check_zeros(16 * N), y[16 * 9], z[16 * 9];
+    uint16_t *half = check_alloc(9 * N, 2);
+    for (int t = 0; t < n_tables; t++) {
+        tables[t]->f32_to_bf16(half, w, 9 * N);
+        tables[t]->bf16_to_f32(w, half, 9 * N);
+        for (int rows = 1; rows <= 16; rows++)
+            for (int cols = 1; cols <= 9; cols++) {
+                const int K = N - 3 * rows;
+                for (int r = 0; r < rows; r++) tables[t]->pair_up(paired + r * N, x + r * N, K);
+                tables[t]->dots(y, cols, x, N, w, N, w, 0, rows, cols, K);
+                tables[t]->dots_half(z, cols, paired, N, half, N, w, 0, rows, cols, K);
+                for (int i = 0; i < rows * cols; i++) assert_true(y[i] == z[i]);
+            }
+    }
+    free(x), free(w), free(paired), free(half);
+}
+
 static void turning_and_packing_move_every_element(void **state)
 {
     (void)state;
@@ -128,5 +151,5 @@ static void halves_agree(void **state)
     free(all), free(back), free(f);
 }
 
-TPO_TESTS(cmocka_unit_test(builds_agree), cmocka_unit_test(products_agree),
+TPO_TESTS(cmocka_unit_test(builds_agree), cmocka_unit_test(products_agree), cmocka_unit_test(half_products_are_the_same_bits),
           cmocka_unit_test(turning_and_packing_move_every_element), cmocka_unit_test(halves_agree))

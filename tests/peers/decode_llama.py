@@ -3,7 +3,8 @@
     decode_llama.py FILE bf16|f16
 
 Writes FILE (GGUF) and maps it. Then, for every line "THREADS TOKENS" of standard input, it takes the likeliest token so many times and
-answers with one JSON line: the seconds of the wall and of all threads. FILE goes at the end."""
+answers with one JSON line: the seconds of the wall and of all threads. 0 TOKENS begins a new sequence, whose first 32 are not
+timed. FILE goes as soon as it is mapped."""
 import ctypes
 import json
 import os
@@ -77,7 +78,12 @@ class Model:
         self.context = llama_cpp.llama_new_context_with_model(self.model, params)
         if not self.context:
             sys.exit("llama.cpp refuses the file")
+        self.begin()
+
+    def begin(self):
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
         self.token = 1
+        self.decode(32)
 
     def decode(self, tokens):
         for _ in range(tokens):
@@ -95,10 +101,11 @@ def main():
     llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
     model = Model(path)
     os.remove(path)  # it stays mapped
-    model.decode(16)
     for line in sys.stdin:
         threads, tokens = map(int, line.split())
         llama_cpp.llama_set_n_threads(model.context, threads, threads)
+        if tokens == 0:
+            model.begin()
         start, cpu = time.perf_counter(), time.process_time()
         model.decode(tokens)
         print(json.dumps({"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}), flush=True)
