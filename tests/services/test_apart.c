@@ -4,6 +4,9 @@
 
 #include <unistd.h>
 
+#include "common/sha256.h"
+#include "services/encoder/encoder.h"
+#include "services/host/learner.h"
 #include "tests/support/apart.h"
 #include "tests/support/training.h"
 #include "trainer/eval/asker.h"
@@ -89,4 +92,48 @@ static void answers_come_from_the_device(void **state)
     tpo_stream_close(apart);
 }
 
-TPO_TESTS(cmocka_unit_test(training_stays_on_the_device), cmocka_unit_test(answers_come_from_the_device))
+/* What a learner says it holds is what lies on the device, also where that is bf16. */
+static void bf16_weights_are_known_by_their_digest(void **state)
+{
+    (void)state;
+    struct tpo_config config;
+    struct tpo_error err = {0};
+    struct tpo_encoder *plain, *half;
+    struct tpo_learner l;
+    struct tpo_begun begun;
+    const struct tpo_plan plan = {.seed = 1, .lanes = 1, .micro_batches = 1};
+    char folder[4096];
+    snprintf(folder, sizeof(folder), "%s/models/small", tpo_test_source());
+    open_both();
+    if (tpo_config_load(&config, folder, &err) != TPO_OK) fail_msg("%s", err.message);
+    assert_int_equal(tpo_encoder_open(&plain, cpu, &config, folder, 0, 0, &err), TPO_OK);
+    config.keep_bf16 = true;
+    if (tpo_encoder_open(&half, apart, &config, folder, 0, 0, &err) != TPO_OK) fail_msg("%s", err.message);
+    assert_int_equal(tpo_learner_open_direct(&l, tpo_encoder_model(half), apart, &err), TPO_OK);
+    assert_int_equal(l.begin(l.self, "run", &plan, &begun, &err), TPO_OK);
+    int n_half = 0;
+    for (int i = 0; i < tpo_encoder_model(plain)->params->n; i++) {
+        const struct tpo_param *p = tpo_encoder_model(plain)->params->items[i];
+        struct tpo_chunk c = {.name = p->name, .part = "start", .n_dims = p->n_dims};
+        uint8_t digest[TPO_SHA256_BYTES];
+        bool held = false;
+        if (p->ignored) continue;
+        memcpy(c.shape, p->shape, sizeof(c.shape));
+        tpo_sha256(digest, p->data, (size_t)p->size * sizeof(float));
+        assert_int_equal(l.holds(l.self, &c, digest, &held, &err), TPO_OK);
+        assert_true(held);
+        digest[0] ^= 1;
+        assert_int_equal(l.holds(l.self, &c, digest, &held, &err), TPO_OK);
+        assert_false(held);
+        n_half += tpo_encoder_model(half)->params->items[i]->half != NULL;
+    }
+    assert_true(n_half > 0);
+    l.close(l.self);
+    tpo_encoder_close(half);
+    tpo_encoder_close(plain);
+    tpo_stream_close(cpu);
+    tpo_stream_close(apart);
+}
+
+TPO_TESTS(cmocka_unit_test(training_stays_on_the_device), cmocka_unit_test(answers_come_from_the_device),
+          cmocka_unit_test(bf16_weights_are_known_by_their_digest))
