@@ -14,6 +14,7 @@
 #include "services/host/learner_state.h"
 #include "services/region/region.h"
 #include "services/router/router.h"
+#include "kernels/stream.h"
 #include "trainer/steps/recipe.h"
 
 extern char **environ;
@@ -417,7 +418,29 @@ static void rates_warm_up_and_fall_to_the_floor(void **state)
     assert_float_equal(tpo_recipe_rate(&s, 100), .1f, 1e-6f);
 }
 
+/* --device counts without --mesh: a GPU that is not there is told, and nothing computes elsewhere instead. */
+static void a_device_that_is_missing_is_told(void **state)
+{
+    (void)state;
+    struct tpo_stream *s = NULL;
+    char stages[2048], command[4200];
+    size_t size;
+    if (tpo_stream_open(&s, "cuda", 1, NULL) == TPO_OK) {
+        tpo_stream_close(s);
+        skip();
+    }
+    snprintf(stages, sizeof(stages), encoder_stage, 1, 1);
+    recipe_write("device.yaml", stages);
+    snprintf(command, sizeof(command), "%s/tpo-trainer train device.yaml --out device --device cuda 2> device.err", tpo_test_build());
+    assert_int_equal(WEXITSTATUS(system(command)), 1);
+    char *text = file_read("device.err", &size);
+    if (strstr(text, "UNIMPLEMENTED") == NULL) fail_msg("%s", text);
+    assert_int_equal(access("device/1-see", F_OK), -1);
+    free(text);
+}
+
 TPO_TESTS(cmocka_unit_test(a_short_run_learns), cmocka_unit_test(chat_stages_lower_every_loss),
           cmocka_unit_test(killed_and_resumed_is_uninterrupted), cmocka_unit_test(a_model_with_weights_is_where_a_run_begins), cmocka_unit_test(broken_recipes_are_refused_by_line),
           cmocka_unit_test(a_recipe_extends_another), cmocka_unit_test(our_recipes_name_tensors_of_their_model),
-          cmocka_unit_test(the_papers_recipes_are_table_16), cmocka_unit_test(rates_warm_up_and_fall_to_the_floor))
+          cmocka_unit_test(the_papers_recipes_are_table_16), cmocka_unit_test(rates_warm_up_and_fall_to_the_floor),
+          cmocka_unit_test(a_device_that_is_missing_is_told))
