@@ -124,6 +124,8 @@ static int data_open(struct tpo_feed *f, const struct tpo_feed_options *o, struc
         f->draws[i] = s->data[i].draw;
         f->draws[i].word_id = o->word_id;
         f->draws[i].owner = o->owner;
+        f->draws[i].n_slots = tpo_config_queries(o->config);
+        f->draws[i].patch = o->config->vision_encoder.patch_size;
         rc = s->data[i].annotations != NULL ? source_open(f, o, i, err) : world_open(f, o, err);
     }
     for (int step = 1; step < f->first; step++)

@@ -16,6 +16,7 @@
 #define HEAD_OPTION  0
 #define LAYER_LETTER 1
 #define HEAD_LETTER  0
+#define COUNT_REST   4 /* objects */
 #define AIDS_MAX     16 /* 1 target, 4 nouns, 2 of a count, 1 + 4 options */
 
 #define TRIES    24         /* of kinds, for one place in a sample */
@@ -91,6 +92,7 @@ void tpo_world_draw_default(struct tpo_world_draw *d, int n_frames)
                                  .outermost = TPO_OUTERMOST_KEPT,
                                  .aids = TPO_WORLD_AIDS_ALL,
                                  .patch = 12,
+                                 .n_slots = 32,
                                  .weight_description = .5f,
                                  .weight_end = .2f};
 #undef X
@@ -140,6 +142,13 @@ static int grid_owner(const struct grid *g, int cell, float share)
     return n[best] >= share * (float)(g->wide * g->high) ? best : -1;
 }
 
+/* The slot in whose cell an object's centre lies. */
+static int slot_of(const struct tpo_facts *f, int object, int n_slots)
+{
+    const int rows = n_slots / TPO_WORLD_SLOT_COLUMNS;
+    return (int)(f->centre[object][1] * (float)rows) * TPO_WORLD_SLOT_COLUMNS + (int)(f->centre[object][0] * TPO_WORLD_SLOT_COLUMNS);
+}
+
 static void add_target(struct tpo_sample *s, struct tpo_named_tensor *list, const char *name, enum tpo_dtype dtype, int64_t rows,
                        int64_t columns, const void *data)
 {
@@ -167,30 +176,30 @@ static int add_dense(struct tpo_sample *s, struct tpo_named_tensor *list, struct
 }
 
 static int add_slots(struct tpo_sample *s, struct tpo_named_tensor *list, struct tpo_arena *arena, const struct tpo_view *v,
-                     const struct grid *g, const struct tpo_world_draw *d)
+                     const struct tpo_world_draw *d)
 {
+    struct grid g;
     const struct tpo_scene *scene = &v->scene;
     int A = scene->n_frames > 1 ? 5 : 4;
-    int32_t *words = tpo_arena_alloc(arena, sizeof(int32_t) * (size_t)(TPO_WORLD_SLOTS * A));
-    float(*boxes)[4] = tpo_arena_calloc(arena, sizeof(float) * TPO_WORLD_SLOTS * 4);
-    float(*centres)[2] = tpo_arena_calloc(arena, sizeof(float) * TPO_WORLD_SLOTS * 2);
-    if (words == NULL || boxes == NULL || centres == NULL) return TPO_ENOMEM;
-    for (int q = 0; q < TPO_WORLD_SLOTS; q++) {
-        int o = grid_owner(g, q, FILLING);
+    int32_t *words = tpo_arena_alloc(arena, sizeof(int32_t) * (size_t)(d->n_slots * A));
+    float(*boxes)[4] = tpo_arena_calloc(arena, sizeof(float) * 4 * (size_t)d->n_slots);
+    float(*centres)[2] = tpo_arena_calloc(arena, sizeof(float) * 2 * (size_t)d->n_slots);
+    if (words == NULL || boxes == NULL || centres == NULL ||
+        grid_count(&g, arena, scene, TPO_WORLD_SLOT_COLUMNS, d->n_slots / TPO_WORLD_SLOT_COLUMNS, 1) != TPO_OK)
+        return TPO_ENOMEM;
+    for (int q = 0; q < d->n_slots; q++) {
+        int o = grid_owner(&g, q, FILLING);
         for (int a = 0; a < A; a++) {
             int id = o < 0 ? -1 : d->word_id(d->owner, tpo_world_word(a, scene->objects[o].attributes[a]));
             words[q * A + a] = id < 0 ? -100 : id;
         }
         if (o >= 0) tpo_scene_box(scene, o, 0, boxes[q]);
     }
-    for (int o = 0; o < scene->n_objects; o++) {
-        int column = (int)(v->facts.centre[o][0] * TPO_WORLD_SLOT_COLUMNS),
-            row = (int)(v->facts.centre[o][1] * TPO_WORLD_SLOT_ROWS);
-        centres[row * TPO_WORLD_SLOT_COLUMNS + column][scene->objects[o].attributes[TPO_WORLD_SIZE]] += 1;
-    }
-    add_target(s, list, "slot.words", TPO_I32, TPO_WORLD_SLOTS, A, words);
-    add_target(s, list, "slot.boxes", TPO_F32, TPO_WORLD_SLOTS, 4, boxes);
-    add_target(s, list, "slot.centres", TPO_F32, TPO_WORLD_SLOTS, 2, centres);
+    for (int o = 0; o < scene->n_objects; o++)
+        centres[slot_of(&v->facts, o, d->n_slots)][scene->objects[o].attributes[TPO_WORLD_SIZE]] += 1;
+    add_target(s, list, "slot.words", TPO_I32, d->n_slots, A, words);
+    add_target(s, list, "slot.boxes", TPO_F32, d->n_slots, 4, boxes);
+    add_target(s, list, "slot.centres", TPO_F32, d->n_slots, 2, centres);
     return TPO_OK;
 }
 
@@ -199,28 +208,25 @@ static int add_slots(struct tpo_sample *s, struct tpo_named_tensor *list, struct
 
 struct aids {
     struct tpo_arena *arena;
-    const struct grid *grid;
+    const struct tpo_facts *facts;
+    int n_slots;
     struct tpo_attention_target *list;
     int n;
     bool failed;
 };
 
-/* Each object of the set gets an equal part, spread over the slots by its pixels. NULL for the empty set. */
+/* Each object of the set gets an equal part, on the slot of its centre: that one says what the object is, where a slot at its edge may tell of
+ * another. NULL for the empty set. */
 static const float *slots_of(struct aids *w, uint8_t objects)
 {
     if (objects == 0) return NULL;
-    float *slots = tpo_arena_calloc(w->arena, sizeof(float) * TPO_WORLD_SLOTS);
+    float *slots = tpo_arena_calloc(w->arena, sizeof(float) * (size_t)w->n_slots);
     if (slots == NULL) {
         w->failed = true;
         return NULL;
     }
-    for (int o = 0; o < TPO_WORLD_OBJECTS_MAX; o++) {
-        if (!(objects >> o & 1)) continue;
-        int total = 0;
-        for (int q = 0; q < TPO_WORLD_SLOTS; q++) total += w->grid->pixels[q * TPO_WORLD_OBJECTS_MAX + o];
-        float part = 1.0f / (float)(total * __builtin_popcount(objects));
-        for (int q = 0; q < TPO_WORLD_SLOTS; q++) slots[q] += part * w->grid->pixels[q * TPO_WORLD_OBJECTS_MAX + o];
-    }
+    for (int o = 0; o < w->facts->n; o++)
+        if (objects >> o & 1) slots[slot_of(w->facts, o, w->n_slots)] += 1.0f / (float)__builtin_popcount(objects);
     return slots;
 }
 
@@ -230,7 +236,7 @@ static void look_at_slots(struct aids *w, int layer, int head, float weight, enu
     const float *slots = slots_of(w, objects);
     if (slots == NULL) return;
     TPO_ASSERT(w->n < AIDS_MAX);
-    w->list[w->n++] = (struct tpo_attention_target){layer, head, weight, from, offset, TPO_AT_SLOTS, 0, slots, TPO_WORLD_SLOTS};
+    w->list[w->n++] = (struct tpo_attention_target){layer, head, weight, from, offset, TPO_AT_SLOTS, 0, slots, w->n_slots};
 }
 
 static void look_at_word(struct aids *w, int layer, int head, float weight, enum tpo_attention_place from, int offset, int word)
@@ -239,13 +245,13 @@ static void look_at_word(struct aids *w, int layer, int head, float weight, enum
     w->list[w->n++] = (struct tpo_attention_target){layer, head, weight, from, offset, TPO_AT_WORD, word, NULL, 0};
 }
 
-/* A row of attention sums to one, so a head that looks at all it counts sees their mean, and how many there were is lost. Each object therefore gets
- * an eighth, and the noun what is left: the sum of what is seen then grows with the count. */
+/* A row of attention sums to one, so a head that looks at all it counts sees their mean, and how many there were is lost. The noun therefore gets
+ * as much as COUNT_REST objects: what is seen of it falls with the count, and each weight, before the softmax, is the same whatever the count. */
 static void add_count(struct aids *w, const struct tpo_asked *q)
 {
-    const float share = (float)__builtin_popcount(q->counted) / TPO_WORLD_OBJECTS_MAX;
+    const float n = (float)__builtin_popcount(q->counted), share = n / (n + COUNT_REST);
     if (share > 0) look_at_slots(w, LAYER_COUNT, HEAD_COUNT, share, TPO_AT_ANSWER, 0, q->counted);
-    if (share < 1) look_at_word(w, LAYER_COUNT, HEAD_COUNT, 1 - share, TPO_AT_ANSWER, 0, q->nouns[0].offset);
+    look_at_word(w, LAYER_COUNT, HEAD_COUNT, 1 - share, TPO_AT_ANSWER, 0, q->nouns[0].offset);
 }
 
 static void add_choice(struct aids *w, const struct tpo_asked *q)
@@ -271,8 +277,8 @@ static void add_attention(struct aids *w, const struct tpo_asked *q, unsigned wi
 /* --- conversations
  * ---------------------------------------------------------------------------------------------------------------------- */
 
-static int fill_conversation(struct tpo_conversation *c, struct tpo_arena *arena, const struct tpo_view *v, const struct grid *g,
-                             const struct tpo_world_draw *d, const struct tpo_asked *q)
+static int fill_conversation(struct tpo_conversation *c, struct tpo_arena *arena, const struct tpo_view *v, const struct tpo_world_draw *d,
+                             const struct tpo_asked *q)
 {
     struct tpo_turn *turn = tpo_arena_alloc(arena, sizeof(*turn));
     bool boxes = tpo_world_kind_boxes(q->kind);
@@ -287,7 +293,7 @@ static int fill_conversation(struct tpo_conversation *c, struct tpo_arena *arena
     }
     if (turn->question == NULL || turn->answer == NULL || (boxes && c->boxes == NULL)) return TPO_ENOMEM;
     if (d->aids == TPO_WORLD_AIDS_NONE || (d->aids == TPO_WORLD_AIDS_QUESTIONS && boxes)) return TPO_OK;
-    struct aids w = {arena, g, tpo_arena_alloc(arena, sizeof(struct tpo_attention_target) * AIDS_MAX), 0, false};
+    struct aids w = {arena, &v->facts, d->n_slots, tpo_arena_alloc(arena, sizeof(struct tpo_attention_target) * AIDS_MAX), 0, false};
     if (w.list == NULL) return TPO_ENOMEM;
     add_attention(&w, q, d->without);
     c->attention = w.list;
@@ -307,7 +313,7 @@ static enum tpo_world_kind choose_kind(const float mix[TPO_WORLD_KINDS], struct 
 }
 
 static int fill_conversations(struct tpo_sample *s, struct tpo_arena *arena, const struct tpo_world *w, const struct tpo_view *v,
-                              const struct grid *g, const struct tpo_world_draw *d)
+                              const struct tpo_world_draw *d)
 {
     struct tpo_conversation *list = tpo_arena_alloc(arena, sizeof(*list) * (size_t)(d->n_conversations + 1));
     if (list == NULL) return TPO_ENOMEM;
@@ -319,19 +325,24 @@ static int fill_conversations(struct tpo_sample *s, struct tpo_arena *arena, con
         bool asked = false;
         for (int n = 0; n < TRIES && !asked; n++) asked = tpo_ask(&q, &v->facts, &w->phrases, &r, choose_kind(d->mix, &r), false);
         if (!asked) continue;
-        int rc = fill_conversation(&list[s->n_conversations++], arena, v, g, d, &q);
+        int rc = fill_conversation(&list[s->n_conversations++], arena, v, d, &q);
         if (rc != TPO_OK) return rc;
     }
     return TPO_OK;
 }
 
-static int check_draw(const struct tpo_world_draw *d, struct tpo_error *err)
+static int check_draw(const struct tpo_world *w, const struct tpo_world_draw *d, struct tpo_error *err)
 {
     if (d->n_frames < 1 || d->n_frames > TPO_WORLD_FRAMES_MAX || d->min_objects < 4 || d->min_objects > TPO_WORLD_OBJECTS_MAX ||
         d->n_conversations < 0 || d->patch < 1 || (d->slots && d->word_id == NULL)) {
         return tpo_fail(err, TPO_EINVAL, "bad_draw", "a draw of %d frames, %d objects, %d conversations is not possible",
                         d->n_frames, d->min_objects, d->n_conversations);
     }
+    const bool by_slot = d->slots || d->aids != TPO_WORLD_AIDS_NONE;
+    const int rows = d->n_slots / TPO_WORLD_SLOT_COLUMNS;
+    if (by_slot && (rows < 1 || rows > w->options.side || d->n_slots % TPO_WORLD_SLOT_COLUMNS != 0))
+        return tpo_fail(err, TPO_EINVAL, "bad_slots", "%d query tokens are no grid of %d columns, as aids and slot targets need it", d->n_slots,
+                        TPO_WORLD_SLOT_COLUMNS);
     return TPO_OK;
 }
 
@@ -339,7 +350,6 @@ static int draw_sample(const struct tpo_world *w, struct tpo_arena *arena, const
                        struct tpo_sample *s)
 {
     struct tpo_view v;
-    struct grid g;
     struct tpo_named_tensor *list = tpo_arena_alloc(arena, sizeof(*list) * 5);
     int rc = tpo_view_alloc(&v, w, arena, d->n_frames);
     if (rc != TPO_OK || list == NULL) return TPO_ENOMEM;
@@ -347,8 +357,7 @@ static int draw_sample(const struct tpo_world *w, struct tpo_arena *arena, const
     for (int attempt = 0; attempt < TRIES; attempt++) {
         tpo_view_make(&v, w, TPO_VIEW_SAMPLES, index, attempt, d->min_objects);
         v.facts.outermost_kept = d->outermost;
-        rc = grid_count(&g, arena, &v.scene, TPO_WORLD_SLOT_COLUMNS, TPO_WORLD_SLOT_ROWS, 1);
-        if (rc == TPO_OK) rc = fill_conversations(s, arena, w, &v, &g, d);
+        rc = fill_conversations(s, arena, w, &v, d);
         if (rc != TPO_OK) return rc;
         if (s->n_conversations > 0 || d->n_conversations == 0) break;
     }
@@ -357,14 +366,14 @@ static int draw_sample(const struct tpo_world *w, struct tpo_arena *arena, const
     s->pixels = v.scene.pixels;
     s->targets = list;
     if (d->dense) rc = add_dense(s, list, arena, &v.scene, d->patch);
-    if (rc == TPO_OK && d->slots) rc = add_slots(s, list, arena, &v, &g, d);
+    if (rc == TPO_OK && d->slots) rc = add_slots(s, list, arena, &v, d);
     return rc;
 }
 
 int tpo_world_sample(const struct tpo_world *w, struct tpo_arena *arena, const struct tpo_world_draw *d, uint64_t index,
                      struct tpo_sample *out, struct tpo_error *err)
 {
-    int rc = check_draw(d, err);
+    int rc = check_draw(w, d, err);
     if (rc != TPO_OK) return rc;
     rc = draw_sample(w, arena, d, index, out);
     return rc == TPO_OK ? rc : tpo_fail(err, rc, "out_of_memory", "no memory for sample %llu", (unsigned long long)index);

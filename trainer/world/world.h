@@ -30,11 +30,9 @@
 
 #define TPO_WORLD_OBJECTS_MAX 8
 #define TPO_WORLD_FRAMES_MAX  8
-/* The queries look at a grid: slot q is the cell at column q % 8, row q / 8, so a cell of a 96-pixel picture is 12 wide and 24
- * high. */
+/* The queries look at a grid: slot q is the cell at column q % 8, row q / 8, so with 32 of them a cell of a 96-pixel picture is 12 wide and 24
+ * high, with 64 it is a patch of 12. */
 #define TPO_WORLD_SLOT_COLUMNS 8
-#define TPO_WORLD_SLOT_ROWS    4
-#define TPO_WORLD_SLOTS        (TPO_WORLD_SLOT_COLUMNS * TPO_WORLD_SLOT_ROWS)
 
 enum tpo_world_split {
     TPO_WORLD_TRAIN,        /* seeds 0 .. 2^31-1 */
@@ -118,8 +116,9 @@ struct tpo_world_draw {
     unsigned without;           /* of these, bits of enum tpo_world_aid that are left out: to see what each contributes */
     bool dense; /* "dense.attributes" (T*patches, 4 or, on clips, 5) I32, -100 where no object covers; "dense.boxes" (T*patches, 4)
                    F32 */
-    bool slots; /* "slot.words" (32, 4 or, on clips, 5) I32 vocabulary ids, -100 where none; "slot.boxes" (32, 4) F32;
-                   "slot.centres" (32, 2) F32: how many centres of small and of large objects lie in the cell */
+    int n_slots; /* the model's query tokens, a multiple of 8 whose rows are whole pixels high, 32 */
+    bool slots;  /* "slot.words" (n_slots, 4 or, on clips, 5) I32 vocabulary ids, -100 where none; "slot.boxes" (n_slots, 4) F32;
+                    "slot.centres" (n_slots, 2) F32: how many centres of small and of large objects lie in the cell */
     int patch;  /* of dense targets, 12 */
     float weight_description;                      /* of a description's words, .5 */
     float weight_end;                              /* of the </s>, .2 */

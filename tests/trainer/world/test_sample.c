@@ -34,14 +34,15 @@ static const struct tpo_named_tensor *target(const struct tpo_sample *s, const c
 }
 
 /* Mass on a slot only where its cell meets the box; all of it sums to 1. */
-static void check_slots(const float *slots, const float box[4])
+static void check_slots(const float *slots, int n_slots, const float box[4])
 {
+    const float high = 8 / (float)n_slots;
     float sum = 0;
-    for (int q = 0; q < TPO_WORLD_SLOTS; q++) {
-        float x = (float)(q % 8) / 8, y = (float)(q / 8) / 4;
+    for (int q = 0; q < n_slots; q++) {
+        float x = (float)(q % 8) / 8, y = (float)(q / 8) * high;
         sum += slots[q];
         assert_true(slots[q] >= 0);
-        if (box != NULL && slots[q] > 0) assert_true(x < box[2] && x + .125f > box[0] && y < box[3] && y + .25f > box[1]);
+        if (box != NULL && slots[q] > 0) assert_true(x < box[2] && x + .125f > box[0] && y < box[3] && y + high > box[1]);
     }
     assert_true(fabsf(sum - 1) < 1e-4f);
 }
@@ -54,7 +55,7 @@ static void check_attention(const struct tpo_conversation *c)
     for (int i = 0; i < c->n_attention; i++) {
         const struct tpo_attention_target *a = &c->attention[i];
         assert_true(a->layer >= 0 && a->layer < 6 && a->head >= 0 && a->head < 4);
-        if (a->to == TPO_AT_SLOTS) check_slots(a->slots, a->from == TPO_AT_VECTOR ? c->boxes[0] : NULL);
+        if (a->to == TPO_AT_SLOTS) check_slots(a->slots, a->n_slots, a->from == TPO_AT_VECTOR ? c->boxes[0] : NULL);
         if (a->from == TPO_AT_VECTOR) {
             vectors++;
             assert_true(a->layer == 4 && a->head == 0 && a->weight == 1);
@@ -82,7 +83,10 @@ static void check_attention(const struct tpo_conversation *c)
     }
     bool choice = strstr(text, "(A) ") != NULL;
     if (counted + rest > 0) assert_float_equal(counted + rest, 1, 1e-6f);
-    if (c->turns->answer[0] >= '0' && c->turns->answer[0] <= '8') assert_float_equal(8 * counted, c->turns->answer[0] - '0', 1e-5f);
+    if (c->turns->answer[0] >= '0' && c->turns->answer[0] <= '8') { /* the noun gets as much as four objects */
+        const float n = (float)(c->turns->answer[0] - '0');
+        assert_float_equal(counted, n / (n + 4), 1e-5f);
+    }
     assert_int_equal(vectors, c->n_boxes);
     assert_int_equal(chosen, choice);
     assert_true(choice ? letters >= 2 : letters == 0);
@@ -96,6 +100,7 @@ static void aids_point_where_they_should(void **state)
     for (int n_frames = 1; n_frames <= 4; n_frames += 3) {
         struct tpo_world_batch b = {0};
         struct tpo_world_draw d = full_draw(n_frames);
+        if (n_frames > 1) d.n_slots = 64;
         assert_int_equal(tpo_world_batch_fill(&b, w, &d, 0, 150, 2, NULL), TPO_OK);
         int boxes = 0;
         for (int i = 0; i < b.n; i++) {
@@ -150,6 +155,16 @@ static void aids_and_kinds_can_be_left_out(void **state)
     assert_int_equal(tpo_world_sample(w, &arena, &bad, 0, &s, NULL), TPO_INVALID_ARGUMENT);
     bad = full_draw(9);
     assert_int_equal(tpo_world_sample(w, &arena, &bad, 0, &s, NULL), TPO_INVALID_ARGUMENT);
+    /* Query tokens that are no grid are refused where aids need one, and only there. */
+    static const int no_grids[] = {0, 4, 36, 8 * 97};
+    for (int i = 0; i < 4; i++) {
+        bad = full_draw(1);
+        bad.n_slots = no_grids[i];
+        assert_int_equal(tpo_world_sample(w, &arena, &bad, 0, &s, NULL), TPO_INVALID_ARGUMENT);
+        bad.aids = TPO_WORLD_AIDS_NONE;
+        bad.slots = false;
+        assert_int_equal(tpo_world_sample(w, &arena, &bad, 0, &s, NULL), TPO_OK);
+    }
     tpo_arena_free(&arena);
     tpo_arena_init(&arena, 1 << 12, 1 << 16);
     bad = full_draw(4);
@@ -256,13 +271,15 @@ static void check_dense(const struct tpo_view *v, const struct tpo_sample *s, in
     }
 }
 
-static void check_slot_targets(const struct tpo_view *v, const struct tpo_sample *s, int A)
+static void check_slot_targets(const struct tpo_view *v, const struct tpo_sample *s, int n_slots, int A)
 {
+    const int high = 8 * 96 / n_slots;
     const int32_t *words = target(s, "slot.words")->data;
     const float(*boxes)[4] = target(s, "slot.boxes")->data, (*centres)[2] = target(s, "slot.centres")->data;
     float small_and_large[2] = {0};
-    for (int q = 0; q < TPO_WORLD_SLOTS; q++) {
-        int o = owner_of(&v->scene, 0, q % 8 * 12, q / 8 * 24, 12, 24, 24);
+    assert_int_equal(target(s, "slot.words")->shape[0], n_slots);
+    for (int q = 0; q < n_slots; q++) {
+        int o = owner_of(&v->scene, 0, q % 8 * 12, q / 8 * high, 12, high, high);
         for (int a = 0; a < A; a++) {
             assert_int_equal(words[q * A + a],
                              o < 0 ? -100 : fake_word_id(NULL, tpo_world_word(a, v->scene.objects[o].attributes[a])));
@@ -280,8 +297,10 @@ static void targets_are_the_pixels(void **state)
     struct tpo_world *w = open_world();
     struct tpo_arena arena;
     tpo_arena_init(&arena, 1 << 20, 0);
-    for (int n_frames = 1; n_frames <= 4; n_frames += 3) {
+    for (int round = 0; round < 4; round++) {
+        const int n_frames = round % 2 ? 4 : 1;
         struct tpo_world_draw d = full_draw(n_frames);
+        d.n_slots = round / 2 ? 64 : 32;
         for (uint64_t i = 0; i < 40; i++) {
             struct tpo_sample s;
             struct tpo_view v;
@@ -291,7 +310,7 @@ static void targets_are_the_pixels(void **state)
             tpo_view_make(&v, w, TPO_VIEW_SAMPLES, i, 0, d.min_objects);
             assert_memory_equal(v.scene.pixels, s.pixels, (size_t)n_frames * 96 * 96 * 3);
             check_dense(&v, &s, n_frames > 1 ? 5 : 4);
-            check_slot_targets(&v, &s, n_frames > 1 ? 5 : 4);
+            check_slot_targets(&v, &s, d.n_slots, n_frames > 1 ? 5 : 4);
         }
     }
     tpo_arena_free(&arena);
