@@ -63,6 +63,7 @@ struct tpo_sample {
     int n_frames, height, width;
     const uint8_t *pixels;  /* (T, H, W, 3), already at the encoder's size */
     const char *media_id;   /* instead of pixels, for recorded data; NULL: none */
+    const char *media_path; /* where the trainer has the bytes of media_id; never sent */
     const char *next_media_id; /* what the next step will need, NULL: nothing */
     int n_conversations;
     const struct tpo_conversation *conversations;

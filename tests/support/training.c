@@ -158,7 +158,8 @@ static void service_spawn(struct training_mesh *m, int service, int replica, con
     *from = size_of(log);
     char *argv[20] = {program, "--listen", listen, "--model", (char *)m->model, "--train", "--threads", threads};
     int n = 8;
-    if (service == TRAINING_ENCODER) argv[n++] = "--media-dir", argv[n++] = media, argv[n++] = "--cache", argv[n++] = "";
+    if (service == TRAINING_ENCODER) argv[n++] = "--media-dir", argv[n++] = media;
+    if (service == TRAINING_ENCODER && getenv("TPO_CACHE") == NULL) argv[n++] = "--cache", argv[n++] = "";
     if (fault != NULL) argv[n++] = "--fault", argv[n++] = (char *)fault;
     m->pids[service][replica] = spawn(argv, log, log);
 }

@@ -23,7 +23,7 @@ struct training_mesh {
     pid_t pids[TRAINING_SERVICES][TRAINING_REPLICAS]; /* 0: not running */
 };
 
-/* All services, ready; n of each, with teams of `threads`. */
+/* All services, ready; n of each, with teams of `threads`. Without a cache, unless TPO_CACHE names one. */
 void training_mesh_start(struct training_mesh *m, const char *model, int n, int threads);
 void training_mesh_stop(struct training_mesh *m);
 /* Ends one with SIGKILL (if it lives) and starts it anew on its port, with `fault` as its --fault unless NULL. */

@@ -165,6 +165,61 @@ static void over_a_mesh_it_is_the_same(void **state)
     training_same_model("one", "mesh", "1-files");
 }
 
+/* Adapters and head learn, the encoder does not: its samples name their media. */
+static const char stage_on_names[] =
+    "  - name: names\n"
+    "    steps: 16\n"
+    "    micro_batches: 2\n"
+    "    data:\n"
+    "      - {share: 2, source: videochat2, annotations: data/image_it.json, media: data/images, samples: 2, conversations: 2}\n"
+    "      - {source: videochat2, annotations: data/video_it.json, media: data/videos, samples: 2, conversations: 2}\n"
+    "      - {source: videochat2, annotations: data/video_it.json, media: data/videos, frames: 3}\n"
+    "    losses: {language: 1}\n"
+    "    groups:\n"
+    "      - {name: lora, optimiser: adamw, rate: 2e-3, tensors: ['lm.*lora_A.*', 'lm.*lora_B.*']}\n";
+
+static int redis_number(const char *command, const char *key)
+{
+    char text[256], line[256];
+    int n = -1;
+    snprintf(text, sizeof(text), "redis-cli -s redis.sock %s", command);
+    FILE *f = popen(text, "r");
+    assert_non_null(f);
+    while (fgets(line, sizeof(line), f) != NULL)
+        if (strncmp(line, key, strlen(key)) == 0) n = atoi(line + strlen(key));
+    pclose(f);
+    return n;
+}
+
+/* The encoder has none of the media at first and asks for them; what it made of them once it takes from serving's cache. */
+static void a_frozen_encoder_takes_what_is_cached(void **state)
+{
+    (void)state;
+    struct training_mesh m;
+    const char *const same[] = {"--model", "served", NULL};
+    data_write();
+    training_model(0);
+    training_recipe("r.yaml", stage_on_names);
+    training_run("r.yaml", "one", NULL, same);
+    assert_int_equal(system("redis-server --port 0 --unixsocket redis.sock --save '' --daemonize yes --dir . --pidfile redis.pid >redis.log "
+                            "&& until redis-cli -s redis.sock ping; do sleep .1; done >/dev/null 2>&1"),
+                     0);
+    char path[4096], cache[5000];
+    assert_non_null(getcwd(path, sizeof(path)));
+    snprintf(cache, sizeof(cache), "unix:%s/redis.sock", path);
+    setenv("TPO_CACHE", cache, 1);
+    training_mesh_start(&m, "served", 1, 2);
+    training_run("r.yaml", "mesh", &m, same);
+    training_mesh_stop(&m);
+    unsetenv("TPO_CACHE");
+    const int kept = redis_number("dbsize", ""), hits = redis_number("info stats", "keyspace_hits:");
+    assert_int_equal(system("redis-cli -s redis.sock shutdown nosave"), 0);
+    training_same_lines("one", "mesh");
+    training_same_model("one", "mesh", "1-names");
+    assert_int_equal(kept, 8 + 3); /* images and films */
+    assert_true(hits > kept);
+}
+
 /* --- rows -------------------------------------------------------------------------------------------------------------------------------------- */
 
 static void rows_are_named_by_seed_and_step(void **state)
@@ -384,6 +439,7 @@ static void missing_files_are_found_before_the_first_step(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(a_run_learns_from_files_and_goes_on_to_the_same_bits), cmocka_unit_test(over_a_mesh_it_is_the_same),
+          cmocka_unit_test(a_frozen_encoder_takes_what_is_cached),
           cmocka_unit_test(rows_are_named_by_seed_and_step), cmocka_unit_test(an_epoch_shows_every_picture_once_as_it_is),
           cmocka_unit_test(films_are_sampled_as_the_recipe_says), cmocka_unit_test(bad_media_are_passed_over_then_stop_the_run),
           cmocka_unit_test(recipes_with_a_bad_source_are_refused), cmocka_unit_test(missing_files_are_found_before_the_first_step))

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/log.h"
+#include "common/sha256.h"
 #include "kernels/vector.h"
 #include "services/encoder/frames.h"
 
@@ -22,6 +23,12 @@
 /* Keys of the draws that are not the order itself. */
 enum { KEY_INSTEAD = 0x696e7374, KEY_QUESTIONS = 0x71756573 };
 
+/* What is known of a row's medium once it has been decoded. */
+struct seen {
+    uint8_t digest[TPO_SHA256_BYTES];
+    int frames; /* 0: not decoded yet */
+};
+
 struct tpo_source {
     struct tpo_source_options o;
     struct tpo_config config; /* with the frames of this source */
@@ -31,6 +38,7 @@ struct tpo_source {
     int n_threads;
     pthread_mutex_t lock; /* of the marks: threads of one fill meet here */
     uint8_t *marks;       /* a bit for each row whose medium is bad */
+    struct seen *seen;    /* by row; NULL where samples bring pixels */
     int64_t n_marked;
     int told;
     char first[300]; /* the first bad medium and why */
@@ -82,11 +90,9 @@ static void on_bad(void *owner, const char *text)
 
 /* --- one sample ------------------------------------------------------------------------------------------------------------------------ */
 
-static int frames_read(struct part *p, const char *medium, struct tpo_frames *frames, struct tpo_error *err)
+static int frames_read(struct part *p, const char *path, struct tpo_frames *frames, struct tpo_error *err)
 {
     struct tpo_source *s = p->source;
-    char path[4096];
-    snprintf(path, sizeof(path), "%s/%s", s->o.rows.media, medium);
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return tpo_fail(err, TPO_NOT_FOUND, "media_missing", "%s", strerror(errno));
     int rc = tpo_frames_load(frames, s->o.media, fd, &s->config, s->streams[p->part], TIMEOUT_MS, err);
@@ -104,28 +110,80 @@ static bool is_of_the_file(const struct tpo_error *err)
     return err->code == TPO_NOT_FOUND; /* the row's own medium is gone */
 }
 
-/* Both what the row says and what its medium shows, in the arena of this part. */
-static int row_take(struct part *p, int64_t row, struct tpo_sample *out, struct tpo_error *err)
+static int digest_read(uint8_t digest[TPO_SHA256_BYTES], const char *path, struct tpo_error *err)
+{
+    FILE *f = fopen(path, "rb");
+    if (f == NULL) return tpo_fail(err, TPO_NOT_FOUND, "media_missing", "%s", strerror(errno));
+    tpo_sha256_t *hash = tpo_sha256_open();
+    char bytes[1 << 15];
+    for (size_t n; (n = fread(bytes, 1, sizeof(bytes), f)) > 0;) tpo_sha256_add(hash, bytes, n);
+    const bool whole = !ferror(f);
+    fclose(f);
+    tpo_sha256_end(hash, digest);
+    tpo_sha256_close(hash);
+    return whole ? TPO_OK : tpo_fail(err, TPO_NOT_FOUND, "media_missing", "it could not be read to its end");
+}
+
+/* Threads of one fill may meet at a row and find the same. */
+static struct seen seen_get(struct tpo_source *s, int64_t row)
+{
+    pthread_mutex_lock(&s->lock);
+    const struct seen seen = s->seen != NULL ? s->seen[row] : (struct seen){.frames = 0};
+    pthread_mutex_unlock(&s->lock);
+    return seen;
+}
+
+static int pixels_set(struct part *p, struct tpo_sample *out, const struct tpo_frames *frames, struct tpo_error *err)
+{
+    const int side = p->source->config.vision_encoder.img_size;
+    const size_t bytes = (size_t)frames->T * (size_t)side * (size_t)side * 3;
+    out->n_frames = frames->T;
+    out->height = out->width = side;
+    out->pixels = (const uint8_t *)tpo_arena_copy(&p->batch->arenas[p->part], frames->pixels, bytes);
+    out->media_id = NULL;
+    return out->pixels != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a sample");
+}
+
+static int name_set(struct part *p, struct tpo_sample *out, const struct seen *seen, const char *path, struct tpo_error *err)
+{
+    struct tpo_arena *arena = &p->batch->arenas[p->part];
+    char id[TPO_SHA256_HEX];
+    out->n_frames = seen->frames;
+    out->media_id = tpo_arena_copy(arena, tpo_sha256_hex(id, seen->digest), sizeof(id) - 1);
+    out->media_path = tpo_arena_copy(arena, path, strlen(path));
+    return out->media_id != NULL && out->media_path != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a sample");
+}
+
+/* The medium of a row that is drawn for the first time. */
+static int medium_look(struct part *p, int64_t row, const char *path, struct tpo_sample *out, struct seen *seen, struct tpo_error *err)
 {
     struct tpo_source *s = p->source;
-    struct tpo_arena *arena = &p->batch->arenas[p->part];
     struct tpo_frames frames = {0};
-    int rc = tpo_annotations_row(s->rows, arena, row, out, err);
-    const char *medium = rc == TPO_OK ? out->media_id : "";
-    if (rc == TPO_OK) rc = frames_read(p, medium, &frames, err);
+    int rc = frames_read(p, path, &frames, err);
     if (rc == TPO_OK && frames.T < 1) rc = tpo_fail(err, TPO_INVALID_ARGUMENT, "media_unreadable", "it has no frames");
-    if (rc == TPO_OK) {
-        const int side = s->config.vision_encoder.img_size;
-        out->n_frames = frames.T;
-        out->height = out->width = side;
-        out->pixels = (const uint8_t *)tpo_arena_copy(arena, frames.pixels, (size_t)frames.T * (size_t)side * (size_t)side * 3);
-        out->media_id = NULL;
-        if (out->pixels == NULL) rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a sample");
-    } else if (is_of_the_file(err)) {
-        mark(s, row, medium, err);
+    if (rc == TPO_OK && s->seen == NULL) rc = pixels_set(p, out, &frames, err);
+    if (rc == TPO_OK && s->seen != NULL && (rc = digest_read(seen->digest, path, err)) == TPO_OK) {
+        seen->frames = frames.T;
+        pthread_mutex_lock(&s->lock);
+        s->seen[row] = *seen;
+        pthread_mutex_unlock(&s->lock);
     }
     tpo_frames_free(&frames);
     return rc;
+}
+
+/* Both what the row says and what its medium shows or is called, in the arena of this part. */
+static int row_take(struct part *p, int64_t row, struct tpo_sample *out, struct tpo_error *err)
+{
+    struct tpo_source *s = p->source;
+    char path[4096] = "";
+    struct seen seen = seen_get(s, row);
+    int rc = tpo_annotations_row(s->rows, &p->batch->arenas[p->part], row, out, err);
+    const char *medium = rc == TPO_OK ? out->media_id : "";
+    if (rc == TPO_OK) snprintf(path, sizeof(path), "%s/%s", s->o.rows.media, medium);
+    if (rc == TPO_OK && seen.frames == 0) rc = medium_look(p, row, path, out, &seen, err);
+    if (rc != TPO_OK && is_of_the_file(err)) mark(s, row, medium, err);
+    return rc == TPO_OK && s->seen != NULL ? name_set(p, out, &seen, path, err) : rc;
 }
 
 static void questions_choose(const struct tpo_source *s, struct tpo_sample *sample, uint64_t index)
@@ -252,6 +310,9 @@ int tpo_source_open(struct tpo_source **out, const struct tpo_source_options *o,
     if (rc == TPO_OK) rc = tpo_annotations_open(&s->rows, &s->o.rows, err);
     if (rc == TPO_OK && (s->marks = calloc((size_t)tpo_annotations_rows(s->rows) / 8 + 1, 1)) == NULL)
         rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a source");
+    const bool by_id = o->by_id && s->config.vision_encoder.num_frames == o->config->vision_encoder.num_frames;
+    if (rc == TPO_OK && by_id && (s->seen = calloc((size_t)tpo_annotations_rows(s->rows) + 1, sizeof(*s->seen))) == NULL)
+        rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a source");
     while (rc == TPO_OK && s->n_threads < THREADS_MAX && (s->n_threads < o->threads || s->n_threads == 0)) {
         rc = tpo_stream_open(&s->streams[s->n_threads], "cpu", 1, err);
         if (rc == TPO_OK) s->n_threads++;
@@ -272,6 +333,7 @@ void tpo_source_close(struct tpo_source *s)
     tpo_annotations_close(s->rows);
     pthread_mutex_destroy(&s->lock);
     free(s->marks);
+    free(s->seen);
     free(s);
 }
 

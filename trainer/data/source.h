@@ -4,7 +4,9 @@
  * A row whose medium is gone, cannot be decoded or takes longer than a minute, twice, is bad from then on; the draws that meet it take another row
  * instead, which (seed, index) alone names, so that a run that goes on later draws the same. Frames come as the encoder service makes them
  * (services/encoder/frames.h): an image is one frame, a film is sampled by rule "middle" and resized. Of a row that asks more than n_conversations
- * questions as many in a row are taken, the first by (seed, index). */
+ * questions as many in a row are taken, the first by (seed, index).
+ *
+ * With by_id a row's medium is decoded here when it is drawn first, which tells whether it can be; from then on its name is all that is needed. */
 #ifndef TPO_TRAINER_DATA_SOURCE_H
 #define TPO_TRAINER_DATA_SOURCE_H
 
@@ -24,6 +26,8 @@ struct tpo_source_options {
     int n_frames;        /* of a film; 0: the model's num_frames, else fewer, where the model takes fewer */
     int n_conversations; /* about a medium, at most */
     float weight_end;    /* of the </s> */
+    bool by_id;          /* samples name their medium (media_id, media_path) instead of bringing pixels, for an encoder that reads recorded media; films of
+                            fewer frames than the model's bring them all the same, since a service samples by its own configuration */
 };
 
 /* Reads and checks the file. The errors of tpo_annotations_open, and INVALID_ARGUMENT "frames" for a clip that the model does not take. Bad rows are logged,

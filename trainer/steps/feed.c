@@ -112,7 +112,8 @@ static int source_open(struct tpo_feed *f, const struct tpo_feed_options *o, int
                                                .threads = threads,
                                                .n_frames = d->draw.n_frames,
                                                .n_conversations = d->draw.n_conversations,
-                                               .weight_end = d->draw.weight_end};
+                                               .weight_end = d->draw.weight_end,
+                                           .by_id = o->by_id};
     return tpo_source_open(&f->sources[i], &options, err);
 }
 
@@ -187,6 +188,13 @@ int64_t tpo_feed_skipped(const struct tpo_feed *f)
     return f->skipped;
 }
 
+/* Each sample is told what comes in its place in the step after, where that is drawn already: its medium may then be decoded ahead. */
+static void next_media_set(struct tpo_feed *f, struct tpo_world_batch *now, const struct tpo_world_batch *next)
+{
+    for (int m = 0; m < f->micro_batches; m++)
+        for (int i = 0; i < now[m].n && i < next[m].n; i++) now[m].samples[i].next_media_id = next[m].samples[i].media_id;
+}
+
 int tpo_feed_next(struct tpo_feed *f, const struct tpo_world_batch **out, struct tpo_error *err)
 {
     pthread_mutex_lock(&f->lock);
@@ -195,6 +203,7 @@ int tpo_feed_next(struct tpo_feed *f, const struct tpo_world_batch **out, struct
     if (rc == TPO_OK) {
         *out = f->ring[f->taken % RING];
         f->skipped = f->skipped_at[f->taken % RING];
+        if (f->drawn > f->taken + 1) next_media_set(f, f->ring[f->taken % RING], f->ring[(f->taken + 1) % RING]);
         f->taken++;
         pthread_cond_broadcast(&f->changed);
     } else if (err != NULL) {

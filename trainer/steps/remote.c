@@ -8,6 +8,7 @@
 
 #include "common/rpc/client.h"
 #include "services/host/learner_wire.h"
+#include "trainer/steps/media_send.h"
 
 /* The answer to one kind of call: what it told lies in the message and the arena. */
 struct reply {
@@ -212,6 +213,18 @@ static int forward_read(struct remote *r, struct tpo_forwarded *out, struct tpo_
     return TPO_OK;
 }
 
+/* A service that lacks one medium of a Forward gets all of them: in the first epoch it lacks nearly all. */
+static int media_give(struct remote *r, const struct tpo_sample *samples, int n_samples, struct tpo_error *err)
+{
+    int rc = TPO_OK;
+    for (int i = 0; i < n_samples && rc == TPO_OK; i++) {
+        bool again = samples[i].media_path == NULL;
+        for (int k = 0; k < i && !again; k++) again = samples[k].media_path != NULL && strcmp(samples[k].media_id, samples[i].media_id) == 0;
+        if (!again) rc = tpo_media_send(r->loop, r->peers, samples[i].media_id, samples[i].media_path, r->o.timeout_ms, r->o.stop, err);
+    }
+    return rc;
+}
+
 static int remote_forward(void *self, const struct tpo_key *key, const struct tpo_sample *samples, int n_samples,
                           const struct tpo_named_tensor *inputs, int n_inputs, const char *const *wants, int n_wants,
                           struct tpo_forwarded *out, struct tpo_error *err)
@@ -229,7 +242,11 @@ static int remote_forward(void *self, const struct tpo_key *key, const struct tp
     m.n_wants = (size_t)n_wants;
     m.wants = (char **)wants;
     if (m.samples == NULL || m.tensors == NULL) return no_memory(r, err);
-    int rc = ask(r, &r->forward, "/tpo.v1.Learner/Forward", &tpo__v1__forward_reply__descriptor, &m.base, err);
+    struct tpo_error why = {0};
+    int rc = ask(r, &r->forward, "/tpo.v1.Learner/Forward", &tpo__v1__forward_reply__descriptor, &m.base, &why);
+    if (strcmp(why.reason, "media_missing") == 0 && media_give(r, samples, n_samples, &why) == TPO_OK)
+        rc = ask(r, &r->forward, "/tpo.v1.Learner/Forward", &tpo__v1__forward_reply__descriptor, &m.base, &why);
+    if (rc != TPO_OK && err != NULL) *err = why;
     return rc == TPO_OK ? forward_read(r, out, err) : rc;
 }
 

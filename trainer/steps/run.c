@@ -170,7 +170,8 @@ static int feed_reopen(struct stage *s, struct tpo_error *err)
                                        .first_step = s->at.step + 1,
                                        .config = &r->config,
                                        .word_id = word_id,
-                                       .owner = r->tokenizer};
+                                       .owner = r->tokenizer,
+                                       .by_id = r->remote && r->crew.trainable[TPO_PART_ENCODER] == 0};
     return tpo_feed_open(&s->feed, &o, err);
 }
 
