@@ -1,5 +1,5 @@
-/* Proves that docs/rest.md and docs/grpc.md are true of the programs: their commands run, their client speaks with the mesh, every metric and every setting
- * they should name is named. */
+/* Proves that docs/rest.md, docs/grpc.md and docs/deploy.md are true of the programs: their commands run, their client speaks with the mesh, every metric
+ * is on the page, and every setting that a page names exists. */
 #include "tests/support/test.h"
 
 #include <sys/wait.h>
@@ -78,12 +78,13 @@ static void python_client_of_the_grpc_page_runs(void **state)
 static void settings_of_the_pages_are_in_help(void **state)
 {
     (void)state;
-    assert_int_equal(script("for p in gateway encoder router region; do $B/tpo-$p --help; done >help\n"
-                            "grep -oh '`--[a-z-]*`' $S/docs/rest.md $S/docs/grpc.md | tr -d '`' | sort -u >flags\n"
-                            "test $(wc -l <flags) -gt 12\n"
-                            "while read flag; do sed 's/\\[no-\\]//' help | grep -q -- \"^  $flag\\( \\|$\\)\" || { echo \"no such "
-                            "setting: $flag\"; exit 1; }; done <flags\n"),
-                     0);
+    assert_int_equal(
+        script("for p in gateway encoder router region; do $B/tpo-$p --help; done >help; $B/tpo-trainer train --help >>help\n"
+               "grep -oh '`--[a-z-]*' $S/docs/rest.md $S/docs/grpc.md $S/docs/deploy.md | tr -d '`' | sort -u >flags\n"
+               "test $(wc -l <flags) -gt 12\n"
+               "while read flag; do sed 's/\\[no-\\]//' help | grep -q -- \"^  $flag\\( \\|$\\)\" || { echo \"no such "
+               "setting: $flag\"; exit 1; }; done <flags\n"),
+        0);
 }
 
 TPO_TESTS(cmocka_unit_test_setup_teardown(commands_of_the_rest_page_run, up, down),
