@@ -22,10 +22,10 @@ static void address_of(const char *run, char *out, size_t size)
     fclose(f);
 }
 
-long http_post(const char *run, const char *path, const void *body, size_t size, struct tpo_text *out)
+struct http_answer http_send(const char *run, const char *path, const void *body, size_t size, long timeout_ms)
 {
+    struct http_answer a = {0};
     char address[128], url[256];
-    long status = 0;
     address_of(run, address, sizeof(address));
     snprintf(url, sizeof(url), "http://%s%s", address, path);
     CURL *c = curl_easy_init();
@@ -33,16 +33,36 @@ long http_post(const char *run, const char *path, const void *body, size_t size,
     curl_easy_setopt(c, CURLOPT_URL, url);
     curl_easy_setopt(c, CURLOPT_HTTPHEADER, headers);
     curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, on_text);
-    curl_easy_setopt(c, CURLOPT_WRITEDATA, out);
+    curl_easy_setopt(c, CURLOPT_WRITEDATA, &a.body);
+    curl_easy_setopt(c, CURLOPT_HEADERFUNCTION, on_text);
+    curl_easy_setopt(c, CURLOPT_HEADERDATA, &a.head);
     curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
-    curl_easy_setopt(c, CURLOPT_POSTFIELDS, body);
-    curl_easy_setopt(c, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)size);
+    curl_easy_setopt(c, CURLOPT_TIMEOUT_MS, timeout_ms);
+    if (body != NULL) {
+        curl_easy_setopt(c, CURLOPT_POSTFIELDS, body);
+        curl_easy_setopt(c, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)size);
+    }
     curl_easy_perform(c);
-    curl_easy_getinfo(c, CURLINFO_RESPONSE_CODE, &status);
+    curl_easy_getinfo(c, CURLINFO_RESPONSE_CODE, &a.status);
     curl_slist_free_all(headers);
     curl_easy_cleanup(c);
-    tpo_text_add(out, "", 0);
-    return status;
+    tpo_text_add(&a.body, "", 0);
+    tpo_text_add(&a.head, "", 0);
+    return a;
+}
+
+void http_free(struct http_answer *a)
+{
+    tpo_text_free(&a->body);
+    tpo_text_free(&a->head);
+}
+
+long http_post(const char *run, const char *path, const void *body, size_t size, struct tpo_text *out)
+{
+    struct http_answer a = http_send(run, path, body, size, 0);
+    *out = a.body;
+    tpo_text_free(&a.head);
+    return a.status;
 }
 
 void http_upload_sample(const char *run, const char *file, char *id)
