@@ -19,6 +19,7 @@ struct sample {
     enum kind kind;
     double value;      /* histogram: the sum */
     uint64_t *buckets; /* BUCKETS + 1, the last one +Inf; not cumulative */
+    bool summed;       /* histogram: only +Inf is known */
 };
 
 struct help {
@@ -172,6 +173,18 @@ void tpo_metrics_observe(struct tpo_metrics *m, const char *name, const char *la
     pthread_mutex_unlock(&m->lock);
 }
 
+void tpo_metrics_summed(struct tpo_metrics *m, const char *name, const char *labels, double seconds, uint64_t count)
+{
+    pthread_mutex_lock(&m->lock);
+    struct sample *s = sample_get(m, name, labels, HISTOGRAM);
+    if (s != NULL) {
+        s->summed = true;
+        s->buckets[BUCKETS] = count;
+        s->value = seconds;
+    }
+    pthread_mutex_unlock(&m->lock);
+}
+
 double tpo_metrics_get(struct tpo_metrics *m, const char *name, const char *labels)
 {
     pthread_mutex_lock(&m->lock);
@@ -214,6 +227,7 @@ static void render_histogram(struct tpo_text *out, const struct sample *s)
     uint64_t sum = 0;
     for (int i = 0; i < BUCKETS; i++) {
         sum += s->buckets[i];
+        if (s->summed) continue;
         tpo_text_printf(out, "%s_bucket{%s%sle=\"%.6g\"} %llu\n", s->name, s->labels, comma, bucket_limit(i),
                         (unsigned long long)sum);
     }
@@ -254,6 +268,7 @@ void tpo_metrics_merge(struct tpo_metrics *to, struct tpo_metrics *from)
         struct sample *t = sample_get(to, f->name, f->labels, f->kind);
         if (t == NULL) continue;
         t->value += f->value;
+        t->summed |= f->summed;
         for (int b = 0; f->kind == HISTOGRAM && b <= BUCKETS; b++) t->buckets[b] += f->buckets[b];
     }
     for (size_t i = 0; i < from->n_helps && to->n_helps < sizeof(to->helps) / sizeof(to->helps[0]); i++) to->helps[to->n_helps++] = from->helps[i];

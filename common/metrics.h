@@ -7,6 +7,7 @@
 #define TPO_COMMON_METRICS_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "common/status.h"
 #include "common/text.h"
@@ -27,6 +28,8 @@ void tpo_metrics_set(struct tpo_metrics *m, const char *name, const char *labels
 void tpo_metrics_total(struct tpo_metrics *m, const char *name, const char *labels, double value);
 /* A histogram in seconds over the buckets .005, .01, .02, .04, ... 81.92. */
 void tpo_metrics_observe(struct tpo_metrics *m, const char *name, const char *labels, double seconds);
+/* A histogram whose running sum and count someone else keeps, and the buckets not: all of it is in +Inf. */
+void tpo_metrics_summed(struct tpo_metrics *m, const char *name, const char *labels, double seconds, uint64_t count);
 double tpo_metrics_get(struct tpo_metrics *m, const char *name, const char *labels); /* 0 where there is none */
 
 /* Every sample but the histograms' buckets, for a Status reply: name, labels as above, value. */

@@ -187,6 +187,27 @@ static void add_labels(struct tpo_text *out, const Tpo__V1__Counter *c, const ch
     }
 }
 
+static size_t base_length(const char *name, const char *suffix)
+{
+    const size_t n = strlen(name), n_suffix = strlen(suffix);
+    return n > n_suffix && strcmp(name + n - n_suffix, suffix) == 0 ? n - n_suffix : 0;
+}
+
+/* A service tells a histogram as its sum and then its count (tpo_metrics_each). Both are samples of one family, which our own histogram has too: as
+ * counters they would be families beside it with names of its samples, and a strict parser refuses that. Half of a pair tells nothing and is dropped. */
+static void take_counter(struct scrape *s, const Tpo__V1__Counter *c, const Tpo__V1__Counter *next, const char *labels)
+{
+    char name[64];
+    const size_t length = base_length(c->name, "_sum");
+    if (c->gauge || (length == 0 && base_length(c->name, "_count") == 0)) {
+        (c->gauge ? tpo_metrics_set : tpo_metrics_total)(s->peers, c->name, labels, c->value);
+    } else if (length > 0 && length < sizeof(name) && next != NULL && base_length(next->name, "_count") == length &&
+               memcmp(next->name, c->name, length) == 0 && next->value >= 0 && next->value < 0x1p63) {
+        snprintf(name, sizeof(name), "%.*s", (int)length, c->name);
+        tpo_metrics_summed(s->peers, name, labels, c->value, (uint64_t)next->value);
+    }
+}
+
 static void on_status(void *owner, struct tpo_rpc *r, ProtobufCMessage *message, struct tpo_payload *payload)
 {
     struct scrape *s = owner;
@@ -197,7 +218,7 @@ static void on_status(void *owner, struct tpo_rpc *r, ProtobufCMessage *message,
         if (strncmp(c->name, "tpo_", 4) != 0 || c->name[strspn(c->name, "abcdefghijklmnopqrstuvwxyz0123456789_")] != '\0') continue;
         tpo_text_reset(&labels);
         add_labels(&labels, c, reply->stage, tpo_rpc_peer(r));
-        if (!labels.failed) (c->gauge ? tpo_metrics_set : tpo_metrics_total)(s->peers, c->name, labels.data, c->value);
+        if (!labels.failed) take_counter(s, c, i + 1 < reply->n_counters ? reply->counters[i + 1] : NULL, labels.data);
     }
     tpo_text_free(&labels);
     protobuf_c_message_free_unpacked(message, NULL);

@@ -53,16 +53,40 @@ void tpo_http_write(struct tpo_http *x, const char *a, size_t n_a, const void *b
         tpo_http_arm(x, WRITE_MS);
 }
 
+/* The phrases of RFC 9110, and of RFC 6585 for 429 and 431; llhttp has only its names in capitals. 499 is nginx's, as its phrase is. */
 static const char *status_text(int status)
 {
-    switch (status) {
-#define X(code, name, text)                                                                                                        \
-    case code:                                                                                                                     \
-        return #text;
-        HTTP_STATUS_MAP(X)
-#undef X
-    }
-    return "Error";
+    static const struct {
+        int status;
+        const char *text;
+    } phrases[] = {{200, "OK"},
+                   {201, "Created"},
+                   {204, "No Content"},
+                   {400, "Bad Request"},
+                   {401, "Unauthorized"},
+                   {403, "Forbidden"},
+                   {404, "Not Found"},
+                   {405, "Method Not Allowed"},
+                   {408, "Request Timeout"},
+                   {409, "Conflict"},
+                   {412, "Precondition Failed"},
+                   {413, "Content Too Large"},
+                   {414, "URI Too Long"},
+                   {415, "Unsupported Media Type"},
+                   {417, "Expectation Failed"},
+                   {422, "Unprocessable Content"},
+                   {429, "Too Many Requests"},
+                   {431, "Request Header Fields Too Large"},
+                   {499, "Client Closed Request"},
+                   {500, "Internal Server Error"},
+                   {501, "Not Implemented"},
+                   {502, "Bad Gateway"},
+                   {503, "Service Unavailable"},
+                   {504, "Gateway Timeout"},
+                   {505, "HTTP Version Not Supported"}};
+    for (size_t i = 0; i < sizeof(phrases) / sizeof(phrases[0]); i++)
+        if (phrases[i].status == status) return phrases[i].text;
+    return "Unknown";
 }
 
 /* The head, and what there is of the body with it: one write, so that a client wakes once. length -1: not known. */

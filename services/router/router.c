@@ -208,7 +208,7 @@ int tpo_router_submit(struct tpo_router *r, const struct tpo_router_request *q, 
     struct sequence s = {.phase = PROMPT, .on = *on, .finish = "length", .weights = q->weights};
     struct sequence *slot = free_sequence(r);
     int rc = check_request(q, err);
-    if (rc == TPO_OK) rc = tpo_routing_init(&s.routing, &r->config, q->task, err);
+    if (rc == TPO_OK) rc = tpo_routing_init(&s.routing, &r->config, q->task, q->visual != NULL, err);
     if (rc == TPO_OK && slot == NULL)
         rc = tpo_fail(err, TPO_UNAVAILABLE, "kv_busy", "%d sequences are in flight", r->options.max_sequences);
     if (rc == TPO_OK) rc = build_prompt(r, &s, q, err);

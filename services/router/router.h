@@ -38,7 +38,7 @@ struct tpo_router_request {
     const struct tpo_chat_turn *turns;
     int n_boxes;
     const float (*boxes)[4];  /* normalised corners */
-    const char *task;         /* "auto", "none" or a task's name */
+    const char *task;         /* "auto", "none" or a task's name; without visual no task is called (task.h) */
     const char *media_kind;   /* "image", "video" or NULL */
     const float *visual;      /* (Q, C); NULL without media */
     int n_frames;

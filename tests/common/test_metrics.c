@@ -46,6 +46,31 @@ static void a_histogram_is_cumulative(void **state)
     tpo_metrics_close(m);
 }
 
+/* A replica's histogram beside our own: one family, one TYPE, and +Inf is the count. */
+static void a_summed_histogram_is_of_the_same_family(void **state)
+{
+    (void)state;
+    struct tpo_metrics *m, *peers;
+    assert_int_equal(tpo_metrics_open(&m, NULL), TPO_OK);
+    assert_int_equal(tpo_metrics_open(&peers, NULL), TPO_OK);
+    tpo_metrics_observe(m, "tpo_d_seconds", "stage=\"gateway\"", 0.005);
+    tpo_metrics_summed(peers, "tpo_d_seconds", "stage=\"x\"", 2.5, 4);
+    tpo_metrics_summed(peers, "tpo_d_seconds", "stage=\"x\"", 3.5, 7); /* running totals: the later one stands */
+    tpo_metrics_merge(peers, m);
+    struct tpo_text out = {0};
+    tpo_metrics_render(peers, &out);
+    const char *type = strstr(out.data, "# TYPE ");
+    assert_non_null(type);
+    assert_null(strstr(type + 1, "# TYPE "));
+    assert_non_null(strstr(out.data, "tpo_d_seconds_bucket{stage=\"gateway\",le=\"0.005\"} 1\n"));
+    assert_null(strstr(out.data, "tpo_d_seconds_bucket{stage=\"x\",le=\"0.005\"}"));
+    assert_non_null(strstr(out.data, "tpo_d_seconds_bucket{stage=\"x\",le=\"+Inf\"} 7\ntpo_d_seconds_sum{stage=\"x\"} 3.5\n"
+                                     "tpo_d_seconds_count{stage=\"x\"} 7\n"));
+    tpo_text_free(&out);
+    tpo_metrics_close(m);
+    tpo_metrics_close(peers);
+}
+
 static void too_many_samples_are_dropped(void **state)
 {
     (void)state;
@@ -62,4 +87,4 @@ static void too_many_samples_are_dropped(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(the_text_is_what_prometheus_reads), cmocka_unit_test(a_histogram_is_cumulative),
-          cmocka_unit_test(too_many_samples_are_dropped))
+          cmocka_unit_test(a_summed_histogram_is_of_the_same_family), cmocka_unit_test(too_many_samples_are_dropped))

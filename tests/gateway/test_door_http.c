@@ -238,6 +238,10 @@ static void what_is_not_http_is_refused(void **state)
 {
     (void)state;
     start(0, 0);
+    expect("GET /nope HTTP/1.1\r\n" CLOSE, 0, "404", "HTTP/1.1 404 Not Found\r\n");
+    expect("DELETE /hello HTTP/1.1\r\n" CLOSE, 0, "405", "HTTP/1.1 405 Method Not Allowed\r\n");
+    expect("GET /hello HTTP/2.0\r\n" CLOSE, 0, "505", "HTTP/1.1 505 HTTP Version Not Supported\r\n");
+    expect("GET /hello HTTP/1.1\r\n\r\n", 0, "400", "HTTP/1.1 400 Bad Request\r\n");
     expect("GET /nope HTTP/1.1\r\n" CLOSE, 0, "404", "\"code\":\"NOT_FOUND\",\"reason\":\"path_unknown\"");
     expect("DELETE /hello HTTP/1.1\r\n" CLOSE, 0, "405", "Allow: GET, HEAD\r\n");
     expect("POST /hello HTTP/1.1\r\nContent-Length: 2\r\n" CLOSE "ab", 0, "405", "\"reason\":\"method\"");
