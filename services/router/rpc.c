@@ -1,7 +1,7 @@
 /* This file owns the router's wire: a GenerateRequest into the scheduler, its events out as they happen.
  *
- * A job lives from submit to on_done, which the scheduler owes every sequence it took. That a reader went away is noticed where its next event is
- * sent: the sequence is cancelled there. */
+ * A job lives from submit to on_done, which the scheduler owes every sequence it took. Before every step each flight is asked whether its reader went
+ * away or ran out of time: then its sequence ends within that step, prompt or answer alike. */
 #include "services/router/rpc.h"
 
 #include <stdio.h>
@@ -24,6 +24,7 @@ struct service {
     struct tpo_router_trainee *trainee; /* with --train, what learns; serving never reads it */
     struct tpo_serving serving; /* router's weights, version by version */
     struct tpo_config config;
+    struct flight *flights; /* what is in the scheduler, in no order */
     int n_running;
 };
 
@@ -35,8 +36,10 @@ static struct {
 
 /* One sequence in flight: it holds its job, hence its call, until on_done. */
 struct flight {
+    struct flight *next, **link; /* link: what points at this one */
     struct service *service;
     struct tpo_job *job;
+    uint64_t handle; /* the router's name of it */
     struct tpo_version *version; /* held */
     double first_ms; /* of its run, when the first token was chosen */
 };
@@ -160,11 +163,33 @@ static void on_first(void *owner)
     f->first_ms = tpo_job_run_ms(f->job);
 }
 
+static void fly(struct flight *f)
+{
+    struct service *s = f->service;
+    f->next = s->flights;
+    f->link = &s->flights;
+    if (f->next != NULL) f->next->link = &f->next;
+    s->flights = f;
+    count_running(s, 1);
+}
+
+static void leave(struct flight *f)
+{
+    *f->link = f->next;
+    if (f->next != NULL) f->next->link = f->link;
+    count_running(f->service, -1);
+}
+
 static void on_done(void *owner, int status, const char *finish_reason, int prompt_tokens, int completion_tokens, const struct tpo_error *err)
 {
     struct flight *f = owner;
     struct tpo_metrics *m = tpo_host_metrics(f->service->host);
-    count_running(f->service, -1);
+    struct tpo_error late;
+    leave(f);
+    if (status == TPO_CANCELLED && tpo_call_left_ms(f->job->call) <= 0) {
+        status = tpo_fail(&late, TPO_DEADLINE_EXCEEDED, "deadline", "the time for the answer ran out");
+        err = &late;
+    }
     tpo_metrics_add(m, "tpo_prompt_tokens_total", "", prompt_tokens);
     tpo_metrics_add(m, "tpo_generated_tokens_total", "", completion_tokens);
     tpo_log(TPO_LOG_INFO, "answer", "req=%s prompt=%d tokens=%d first_ms=%.3f run_ms=%.3f", tpo_call_request_id(f->job->call), prompt_tokens, completion_tokens,
@@ -237,7 +262,6 @@ static int run(void *self, struct tpo_job *job)
     struct service *s = self;
     struct request r = {0};
     struct tpo_error err = {0};
-    uint64_t handle;
     struct flight *f = calloc(1, sizeof(*f));
     int rc = f != NULL ? request_fill(&r, job, &s->config, &err) : tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for a request");
     if (rc == TPO_OK) rc = tpo_serving_take(&s->serving, job, ((const Tpo__V1__GenerateRequest *)job->message)->version, &f->version, &err);
@@ -246,11 +270,11 @@ static int run(void *self, struct tpo_job *job)
         f->job = job;
         r.q.weights = f->version->weights;
         struct tpo_router_events on = {f, on_text, on_task, on_done, on_first};
-        rc = tpo_router_submit(s->router, &r.q, &on, &handle, &err);
+        rc = tpo_router_submit(s->router, &r.q, &on, &f->handle, &err);
     }
     request_free(&r);
     if (rc == TPO_OK) {
-        count_running(s, 1);
+        fly(f);
         return TPO_OK;
     }
     if (f != NULL) tpo_versions_give(tpo_host_versions(s->host), f->version);
@@ -260,9 +284,16 @@ static int run(void *self, struct tpo_job *job)
     return TPO_OK;
 }
 
+static bool waited_for(const struct flight *f)
+{
+    return !tpo_call_cancelled(f->job->call) && tpo_call_left_ms(f->job->call) > 0;
+}
+
 static int step(void *self)
 {
     struct service *s = self;
+    for (const struct flight *f = s->flights; f != NULL; f = f->next)
+        if (!waited_for(f)) tpo_router_cancel(s->router, f->handle);
     return tpo_router_step(s->router);
 }
 

@@ -359,6 +359,29 @@ static void cancelled_ones_end_and_others_go_on(void **state)
     close_router();
 }
 
+/* A pool with room for one: while a cancelled prompt is half read, the next is refused; a step later it is let in. */
+static void a_cancelled_prefill_gives_its_memory_back(void **state)
+{
+    (void)state;
+    static struct heard first, next;
+    const size_t block = (size_t)TPO_KV_TOKENS * 2 * 16 * 4 * 2 * 2;
+    open_router("trained", 4 * block, 4, 4, false);
+    assert_int_equal(submit(&first, 1, "none", 60, 0), TPO_OK);
+    assert_int_equal(tpo_router_step(router), 1);
+    assert_int_equal(tpo_router_step(router), 1);
+    assert_int_equal(submit(&next, 1, "none", 60, 0), TPO_UNAVAILABLE);
+    tpo_router_cancel(router, first.handle);
+    assert_int_equal(tpo_router_step(router), 0);
+    assert_int_equal(first.n_done, 1);
+    assert_int_equal(first.status, TPO_CANCELLED);
+    assert_true(first.prompt_tokens > 8); /* two steps of four had not read it */
+    assert_int_equal(first.completion_tokens, 0);
+    assert_int_equal(submit(&next, 1, "none", 60, 0), TPO_OK);
+    run_all();
+    assert_int_equal(next.status, TPO_OK);
+    close_router();
+}
+
 static void samples_from_the_nucleus(void **state)
 {
     (void)state;
@@ -380,4 +403,5 @@ static void samples_from_the_nucleus(void **state)
 TPO_TESTS(cmocka_unit_test(same_answer_alone_and_among_eight), cmocka_unit_test(task_vector_as_the_tape),
           cmocka_unit_test(merged_adapters_say_the_same), cmocka_unit_test(tasks_are_banned_and_forced),
           cmocka_unit_test(memory_is_reserved_and_returned), cmocka_unit_test(cancelled_ones_end_and_others_go_on),
+          cmocka_unit_test(a_cancelled_prefill_gives_its_memory_back),
           cmocka_unit_test(samples_from_the_nucleus))
