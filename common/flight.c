@@ -61,6 +61,14 @@ bool tpo_flight_join(tpo_flights_t *f, const struct tpo_cache_key *key, struct t
     return found == NULL;
 }
 
+void tpo_flight_look(tpo_flights_t *f, const struct tpo_cache_key *key, void (*see)(void *owner, const struct tpo_passenger *p), void *owner)
+{
+    pthread_mutex_lock(&f->lock);
+    const struct flight *found = *find(f, key);
+    for (const struct tpo_passenger *p = found != NULL ? found->first : NULL; p != NULL; p = p->next) see(owner, p);
+    pthread_mutex_unlock(&f->lock);
+}
+
 struct tpo_passenger *tpo_flight_land(tpo_flights_t *f, const struct tpo_cache_key *key)
 {
     struct tpo_passenger *first = NULL;

@@ -24,14 +24,28 @@ char *tpo_frames_rule(char *out, size_t size, const struct tpo_config *c)
 struct loading {
     struct tpo_frames *frames;
     struct tpo_stream *stream;
+    const struct tpo_frames_patience *patience;
     int side, width, height;
 };
+
+/* What the next part of the load may take; 0: nobody waits. Rounded up, so that a fraction of a millisecond is not none. */
+static int time_left(const struct tpo_frames_patience *p, int timeout_ms)
+{
+    double left = p != NULL ? p->left_ms(p->owner) : timeout_ms;
+    return left >= timeout_ms ? timeout_ms : left > 0 ? (int)left + 1 : 0;
+}
+
+static int nobody_waits(struct tpo_error *err)
+{
+    return tpo_fail(err, TPO_CANCELLED, "nobody_waits", "nobody waits for these frames any more");
+}
 
 static int on_frame(void *arg, int i, int64_t index, double time_s, const uint8_t *rgb)
 {
     const struct loading *l = arg;
     struct tpo_frames *f = l->frames;
     size_t bytes = (size_t)l->side * (size_t)l->side * 3;
+    if (l->patience != NULL && l->patience->left_ms(l->patience->owner) <= 0) return TPO_CANCELLED;
     f->indices[i] = (uint32_t)index;
     f->times[i] = time_s;
     if (i > 0 && f->indices[i - 1] == f->indices[i]) { /* a frame repeated to fill the clip */
@@ -41,12 +55,13 @@ static int on_frame(void *arg, int i, int64_t index, double time_s, const uint8_
     return tpo_resize_u8(l->stream, f->pixels + (size_t)i * bytes, l->side, l->side, rgb, l->height, l->width, ANTIALIAS);
 }
 
-static int load(struct tpo_frames *f, tpo_media_file_t *file, const struct tpo_config *c, struct tpo_stream *s, int timeout_ms, struct tpo_error *err)
+static int load(struct tpo_frames *f, tpo_media_file_t *file, const struct tpo_config *c, struct tpo_stream *s, int timeout_ms,
+                const struct tpo_frames_patience *patience, struct tpo_error *err)
 {
     const struct tpo_media_info *info = tpo_media_file_info(file);
     const int n = info->image ? 1 : c->vision_encoder.num_frames, side = c->vision_encoder.img_size;
     const struct tpo_sampling rule = {.rule = TPO_SAMPLE_MIDDLE, .n = n, .pad = padded(c)};
-    struct loading l = {f, s, side, info->width, info->height};
+    struct loading l = {f, s, patience, side, info->width, info->height};
     int32_t *indices = calloc((size_t)n, sizeof(*indices));
     f->pixels = malloc((size_t)n * (size_t)side * (size_t)side * 3);
     f->indices = calloc((size_t)n, sizeof(*f->indices));
@@ -61,22 +76,32 @@ static int load(struct tpo_frames *f, tpo_media_file_t *file, const struct tpo_c
         rc = tpo_media_read(file, indices, f->T, on_frame, &l, timeout_ms, err);
     }
     free(indices);
+    if (rc == TPO_CANCELLED) return nobody_waits(err);
     if (rc != TPO_OK && (err == NULL || err->code == TPO_OK)) return tpo_fail(err, rc, "resize", "resizing failed: %s", tpo_status_sentence(rc));
+    return rc;
+}
+
+int tpo_frames_load_while(struct tpo_frames *f, tpo_media_t *media, int fd, const struct tpo_config *c, struct tpo_stream *s, int timeout_ms,
+                          const struct tpo_frames_patience *patience, struct tpo_error *err)
+{
+    tpo_media_file_t *file;
+    memset(f, 0, sizeof(*f));
+    if (err != NULL) memset(err, 0, sizeof(*err));
+    int some_ms = time_left(patience, timeout_ms);
+    if (patience != NULL && some_ms == 0) return nobody_waits(err);
+    int rc = tpo_media_file_open_fd(media, &file, fd, some_ms, err);
+    if (rc != TPO_OK) return rc;
+    some_ms = time_left(patience, timeout_ms);
+    rc = patience != NULL && some_ms == 0 ? nobody_waits(err) : load(f, file, c, s, some_ms, patience, err);
+    tpo_media_file_close(file);
+    if (rc != TPO_OK) tpo_frames_free(f);
     return rc;
 }
 
 int tpo_frames_load(struct tpo_frames *f, tpo_media_t *media, int fd, const struct tpo_config *c, struct tpo_stream *s, int timeout_ms,
                     struct tpo_error *err)
 {
-    tpo_media_file_t *file;
-    memset(f, 0, sizeof(*f));
-    if (err != NULL) memset(err, 0, sizeof(*err));
-    int rc = tpo_media_file_open_fd(media, &file, fd, timeout_ms, err);
-    if (rc != TPO_OK) return rc;
-    rc = load(f, file, c, s, timeout_ms, err);
-    tpo_media_file_close(file);
-    if (rc != TPO_OK) tpo_frames_free(f);
-    return rc;
+    return tpo_frames_load_while(f, media, fd, c, s, timeout_ms, NULL, err);
 }
 
 void tpo_frames_free(struct tpo_frames *f)

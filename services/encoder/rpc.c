@@ -48,6 +48,7 @@ struct work {
     struct request *leader;
     struct tpo_frames frames;
     double began_ms; /* looking */
+    bool hurried;    /* by the deadlines of those aboard: its load had less than --media-timeout */
 };
 
 struct service {
@@ -225,19 +226,45 @@ static void on_encode(void *owner, struct tpo_call *call, ProtobufCMessage *mess
 }
 
 /* --- looking and loading ------------------------------------------------------------------------------------------------------------- */
-/* A caller that went away while it led: who came aboard starts anew, one of them as the leader. */
-static bool gave_up(struct service *s, struct request *leader)
+static double left_ms(const struct request *r)
 {
-    struct tpo_error err = {0};
-    if (!tpo_call_cancelled(leader->call)) return false;
+    return tpo_call_cancelled(r->call) ? 0 : tpo_call_left_ms(r->call);
+}
+
+static void see_left(void *owner, const struct tpo_passenger *p)
+{
+    double *longest = owner, left = left_ms((const struct request *)p);
+    if (left > *longest) *longest = left;
+}
+
+/* Of all aboard, the one who waits longest: a leader's deadline must not fail its passengers. 0 or less: nobody waits any more. */
+static double longest_ms(struct service *s, const struct request *leader)
+{
+    double longest = left_ms(leader);
+    tpo_flight_look(s->flights, &leader->key, see_left, &longest);
+    return longest;
+}
+
+/* Ends a flight without a result: who still waits starts anew, one of them as the leader. */
+static void disband(struct service *s, struct request *leader)
+{
     struct tpo_passenger *p = tpo_flight_land(s->flights, &leader->key);
-    tpo_fail(&err, TPO_CANCELLED, "cancelled", "the caller went away");
-    finish(s, leader, &err);
-    while (p != NULL) {
-        struct request *r = (struct request *)p;
-        p = p->next;
-        queue(s, r);
+    for (struct request *r = leader; r != NULL;) {
+        struct tpo_error err = {0};
+        struct request *next = (struct request *)p;
+        if (p != NULL) p = p->next;
+        if (tpo_call_cancelled(r->call)) tpo_fail(&err, TPO_CANCELLED, "cancelled", "the caller went away");
+        else if (tpo_call_left_ms(r->call) <= 0) tpo_fail(&err, TPO_DEADLINE_EXCEEDED, "deadline", "the time for the tokens ran out");
+        if (err.code != TPO_OK) finish(s, r, &err);
+        else queue(s, r);
+        r = next;
     }
+}
+
+static bool abandoned(struct service *s, struct request *leader)
+{
+    if (longest_ms(s, leader) > 0) return false;
+    disband(s, leader);
     return true;
 }
 
@@ -255,14 +282,29 @@ static bool from_cache(struct service *s, struct request *r, double began_ms)
 
 static int run_encode(void *self, struct tpo_job *job);
 
+static double patience_ms(void *owner)
+{
+    struct work *w = owner;
+    double left = longest_ms(w->service, w->leader);
+    w->hurried = w->hurried || left < (double)w->service->media_timeout_ms;
+    return left;
+}
+
 static int load(struct service *s, struct work *w, struct tpo_stream *stream, struct tpo_error *err)
 {
+    const struct tpo_frames_patience patience = {patience_ms, w};
     int fd = tpo_store_fd(s->store, w->leader->id);
     if (fd < 0) return tpo_fail(err, TPO_FAILED_PRECONDITION, "media_missing", "the encoder lacks the bytes of %s", w->leader->id);
-    int rc = tpo_frames_load(&w->frames, s->media, fd, &s->config, stream, (int)s->media_timeout_ms, err);
+    int rc = tpo_frames_load_while(&w->frames, s->media, fd, &s->config, stream, (int)s->media_timeout_ms, &patience, err);
     close(fd);
     tpo_metrics_add(tpo_host_metrics(s->host), "tpo_media_decodes_total", rc == TPO_OK ? "result=\"ok\"" : "result=\"error\"", 1);
     return rc;
+}
+
+/* The load was cut short for those who were aboard then, not by --media-timeout: who came later may have more time. */
+static bool cut_short(const struct work *w, int rc)
+{
+    return rc == TPO_CANCELLED || (rc == TPO_DEADLINE_EXCEEDED && w->hurried);
 }
 
 static void work_free(struct work *w)
@@ -276,7 +318,7 @@ static void look(struct service *s, struct request *r, struct tpo_stream *stream
     struct tpo_error err = {0};
     double began_ms = now_ms();
     if (!tpo_flight_join(s->flights, &r->key, &r->passenger)) return;
-    if (gave_up(s, r) || from_cache(s, r, began_ms)) return;
+    if (abandoned(s, r) || from_cache(s, r, began_ms)) return;
     struct work *w = calloc(1, sizeof(*w));
     int rc = TPO_OK;
     if (w == NULL) rc = tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for a request");
@@ -284,8 +326,9 @@ static void look(struct service *s, struct request *r, struct tpo_stream *stream
         *w = (struct work){.job = {.run = run_encode, .user = w}, .service = s, .leader = r, .began_ms = began_ms};
         rc = load(s, w, stream, &err);
     }
-    if (rc == TPO_OK && gave_up(s, r)) {
+    if (rc != TPO_OK && w != NULL && cut_short(w, rc)) {
         work_free(w);
+        disband(s, r);
         return;
     }
     if (rc == TPO_OK) rc = tpo_host_submit(s->host, &w->job, &err);
@@ -314,10 +357,20 @@ static void *media_thread(void *arg)
 }
 
 /* --- encoding ------------------------------------------------------------------------------------------------------------------------ */
+static void retire(struct service *s, struct work *w)
+{
+    work_free(s->retired);
+    s->retired = w;
+}
+
 static int run_encode(void *self, struct tpo_job *job)
 {
     struct service *s = self;
     struct work *w = job->user;
+    if (abandoned(s, w->leader)) {
+        retire(s, w);
+        return TPO_OK;
+    }
     struct tpo_error err = {0};
     struct tpo_frames *f = &w->frames;
     struct tpo_cached v = {.dtype = TPO_F32, .n_dims = 2, .shape = {tpo_config_queries(&s->config), s->config.bridge.hidden_size}};
@@ -334,8 +387,7 @@ static int run_encode(void *self, struct tpo_job *job)
     }
     land(s, w->leader, rc == TPO_OK ? &v : NULL, s->cache != NULL ? "miss" : "off", "shared", w->began_ms, &err);
     free(v.data);
-    work_free(s->retired);
-    s->retired = w;
+    retire(s, w);
     return TPO_OK;
 }
 

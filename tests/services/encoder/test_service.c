@@ -152,9 +152,9 @@ static void on_done(void *owner, struct tpo_rpc *r, int status, const struct tpo
     a->done = 1;
 }
 
-static struct tpo_rpc *ask(struct live *l, const char *id, struct asked *a)
+static struct tpo_rpc *ask_within(struct live *l, const char *id, struct asked *a, int timeout_ms)
 {
-    const struct tpo_rpc_start start = {.path = "/tpo.v1.Encoder/Encode", .reply = &tpo__v1__encode_reply__descriptor, .reply_payload = true, .timeout_ms = 30000};
+    const struct tpo_rpc_start start = {.path = "/tpo.v1.Encoder/Encode", .reply = &tpo__v1__encode_reply__descriptor, .reply_payload = true, .timeout_ms = timeout_ms};
     const struct tpo_rpc_events on = {.owner = a, .on_message = on_message, .on_done = on_done};
     Tpo__V1__EncodeRequest q = TPO__V1__ENCODE_REQUEST__INIT;
     struct tpo_error err;
@@ -163,6 +163,11 @@ static struct tpo_rpc *ask(struct live *l, const char *id, struct asked *a)
     struct tpo_rpc *r = tpo_rpc_open(l->peers, &start, &q.base, NULL, &on, &err);
     if (r == NULL) fail_msg("%s", err.message);
     return r;
+}
+
+static struct tpo_rpc *ask(struct live *l, const char *id, struct asked *a)
+{
+    return ask_within(l, id, a, 30000);
 }
 
 static void equal_misses_encode_once(void **state)
@@ -206,6 +211,79 @@ static void who_is_aboard_outlives_the_leader(void **state)
     for (int i = 0; i < 4; i++)
         while (!asked[i].done) tpo_loop_wait(l.loop, 1000);
     for (int i = 1; i < 4; i++) assert_int_equal(asked[i].status, TPO_OK);
+    end(&l);
+}
+
+/* Decoding may take an hour here, so that only a caller's deadline can end a load. */
+static void begin_patient(struct live *l, char id[TPO_SHA256_HEX])
+{
+    setenv("TPO_MEDIA_TIMEOUT", "1h", 1);
+    begin(l);
+    unsetenv("TPO_MEDIA_TIMEOUT");
+    shell(FFMPEG "-f lavfi -i testsrc2=size=64x48 -frames:v 1 a.png");
+    put_file(l, "a.png", id);
+}
+
+static void a_load_ends_with_the_deadline_of_who_waits(void **state)
+{
+    (void)state;
+    struct live l;
+    struct asked asked;
+    char id[TPO_SHA256_HEX];
+    struct tpo_payload visual = {0};
+    begin_patient(&l, id);
+    double runs = live_counter(&l, "tpo_encoder_runs_total", NULL);
+    shell("pkill -STOP -P %d tpo-media", l.encoder);
+    ask_within(&l, id, &asked, 300);
+    while (!asked.done) tpo_loop_wait(l.loop, 1000);
+    assert_int_equal(asked.status, TPO_DEADLINE_EXCEEDED);
+    while (live_counter(&l, "tpo_media_decodes_total", "result=error") < 1) usleep(10000); /* the harness limits the wait */
+    assert_true(live_counter(&l, "tpo_encoder_runs_total", NULL) == runs);
+    /* The decoder that was stopped is gone, another serves who comes next. */
+    assert_string_equal(encoded(&l, id, &visual), "miss");
+    tpo_payload_free(&visual);
+    end(&l);
+}
+
+static void a_leaders_deadline_is_not_its_passengers(void **state)
+{
+    (void)state;
+    struct live l;
+    struct asked leader, aboard[2];
+    char id[TPO_SHA256_HEX];
+    begin_patient(&l, id);
+    shell("pkill -STOP -P %d tpo-media", l.encoder);
+    ask_within(&l, id, &leader, 400);
+    usleep(100000); /* the load began with the leader alone */
+    for (int i = 0; i < 2; i++) ask(&l, id, &aboard[i]);
+    while (!leader.done) tpo_loop_wait(l.loop, 1000);
+    assert_int_equal(leader.status, TPO_DEADLINE_EXCEEDED);
+    shell("pkill -CONT -P %d tpo-media; true", l.encoder); /* for passengers who came before the load began */
+    for (int i = 0; i < 2; i++) {
+        while (!aboard[i].done) tpo_loop_wait(l.loop, 1000);
+        assert_int_equal(aboard[i].status, TPO_OK);
+    }
+    end(&l);
+}
+
+static void nobody_waits_nothing_is_encoded(void **state)
+{
+    (void)state;
+    struct live l;
+    struct asked asked;
+    char id[TPO_SHA256_HEX];
+    begin_patient(&l, id);
+    double runs = live_counter(&l, "tpo_encoder_runs_total", NULL);
+    shell("pkill -STOP -P %d tpo-media", l.encoder);
+    struct tpo_rpc *r = ask(&l, id, &asked);
+    usleep(100000); /* it is loading */
+    tpo_rpc_cancel(r);
+    while (!asked.done) tpo_loop_wait(l.loop, 1000);
+    usleep(100000); /* the encoder knows */
+    shell("pkill -CONT -P %d tpo-media", l.encoder);
+    while (live_counter(&l, "tpo_requests_total", "code=CANCELLED") < 1) usleep(10000);
+    assert_true(live_counter(&l, "tpo_media_decodes_total", "result=ok") == 0);
+    assert_true(live_counter(&l, "tpo_encoder_runs_total", NULL) == runs);
     end(&l);
 }
 
@@ -346,5 +424,7 @@ static void what_is_in_flight_ends_before_the_process(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(a_hit_gives_the_same_bits), cmocka_unit_test(equal_misses_encode_once), cmocka_unit_test(who_is_aboard_outlives_the_leader),
+          cmocka_unit_test(a_load_ends_with_the_deadline_of_who_waits), cmocka_unit_test(a_leaders_deadline_is_not_its_passengers),
+          cmocka_unit_test(nobody_waits_nothing_is_encoded),
           cmocka_unit_test(bad_media_are_typed_errors), cmocka_unit_test(an_upload_that_ends_early_leaves_nothing),
           cmocka_unit_test(a_full_queue_is_told_at_once), cmocka_unit_test(what_is_in_flight_ends_before_the_process))
