@@ -287,6 +287,44 @@ static void nobody_waits_nothing_is_encoded(void **state)
     end(&l);
 }
 
+/* `n` other ids of the same film, asked for and then left as soon as the first of them is encoded. */
+static void ask_and_leave(struct live *l, int n, int *tail)
+{
+    struct asked asked[16];
+    struct tpo_rpc *rpcs[16];
+    char ids[16][TPO_SHA256_HEX];
+    size_t size;
+    uint8_t *film = slurp("a.mp4", &size);
+    double runs = live_counter(l, "tpo_encoder_runs_total", NULL), ended = live_counter(l, "tpo_requests_total", NULL);
+    film = realloc(film, size + sizeof(*tail));
+    for (int i = 0; i < n; i++, ++*tail) {
+        memcpy(film + size, tail, sizeof(*tail));
+        spill("b.mp4", film, size + sizeof(*tail));
+        put_file(l, "b.mp4", ids[i]);
+    }
+    free(film);
+    for (int i = 0; i < n; i++) rpcs[i] = ask(l, ids[i], &asked[i]);
+    while (live_counter(l, "tpo_encoder_runs_total", NULL) == runs) continue;
+    for (int i = 0; i < n; i++)
+        if (!asked[i].done) tpo_rpc_cancel(rpcs[i]);
+    for (int i = 0; i < n; i++)
+        while (!asked[i].done) tpo_loop_wait(l->loop, 1000);
+    while (live_counter(l, "tpo_requests_total", NULL) < ended + n) usleep(10000);
+}
+
+/* Which of them were decoded and waited for the model when everybody left is chance: it is tried until some were. A skipped one is in no count but the decoder's. */
+static void what_was_decoded_for_nobody_is_not_encoded(void **state)
+{
+    (void)state;
+    struct live l;
+    int tail = 0;
+    begin(&l);
+    shell(FFMPEG "-f lavfi -i testsrc2=size=64x48:rate=8 -frames:v 8 -preset ultrafast -pix_fmt yuv420p a.mp4");
+    do ask_and_leave(&l, 14, &tail);
+    while (live_counter(&l, "tpo_encoder_runs_total", NULL) >= live_counter(&l, "tpo_media_decodes_total", "result=ok"));
+    end(&l);
+}
+
 static void bad_media_are_typed_errors(void **state)
 {
     (void)state;
@@ -425,6 +463,6 @@ static void what_is_in_flight_ends_before_the_process(void **state)
 
 TPO_TESTS(cmocka_unit_test(a_hit_gives_the_same_bits), cmocka_unit_test(equal_misses_encode_once), cmocka_unit_test(who_is_aboard_outlives_the_leader),
           cmocka_unit_test(a_load_ends_with_the_deadline_of_who_waits), cmocka_unit_test(a_leaders_deadline_is_not_its_passengers),
-          cmocka_unit_test(nobody_waits_nothing_is_encoded),
+          cmocka_unit_test(nobody_waits_nothing_is_encoded), cmocka_unit_test(what_was_decoded_for_nobody_is_not_encoded),
           cmocka_unit_test(bad_media_are_typed_errors), cmocka_unit_test(an_upload_that_ends_early_leaves_nothing),
           cmocka_unit_test(a_full_queue_is_told_at_once), cmocka_unit_test(what_is_in_flight_ends_before_the_process))
