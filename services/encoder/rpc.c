@@ -10,12 +10,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "common/cache.h"
-#include "common/flight.h"
-#include "common/log.h"
 #include "common/media/put.h"
 #include "encoder.pb-c.h"
 #include "media.pb-c.h"
@@ -23,29 +20,19 @@
 #include "services/encoder/encoder.h"
 #include "services/encoder/frames.h"
 #include "services/encoder/recorded.h"
+#include "services/encoder/requests.h"
 #include "services/host/learner.h"
 #include "services/host/serving.h"
 
 #define THREADS_MAX 16
-#define RETRY_MS    200
 
 struct service;
-
-struct request {
-    struct tpo_passenger passenger; /* first: a flight gives it back as this */
-    struct request *next;
-    struct tpo_call *call;
-    struct tpo_cache_key key;
-    char id[TPO_SHA256_HEX];
-    struct tpo_version *version; /* held */
-    double came_ms;
-};
 
 /* What a leader carries to the compute thread. */
 struct work {
     struct tpo_job job;
     struct service *service;
-    struct request *leader;
+    struct tpo_request *leader;
     struct tpo_frames frames;
     double began_ms; /* looking */
     bool hurried;    /* by the deadlines of those aboard: its load had less than --media-timeout */
@@ -63,13 +50,7 @@ struct service {
     tpo_store_t *store;
     tpo_media_t *media;
     tpo_cache_t *cache; /* NULL: off */
-    tpo_flights_t *flights;
-
-    pthread_mutex_t lock;
-    pthread_cond_t arrived;
-    struct request *first, **last;
-    int n_open; /* requests not yet answered */
-    bool closing;
+    struct tpo_requests requests;
     pthread_t threads[THREADS_MAX];
     int n_threads;
 
@@ -80,134 +61,18 @@ struct service {
 
 static struct service the_service;
 
-static double now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
-}
-
-/* --- answering --------------------------------------------------------------------------------------------------------------------- */
-static void measure(struct service *s, const struct request *r, const struct tpo_error *err)
-{
-    struct tpo_metrics *m = tpo_host_metrics(s->host);
-    int code = err != NULL ? err->code : TPO_OK;
-    double ms = now_ms() - r->came_ms;
-    char labels[64];
-    tpo_metrics_add(m, "tpo_requests_total", tpo_metrics_labels(labels, sizeof(labels), "code", tpo_status_name(code), NULL), 1);
-    tpo_metrics_observe(m, "tpo_request_duration_seconds", "", ms * 1e-3);
-    tpo_log(code == TPO_OK ? TPO_LOG_INFO : TPO_LOG_WARN, "request", "req=%s media=%.12s code=%s%s%s ms=%.3f", tpo_call_request_id(r->call), r->id,
-            tpo_status_name(code), code != TPO_OK ? " reason=" : "", code != TPO_OK ? err->reason : "", ms);
-}
-
-static void finish(struct service *s, struct request *r, const struct tpo_error *err)
-{
-    measure(s, r, err);
-    tpo_call_finish(r->call, err != NULL ? err->code : TPO_OK, err);
-    tpo_versions_give(tpo_host_versions(s->host), r->version);
-    free(r);
-    pthread_mutex_lock(&s->lock);
-    s->n_open--;
-    pthread_mutex_unlock(&s->lock);
-}
-
-static void answer(struct service *s, struct request *r, const struct tpo_cached *v, const char *cache, double began_ms)
-{
-    Tpo__V1__EncodeReply reply = TPO__V1__ENCODE_REPLY__INIT;
-    Tpo__V1__MediaInfo media = TPO__V1__MEDIA_INFO__INIT;
-    struct tpo_payload visual = {0};
-    struct tpo_error err = {0};
-    size_t n = (size_t)v->n_frames;
-    Tpo__V1__Frame *frames = calloc(n, sizeof(*frames)), **list = calloc(n, sizeof(*list));
-    if (frames == NULL || list == NULL || tpo_payload_alloc(&visual, v->dtype, v->n_dims, v->shape) != TPO_OK) {
-        tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for a reply");
-    } else {
-        for (size_t i = 0; i < n; i++) {
-            tpo__v1__frame__init(&frames[i]);
-            frames[i].index = v->indices[i];
-            frames[i].time_s = v->times[i];
-            list[i] = &frames[i];
-        }
-        memcpy(visual.data, v->data, v->data_bytes);
-        media.id = r->id;
-        media.width = v->width;
-        media.height = v->height;
-        media.duration_s = v->duration_s;
-        media.n_frames = n;
-        media.frames = list;
-        reply.media = &media;
-        reply.cache = (char *)cache;
-        reply.queue_ms = began_ms > r->came_ms ? began_ms - r->came_ms : 0;
-        reply.run_ms = now_ms() - (began_ms > r->came_ms ? began_ms : r->came_ms);
-        reply.digest = (char *)r->version->digest;
-        reply.version = r->version->number;
-        tpo_call_send_last(r->call, &reply.base, &visual);
-    }
-    free(frames), free(list);
-    finish(s, r, err.code == TPO_OK ? NULL : &err);
-}
-
-/* Ends the leader's flight: the leader and all who came aboard get the value, or the error where v is NULL. */
-static void land(struct service *s, struct request *leader, const struct tpo_cached *v, const char *own, const char *aboard, double began_ms,
-                 const struct tpo_error *err)
-{
-    struct tpo_passenger *p = tpo_flight_land(s->flights, &leader->key);
-    if (v != NULL) answer(s, leader, v, own, began_ms);
-    else finish(s, leader, err);
-    while (p != NULL) {
-        struct request *r = (struct request *)p;
-        p = p->next;
-        if (v != NULL) answer(s, r, v, aboard, began_ms);
-        else finish(s, r, err);
-    }
-}
-
 /* --- arriving ---------------------------------------------------------------------------------------------------------------------- */
-static void queue(struct service *s, struct request *r)
-{
-    r->next = NULL;
-    pthread_mutex_lock(&s->lock);
-    *s->last = r;
-    s->last = &r->next;
-    pthread_cond_signal(&s->arrived);
-    pthread_mutex_unlock(&s->lock);
-}
-
-static bool take_place(struct service *s)
-{
-    pthread_mutex_lock(&s->lock);
-    bool room = s->n_open < tpo_host_settings(s->host)->queue;
-    s->n_open += room;
-    pthread_mutex_unlock(&s->lock);
-    return room;
-}
-
-static struct request *refuse(struct service *s, struct request *r)
-{
-    pthread_mutex_lock(&s->lock);
-    s->n_open--;
-    pthread_mutex_unlock(&s->lock);
-    free(r);
-    return NULL;
-}
-
-static struct request *admit(struct service *s, struct tpo_call *call, const Tpo__V1__EncodeRequest *q, struct tpo_error *err)
+static struct tpo_request *admit(struct service *s, struct tpo_call *call, const Tpo__V1__EncodeRequest *q, struct tpo_error *err)
 {
     char rule[96];
     if (!tpo_host_ready(s->host)) tpo_fail(err, TPO_UNAVAILABLE, "loading", "the encoder is not ready");
     else if (!tpo_sha256_is_hex(q->media_id)) tpo_fail(err, TPO_INVALID_ARGUMENT, "media_id", "a media id is 64 lower-case hex digits");
-    else if (!take_place(s)) tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "queue_full", "the encoder's queue is full");
-    if (err->code == TPO_RESOURCE_EXHAUSTED) err->retry_ms = RETRY_MS;
-    if (err->code != TPO_OK) return NULL;
-    struct request *r = calloc(1, sizeof(*r));
-    if (r == NULL) {
-        tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a request");
-        return refuse(s, NULL);
+    struct tpo_request *r = err->code == TPO_OK ? tpo_requests_new(&s->requests, call, err) : NULL;
+    if (r == NULL) return NULL;
+    if (tpo_versions_take(tpo_host_versions(s->host), tpo_call_metadata(call, "tpo-version"), q->version, &r->version, err) != TPO_OK) {
+        tpo_requests_drop(&s->requests, r);
+        return NULL;
     }
-    if (tpo_versions_take(tpo_host_versions(s->host), tpo_call_metadata(call, "tpo-version"), q->version, &r->version, err) != TPO_OK)
-        return refuse(s, r);
-    r->call = call;
-    r->came_ms = now_ms();
     memcpy(r->id, q->media_id, sizeof(r->id));
     const char *const parts[] = {"encoder", r->id, tpo_frames_rule(rule, sizeof(rule), &s->config), r->version->digest, s->config.keep_bf16 ? "bf16" : "f32"};
     tpo_cache_key_make(&r->key, parts, 5);
@@ -218,64 +83,22 @@ static void on_encode(void *owner, struct tpo_call *call, ProtobufCMessage *mess
 {
     struct service *s = owner;
     struct tpo_error err = {0};
-    struct request *r = admit(s, call, (const Tpo__V1__EncodeRequest *)message, &err);
+    struct tpo_request *r = admit(s, call, (const Tpo__V1__EncodeRequest *)message, &err);
     protobuf_c_message_free_unpacked(message, NULL);
     (void)payload;
-    if (r != NULL) queue(s, r);
+    if (r != NULL) tpo_requests_queue(&s->requests, r);
     else tpo_call_finish(call, err.code, &err);
 }
 
 /* --- looking and loading ------------------------------------------------------------------------------------------------------------- */
-static double left_ms(const struct request *r)
-{
-    return tpo_call_cancelled(r->call) ? 0 : tpo_call_left_ms(r->call);
-}
-
-static void see_left(void *owner, const struct tpo_passenger *p)
-{
-    double *longest = owner, left = left_ms((const struct request *)p);
-    if (left > *longest) *longest = left;
-}
-
-/* Of all aboard, the one who waits longest: a leader's deadline must not fail its passengers. 0 or less: nobody waits any more. */
-static double longest_ms(struct service *s, const struct request *leader)
-{
-    double longest = left_ms(leader);
-    tpo_flight_look(s->flights, &leader->key, see_left, &longest);
-    return longest;
-}
-
-/* Ends a flight without a result: who still waits starts anew, one of them as the leader. */
-static void disband(struct service *s, struct request *leader)
-{
-    struct tpo_passenger *p = tpo_flight_land(s->flights, &leader->key);
-    for (struct request *r = leader; r != NULL;) {
-        struct tpo_error err = {0};
-        struct request *next = (struct request *)p;
-        if (p != NULL) p = p->next;
-        if (tpo_call_cancelled(r->call)) tpo_fail(&err, TPO_CANCELLED, "cancelled", "the caller went away");
-        else if (tpo_call_left_ms(r->call) <= 0) tpo_fail(&err, TPO_DEADLINE_EXCEEDED, "deadline", "the time for the tokens ran out");
-        if (err.code != TPO_OK) finish(s, r, &err);
-        else queue(s, r);
-        r = next;
-    }
-}
-
-static bool abandoned(struct service *s, struct request *leader)
-{
-    if (longest_ms(s, leader) > 0) return false;
-    disband(s, leader);
-    return true;
-}
-
-static bool from_cache(struct service *s, struct request *r, double began_ms)
+static bool from_cache(struct service *s, struct tpo_request *r, double began_ms)
 {
     struct tpo_cached v;
     const int want[2] = {tpo_config_queries(&s->config), s->config.bridge.hidden_size};
     if (s->cache == NULL || tpo_cache_get(s->cache, &r->key, &v) != TPO_CACHE_HIT) return false;
     /* Another program with our secret could have put something else under the key. */
     bool fits = v.dtype == TPO_F32 && v.n_dims == 2 && v.shape[0] == want[0] && v.shape[1] == want[1] && v.n_frames >= 1;
-    if (fits) land(s, r, &v, "hit", "hit", began_ms, NULL);
+    if (fits) tpo_requests_land(&s->requests, r, &v, "hit", "hit", began_ms, NULL);
     tpo_cached_free(&v);
     return fits;
 }
@@ -285,7 +108,7 @@ static int run_encode(void *self, struct tpo_job *job);
 static double patience_ms(void *owner)
 {
     struct work *w = owner;
-    double left = longest_ms(w->service, w->leader);
+    double left = tpo_requests_left_ms(&w->service->requests, w->leader);
     w->hurried = w->hurried || left < (double)w->service->media_timeout_ms;
     return left;
 }
@@ -313,12 +136,12 @@ static void work_free(struct work *w)
     free(w);
 }
 
-static void look(struct service *s, struct request *r, struct tpo_stream *stream)
+static void look(struct service *s, struct tpo_request *r, struct tpo_stream *stream)
 {
     struct tpo_error err = {0};
-    double began_ms = now_ms();
-    if (!tpo_flight_join(s->flights, &r->key, &r->passenger)) return;
-    if (abandoned(s, r) || from_cache(s, r, began_ms)) return;
+    double began_ms = tpo_requests_now_ms();
+    if (!tpo_flight_join(s->requests.flights, &r->key, &r->passenger)) return;
+    if (tpo_requests_abandoned(&s->requests, r) || from_cache(s, r, began_ms)) return;
     struct work *w = calloc(1, sizeof(*w));
     int rc = TPO_OK;
     if (w == NULL) rc = tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for a request");
@@ -328,13 +151,13 @@ static void look(struct service *s, struct request *r, struct tpo_stream *stream
     }
     if (rc != TPO_OK && w != NULL && cut_short(w, rc)) {
         work_free(w);
-        disband(s, r);
+        tpo_requests_disband(&s->requests, r);
         return;
     }
     if (rc == TPO_OK) rc = tpo_host_submit(s->host, &w->job, &err);
     if (rc == TPO_OK) return;
     work_free(w);
-    land(s, r, NULL, "", "", began_ms, &err);
+    tpo_requests_land(&s->requests, r, NULL, "", "", began_ms, &err);
 }
 
 static void *media_thread(void *arg)
@@ -344,11 +167,7 @@ static void *media_thread(void *arg)
     struct tpo_error err;
     TPO_ASSERT(tpo_stream_open(&stream, "cpu", 1, &err) == TPO_OK);
     for (;;) {
-        pthread_mutex_lock(&s->lock);
-        while (s->first == NULL && !s->closing) pthread_cond_wait(&s->arrived, &s->lock);
-        struct request *r = s->first;
-        if (r != NULL && (s->first = r->next) == NULL) s->last = &s->first;
-        pthread_mutex_unlock(&s->lock);
+        struct tpo_request *r = tpo_requests_next(&s->requests);
         if (r == NULL) break;
         look(s, r, stream);
     }
@@ -367,7 +186,7 @@ static int run_encode(void *self, struct tpo_job *job)
 {
     struct service *s = self;
     struct work *w = job->user;
-    if (abandoned(s, w->leader)) {
+    if (tpo_requests_abandoned(&s->requests, w->leader)) {
         retire(s, w);
         return TPO_OK;
     }
@@ -383,9 +202,9 @@ static int run_encode(void *self, struct tpo_job *job)
     tpo_metrics_add(tpo_host_metrics(s->host), "tpo_encoder_runs_total", "", 1);
     if (rc == TPO_OK && s->cache != NULL) {
         tpo_cache_put(s->cache, &w->leader->key, &v);
-        tpo_cache_missed(s->cache, now_ms() - w->began_ms);
+        tpo_cache_missed(s->cache, tpo_requests_now_ms() - w->began_ms);
     }
-    land(s, w->leader, rc == TPO_OK ? &v : NULL, s->cache != NULL ? "miss" : "off", "shared", w->began_ms, &err);
+    tpo_requests_land(&s->requests, w->leader, rc == TPO_OK ? &v : NULL, s->cache != NULL ? "miss" : "off", "shared", w->began_ms, &err);
     free(v.data);
     retire(s, w);
     return TPO_OK;
@@ -406,12 +225,8 @@ static int prepare(void *self, struct tpo_host *h, struct tpo_error *err)
                                             .metrics = tpo_host_metrics(h),
                                             .ttl_s = (int)(s->cache_ttl_ms / 1000)};
     s->host = h;
-    s->last = &s->first;
-    pthread_mutex_init(&s->lock, NULL);
-    pthread_cond_init(&s->arrived, NULL);
-    s->flights = tpo_flights_open();
-    if (s->flights == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the encoder");
-    int rc = tpo_store_open(&s->store, &store, err);
+    int rc = tpo_requests_open(&s->requests, h, err);
+    if (rc == TPO_OK) rc = tpo_store_open(&s->store, &store, err);
     if (rc == TPO_OK) rc = tpo_media_open(&s->media, &media, err);
     if (rc == TPO_OK && s->cache_address[0] != '\0') rc = tpo_cache_open(&s->cache, &cache, err);
     return rc;
@@ -451,10 +266,7 @@ static int warm_up(void *self, struct tpo_error *err)
 static void close_model(void *self)
 {
     struct service *s = self;
-    pthread_mutex_lock(&s->lock);
-    s->closing = true;
-    pthread_cond_broadcast(&s->arrived);
-    pthread_mutex_unlock(&s->lock);
+    tpo_requests_stop(&s->requests);
     while (s->n_threads > 0) pthread_join(s->threads[--s->n_threads], NULL);
     work_free(s->retired);
     tpo_serving_close(&s->serving);
@@ -465,9 +277,7 @@ static void close_model(void *self)
     tpo_cache_close(s->cache);
     tpo_media_close(s->media);
     tpo_store_close(s->store);
-    tpo_flights_close(s->flights);
-    pthread_mutex_destroy(&s->lock);
-    pthread_cond_destroy(&s->arrived);
+    tpo_requests_close(&s->requests);
 }
 
 static int open_learner(void *self, struct tpo_learner *out, struct tpo_error *err)

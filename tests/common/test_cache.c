@@ -407,16 +407,27 @@ static void refuses_addresses(void **state)
     assert_string_equal(err.reason, "cache_secret");
 }
 
+static void count_aboard(void *owner, const struct tpo_passenger *p)
+{
+    assert_non_null(p);
+    ++*(int *)owner;
+}
+
 static void equal_flights_are_shared(void **state)
 {
     (void)state;
     tpo_flights_t *f = tpo_flights_open();
+    int n_aboard = 0;
     struct tpo_cache_key a = key_of("a"), b = key_of("b");
     struct tpo_passenger p[5];
     assert_true(tpo_flight_join(f, &a, &p[0]));
     assert_true(tpo_flight_join(f, &b, &p[1]));
     assert_false(tpo_flight_join(f, &a, &p[2]));
     assert_false(tpo_flight_join(f, &a, &p[3]));
+    tpo_flight_look(f, &a, count_aboard, &n_aboard);
+    assert_int_equal(n_aboard, 2);
+    tpo_flight_look(f, &b, count_aboard, &n_aboard);
+    assert_int_equal(n_aboard, 2);
     struct tpo_passenger *landed = tpo_flight_land(f, &a);
     assert_ptr_equal(landed, &p[2]);
     assert_ptr_equal(landed->next, &p[3]);

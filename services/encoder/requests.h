@@ -1,0 +1,58 @@
+/* requests.h -- the encoder's requests: those that wait, those aboard a flight, and how each is answered.
+ *
+ * A request holds its call and its version from tpo_requests_new until it is answered; a media thread takes it with tpo_requests_next and joins
+ * `flights` with it. Only the leader of a flight may ask for the others aboard or end it. Any thread. */
+#ifndef TPO_SERVICES_ENCODER_REQUESTS_H
+#define TPO_SERVICES_ENCODER_REQUESTS_H
+
+#include <pthread.h>
+
+#include "common/cache_value.h"
+#include "common/flight.h"
+#include "common/sha256.h"
+#include "services/host/host.h"
+
+struct tpo_version;
+
+struct tpo_request {
+    struct tpo_passenger passenger; /* first: a flight gives it back as this */
+    struct tpo_request *next;
+    struct tpo_call *call;
+    struct tpo_cache_key key;
+    char id[TPO_SHA256_HEX];
+    struct tpo_version *version; /* held */
+    double came_ms;
+};
+
+struct tpo_requests {
+    struct tpo_host *host;
+    tpo_flights_t *flights;
+    pthread_mutex_t lock;
+    pthread_cond_t arrived;
+    struct tpo_request *first, **last; /* waiting */
+    int n_open;                        /* not yet answered; the host's --queue bounds them */
+    bool closing;
+};
+
+double tpo_requests_now_ms(void); /* the clock of came_ms */
+int tpo_requests_open(struct tpo_requests *q, struct tpo_host *h, struct tpo_error *err);
+void tpo_requests_close(struct tpo_requests *q); /* none may be open */
+
+/* NULL: RESOURCE_EXHAUSTED "queue_full" with retry_ms, or no memory; the call is still the caller's. id, key and version are the caller's to fill. */
+struct tpo_request *tpo_requests_new(struct tpo_requests *q, struct tpo_call *call, struct tpo_error *err);
+void tpo_requests_drop(struct tpo_requests *q, struct tpo_request *r); /* one that was not queued: its call is the caller's again */
+void tpo_requests_queue(struct tpo_requests *q, struct tpo_request *r);
+struct tpo_request *tpo_requests_next(struct tpo_requests *q); /* waits for one; NULL after tpo_requests_stop, when none is left */
+void tpo_requests_stop(struct tpo_requests *q);
+
+/* Ends the leader's flight: the leader and all who came aboard get the value, or the error where v is NULL. own and aboard are what their replies say of the
+ * cache; began_ms is when the work began. */
+void tpo_requests_land(struct tpo_requests *q, struct tpo_request *leader, const struct tpo_cached *v, const char *own, const char *aboard,
+                       double began_ms, const struct tpo_error *err);
+/* Of all aboard, the time of the one who waits longest: a leader's deadline must not fail its passengers. 0 or less: nobody waits any more. */
+double tpo_requests_left_ms(struct tpo_requests *q, const struct tpo_request *leader);
+/* Ends a flight without a result: who still waits starts anew, one of them as the leader. */
+void tpo_requests_disband(struct tpo_requests *q, struct tpo_request *leader);
+bool tpo_requests_abandoned(struct tpo_requests *q, struct tpo_request *leader); /* whether nobody waits: then it has been disbanded */
+
+#endif
