@@ -114,8 +114,9 @@ static void measure(struct tpo_requests *q, const struct tpo_request *r, const s
     char labels[64];
     tpo_metrics_add(m, "tpo_requests_total", tpo_metrics_labels(labels, sizeof(labels), "code", tpo_status_name(code), NULL), 1);
     tpo_metrics_observe(m, "tpo_request_duration_seconds", "", ms * 1e-3);
-    tpo_log(code == TPO_OK ? TPO_LOG_INFO : TPO_LOG_WARN, "request", "req=%s media=%.12s code=%s%s%s ms=%.3f", tpo_call_request_id(r->call), r->id,
-            tpo_status_name(code), code != TPO_OK ? " reason=" : "", code != TPO_OK ? err->reason : "", ms);
+    tpo_log(code == TPO_OK ? TPO_LOG_INFO : TPO_LOG_WARN, "request", "req=%s media=%.12s code=%s%s%s ms=%.3f",
+            tpo_call_request_id(r->call), r->id, tpo_status_name(code), code != TPO_OK ? " reason=" : "",
+            code != TPO_OK ? err->reason : "", ms);
 }
 
 static void finish(struct tpo_requests *q, struct tpo_request *r, const struct tpo_error *err)
@@ -162,17 +163,21 @@ static void answer(struct tpo_requests *q, struct tpo_request *r, const struct t
     finish(q, r, err.code == TPO_OK ? NULL : &err);
 }
 
-void tpo_requests_land(struct tpo_requests *q, struct tpo_request *leader, const struct tpo_cached *v, const char *own, const char *aboard,
-                       double began_ms, const struct tpo_error *err)
+void tpo_requests_land(struct tpo_requests *q, struct tpo_request *leader, const struct tpo_cached *v, const char *own,
+                       const char *aboard, double began_ms, const struct tpo_error *err)
 {
     struct tpo_passenger *p = tpo_flight_land(q->flights, &leader->key);
-    if (v != NULL) answer(q, leader, v, own, began_ms);
-    else finish(q, leader, err);
+    if (v != NULL)
+        answer(q, leader, v, own, began_ms);
+    else
+        finish(q, leader, err);
     while (p != NULL) {
         struct tpo_request *r = (struct tpo_request *)p;
         p = p->next;
-        if (v != NULL) answer(q, r, v, aboard, began_ms);
-        else finish(q, r, err);
+        if (v != NULL)
+            answer(q, r, v, aboard, began_ms);
+        else
+            finish(q, r, err);
     }
 }
 
@@ -202,10 +207,14 @@ void tpo_requests_disband(struct tpo_requests *q, struct tpo_request *leader)
         struct tpo_error err = {0};
         struct tpo_request *next = (struct tpo_request *)p;
         if (p != NULL) p = p->next;
-        if (tpo_call_cancelled(r->call)) tpo_fail(&err, TPO_CANCELLED, "cancelled", "the caller went away");
-        else if (tpo_call_left_ms(r->call) <= 0) tpo_fail(&err, TPO_DEADLINE_EXCEEDED, "deadline", "the time for the tokens ran out");
-        if (err.code != TPO_OK) finish(q, r, &err);
-        else tpo_requests_queue(q, r);
+        if (tpo_call_cancelled(r->call))
+            tpo_fail(&err, TPO_CANCELLED, "cancelled", "the caller went away");
+        else if (tpo_call_left_ms(r->call) <= 0)
+            tpo_fail(&err, TPO_DEADLINE_EXCEEDED, "deadline", "the time for the tokens ran out");
+        if (err.code != TPO_OK)
+            finish(q, r, &err);
+        else
+            tpo_requests_queue(q, r);
         r = next;
     }
 }

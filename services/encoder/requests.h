@@ -47,12 +47,13 @@ void tpo_requests_stop(struct tpo_requests *q);
 
 /* Ends the leader's flight: the leader and all who came aboard get the value, or the error where v is NULL. own and aboard are what their replies say of the
  * cache; began_ms is when the work began. */
-void tpo_requests_land(struct tpo_requests *q, struct tpo_request *leader, const struct tpo_cached *v, const char *own, const char *aboard,
-                       double began_ms, const struct tpo_error *err);
+void tpo_requests_land(struct tpo_requests *q, struct tpo_request *leader, const struct tpo_cached *v, const char *own,
+                       const char *aboard, double began_ms, const struct tpo_error *err);
 /* Of all aboard, the time of the one who waits longest: a leader's deadline must not fail its passengers. 0 or less: nobody waits any more. */
 double tpo_requests_left_ms(struct tpo_requests *q, const struct tpo_request *leader);
 /* Ends a flight without a result: who still waits starts anew, one of them as the leader. */
 void tpo_requests_disband(struct tpo_requests *q, struct tpo_request *leader);
-bool tpo_requests_abandoned(struct tpo_requests *q, struct tpo_request *leader); /* whether nobody waits: then it has been disbanded */
+bool tpo_requests_abandoned(struct tpo_requests *q,
+                            struct tpo_request *leader); /* whether nobody waits: then it has been disbanded */
 
 #endif

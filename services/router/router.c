@@ -1,13 +1,13 @@
 /* This file owns the serving engine: sequences, admission, the scheduler's step, events. */
 #include "services/router/router.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/text.h"
 #include "kernels/matmul.h"
 #include "nn/tokenizer.h"
+#include "services/router/admission.h"
 #include "services/router/batch.h"
 #include "services/router/learn.h"
 #include "services/router/prompt.h"
@@ -15,7 +15,6 @@
 #include "services/router/task.h"
 
 #define NEW_TOKENS_DEFAULT 200
-#define PROMPT_IDS_MAX     4096
 #define PENDING_MAX        2
 
 /* prompt -> answer -> done. A sequence in `answer` always has rows pending; sampling after the last of them gives the next. */
@@ -153,41 +152,6 @@ struct tpo_model *tpo_router_model(struct tpo_router *r)
 
 /* --- admission --------------------------------------------------------------------------------------------------------------- */
 
-static int check_request(const struct tpo_router_request *q, struct tpo_error *err)
-{
-    const char *kind = q->media_kind;
-    if (q->visual != NULL && (kind == NULL || (strcmp(kind, "image") != 0 && strcmp(kind, "video") != 0)))
-        return tpo_fail(err, TPO_INVALID_ARGUMENT, "media_kind", "visual tokens of a medium that is neither image nor video");
-    if (!(q->temperature >= 0) || isinf(q->temperature) || !(q->top_p >= 0 && q->top_p <= 1))
-        return tpo_fail(err, TPO_INVALID_ARGUMENT, "sampling", "temperature must be 0 or more, top_p from 0 to 1");
-    if (q->max_new_tokens < 0 || q->max_new_tokens > 1 << 20)
-        return tpo_fail(err, TPO_INVALID_ARGUMENT, "max_new_tokens", "from 1 to 1048576 tokens");
-    for (int i = 0; i < q->n_boxes; i++)
-        for (int k = 0; k < 4; k++)
-            if (!isfinite(q->boxes[i][k]))
-                return tpo_fail(err, TPO_INVALID_ARGUMENT, "box_range", "box %d holds a number that is none", i);
-    return TPO_OK;
-}
-
-static int build_prompt(struct tpo_router *r, struct sequence *s, const struct tpo_router_request *q, struct tpo_error *err)
-{
-    struct tpo_prompt_turn *turns = calloc((size_t)q->n_turns + 1, sizeof(*turns));
-    if (turns == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for %d turns", q->n_turns);
-    for (int i = 0; i < q->n_turns; i++) turns[i] = (struct tpo_prompt_turn){q->turns[i].role, q->turns[i].text};
-    s->queries = q->visual != NULL ? tpo_config_queries(&r->config) : 0;
-    const struct tpo_prompt_request p = {.n_turns = q->n_turns,
-                                         .turns = turns,
-                                         .n_boxes = q->n_boxes,
-                                         .media_kind = q->visual != NULL ? q->media_kind : NULL,
-                                         .queries = s->queries,
-                                         .n_frames = q->n_frames,
-                                         .frame_times_s = q->frame_times_s,
-                                         .ids_max = PROMPT_IDS_MAX};
-    int rc = tpo_prompt_serve(&s->prompt, r->tokenizer, &r->config, &p, err);
-    free(turns);
-    return rc;
-}
-
 static struct sequence *free_sequence(struct tpo_router *r)
 {
     for (int i = 0; i < r->options.max_sequences; i++)
@@ -207,12 +171,13 @@ int tpo_router_submit(struct tpo_router *r, const struct tpo_router_request *q, 
 {
     struct sequence s = {.phase = PROMPT, .on = *on, .finish = "length", .weights = q->weights};
     struct sequence *slot = free_sequence(r);
-    int rc = check_request(q, err);
+    int rc = tpo_admission_check(q, err);
     if (rc == TPO_OK) rc = tpo_routing_init(&s.routing, &r->config, q->task, q->visual != NULL, err);
     if (rc == TPO_OK && slot == NULL)
         rc = tpo_fail(err, TPO_UNAVAILABLE, "kv_busy", "%d sequences are in flight", r->options.max_sequences);
-    if (rc == TPO_OK) rc = build_prompt(r, &s, q, err);
+    if (rc == TPO_OK) rc = tpo_admission_prompt(&s.prompt, q, r->tokenizer, &r->config, err);
     if (rc != TPO_OK) goto fail;
+    s.queries = q->visual != NULL ? tpo_config_queries(&r->config) : 0;
     s.new_max = q->max_new_tokens > 0 ? q->max_new_tokens : NEW_TOKENS_DEFAULT;
     s.sampling = (struct tpo_sampling){q->temperature, q->top_p > 0 ? q->top_p : 1, q->seed};
     /* One row more than the answer's tokens: a trigger may be the last of them, and v_i still follows it. */
