@@ -13,6 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#define TOLD_MS 1000
+
 extern char **environ;
 
 static void path_of(char *out, const char *run_dir, const char *name, const char *suffix)
@@ -128,7 +130,13 @@ bool tpo_mesh_stop(const char *run_dir, const char *name, int grace_ms)
     pid_t pid = tpo_mesh_pid(run_dir, name);
     if (pid > 0) {
         kill(pid, SIGTERM);
-        if (!wait_gone(run_dir, name, grace_ms)) {
+        bool gone = wait_gone(run_dir, name, grace_ms < TOLD_MS ? grace_ms : TOLD_MS);
+        if (!gone && grace_ms > TOLD_MS) {
+            printf("  waiting for %s to finish its calls, at most %d s\n", name, (grace_ms + 999) / 1000);
+            gone = wait_gone(run_dir, name, grace_ms - TOLD_MS);
+        }
+        if (!gone) {
+            printf("  %s took too long and is killed\n", name);
             kill(pid, SIGKILL);
             wait_gone(run_dir, name, 2000);
         }

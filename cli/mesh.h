@@ -1,6 +1,7 @@
 /* mesh.h -- the processes of a mesh on this machine, by the files in its run directory.
  *
- * RUN/NAME.pid and RUN/NAME.log belong to one process each ("redis", "encoder-0", "gateway"); RUN/http and RUN/grpc hold the gateway's addresses. */
+ * RUN/NAME.pid and RUN/NAME.log belong to one process each ("redis", "encoder-0", "gateway"); RUN/http and RUN/grpc hold the gateway's addresses,
+ * RUN/drain-ms how long each may drain. */
 #ifndef TPO_CLI_MESH_H
 #define TPO_CLI_MESH_H
 
@@ -20,7 +21,8 @@ pid_t tpo_mesh_pid(const char *run_dir, const char *name);
 /* Calls on_name for every NAME with a pid file, in the order gateway, services, redis (the order to stop them in). */
 void tpo_mesh_each(const char *run_dir, void (*on_name)(void *owner, const char *name), void *owner);
 
-/* SIGTERM, up to grace_ms of waiting, SIGKILL. False when nothing was running. The pid file goes. */
+/* SIGTERM, up to grace_ms of waiting, SIGKILL. False when nothing was running. The pid file goes. A wait of over a second is told on stdout, so that
+ * nobody takes it for a hang. */
 bool tpo_mesh_stop(const char *run_dir, const char *name, int grace_ms);
 
 /* The last lines of RUN/NAME.log, on stderr, for a person who wonders why it did not start. */

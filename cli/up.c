@@ -21,7 +21,7 @@
 
 static struct {
     const char *model, *run_dir, *cache, *dtype, *log_level;
-    int64_t http, grpc, wait_ms;
+    int64_t http, grpc, wait_ms, drain_ms;
     bool any_port, redis, train;
     struct tpo_setting_list replicas;
 } set;
@@ -37,6 +37,7 @@ static const struct tpo_setting rows[] = {
     {"dtype", TPO_SET_TEXT, &set.dtype, "f32", .choices = "f32|bf16", .help = "how the services hold the weights of products"},
     {"train", TPO_SET_BOOL, &set.train, "no", .help = "start the services so that `tpo train --mesh` can drive them"},
     {"wait-ms", TPO_SET_MS, &set.wait_ms, "120s", .min = 100, .max = 86400000, .help = "how long to wait until everything serves"},
+    {"drain-ms", TPO_SET_MS, &set.drain_ms, "45s", .min = 0, .max = 600000, .help = "how long calls in flight may go on after `tpo down`, in every process"},
     {"log-level", TPO_SET_TEXT, &set.log_level, "info", .choices = "debug|info|warn|error", .help = "of every process"},
 };
 
@@ -133,15 +134,16 @@ static void start_redis(char address[64])
 
 static int start_service(int service, int replica, const char *cache, char *addresses, struct tpo_error *err)
 {
-    char name[32], program[TEXT], short_name[32], listen[64], media_dir[TEXT];
+    char name[32], program[TEXT], short_name[32], listen[64], media_dir[TEXT], drain[32];
     int port = port_or_free(services[service].port + replica);
     snprintf(name, sizeof(name), "%s-%d", services[service].name, replica);
     snprintf(short_name, sizeof(short_name), "tpo-%s", services[service].name);
     tpo_cli_beside(program, sizeof(program), short_name);
     snprintf(listen, sizeof(listen), "127.0.0.1:%d", port);
     snprintf(media_dir, sizeof(media_dir), "%s/%s-media", set.run_dir, name);
-    char *argv[WORDS_MAX] = {program, "--listen", listen, "--model", (char *)set.model, "--log-level", (char *)set.log_level, "--dtype", (char *)set.dtype};
-    int n = 9;
+    snprintf(drain, sizeof(drain), "%lld", (long long)set.drain_ms);
+    char *argv[WORDS_MAX] = {program, "--listen", listen, "--model", (char *)set.model, "--log-level", (char *)set.log_level, "--dtype", (char *)set.dtype, "--drain-ms", drain};
+    int n = 11;
     if (set.train) argv[n++] = "--train";
     if (strcmp(services[service].name, "encoder") == 0) {
         argv[n++] = "--media-dir", argv[n++] = media_dir;
@@ -165,6 +167,17 @@ static int write_address(const char *name, int port)
     return fclose(out) == 0 ? TPO_OK : TPO_FAILED_PRECONDITION;
 }
 
+/* What `tpo down` waits for. */
+static int write_drain(void)
+{
+    char path[TEXT];
+    snprintf(path, sizeof(path), "%s/drain-ms", set.run_dir);
+    FILE *out = fopen(path, "w");
+    if (out == NULL) return TPO_FAILED_PRECONDITION;
+    fprintf(out, "%lld\n", (long long)set.drain_ms);
+    return fclose(out) == 0 ? TPO_OK : TPO_FAILED_PRECONDITION;
+}
+
 /* What `tpo train --mesh` reads when it is given no addresses: a line per service. */
 static int write_services(char addresses[N_SERVICES][TEXT])
 {
@@ -178,15 +191,16 @@ static int write_services(char addresses[N_SERVICES][TEXT])
 
 static int start_gateway(char addresses[N_SERVICES][TEXT], int http, int grpc, struct tpo_error *err)
 {
-    char program[TEXT], http_address[64], grpc_address[64], head[TEXT + 16], media_dir[TEXT];
+    char program[TEXT], http_address[64], grpc_address[64], head[TEXT + 16], media_dir[TEXT], drain[32];
     tpo_cli_beside(program, sizeof(program), "tpo-gateway");
     snprintf(http_address, sizeof(http_address), "127.0.0.1:%d", http);
     snprintf(grpc_address, sizeof(grpc_address), "127.0.0.1:%d", grpc);
     snprintf(head, sizeof(head), "region=%s", addresses[2]);
     snprintf(media_dir, sizeof(media_dir), "%s/media", set.run_dir);
+    snprintf(drain, sizeof(drain), "%lld", (long long)set.drain_ms);
     make_dirs(media_dir);
     char *argv[] = {program, "--http", http_address, "--grpc", grpc_address, "--encoder", addresses[0], "--router", addresses[1], "--head", head,
-                    "--media-dir", media_dir, "--log-level", (char *)set.log_level, NULL};
+                    "--media-dir", media_dir, "--log-level", (char *)set.log_level, "--drain", drain, NULL};
     int rc = tpo_mesh_start(set.run_dir, "gateway", argv, err);
     if (rc == TPO_OK) printf("  gateway    REST http://%s, gRPC %s\n", http_address, grpc_address);
     return rc;
@@ -257,6 +271,7 @@ static int start_all(struct tpo_error *err)
     char cache[64] = "", base[64];
     int http = port_or_free((int)set.http), grpc = port_or_free((int)set.grpc), rc = TPO_OK;
     if (make_dirs(set.run_dir) != TPO_OK) return tpo_fail(err, TPO_FAILED_PRECONDITION, "run_dir", "%s: %s", set.run_dir, strerror(errno));
+    if (write_drain() != TPO_OK) return tpo_fail(err, TPO_FAILED_PRECONDITION, "run_dir", "%s cannot be written", set.run_dir);
     if (set.redis) start_redis(cache);
     for (int s = 0; s < N_SERVICES && rc == TPO_OK; s++) {
         int n = replicas_of(services[s].name, err);
@@ -298,13 +313,31 @@ int tpo_cmd_up(int argc, char **argv)
 
 /* --- down ------------------------------------------------------------------------------------------------------------------------------------------ */
 
+#define DRAIN_MARGIN_MS 5000 /* from the end of a drain to the end of the process */
+
+struct stopping {
+    int n, grace_ms;
+};
+
 static void stop_one(void *owner, const char *name)
 {
-    int *n = owner;
-    if (tpo_mesh_stop(set.run_dir, name, 15000)) {
+    struct stopping *s = owner;
+    if (tpo_mesh_stop(set.run_dir, name, s->grace_ms)) {
         printf("  %s stopped\n", name);
-        ++*n;
+        s->n++;
     }
+}
+
+/* As long as what `tpo up` started may drain, and a margin; the usual drain where its file can't be read. */
+static int grace_ms(void)
+{
+    char path[TEXT];
+    int drain_ms = 45000;
+    snprintf(path, sizeof(path), "%s/drain-ms", set.run_dir);
+    FILE *in = fopen(path, "r");
+    if (in != NULL && (fscanf(in, "%d", &drain_ms) != 1 || drain_ms < 0 || drain_ms > 600000)) drain_ms = 45000;
+    if (in != NULL) fclose(in);
+    return drain_ms + DRAIN_MARGIN_MS;
 }
 
 int tpo_cmd_down(int argc, char **argv)
@@ -313,17 +346,19 @@ int tpo_cmd_down(int argc, char **argv)
         {"run-dir", TPO_SET_TEXT, &set.run_dir, "build/run", .what = "DIR", .help = "the run directory of the mesh to end"},
     };
     static const struct tpo_settings table = {.program = "tpo down",
-                                              .about = "Ends what `tpo up` started: each process gets SIGTERM, finishes what it works on, and is killed when it takes too long.",
+                                              .about = "Ends what `tpo up` started: each process gets SIGTERM, finishes what it works on, and is killed when it takes longer than `tpo up --drain-ms` and 5 s.",
                                               .rows = down_rows,
                                               .n_rows = 1};
     struct tpo_error err;
-    int n = 0, rc = tpo_settings_read(&table, &argc, argv, &err);
+    int rc = tpo_settings_read(&table, &argc, argv, &err);
+    setvbuf(stdout, NULL, _IOLBF, 0);
     if (rc == TPO_CANCELLED) return 0;
     if (rc != TPO_OK) {
         fprintf(stderr, "tpo down: %s\n", err.message);
         return 2;
     }
-    tpo_mesh_each(set.run_dir, stop_one, &n);
-    printf(n > 0 ? "stopped\n" : "nothing was running\n");
+    struct stopping stopping = {.grace_ms = grace_ms()};
+    tpo_mesh_each(set.run_dir, stop_one, &stopping);
+    printf(stopping.n > 0 ? "stopped\n" : "nothing was running\n");
     return 0;
 }

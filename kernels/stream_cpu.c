@@ -1,8 +1,8 @@
 /* This file owns the CPU device: its table, its memory and the state of its streams. */
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "common/cores.h"
 #include "kernels/cpu.h"
 
 #define ALIGN 64
@@ -51,8 +51,8 @@ static void close_cpu(struct tpo_stream *s)
 static int open_cpu(struct tpo_stream *s, int n_threads, struct tpo_error *err)
 {
     if (n_threads == 0) {
-        long cores = sysconf(_SC_NPROCESSORS_ONLN);
-        n_threads = cores < 1 ? 1 : cores > TPO_TEAM_MAX ? TPO_TEAM_MAX : (int)cores;
+        const int cores = tpo_cores();
+        n_threads = cores > TPO_TEAM_MAX ? TPO_TEAM_MAX : cores;
     }
     int rc = tpo_team_open(&s->team, n_threads, err);
     if (rc != TPO_OK) return rc;

@@ -10,6 +10,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "common/cores.h"
 #include "common/progress.h"
 #include "common/sha256.h"
 #include "kernels/team.h"
@@ -177,8 +178,8 @@ static int write_all(struct writing *w)
 
 static int open_writing(struct writing *w)
 {
-    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    int rc = tpo_team_open(&w->team, cores < 1 ? 1 : cores > TPO_TEAM_MAX ? TPO_TEAM_MAX : (int)cores, w->err);
+    const int cores = tpo_cores();
+    int rc = tpo_team_open(&w->team, cores > TPO_TEAM_MAX ? TPO_TEAM_MAX : cores, w->err);
     for (int i = 0; rc == TPO_OK && i < tpo_team_size(w->team); i++) rc = tpo_stream_open(&w->streams[i], "cpu", 1, w->err);
     for (int i = 0; i < 2; i++) {
         w->pieces[i] = (struct piece){.data = malloc((size_t)TPO_SHARDS_PIECE * sizeof(int64_t)), .tensor = -1};

@@ -267,7 +267,7 @@ int tpo_host_main(const struct tpo_host_service *service, int argc, char **argv)
          .help = "check that folder against this service's needs, print every fault, exit"},
         {"device", TPO_SET_TEXT, &set->device, "auto", .choices = "cpu|cuda|auto", .help = "where to compute"},
         {"threads", TPO_SET_INT, &set->threads, "0", .min = 0, .max = 256,
-         .help = "threads of the compute team; 0 is one per core"},
+         .help = "threads of the compute team; 0 is one per core of the process's affinity, and no more than its cgroup's CPU quota"},
         {"queue", TPO_SET_INT, &set->queue, "64", .min = 1, .max = 65536,
          .help = "requests that may wait; one more is refused at once"},
         {"drain-ms", TPO_SET_MS, &set->drain_ms, "45s", .min = 0, .max = 3600000,

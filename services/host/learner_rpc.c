@@ -8,6 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/cores.h"
 #include "common/log.h"
 #include "common/rpc/loop.h"
 #include "nn/config.h"
@@ -517,7 +518,7 @@ int tpo_learner_rpc_open(struct tpo_learner_rpc **out, struct tpo_host *h, struc
     struct timespec now; /* microseconds: no number of an earlier process is given again */
     clock_gettime(CLOCK_REALTIME, &now);
     l->lease = (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
-    l->threads = h->settings.threads > 0 ? (int)h->settings.threads : (int)sysconf(_SC_NPROCESSORS_ONLN);
+    l->threads = h->settings.threads > 0 ? (int)h->settings.threads : tpo_cores();
     tpo_arena_init(&l->arena, (size_t)1 << 20, 0);
     pthread_mutex_init(&l->lock, NULL);
     pthread_cond_init(&l->changed, NULL);

@@ -3,8 +3,8 @@
 
 #include <pthread.h>
 #include <stdlib.h>
-#include <unistd.h>
 
+#include "common/cores.h"
 #include "kernels/vector.h"
 #include "trainer/data/source.h"
 
@@ -94,8 +94,8 @@ static int source_open(struct tpo_feed *f, const struct tpo_feed_options *o, int
 {
     const struct tpo_recipe_stage *s = &f->recipe->stages[f->stage];
     const struct tpo_recipe_data *d = &s->data[i];
-    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    const int threads = cores < 1 ? 1 : cores > DECODERS_MAX ? DECODERS_MAX : (int)cores;
+    const int cores = tpo_cores();
+    const int threads = cores > DECODERS_MAX ? DECODERS_MAX : cores;
     const struct tpo_media_options media = {.program = o->media_program, .n_workers = threads};
     const int rc = f->media != NULL ? TPO_OK : tpo_media_open(&f->media, &media, err);
     if (rc != TPO_OK) return rc;
@@ -138,12 +138,12 @@ int tpo_feed_open(struct tpo_feed **out, const struct tpo_feed_options *o, struc
 {
     struct tpo_feed *f = calloc(1, sizeof(*f));
     if (f == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the feed");
-    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    const int cores = tpo_cores();
     f->recipe = o->recipe;
     f->stage = o->stage;
     f->first = o->first_step;
     f->micro_batches = o->recipe->stages[o->stage].plan.micro_batches;
-    f->threads = cores >= 2 * DRAWING_SHARE ? (int)cores / DRAWING_SHARE : 1;
+    f->threads = cores >= 2 * DRAWING_SHARE ? cores / DRAWING_SHARE : 1;
     pthread_mutex_init(&f->lock, NULL);
     pthread_cond_init(&f->changed, NULL);
     int rc = data_open(f, o, err);

@@ -2,8 +2,8 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "common/cores.h"
 #include "trainer/world/world.h"
 
 #define ARENA_BYTES (1 << 20)
@@ -51,7 +51,7 @@ int tpo_world_batch_fill(struct tpo_world_batch *b, const struct tpo_world *w, c
     pthread_t ids[64];
     bool started[64] = {false};
     int rc = TPO_OK;
-    if (threads <= 0) threads = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    if (threads <= 0) threads = tpo_cores();
     if (threads > 64) threads = 64;
     if (threads > n) threads = n > 0 ? n : 1;
     if (tpo_world_batch_resize(b, n, threads) != TPO_OK) return tpo_fail(err, TPO_ENOMEM, "out_of_memory", "no memory for %d samples", n);

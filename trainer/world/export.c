@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/cores.h"
 #include "trainer/world/files.h"
 
 #define FRAMES_PER_S 4
@@ -297,7 +298,7 @@ static int make_folders(const char *out, struct tpo_error *err)
 static void run_workers(struct export *e)
 {
     pthread_t ids[THREADS_MAX];
-    int n = 0, cores = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    int n = 0, cores = tpo_cores();
     json_object_seed(0); /* its first use would otherwise race */
     while (n < cores && n < THREADS_MAX && pthread_create(&ids[n], NULL, work, e) == 0) n++;
     if (n == 0)
