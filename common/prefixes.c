@@ -48,10 +48,3 @@ const char *tpo_prefix_owner(const char *tensor_name)
         if (covers(prefixes[i].prefix, tensor_name)) return prefixes[i].owner;
     return NULL;
 }
-
-const char *tpo_prefix_at(int i, const char **owner)
-{
-    if (i < 0 || i >= N_PREFIXES) return NULL;
-    *owner = prefixes[i].owner;
-    return prefixes[i].prefix;
-}

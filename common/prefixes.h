@@ -9,7 +9,4 @@
  * prefix. The answer is a literal. */
 const char *tpo_prefix_owner(const char *tensor_name);
 
-/* Row i of the table; NULL past the end. A prefix that ends with '.' covers all names that start so, any other one that name alone. */
-const char *tpo_prefix_at(int i, const char **owner);
-
 #endif

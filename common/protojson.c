@@ -495,34 +495,3 @@ int tpo_protojson_encode(struct tpo_text *out, const ProtobufCMessage *message, 
     if (rc == TPO_OK && out->failed) rc = tpo_fail(err, TPO_ENOMEM, "memory", "out of memory");
     return rc;
 }
-
-/* --- UTF-8 of what came over the wire --------------------------------------------------------------------------------------------- */
-
-static int check_strings(const ProtobufCMessage *m, const struct path *p, int depth, struct tpo_error *err)
-{
-    if (depth >= TPO_PROTOJSON_DEPTH) return fail_at(err, TPO_INVALID_ARGUMENT, "depth", p, "nested too deep");
-    for (unsigned i = 0; i < m->descriptor->n_fields; i++) {
-        const ProtobufCFieldDescriptor *f = &m->descriptor->fields[i];
-        if ((f->type != PROTOBUF_C_TYPE_STRING && f->type != PROTOBUF_C_TYPE_MESSAGE) || !is_present(m, f)) continue;
-        bool list = f->label == PROTOBUF_C_LABEL_REPEATED;
-        size_t n = list ? *(const size_t *)((const char *)m + f->quantifier_offset) : 1;
-        void *const *items = (void *const *)((const char *)m + f->offset);
-        if (list) items = (void *const *)*items;
-        for (size_t k = 0; k < n; k++) {
-            struct path name = {.up = p, .name = f->name}, element = {.up = &name, .index = k};
-            const struct path *here = list ? &element : &name;
-            int rc = TPO_OK;
-            if (f->type == PROTOBUF_C_TYPE_MESSAGE)
-                rc = check_strings(items[k], here, depth + 1, err);
-            else if (items[k] != NULL && !tpo_utf8_valid(items[k], strlen(items[k])))
-                rc = fail_at(err, TPO_INVALID_ARGUMENT, "utf8", here, "ill-formed UTF-8");
-            if (rc != TPO_OK) return rc;
-        }
-    }
-    return TPO_OK;
-}
-
-int tpo_proto_check_utf8(const ProtobufCMessage *message, struct tpo_error *err)
-{
-    return check_strings(message, NULL, 0, err);
-}

@@ -26,8 +26,4 @@ int tpo_protojson_decode(ProtobufCMessage **out, const ProtobufCMessageDescripto
  * RESOURCE_EXHAUSTED "memory". */
 int tpo_protojson_encode(struct tpo_text *out, const ProtobufCMessage *message, struct tpo_error *err);
 
-/* Every string of the message, at any depth, is well-formed UTF-8: what protobuf-c doesn't check when it unpacks. (It also cuts
- * strings at a NUL, so none is seen here.) INVALID_ARGUMENT "utf8" with the field's path. */
-int tpo_proto_check_utf8(const ProtobufCMessage *message, struct tpo_error *err);
-
 #endif

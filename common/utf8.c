@@ -25,20 +25,3 @@ bool tpo_utf8_valid(const char *text, size_t n)
     }
     return true;
 }
-
-size_t tpo_utf8_points(const char *text, size_t n)
-{
-    size_t points = 0;
-    for (size_t i = 0; i < n; i++) points += ((unsigned char)text[i] & 0xc0) != 0x80;
-    return points;
-}
-
-size_t tpo_utf8_whole(const char *text, size_t n)
-{
-    size_t back = 0;
-    while (back < 3 && back < n && ((unsigned char)text[n - 1 - back] & 0xc0) == 0x80) back++;
-    if (back == n) return 0;
-    unsigned char lead = (unsigned char)text[n - 1 - back];
-    size_t wants = lead < 0x80 ? 1 : lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
-    return back + 1 < wants ? n - 1 - back : n;
-}

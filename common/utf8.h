@@ -7,8 +7,5 @@
 
 /* Well-formed UTF-8 (RFC 3629: no overlong forms, no surrogates, nothing past U+10FFFF) without NUL. */
 bool tpo_utf8_valid(const char *text, size_t n);
-size_t tpo_utf8_points(const char *text, size_t n); /* code points of valid text */
-/* The longest prefix of text that ends between code points. */
-size_t tpo_utf8_whole(const char *text, size_t n);
 
 #endif

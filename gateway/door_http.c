@@ -282,8 +282,3 @@ const char *tpo_http_request_id(const struct tpo_http *x)
 {
     return x->request_id;
 }
-
-int64_t tpo_http_content_length(const struct tpo_http *x)
-{
-    return x->parser.flags & F_CHUNKED ? -1 : (int64_t)x->parser.content_length;
-}

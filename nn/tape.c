@@ -107,10 +107,6 @@ struct tpo_stream *tpo_tape_stream(const struct tpo_tape *t)
 {
     return t->stream;
 }
-bool tpo_tape_recording(const struct tpo_tape *t)
-{
-    return t->record;
-}
 struct tpo_arena *tpo_tape_arena(struct tpo_tape *t)
 {
     return &t->arena;

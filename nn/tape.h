@@ -41,7 +41,6 @@ void tpo_tape_close(struct tpo_tape *t);              /* accepts NULL */
 void tpo_tape_room(struct tpo_tape *t, int64_t n);
 int tpo_tape_error(const struct tpo_tape *t);         /* the first error, or TPO_OK */
 struct tpo_stream *tpo_tape_stream(const struct tpo_tape *t);
-bool tpo_tape_recording(const struct tpo_tape *t);
 struct tpo_arena *tpo_tape_arena(struct tpo_tape *t); /* for what lives as long as the pass: index arrays, masks */
 
 /* A scope keeps a deep network without gradients in the memory of one layer: at its end everything made since the mark is gone

@@ -14,7 +14,6 @@
  * posted call is not freed. */
 #include <grpc/byte_buffer.h>
 #include <grpc/slice.h>
-#include <grpc/support/alloc.h>
 #include <grpc/support/time.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -128,7 +127,6 @@ static void free_call(struct tpo_call *c)
     grpc_call_details_destroy(&c->details);
     grpc_metadata_array_destroy(&c->metadata);
     if (c->received != NULL) grpc_byte_buffer_destroy(c->received);
-    if (c->cached_peer != NULL) gpr_free((void *)c->cached_peer);
     pthread_mutex_destroy(&c->lock);
     free(c);
     atomic_fetch_sub(&s->n_objects, 1);
@@ -461,10 +459,4 @@ const char *tpo_call_metadata(const struct tpo_call *c, const char *key)
 const char *tpo_call_request_id(const struct tpo_call *c)
 {
     return c->request_id;
-}
-
-const char *tpo_call_peer(struct tpo_call *c)
-{
-    if (c->cached_peer == NULL) c->cached_peer = grpc_call_get_peer(c->call);
-    return c->cached_peer != NULL ? c->cached_peer : "";
 }

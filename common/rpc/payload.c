@@ -8,7 +8,6 @@
 #include <string.h>
 
 #include "common.pb-c.h"
-#include "common/protojson.h"
 #include "common/rpc/wire.h"
 
 #define ALIGNMENT    64
@@ -282,9 +281,4 @@ int tpo_message_unpack(ProtobufCMessage **message, struct tpo_payload *payload, 
     *message = NULL;
     tpo_payload_free(payload);
     return rc;
-}
-
-int tpo_message_check(const ProtobufCMessage *message, struct tpo_error *err)
-{
-    return tpo_proto_check_utf8(message, err);
 }

@@ -40,7 +40,4 @@ grpc_byte_buffer *tpo_message_pack(const ProtobufCMessage *header, struct tpo_pa
 int tpo_message_unpack(ProtobufCMessage **message, struct tpo_payload *payload, grpc_byte_buffer *bytes,
                        const ProtobufCMessageDescriptor *type, struct tpo_error *err);
 
-/* The check alone, for messages that came another way. */
-int tpo_message_check(const ProtobufCMessage *message, struct tpo_error *err);
-
 #endif

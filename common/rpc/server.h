@@ -53,7 +53,6 @@ int tpo_server_calls(const struct tpo_server *s); /* in flight, Health's apart *
 /* What a method may ask of its call until it finishes it. */
 void tpo_call_set_owner(struct tpo_call *c, void *owner); /* the method's own state of this call */
 void *tpo_call_owner(const struct tpo_call *c);
-const char *tpo_call_peer(struct tpo_call *c);            /* "ipv4:127.0.0.1:51234" */
 bool tpo_call_cancelled(const struct tpo_call *c);        /* any thread */
 double tpo_call_left_ms(const struct tpo_call *c);        /* until the deadline; negative once it passed */
 const char *tpo_call_metadata(const struct tpo_call *c, const char *key); /* NULL when absent; text keys only */

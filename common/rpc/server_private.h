@@ -37,7 +37,6 @@ struct tpo_call {
     struct tpo_tag accept_tag, read_tag, write_tag, close_tag, post_tag;
     void *owner;
     char request_id[72];
-    const char *cached_peer;
     char texts[4][96]; /* metadata asked for, NUL-terminated */
     int n_texts;
 

@@ -21,11 +21,6 @@ const struct tpo_host_settings *tpo_host_settings(const struct tpo_host *h)
     return &h->settings;
 }
 
-struct tpo_server *tpo_host_server(struct tpo_host *h)
-{
-    return h->server;
-}
-
 struct tpo_metrics *tpo_host_metrics(struct tpo_host *h)
 {
     return h->metrics;

@@ -98,7 +98,6 @@ struct tpo_host_service {
 int tpo_host_main(const struct tpo_host_service *service, int argc, char **argv);
 
 const struct tpo_host_settings *tpo_host_settings(const struct tpo_host *h);
-struct tpo_server *tpo_host_server(struct tpo_host *h);
 struct tpo_metrics *tpo_host_metrics(struct tpo_host *h); /* count here: Status tells all of it */
 /* Any thread. RESOURCE_EXHAUSTED "queue_full" (retry_ms set), UNAVAILABLE "loading" or "draining"; then the job is still the caller's. */
 int tpo_host_submit(struct tpo_host *h, struct tpo_job *job, struct tpo_error *err);

@@ -210,20 +210,11 @@ static void base64_of_every_length(void **state)
     }
 }
 
-static void utf8_is_checked_at_any_depth(void **state)
+static void utf8_is_told_from_what_is_none(void **state)
 {
     (void)state;
-    Tpo__V1__Turn good = TPO__V1__TURN__INIT, bad = TPO__V1__TURN__INIT, *turns[] = {&good, &bad};
-    good.text = (char *)"\xf0\x9f\x98\x80";
-    bad.text = (char *)"\xc0\x80";
-    Tpo__V1__PerceiveRequest r = TPO__V1__PERCEIVE_REQUEST__INIT;
-    r.turns = turns;
-    r.n_turns = 1;
-    assert_int_equal(tpo_proto_check_utf8(&r.base, NULL), TPO_OK);
-    r.n_turns = 2;
-    struct tpo_error err;
-    assert_int_equal(tpo_proto_check_utf8(&r.base, &err), TPO_INVALID_ARGUMENT);
-    assert_non_null(strstr(err.message, "turns[1].text"));
+    assert_true(tpo_utf8_valid("h\xc3\xa9\xf0\x9f\x98\x80", 7));
+    assert_false(tpo_utf8_valid("\xc0\x80", 2));
     assert_false(tpo_utf8_valid("\xed\xa0\x80", 3));
     assert_false(tpo_utf8_valid("\xf4\x90\x80\x80", 4));
     assert_false(tpo_utf8_valid("\xe2\x82", 2));
@@ -233,4 +224,4 @@ static void utf8_is_checked_at_any_depth(void **state)
 TPO_TESTS(cmocka_unit_test(every_kind_of_field_reads), cmocka_unit_test(what_is_wrong_is_refused_with_its_path),
           cmocka_unit_test(depth_ten_thousand_is_refused), cmocka_unit_test(zeros_of_present_messages_are_printed),
           cmocka_unit_test(numbers_survive_the_round_trip), cmocka_unit_test(base64_of_every_length),
-          cmocka_unit_test(utf8_is_checked_at_any_depth))
+          cmocka_unit_test(utf8_is_told_from_what_is_none))

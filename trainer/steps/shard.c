@@ -150,17 +150,3 @@ int tpo_start_send(const struct tpo_params *params, struct tpo_learner *l, struc
     if (rc == TPO_OK) tpo_log(TPO_LOG_INFO, "start", "of=%s tensors=%d sent=%d", l->stage, n, n_sent);
     return rc == TPO_OK ? l->import_state(l->self, 0, NULL, err) : rc;
 }
-
-int tpo_weights_fetch(struct tpo_learner *from, struct tpo_learner *mirror, struct tpo_error *err)
-{
-    for (int at = 0;; at++)
-        for (int64_t offset = 0;;) {
-            struct tpo_chunk x;
-            int rc = from->export_state(from->self, at, offset, TPO_CHUNK_ELEMENTS, &x, err);
-            if (rc != TPO_OK || x.name == NULL) return rc;
-            if (x.count == 0 || strcmp(x.part, "weight") != 0) break;
-            offset += x.count;
-            rc = mirror->import_state(mirror->self, 0, &x, err);
-            if (rc != TPO_OK) return rc;
-        }
-}

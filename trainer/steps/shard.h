@@ -15,7 +15,5 @@ int tpo_shard_read(const char *path, struct tpo_learner *l, uint64_t version, st
 /* Every tensor of a model, as the learner's start (part "start"): trainable or not, moments zero. What the learner holds already, by its SHA-256, is not
  * sent; a line of the log tells how many tensors were. */
 int tpo_start_send(const struct tpo_params *params, struct tpo_learner *l, struct tpo_error *err);
-/* The trained weights of a learner that lives elsewhere, into `mirror`, a direct learner of the same run that holds the stage's start. */
-int tpo_weights_fetch(struct tpo_learner *from, struct tpo_learner *mirror, struct tpo_error *err);
 
 #endif

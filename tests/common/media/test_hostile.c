@@ -3,7 +3,7 @@
 
 #include "tests/common/media/files.h"
 
-static int refused(tpo_media_t *m, const char *path, const char *reason)
+static int refused_for(tpo_media_t *m, const char *path, const char *reason, const char *words)
 {
     struct tpo_error err = {0};
     tpo_media_file_t *f;
@@ -12,7 +12,13 @@ static int refused(tpo_media_t *m, const char *path, const char *reason)
     if (strcmp(err.reason, reason) != 0) fail_msg("%s: %s (%s), want %s", path, err.reason, err.message, reason);
     assert_null(f);
     assert_true(err.message[0] != '\0');
+    if (strstr(err.message, words) == NULL) fail_msg("%s: %s, want %s", path, err.message, words);
     return rc;
+}
+
+static int refused(tpo_media_t *m, const char *path, const char *reason)
+{
+    return refused_for(m, path, reason, "");
 }
 
 static void still_works(tpo_media_t *m)
@@ -159,26 +165,91 @@ static void a_shape_that_is_too_large(void **state)
     tpo_media_close(m);
 }
 
-/* moov's sample table says there are ten million frames, in a file of a few kilobytes. */
+/* The box of that name: where its version and flags begin. */
+static uint8_t *box(uint8_t *film, size_t size, const char *name)
+{
+    for (size_t i = 0; i + 40 < size; i++)
+        if (memcmp(film + i, name, 4) == 0) return film + i + 4;
+    fail_msg("no %s", name);
+    return NULL;
+}
+
+/* Nothing to show, in a file whose form is right: a track that says it has no samples, a film whose fragments never came, a GIF of a screen alone. */
+static void what_holds_no_frame(void **state)
+{
+    (void)state;
+    static const char *const tables[] = {"stts", "stss", "stsc", "stco"};
+    tpo_media_t *m = begin();
+    size_t size;
+    uint8_t *film = slurp("good.mp4", &size);
+    for (size_t i = 0; i < sizeof(tables) / sizeof(tables[0]); i++) put_be(box(film, size, tables[i]) + 4, 0, 4);
+    put_be(box(film, size, "stsz") + 8, 0, 4);
+    spill("none.mp4", film, size);
+    free(film);
+    refused_for(m, "none.mp4", "media_unreadable", "it holds no whole frame");
+    shell(FFMPEG "-i good.mp4 -c copy -movflags empty_moov+frag_keyframe parts.mp4");
+    film = slurp("parts.mp4", &size);
+    spill("start.mp4", film, (size_t)(box(film, size, "moof") - film) - 8);
+    free(film);
+    refused_for(m, "start.mp4", "media_unreadable", "it holds no whole frame");
+    spill("screen.gif", "GIF89a\x20\0\x10\0\0\0\0;", 14);
+    refused_for(m, "screen.gif", "media_unreadable", "it holds no whole frame");
+    still_works(m);
+    tpo_media_close(m);
+}
+
+static void opens_as(tpo_media_t *m, const char *path, int64_t n_frames, double duration_s)
+{
+    uint8_t rgb[96 * 64 * 3];
+    tpo_media_file_t *f = opened(m, path);
+    const struct tpo_media_info *i = tpo_media_file_info(f);
+    if (i->n_frames != n_frames || i->duration_s != duration_s)
+        fail_msg("%s: %lld frames, %.17g s", path, (long long)i->n_frames, i->duration_s);
+    frame_of(f, (int32_t)n_frames - 1, rgb, NULL);
+    tpo_media_file_close(f);
+}
+
+/* Two seconds of film under a header that says ten hours. What counts is the packets that are there and the times they carry. */
 static void a_header_that_claims_hours(void **state)
+{
+    (void)state;
+    enum { HOURS_S = 10 * 3600, FRAMES = 50 };
+    tpo_media_t *m = begin();
+    shell(FFMPEG "-i good.mp4 -c:v libx264 -bf 0 -pix_fmt yuv420p -movflags faststart true.mp4");
+    size_t size;
+    uint8_t *film = slurp("true.mp4", &size), *track = box(film, size, "mdhd"), *times = box(film, size, "stts");
+    const uint32_t scale = 25 * 512; /* ffmpeg's for 25 frames a second: a frame lasts 512 */
+    put_be(box(film, size, "mvhd") + 16, HOURS_S * 1000, 4);
+    put_be(box(film, size, "tkhd") + 20, HOURS_S * 1000, 4);
+    put_be(track + 16, HOURS_S * scale, 4);
+    opens_as(m, "true.mp4", FRAMES, 2);
+    spill("claims.mp4", film, size);
+    opens_as(m, "claims.mp4", FRAMES, 2);
+    /* Each frame stays for twelve minutes. */
+    put_be(box(film, size, "elst") + 8, HOURS_S * 1000, 4);
+    put_be(times + 12, HOURS_S / FRAMES * scale, 4);
+    spill("slow.mp4", film, size);
+    opens_as(m, "slow.mp4", FRAMES, HOURS_S);
+    free(film);
+    still_works(m);
+    tpo_media_close(m);
+}
+
+/* moov's tables say that there are the frames of ten hours, or ten million, in a file of some kilobytes. */
+static void a_table_that_claims_hours(void **state)
 {
     (void)state;
     tpo_media_t *m = begin();
     size_t size;
     uint8_t *film = slurp("good.mp4", &size);
-    for (size_t i = 0; i + 20 < size; i++)
-        if (memcmp(film + i, "stsz", 4) == 0) {
-            put_be(film + i + 8, 1, 4);         /* every sample has one byte */
-            put_be(film + i + 12, 10000000, 4); /* and there are so many */
-            break;
-        }
-    spill("claims.mp4", film, size);
-    struct tpo_error err = {0};
-    tpo_media_file_t *f;
-    if (tpo_media_file_open(m, &f, "claims.mp4", 5000, &err) == TPO_OK) {
-        assert_true(tpo_media_file_info(f)->n_frames <= (int64_t)size);
-        tpo_media_file_close(f);
-    }
+    put_be(box(film, size, "stsz") + 4, 1, 4); /* every sample has one byte */
+    put_be(box(film, size, "stsz") + 8, 10000000, 4);
+    spill("million.mp4", film, size);
+    refused(m, "million.mp4", "media_unreadable");
+    put_be(box(film, size, "stsz") + 8, 900000, 4);
+    put_be(box(film, size, "stts") + 8, 900000, 4);
+    spill("table.mp4", film, size);
+    refused(m, "table.mp4", "media_unreadable");
     free(film);
     still_works(m);
     tpo_media_close(m);
@@ -221,4 +292,5 @@ static void mutated_files(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(what_is_no_medium), cmocka_unit_test(what_breaks_off), cmocka_unit_test(what_is_too_large),
-          cmocka_unit_test(a_shape_that_is_too_large), cmocka_unit_test(a_header_that_claims_hours), cmocka_unit_test(mutated_files))
+          cmocka_unit_test(a_shape_that_is_too_large), cmocka_unit_test(what_holds_no_frame),
+          cmocka_unit_test(a_header_that_claims_hours), cmocka_unit_test(a_table_that_claims_hours), cmocka_unit_test(mutated_files))
