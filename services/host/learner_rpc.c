@@ -379,21 +379,23 @@ static int prepare(struct visit *v, const Tpo__V1__PrepareRequest *m)
 static int commit(struct visit *v, const Tpo__V1__StepRequest *m)
 {
     (void)m;
+    const bool open = v->l->open.step != 0;
     int rc = v->x->commit(v->x->self, &v->key, &v->err);
     if (rc != TPO_OK) return rc;
     tpo_fault_reach(TPO_FAULT_COMMIT_AFTER);
     step_ended(v->l, "the step is committed");
-    tpo_metrics_add(tpo_host_metrics(v->l->host), "tpo_training_steps_total", "result=\"committed\"", 1);
+    if (open) tpo_metrics_add(tpo_host_metrics(v->l->host), "tpo_training_steps_total", "result=\"committed\"", 1);
     return TPO_OK;
 }
 
 static int abort_step(struct visit *v, const Tpo__V1__StepRequest *m)
 {
     (void)m;
+    const bool open = v->l->open.step != 0;
     int rc = v->x->abort(v->x->self, &v->key, &v->err);
     if (rc != TPO_OK) return rc;
     step_ended(v->l, "the step is aborted");
-    tpo_metrics_add(tpo_host_metrics(v->l->host), "tpo_training_steps_total", "result=\"aborted\"", 1);
+    if (open) tpo_metrics_add(tpo_host_metrics(v->l->host), "tpo_training_steps_total", "result=\"aborted\"", 1);
     return TPO_OK;
 }
 

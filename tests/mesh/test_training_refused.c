@@ -77,6 +77,29 @@ static void damaged_checkpoints_are_refused_by_their_hash(void **state)
     }
 }
 
+/* Folders of later steps that are not this run's, or are broken: they cost neither its own checkpoints nor its end. */
+static void later_folders_of_others_are_left_alone(void **state)
+{
+    (void)state;
+    const char *const fault[] = {"--checkpoint-every", "2", "--fault", "after_commit:5", NULL};
+    struct training_mesh m;
+    prepare(&m);
+    for (int over_mesh = 0; over_mesh < 2; over_mesh++) {
+        const char *out = over_mesh ? "meshed" : "alone";
+        char command[256], log[64];
+        snprintf(command, sizeof(command), "mkdir -p %s/1-talk/step-00000900 %s/1-talk/step-00000800", out, out);
+        shell(command);
+        assert_int_equal(training_wait(training_start("r.yaml", out, over_mesh ? &m : NULL, fault), 60), 128 + SIGKILL);
+        snprintf(command, sizeof(command), "test -f %s/1-talk/step-00000004/manifest.json && test -d %s/1-talk/step-00000800", out, out);
+        shell(command);
+        training_run("r.yaml", out, over_mesh ? &m : NULL, often);
+        snprintf(log, sizeof(log), "%s.log", out);
+        if (!over_mesh) assert_true(training_says(log, "event=restored step=4"));
+        training_same_model("whole", out, "1-talk");
+    }
+    training_mesh_stop(&m);
+}
+
 /* Files may not grow past what anything but a shard needs. */
 static void a_full_disk_leaves_the_checkpoint_before(void **state)
 {
@@ -211,6 +234,7 @@ static void status_is_told_to_others(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(damaged_checkpoints_are_refused_by_their_hash),
+          cmocka_unit_test(later_folders_of_others_are_left_alone),
           cmocka_unit_test(a_full_disk_leaves_the_checkpoint_before), cmocka_unit_test(a_second_trainer_is_refused),
           cmocka_unit_test(a_trainer_comes_back_after_its_lease), cmocka_unit_test(other_models_and_addresses_are_refused),
           cmocka_unit_test(fewer_lanes_than_replicas_are_refused), cmocka_unit_test(status_is_told_to_others))

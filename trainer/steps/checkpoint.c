@@ -102,8 +102,8 @@ static int folder_sync(const char *path, struct tpo_error *err)
     return rc;
 }
 
-/* Removes every checkpoint but the newest two. */
-static void old_ones_remove(const char *stage_dir)
+/* Removes every checkpoint before the two newest up to `step`. Those after it are another run's, or were refused: they are left alone. */
+static void old_ones_remove(const char *stage_dir, int step)
 {
     struct dirent **found;
     const int n = scandir(stage_dir, &found, NULL, alphasort);
@@ -111,7 +111,7 @@ static void old_ones_remove(const char *stage_dir)
     for (int i = n - 1; i >= 0; i--) {
         char path[4600];
         snprintf(path, sizeof(path), "%s/%s", stage_dir, found[i]->d_name);
-        if (strncmp(found[i]->d_name, "step-", 5) == 0 && ++kept > 2) folder_remove(path);
+        if (strncmp(found[i]->d_name, "step-", 5) == 0 && atoi(found[i]->d_name + 5) <= step && ++kept > 2) folder_remove(path);
         free(found[i]);
     }
     if (n >= 0) free(found);
@@ -160,12 +160,14 @@ int tpo_checkpoint_write(const char *stage_dir, const char *run, struct tpo_crew
         folder_remove(part);
         return rc;
     }
-    folder_remove(final);
-    if (rename(part, final) != 0) return fail_file(err, final);
+    /* One of the same step is not gone before this one stands in its place. */
+    const bool swapped = renameat2(AT_FDCWD, part, AT_FDCWD, final, RENAME_EXCHANGE) == 0;
+    folder_remove(swapped ? part : final);
+    if (!swapped && rename(part, final) != 0) return fail_file(err, final);
     rc = folder_sync(stage_dir, err);
     if (rc != TPO_OK) return rc;
     tpo_fault_reach(TPO_FAULT_AFTER_MANIFEST);
-    old_ones_remove(stage_dir);
+    old_ones_remove(stage_dir, c->step);
     return TPO_OK;
 }
 

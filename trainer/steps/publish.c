@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "common/log.h"
 #include "services/host/fault.h"
 #include "trainer/steps/timing.h"
 
@@ -25,12 +26,12 @@ static bool must_wait(const struct tpo_error *err)
     return err->code == TPO_RESOURCE_EXHAUSTED && strcmp(err->reason, "versions") == 0;
 }
 
-int tpo_crew_publish(struct tpo_crew *t, int step, int wait_ms, uint64_t *version, struct tpo_error *err)
+int tpo_crew_publish(struct tpo_crew *t, int step, int wait_ms, bool patient, uint64_t *version, struct tpo_error *err)
 {
     struct tpo_key key = {.step = (uint64_t)step, .version = t->version};
     const uint64_t number = next_number();
     const double until_s = tpo_now_s() + wait_ms * 1e-3;
-    bool taken = false;
+    bool taken = false, said = false;
     snprintf(key.run, sizeof(key.run), "%s", t->run);
     *version = 0;
     for (int p = 0; p < TPO_PARTS; p++)
@@ -42,9 +43,11 @@ int tpo_crew_publish(struct tpo_crew *t, int step, int wait_ms, uint64_t *versio
                 taken = true;
                 r++;
                 tpo_fault_reach(TPO_FAULT_MID_PUBLISH);
-            } else if (must_wait(&why) && !taken) {
+            } else if (must_wait(&why) && !taken && (!patient || tpo_now_s() >= until_s)) {
                 return TPO_OK;
             } else if (must_wait(&why) && tpo_now_s() < until_s) {
+                if (!said) tpo_log(TPO_LOG_INFO, "publish_waits", "for=%s step=%d wait_ms=%d", tpo_part_names[p], step, wait_ms);
+                said = true;
                 nanosleep(&(struct timespec){0, RETRY_MS * 1000000L}, NULL);
             } else {
                 if (err != NULL) *err = why;

@@ -37,6 +37,7 @@ struct run {
     struct tpo_model *models[TPO_PARTS]; /* one process: what is trained; over a mesh: the start of the stage */
     struct tpo_mesh mesh;
     bool remote;
+    int last; /* stages that are run, --stop-after heeded */
     struct tpo_learner mirrors[TPO_PARTS]; /* over a mesh: of the models, to take in what a stage has learned */
     struct tpo_held *held;
     struct tpo_crew crew;
@@ -54,7 +55,7 @@ struct stage {
     struct tpo_feed *feed;
     struct tpo_events *events;
     int recoveries;
-    int published; /* the step that serving was last offered; 0: none by this process */
+    int published; /* the step that serving took last; 0: none by this process */
     bool ended;    /* its model folder is written */
 };
 
@@ -193,16 +194,16 @@ static int checkpoint(struct stage *s, struct tpo_error *err)
     return rc;
 }
 
-/* Serving goes on from the committed step; where it cannot take a version yet it takes a later one. */
-static int publish(struct stage *s, struct tpo_error *err)
+/* Serving goes on from the committed step; where it cannot take a version yet it takes a later one, and waits for the last. */
+static int publish(struct stage *s, bool patient, struct tpo_error *err)
 {
     struct run *r = s->run;
     const int every = r->options->publish_every, n = s->at.step;
     uint64_t version = 0;
     if (!r->remote || every == 0 || (n % every != 0 && n < s->recipe->steps)) return TPO_OK;
-    int rc = tpo_crew_publish(&r->crew, n, r->options->wait_ms, &version, err);
-    if (rc == TPO_OK) s->published = n;
+    int rc = tpo_crew_publish(&r->crew, n, r->options->wait_ms, patient, &version, err);
     if (rc == TPO_OK && version != 0) {
+        s->published = n;
         printf("stage=%s event=published step=%d version=%llu\n", s->recipe->name, n, (unsigned long long)version);
         fflush(stdout);
     }
@@ -224,7 +225,7 @@ static int step(struct stage *s, struct tpo_error *err)
     s->recoveries = 0;
     const double stepped_s = tpo_now_s();
     if (every > 0 && n % every == 0 && n < s->recipe->steps) rc = checkpoint(s, err);
-    if (rc == TPO_OK) rc = publish(s, err);
+    if (rc == TPO_OK) rc = publish(s, false, err);
     const double ended_s = tpo_now_s();
     report.timing.seconds[TPO_PHASE_DATA] = drawn_s - begun_s;
     report.timing.seconds[TPO_PHASE_CHECKPOINT] = ended_s - stepped_s;
@@ -253,8 +254,12 @@ static int weights_fetch(struct stage *s, struct tpo_error *err)
     struct run *r = s->run;
     s->at.version = r->crew.version;
     s->at.aborted = r->crew.aborted;
+    const int step = s->at.step;
     int rc = tpo_checkpoint_write(s->dir, s->name, &r->crew, &s->at, err);
     if (rc == TPO_OK) rc = tpo_checkpoint_find(s->dir, s->name, &s->at, err);
+    for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++)
+        if (s->at.step != step || s->at.has[p] != (r->crew.trainable[p] > 0))
+            rc = tpo_fail(err, TPO_INTERNAL, "checkpoint", "%.200s: what was written at step %d is not what is found (step %d)", s->dir, step, s->at.step);
     for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++) {
         struct tpo_learner *mirror = &r->mirrors[p];
         struct tpo_begun begun;
@@ -271,12 +276,14 @@ static int weights_fetch(struct stage *s, struct tpo_error *err)
 static int stage_finish(struct stage *s, struct tpo_error *err)
 {
     struct run *r = s->run;
-    int rc = s->published < s->recipe->steps ? publish(s, err) : TPO_OK;
+    const bool last = s->index + 1 == r->last;
+    int rc = s->published < s->recipe->steps ? publish(s, last, err) : TPO_OK;
     if (rc == TPO_OK) rc = r->remote ? weights_fetch(s, err) : tpo_crew_each(&r->crew, end_one, NULL, err);
     if (rc != TPO_OK) return rc;
     tpo_fault_reach(TPO_FAULT_STAGE_END);
     rc = tpo_checkpoint_finish(s->dir, r->recipe->model, r->options->stream, r->models, TPO_PARTS, err);
-    if (rc == TPO_OK && r->remote) tpo_crew_each(&r->crew, end_one, NULL, NULL);
+    /* Between stages the mesh stays ours: the next Begin ends what was. */
+    if (rc == TPO_OK && r->remote && last) tpo_crew_each(&r->crew, end_one, NULL, NULL);
     s->ended = rc == TPO_OK;
     return rc;
 }
@@ -363,7 +370,7 @@ static int mirrors_open(struct run *r, struct tpo_error *err)
 
 static int stages_run(struct run *r, int first, struct tpo_error *err)
 {
-    const int n = r->recipe->n_stages, last = r->options->stop_after > 0 && r->options->stop_after < n ? r->options->stop_after : n;
+    const int n = r->recipe->n_stages, last = r->last = r->options->stop_after > 0 && r->options->stop_after < n ? r->options->stop_after : n;
     char folder[4096];
     int rc = TPO_OK;
     for (int i = first; i < last && rc == TPO_OK; i++) rc = stage_run(r, i, i > first, err);

@@ -117,22 +117,23 @@ static double root_of(struct named_square *all, int n)
     return sqrt(sum);
 }
 
-/* The clipped groups' norm, of each service and over all; whether anything is not finite is seen in the other groups, too. */
+/* What counts for clipping is the norm of the groups that are clipped; of each service all that it learns is told. Whether anything is not finite is
+ * seen in every group. */
 static int norms_add(struct step *s, struct tpo_error *err)
 {
     int total = 0, n = 0;
     for (int p = 0; p < TPO_PARTS; p++) total += s->n_norms[p][0];
-    struct named_square *all = malloc(sizeof(*all) * (size_t)(total + 1));
+    struct named_square *all = malloc(sizeof(*all) * 2 * (size_t)(total + 1)), *own = all + total;
     if (all == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for norms");
     for (int p = 0; p < TPO_PARTS; p++) {
-        const int first = n;
         for (int i = 0; i < s->n_norms[p][0]; i++) {
             const struct tpo_norm *x = &s->norms[p][0][i];
             if (!isfinite(x->squared)) s->finite = false;
+            own[i] = (struct named_square){x->name, x->squared};
             if (x->group >= 0 && x->group < s->stage->plan.n_groups && s->stage->groups[x->group].clipped)
                 all[n++] = (struct named_square){x->name, x->squared};
         }
-        s->out->norms[p] = root_of(all + first, n - first);
+        s->out->norms[p] = root_of(own, s->n_norms[p][0]);
     }
     s->out->norm = root_of(all, n);
     free(all);
