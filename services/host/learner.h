@@ -80,7 +80,7 @@ struct tpo_norm {
 
 #define TPO_CHUNK_ELEMENTS ((int64_t)1 << 18) /* 1 MiB */
 
-/* A piece of one f32 tensor: `count` of its elements from `offset` on. `part` is "weight", "m" or "v" of a trainable tensor, "frozen" for the weights
+/* A piece of one f32 tensor: `count` of its elements from `offset` on. `part` is "weight", "m" or "v" of a trainable tensor, "start" for the weights
  * of another one, "gradient" for a sum. Borrowed until the call that got it returns, or the next call that gave it. */
 struct tpo_chunk {
     const char *name, *part;

@@ -32,15 +32,7 @@ struct tpo_annotations {
     struct tpo_instances instances; /* refcoco */
 };
 
-static const char *const source_names[TPO_ANNOTATION_SOURCES] = {"refcoco", "videochat2", "mvbench"};
 static const char *const fault_names[TPO_ROW_FAULTS] = {"broken", "empty", "box", "answer", "task token", "missing media"};
-
-int tpo_annotation_source_parse(const char *name)
-{
-    for (int i = 0; i < TPO_ANNOTATION_SOURCES; i++)
-        if (strcmp(name, source_names[i]) == 0) return i;
-    return -1;
-}
 
 const char *tpo_annotation_fault_name(enum tpo_annotation_fault f)
 {

@@ -18,7 +18,6 @@
 #include "nn/sample.h"
 
 enum tpo_annotation_source { TPO_ANNOTATIONS_REFCOCO, TPO_ANNOTATIONS_VIDEOCHAT2, TPO_ANNOTATIONS_MVBENCH, TPO_ANNOTATION_SOURCES };
-int tpo_annotation_source_parse(const char *name); /* -1 for an unknown name */
 
 enum tpo_annotation_fault {
     TPO_FAULT_ROW_BROKEN, /* no JSON object, or a field missing or of the wrong type */
