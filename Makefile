@@ -244,6 +244,7 @@ stop:
 	@[ ! -x build/tpo ] || build/tpo down
 
 format:
+	@tools/setup.sh format
 	@git ls-files '*.c' '*.h' '*.cc' '*.cu' | xargs clang-format -i
 clean:
 	rm -rf build

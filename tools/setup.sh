@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what building and testing need from Debian's packages; quiet and instant where nothing is missing.
-#   tools/setup.sh [bench|fuzz]
+#   tools/setup.sh [bench|fuzz|format]
 set -eu
 packages="gcc g++ make pkg-config ca-certificates curl
  libgrpc-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler libprotobuf-dev grpc-proto
@@ -9,6 +9,7 @@ packages="gcc g++ make pkg-config ca-certificates curl
  libcmocka-dev python3 python3-grpcio python3-protobuf protobuf-compiler-grpc"
 [ "${1:-}" != bench ] || packages="$packages libgrpc++-dev libdnnl-dev"
 [ "${1:-}" != fuzz ] || packages="$packages clang libclang-rt-14-dev"
+[ "${1:-}" != format ] || packages="$packages clang-format"
 missing=
 for p in $packages; do
     dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing="$missing $p"

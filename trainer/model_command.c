@@ -134,13 +134,17 @@ static int done(int rc, const char *dir, const struct tpo_error *err)
 
 int tpo_model_main(int argc, char **argv)
 {
-    if (argc == 3 && strcmp(argv[1], "check") == 0) return check(argv[2]);
+    for (int i = 1; i < argc; i++)
+        if (strcmp(argv[i], "--help") == 0) {
+            fputs(usage, stdout);
+            return 0;
+        }
+    if (argc == 3 && strcmp(argv[1], "check") == 0 && argv[2][0] != '-') return check(argv[2]);
     if (argc >= 2 && strcmp(argv[1], "random") == 0) return make(argc - 1, argv + 1, 1);
     if (argc >= 2 && strcmp(argv[1], "export") == 0) return make(argc - 1, argv + 1, 0);
     struct tpo_error err = {0};
     if (argc == 4 && strcmp(argv[1], "export-peft") == 0) return done(tpo_peft_export(argv[3], argv[2], &err), argv[3], &err);
     if (argc == 5 && strcmp(argv[1], "import-peft") == 0) return done(tpo_peft_import(argv[4], argv[2], argv[3], &err), argv[4], &err);
-    int help = argc >= 2 && strcmp(argv[1], "--help") == 0;
-    fputs(usage, help ? stdout : stderr);
-    return help ? 0 : 2;
+    fputs(usage, stderr);
+    return 2;
 }

@@ -19,6 +19,8 @@ struct tpo_asker {
     struct tpo_encoder *encoder;
     struct tpo_router *router;
     struct tpo_region *region;
+    void (*answered)(void *owner); /* NULL: nobody watches */
+    void *owner;
 };
 
 int tpo_asker_open(struct tpo_asker **out, struct tpo_stream *stream, const char *folder, struct tpo_error *err)
@@ -44,6 +46,12 @@ void tpo_asker_close(struct tpo_asker *a)
     tpo_router_close(a->router);
     tpo_encoder_close(a->encoder);
     free(a);
+}
+
+void tpo_asker_watch(struct tpo_asker *a, void (*answered)(void *owner), void *owner)
+{
+    a->answered = answered;
+    a->owner = owner;
 }
 
 int tpo_asker_side(const struct tpo_asker *a) { return a->config.vision_encoder.img_size; }
@@ -80,6 +88,7 @@ static void on_done(void *owner, int status, const char *finish_reason, int prom
     (void)finish_reason, (void)prompt_tokens, (void)completion_tokens, (void)err;
     q->answer->status = status;
     (*q->in_flight)--;
+    if (q->asker->answered != NULL) q->asker->answered(q->asker->owner);
 }
 
 static int submit(struct tpo_asker *a, const struct tpo_world_item *item, const float *visual, struct asked *q, struct tpo_error *err)

@@ -21,6 +21,8 @@ struct tpo_asker;
 /* Computes on `stream`, which is borrowed. */
 int tpo_asker_open(struct tpo_asker **out, struct tpo_stream *stream, const char *folder, struct tpo_error *err);
 void tpo_asker_close(struct tpo_asker *a); /* accepts NULL */
+/* Calls answered(owner) after each answer. */
+void tpo_asker_watch(struct tpo_asker *a, void (*answered)(void *owner), void *owner);
 int tpo_asker_side(const struct tpo_asker *a);   /* pixels of a picture */
 int tpo_asker_frames(const struct tpo_asker *a); /* most frames of a clip */
 

@@ -3,9 +3,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
+#include "common/progress.h"
 #include "trainer/eval/eval.h"
 
 static const char usage[] =
@@ -29,26 +28,14 @@ struct walk {
     unsigned kinds; /* bit k: kind k is asked */
     int media;
     bool held_out_only;
-    int done, total;
-    double begun_s;
-    bool bar;
+    int answered, total;
+    struct tpo_progress bar;
 };
 
-static double now_s(void)
+static void on_answered(void *owner)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void progress(struct walk *w, const char *what)
-{
-    const double spent = now_s() - w->begun_s;
-    w->done++;
-    if (!w->bar) return;
-    const int left = (int)(spent / w->done * (w->total - w->done));
-    fprintf(stderr, "\r%3d%%  %d of %d  %d:%02d left  %-24s", 100 * w->done / w->total, w->done, w->total, left / 60, left % 60, what);
-    if (w->done == w->total) fputc('\n', stderr);
+    struct walk *w = owner;
+    tpo_progress_show(&w->bar, ++w->answered, w->total);
 }
 
 static bool asked(const struct walk *w, enum tpo_world_kind kind, int medium)
@@ -71,16 +58,30 @@ static unsigned kinds_of(const char *text)
     return set;
 }
 
+static int held_out_of(const struct tpo_eval *e, enum tpo_world_kind kind)
+{
+    return kind == TPO_KIND_RELATION_BOX ? 3 * e->n : e->n;
+}
+
+/* Held-out questions are asked twice, of their own picture and of another one. */
+static int questions_of(const struct walk *w)
+{
+    int total = 0;
+    for (int m = 0; m < w->media; m++)
+        for (int k = 0; k < TPO_WORLD_KINDS; k++)
+            if (asked(w, k, m)) total += 2 * held_out_of(w->e, k) + (w->held_out_only ? 0 : w->e->n + (w->e->n + 3) / 4);
+    return total;
+}
+
 static int walk_run(struct walk *w, struct tpo_error *err)
 {
     struct tpo_eval *e = w->e;
     int rc = TPO_OK;
     for (int m = 0; m < w->media && rc == TPO_OK; m++)
         for (int k = 0; k < TPO_WORLD_KINDS && rc == TPO_OK; k++) {
-            const int frames = m == 0 ? 1 : e->frames, n = k == TPO_KIND_RELATION_BOX ? 3 * e->n : e->n;
+            const int frames = m == 0 ? 1 : e->frames, n = held_out_of(e, k);
             if (!asked(w, k, m)) continue;
             rc = tpo_eval_row(w->asker, &e->held_out[m][k], TPO_WORLD_HELD_OUT, k, frames, TPO_WORLD_TRAINED_PHRASING, n, true, err);
-            progress(w, tpo_world_kind_name(k));
             if (rc != TPO_OK || w->held_out_only) continue;
             rc = tpo_eval_row(w->asker, &e->combinations[m][k], TPO_WORLD_COMBINATIONS, k, frames, TPO_WORLD_TRAINED_PHRASING, e->n, false, err);
             struct tpo_eval_row unseen;
@@ -116,7 +117,7 @@ int tpo_eval_main(int argc, char **argv)
                                             {"held-out", no_argument, NULL, 'd'},     {"help", no_argument, NULL, 'h'}, {0}};
     static struct tpo_eval e;
     const char *out = NULL;
-    struct walk w = {.e = &e, .kinds = (1u << TPO_WORLD_KINDS) - 1, .media = 2, .begun_s = now_s(), .bar = isatty(STDERR_FILENO)};
+    struct walk w = {.e = &e, .kinds = (1u << TPO_WORLD_KINDS) - 1, .media = 2, .bar = {.what = "asking", .unit = " questions"}};
     int threads = 2;
     const char *device = "auto";
     struct tpo_stream *stream = NULL;
@@ -140,14 +141,17 @@ int tpo_eval_main(int argc, char **argv)
         return 2;
     }
     struct tpo_error err = {0};
-    for (int m = 0; m < w.media; m++)
-        for (int k = 0; k < TPO_WORLD_KINDS; k++) w.total += asked(&w, k, m);
+    w.total = questions_of(&w);
     int rc = tpo_stream_open(&stream, device, threads, &err);
     if (rc == TPO_OK) rc = tpo_asker_open(&w.asker, stream, argv[optind], &err);
     if (rc == TPO_OK && e.frames == 0) e.frames = tpo_asker_frames(w.asker);
     if (rc == TPO_OK && w.media == 2 && e.frames > tpo_asker_frames(w.asker))
         rc = tpo_fail(&err, TPO_INVALID_ARGUMENT, "frames", "%s takes clips of %d frames at most", argv[optind], tpo_asker_frames(w.asker));
-    if (rc == TPO_OK) rc = walk_run(&w, &err);
+    if (rc == TPO_OK) {
+        tpo_asker_watch(w.asker, on_answered, &w);
+        rc = walk_run(&w, &err);
+        tpo_progress_end(&w.bar);
+    }
     tpo_asker_close(w.asker);
     tpo_stream_close(stream);
     if (rc == TPO_OK && write_all(&e, out) == 0) return 0;
