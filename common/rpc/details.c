@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/rpc/wire.h"
 #include "google/rpc.pb-c.h"
 
 #define TYPE_PREFIX "type.googleapis.com/google.rpc."
@@ -42,28 +43,41 @@ grpc_slice tpo_details_pack(const struct tpo_error *err)
     return bytes;
 }
 
+/* NULL for damaged bytes, and for strings that are no text: they would go into answers. */
+static ProtobufCMessage *unpack(const ProtobufCMessageDescriptor *type, const void *bytes, size_t n)
+{
+    return tpo_wire_check(type, bytes, n, NULL) == TPO_OK ? protobuf_c_message_unpack(type, NULL, n, bytes) : NULL;
+}
+
+/* A word that does not fit is none that a service of ours says, and cut it might end within a code point. */
+static void copy_word(char *out, size_t capacity, const char *word)
+{
+    if (word[0] != '\0' && strlen(word) < capacity) strcpy(out, word);
+}
+
 static void read_info(struct tpo_error *err, const ProtobufCBinaryData *value)
 {
-    Google__Rpc__ErrorInfo *info = google__rpc__error_info__unpack(NULL, value->len, value->data);
+    Google__Rpc__ErrorInfo *info = (Google__Rpc__ErrorInfo *)unpack(&google__rpc__error_info__descriptor, value->data, value->len);
     if (info == NULL) return;
-    if (info->reason[0] != '\0') snprintf(err->reason, sizeof(err->reason), "%s", info->reason);
+    copy_word(err->reason, sizeof(err->reason), info->reason);
     for (size_t i = 0; i < info->n_metadata; i++)
-        if (strcmp(info->metadata[i]->key, "stage") == 0) snprintf(err->stage, sizeof(err->stage), "%s", info->metadata[i]->value);
+        if (strcmp(info->metadata[i]->key, "stage") == 0) copy_word(err->stage, sizeof(err->stage), info->metadata[i]->value);
     google__rpc__error_info__free_unpacked(info, NULL);
 }
 
 static void read_retry(struct tpo_error *err, const ProtobufCBinaryData *value)
 {
-    Google__Rpc__RetryInfo *retry = google__rpc__retry_info__unpack(NULL, value->len, value->data);
+    Google__Rpc__RetryInfo *retry = (Google__Rpc__RetryInfo *)unpack(&google__rpc__retry_info__descriptor, value->data, value->len);
     if (retry == NULL) return;
     const Google__Rpc__Duration *d = retry->retry_delay;
-    if (d != NULL && d->seconds >= 0 && d->seconds < 86400) err->retry_ms = (int)(d->seconds * 1000 + d->nanos / 1000000);
+    if (d != NULL && d->seconds >= 0 && d->seconds < 86400 && d->nanos >= 0 && d->nanos < 1000000000)
+        err->retry_ms = (int)(d->seconds * 1000 + d->nanos / 1000000);
     google__rpc__retry_info__free_unpacked(retry, NULL);
 }
 
 void tpo_details_unpack(struct tpo_error *err, const void *bytes, size_t n)
 {
-    Google__Rpc__Status *status = google__rpc__status__unpack(NULL, n, bytes);
+    Google__Rpc__Status *status = (Google__Rpc__Status *)unpack(&google__rpc__status__descriptor, bytes, n);
     if (status == NULL) return;
     for (size_t i = 0; i < status->n_details; i++) {
         const Google__Rpc__Any *any = status->details[i];

@@ -103,6 +103,224 @@ static void rotation_is_exact_and_undone(void **state)
     tpo_stream_close(s);
 }
 
+/* --- gradients, against differences of the equation in f64 ------------------------------------------------------------------------ */
+
+/* Rows that move between a table (N, C) and x (M, C): which way, and the direction r in which the result is measured. */
+enum way { GATHER, SCATTER_ADD, SCATTER_PUT, PERIODS };
+struct moved {
+    enum way way;
+    int M, C, N;
+    const int32_t *index;
+    const float *r;
+};
+
+/* The result of the way: (M, C) of a gather, (N, C) of a scatter; `all` is the table and then x. */
+static void moved_reference(double *out, const double *all, const struct moved *v)
+{
+    const double *x = all + v->N * v->C, *base = v->way == GATHER || v->way == PERIODS ? x : all;
+    int rows = v->way == GATHER || v->way == PERIODS ? v->M : v->N;
+    for (int i = 0; i < rows * v->C; i++) out[i] = base[i];
+    for (int i = 0; i < v->M * v->C; i++) {
+        int m = i / v->C, at = v->index[m] * v->C + i % v->C;
+        if (v->way == PERIODS)
+            out[i] += all[m % v->N * v->C + i % v->C];
+        else if (v->index[m] < 0)
+            continue;
+        else if (v->way == GATHER)
+            out[i] = all[at];
+        else
+            out[at] = v->way == SCATTER_ADD ? out[at] + x[i] : x[i];
+    }
+}
+
+static double moved_loss(const double *all, void *arg)
+{
+    const struct moved *v = arg;
+    double out[33 * 33];
+    moved_reference(out, all, v);
+    return check_dot(v->r, out, (int64_t)(v->way == GATHER || v->way == PERIODS ? v->M : v->N) * v->C);
+}
+
+/* The result into y, the gradients of the table and of x into `grads`, as the tape asks the kernels for them. */
+static void moved_run(struct tpo_stream *s, const struct moved *v, float *y, float *grads, const float *all)
+{
+    int M = v->M, C = v->C, N = v->N;
+    float *zeros = check_zeros((int64_t)(M > N ? M : N) * C), *dx = grads + N * C;
+    const float *x = all + N * C;
+    int rc = TPO_OK;
+    memset(grads, 0, (size_t)((N + M) * C) * sizeof(*grads));
+    memcpy(y, v->way == GATHER || v->way == PERIODS ? x : all,
+           (size_t)((v->way == GATHER || v->way == PERIODS ? M : N) * C) * sizeof(*y));
+    switch (v->way) {
+    case GATHER: /* a row that none was gathered for keeps what it was */
+        memcpy(dx, v->r, (size_t)(M * C) * sizeof(*dx));
+        rc = tpo_rows_gather(s, y, all, v->index, M, C, N) | tpo_rows_scatter(s, grads, v->r, v->index, 1, M, C, N) |
+             tpo_rows_gather(s, dx, zeros, v->index, M, C, N);
+        break;
+    case SCATTER_ADD:
+        memcpy(grads, v->r, (size_t)(N * C) * sizeof(*grads));
+        rc = tpo_rows_scatter(s, y, x, v->index, 1, M, C, N) | tpo_rows_gather(s, dx, v->r, v->index, M, C, N);
+        break;
+    case SCATTER_PUT: /* what was put over has no part in the result */
+        memcpy(grads, v->r, (size_t)(N * C) * sizeof(*grads));
+        rc = tpo_rows_scatter(s, y, x, v->index, 0, M, C, N) | tpo_rows_gather(s, dx, v->r, v->index, M, C, N) |
+             tpo_rows_scatter(s, grads, zeros, v->index, 0, M, C, N);
+        break;
+    case PERIODS:
+        memcpy(dx, v->r, (size_t)(M * C) * sizeof(*dx));
+        rc = tpo_add_rows(s, y, all, M, N, C) | tpo_sum_rows(s, grads, v->r, M, N, C);
+        break;
+    }
+    assert_int_equal(rc, TPO_OK);
+    free(zeros);
+}
+
+static void check_moved(struct tpo_stream *s, struct moved v, float shift)
+{
+    int64_t total = (int64_t)(v.N + v.M) * v.C, n_out = (int64_t)(v.way == GATHER || v.way == PERIODS ? v.M : v.N) * v.C;
+    float *r = check_numbers("r", n_out, 1, 0), *all = check_numbers("all", total, 1, shift), *y = check_zeros(n_out),
+          *grads = check_zeros(total);
+    double *exact = check_doubles(all, total), *want = check_doubles(NULL, total), *want_y = check_doubles(NULL, n_out);
+    v.r = r;
+    moved_reference(want_y, exact, &v);
+    check_differences(want, exact, total, moved_loss, &v);
+    moved_run(s, &v, y, grads, all);
+    check_near("y", y, want_y, n_out, 1e-6);
+    check_near("the table's", grads, want, (int64_t)v.N * v.C, 1e-6);
+    check_near("x's", grads + v.N * v.C, want + v.N * v.C, (int64_t)v.M * v.C, 1e-6);
+    free(r), free(all), free(y), free(grads), free(exact), free(want), free(want_y);
+}
+
+/* Row m's place in the table: of any row, with rows that share one; of no row; of one row for all; of a row of its own, with gaps. */
+static void index_rows(int32_t *index, int kind, int M, int N)
+{
+    for (int m = 0; m < M; m++) {
+        int any = (int)(tpo_random_u64(tpo_test_seed(), (uint64_t)m) % (uint64_t)(N + 1)) - 1;
+        index[m] = kind == 0 ? any : kind == 1 ? -1 : kind == 2 ? N - 1 : m % 3 == 2 || m >= N ? -1 : N - 1 - m;
+    }
+}
+
+static void gradients_of_moved_rows_equal_differences(void **state)
+{
+    (void)state;
+    static const int shapes[][3] = {{1, 1, 1}, {31, 33, 1}, {33, 1, 31}, {1, 31, 33}, {31, 31, 3}, {33, 3, 33}}; /* M, C, N */
+    struct tpo_stream *s = check_stream(2);
+    int32_t index[33];
+    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
+        for (int kind = 0; kind < 4; kind++) {
+            struct moved v = {.M = shapes[i][0], .C = shapes[i][1], .N = shapes[i][2], .index = index};
+            float shift = kind == 0 ? 1000 : 0;
+            index_rows(index, kind, v.M, v.N);
+            v.way = GATHER, check_moved(s, v, shift);
+            v.way = SCATTER_ADD, check_moved(s, v, shift);
+            v.way = SCATTER_PUT;
+            if (kind % 2 == 1) check_moved(s, v, shift); /* the rows put have places of their own */
+            v.way = PERIODS, check_moved(s, v, shift);
+        }
+    tpo_stream_close(s);
+}
+
+/* x (M, H, 2 half) turned by tables of (M, half). */
+struct turned {
+    int M, H, half;
+    const double *cos, *sin;
+    const float *r;
+};
+
+static void turned_reference(double *out, const double *x, const struct turned *v)
+{
+    for (int row = 0; row < v->M * v->H; row++)
+        for (int i = 0; i < v->half; i++) {
+            const double *a = x + row * 2 * v->half + i, c = v->cos[row / v->H * v->half + i],
+                         sn = v->sin[row / v->H * v->half + i];
+            double *y = out + row * 2 * v->half + i;
+            y[0] = a[0] * c - a[v->half] * sn;
+            y[v->half] = a[v->half] * c + a[0] * sn;
+        }
+}
+
+static double turned_loss(const double *x, void *arg)
+{
+    const struct turned *v = arg;
+    double out[33 * 66];
+    turned_reference(out, x, v);
+    return check_dot(v->r, out, (int64_t)v->M * v->H * 2 * v->half);
+}
+
+static void check_turned(struct tpo_stream *s, struct turned v, float shift)
+{
+    static const int32_t places[] = {0, 131071, 1, 31, 2000000000, 33, 1000};
+    int D = 2 * v.half, width = v.H * D, ld = width + 5, n = v.M * width;
+    int32_t positions[33];
+    double *c = check_doubles(NULL, v.M * v.half), *sn = check_doubles(NULL, v.M * v.half);
+    for (int m = 0; m < v.M; m++) positions[m] = places[(m + 1) % 7];
+    for (int i = 0; i < v.M * v.half; i++) {
+        double angle = positions[i / v.half] * pow(10000.0, -2.0 * (i % v.half) / D);
+        c[i] = cos(angle), sn[i] = sin(angle);
+    }
+    float *r = check_numbers("r", n, 1, 0), *x = check_numbers("x", n, 1, shift), *cf = check_zeros(v.M * v.half),
+          *sf = check_zeros(v.M * v.half);
+    float *rows = check_zeros(v.M * ld), *grads = check_zeros(v.M * ld);
+    double *exact = check_doubles(x, n), *want = check_doubles(NULL, n), *want_y = check_doubles(NULL, n);
+    v.cos = c, v.sin = sn, v.r = r;
+    turned_reference(want_y, exact, &v);
+    check_differences(want, exact, n, turned_loss, &v);
+    for (int i = 0; i < n; i++) rows[i / width * ld + i % width] = x[i], grads[i / width * ld + i % width] = r[i];
+    assert_int_equal(tpo_rope_table(s, cf, sf, positions, 10000.0, v.M, D), TPO_OK);
+    assert_int_equal(tpo_rope(s, rows, ld, cf, sf, 0, v.M, v.H, D), TPO_OK);
+    assert_int_equal(tpo_rope(s, grads, ld, cf, sf, 1, v.M, v.H, D), TPO_OK);
+    for (int m = 0; m < v.M; m++) {
+        check_near("y", rows + m * ld, want_y + m * width, width, 5e-6);
+        check_near("dx", grads + m * ld, want + m * width, width, 5e-6);
+    }
+    free(c), free(sn), free(r), free(x), free(cf), free(sf), free(rows), free(grads), free(exact), free(want), free(want_y);
+}
+
+static void gradients_of_rotation_equal_differences(void **state)
+{
+    (void)state;
+    static const int shapes[][3] = {{1, 1, 1}, {33, 1, 31}, {1, 31, 33}, {31, 33, 1}, {1, 33, 1}, {31, 1, 33}}; /* M, H, D / 2 */
+    struct tpo_stream *s = check_stream(2);
+    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
+        for (int far = 0; far < 2; far++)
+            check_turned(s, (struct turned){.M = shapes[i][0], .H = shapes[i][1], .half = shapes[i][2]}, far ? 1000 : 0);
+    tpo_stream_close(s);
+}
+
+struct dropped {
+    int n;
+    float p;
+    const float *r;
+};
+
+static double dropped_loss(const double *x, void *arg)
+{
+    const struct dropped *v = arg;
+    double sum = 0.0;
+    for (int i = 0; i < v->n; i++)
+        if (tpo_random(tpo_test_seed(), (uint64_t)i) >= v->p) sum += v->r[i] * x[i] / (1.0 - v->p);
+    return sum;
+}
+
+static void gradients_of_dropout_equal_differences(void **state)
+{
+    (void)state;
+    static const int lengths[] = {1, 31, 33};
+    static const float shares[] = {0.0f, 0.25f, 0.99f};
+    struct tpo_stream *s = check_stream(2);
+    for (int i = 0; i < 9; i++) {
+        struct dropped v = {.n = lengths[i / 3], .p = shares[i % 3]};
+        float *r = check_numbers("r", v.n, 1, 0), *x = check_numbers("x", v.n, 1, 1000), *dx = check_zeros(v.n);
+        double *exact = check_doubles(x, v.n), *want = check_doubles(NULL, v.n);
+        v.r = r;
+        check_differences(want, exact, v.n, dropped_loss, &v);
+        assert_int_equal(tpo_dropout(s, dx, r, v.p, tpo_test_seed(), v.n), TPO_OK);
+        check_near("dx", dx, want, v.n, 1e-5);
+        free(r), free(x), free(dx), free(exact), free(want);
+    }
+    tpo_stream_close(s);
+}
+
 static void arithmetic_is_elementwise(void **state)
 {
     (void)state;
@@ -260,6 +478,8 @@ static void normals_are_box_and_mullers(void **state)
 
 TPO_TESTS(cmocka_unit_test(gather_and_scatter_are_transposes), cmocka_unit_test(periods_add_and_sum),
           cmocka_unit_test(patches_are_im2col), cmocka_unit_test(rotation_is_exact_and_undone),
-          cmocka_unit_test(arithmetic_is_elementwise), cmocka_unit_test(sums_are_f64_in_order),
-          cmocka_unit_test(dropout_keeps_its_share), cmocka_unit_test(halves_round_trip), cmocka_unit_test(the_generator_is_pinned),
-          cmocka_unit_test(normals_are_box_and_mullers), cmocka_unit_test(rows_of_a_half_table_are_widened))
+          cmocka_unit_test(gradients_of_moved_rows_equal_differences), cmocka_unit_test(gradients_of_rotation_equal_differences),
+          cmocka_unit_test(gradients_of_dropout_equal_differences), cmocka_unit_test(arithmetic_is_elementwise),
+          cmocka_unit_test(sums_are_f64_in_order), cmocka_unit_test(dropout_keeps_its_share), cmocka_unit_test(halves_round_trip),
+          cmocka_unit_test(the_generator_is_pinned), cmocka_unit_test(normals_are_box_and_mullers),
+          cmocka_unit_test(rows_of_a_half_table_are_widened))

@@ -293,4 +293,5 @@ static void mutated_files(void **state)
 
 TPO_TESTS(cmocka_unit_test(what_is_no_medium), cmocka_unit_test(what_breaks_off), cmocka_unit_test(what_is_too_large),
           cmocka_unit_test(a_shape_that_is_too_large), cmocka_unit_test(what_holds_no_frame),
-          cmocka_unit_test(a_header_that_claims_hours), cmocka_unit_test(a_table_that_claims_hours), cmocka_unit_test(mutated_files))
+          cmocka_unit_test(a_header_that_claims_hours), cmocka_unit_test(a_table_that_claims_hours),
+          cmocka_unit_test(mutated_files))

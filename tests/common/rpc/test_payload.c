@@ -4,10 +4,12 @@
 #include <grpc/grpc.h>
 #include <grpc/slice.h>
 
+#include "common/rpc/details.h"
 #include "common/rpc/payload.h"
 #include "common/rpc/wire.h"
 #include "encoder.pb-c.h"
 #include "gateway.pb-c.h"
+#include "google/rpc.pb-c.h"
 #include "router.pb-c.h"
 #include "tests/support/test.h"
 
@@ -175,6 +177,50 @@ static void few_bytes_do_not_become_much_memory(void **state)
     grpc_shutdown();
 }
 
+/* What a peer's error details leave in an error that says "before". */
+static struct tpo_error told(const char *reason, const char *stage, int64_t seconds, int32_t nanos)
+{
+    uint8_t info_bytes[512], retry_bytes[64], bytes[1024];
+    Google__Rpc__ErrorInfo__MetadataEntry entry = GOOGLE__RPC__ERROR_INFO__METADATA_ENTRY__INIT, *entries[] = {&entry};
+    entry.key = "stage", entry.value = (char *)stage;
+    Google__Rpc__ErrorInfo info = GOOGLE__RPC__ERROR_INFO__INIT;
+    info.reason = (char *)reason, info.n_metadata = 1, info.metadata = entries;
+    Google__Rpc__Duration delay = GOOGLE__RPC__DURATION__INIT;
+    delay.seconds = seconds, delay.nanos = nanos;
+    Google__Rpc__RetryInfo retry = GOOGLE__RPC__RETRY_INFO__INIT;
+    retry.retry_delay = &delay;
+    Google__Rpc__Any any[2] = {GOOGLE__RPC__ANY__INIT, GOOGLE__RPC__ANY__INIT}, *details[] = {&any[0], &any[1]};
+    any[0].type_url = "type.googleapis.com/google.rpc.ErrorInfo";
+    any[0].value = (ProtobufCBinaryData){google__rpc__error_info__pack(&info, info_bytes), info_bytes};
+    any[1].type_url = "type.googleapis.com/google.rpc.RetryInfo";
+    any[1].value = (ProtobufCBinaryData){google__rpc__retry_info__pack(&retry, retry_bytes), retry_bytes};
+    Google__Rpc__Status status = GOOGLE__RPC__STATUS__INIT;
+    status.n_details = 2, status.details = details;
+    struct tpo_error err = {.reason = "before", .stage = "before", .retry_ms = 7};
+    tpo_details_unpack(&err, bytes, google__rpc__status__pack(&status, bytes));
+    return err;
+}
+
+static void told_is(struct tpo_error got, const char *reason, const char *stage, int retry_ms)
+{
+    assert_string_equal(got.reason, reason);
+    assert_string_equal(got.stage, stage);
+    assert_int_equal(got.retry_ms, retry_ms);
+}
+
+static void details_that_are_none_change_nothing(void **state)
+{
+    (void)state;
+    told_is(told("queue_full", "router", 1, 500000000), "queue_full", "router", 1500);
+    told_is(told("queue_full", "rout\xdb", 1, 0), "before", "before", 1000);
+    told_is(told("a_word_of_more_bytes_than_any_reason_of_ours_ever_has", "router", 1, 0), "before", "router", 1000);
+    told_is(told("full", "a_stage_of_thirty_bytes_or_so_", 1, 0), "full", "before", 1000);
+    told_is(told("full", "router", 0, -2000000000), "full", "router", 7);
+    told_is(told("full", "router", 0, 1000000000), "full", "router", 7);
+    told_is(told("full", "router", -1, 0), "full", "router", 7);
+    told_is(told("full", "router", 86400, 0), "full", "router", 7);
+}
+
 /* Anything may come back but a crash; the sanitizers watch. */
 static void damaged_bytes_are_survived(void **state)
 {
@@ -204,4 +250,5 @@ static void damaged_bytes_are_survived(void **state)
 
 TPO_TESTS(cmocka_unit_test(comes_back_however_it_is_sliced), cmocka_unit_test(any_encoder_reads_what_we_write),
           cmocka_unit_test(we_read_what_any_encoder_writes), cmocka_unit_test(what_is_wrong_is_refused),
-          cmocka_unit_test(few_bytes_do_not_become_much_memory), cmocka_unit_test(damaged_bytes_are_survived))
+          cmocka_unit_test(few_bytes_do_not_become_much_memory), cmocka_unit_test(details_that_are_none_change_nothing),
+          cmocka_unit_test(damaged_bytes_are_survived))
