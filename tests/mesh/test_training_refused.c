@@ -77,6 +77,24 @@ static void damaged_checkpoints_are_refused_by_their_hash(void **state)
     }
 }
 
+/* The model that a recipe names lacks one file, or all. */
+static void a_recipe_without_its_model_is_refused(void **state)
+{
+    (void)state;
+    static const char *const files[] = {"tiny/config.json", "tiny/added_tokens.json", "tiny/tokenizer.model", "tiny"};
+    training_model(0);
+    training_recipe("r.yaml", stages);
+    for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
+        char command[256], out[32];
+        snprintf(out, sizeof(out), "lacks-%zu", i);
+        snprintf(command, sizeof(command), "mv %s away", files[i]);
+        shell(command);
+        refused(NULL, out, i == 3 ? "tiny/config.json" : files[i], NULL);
+        snprintf(command, sizeof(command), "mv away %s", files[i]);
+        shell(command);
+    }
+}
+
 /* Folders of later steps that are not this run's, or are broken: they cost neither its own checkpoints nor its end. */
 static void later_folders_of_others_are_left_alone(void **state)
 {
@@ -234,7 +252,7 @@ static void status_is_told_to_others(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(damaged_checkpoints_are_refused_by_their_hash),
-          cmocka_unit_test(later_folders_of_others_are_left_alone),
+          cmocka_unit_test(later_folders_of_others_are_left_alone), cmocka_unit_test(a_recipe_without_its_model_is_refused),
           cmocka_unit_test(a_full_disk_leaves_the_checkpoint_before), cmocka_unit_test(a_second_trainer_is_refused),
           cmocka_unit_test(a_trainer_comes_back_after_its_lease), cmocka_unit_test(other_models_and_addresses_are_refused),
           cmocka_unit_test(fewer_lanes_than_replicas_are_refused), cmocka_unit_test(status_is_told_to_others))
