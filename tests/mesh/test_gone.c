@@ -117,19 +117,26 @@ static void all_is_still(void)
     assert_true(metric("tpo_sequences_running") == 0);
 }
 
-/* Read to its end, the request has many tokens; left after the first text, it has fewer. */
+/* Read to its end, the request has many tokens; left after the first text, it has fewer. Some seeds end soon, by chance: others are tried. */
 static void an_answer_that_is_left_ends(void **state)
 {
     (void)state;
-    static const char ask[] = "{\"turns\":[{\"role\":\"user\",\"text\":\"Tell me a "
-                              "story.\"}],\"task\":\"none\",\"maxNewTokens\":1000,\"temperature\":100,\"seed\":3,\"stream\":true}";
-    double before = metric("tpo_generated_tokens_total");
-    int fd = begin(ask);
-    read_until(fd, "event: done");
-    close(fd);
-    all_is_still();
-    double whole = metric("tpo_generated_tokens_total") - before;
-    assert_true(whole >= 200);
+    char ask[256];
+    double before = 0, whole = 0;
+    int fd = -1;
+    for (int seed = 1; whole < 200; seed++) {
+        assert_true(seed < 50);
+        snprintf(ask, sizeof(ask),
+                 "{\"turns\":[{\"role\":\"user\",\"text\":\"Tell me a story.\"}],\"task\":\"none\",\"maxNewTokens\":1000,\"temperature\":100,\"seed\":%d,"
+                 "\"stream\":true}",
+                 seed);
+        before = metric("tpo_generated_tokens_total");
+        fd = begin(ask);
+        read_until(fd, "event: done");
+        close(fd);
+        all_is_still();
+        whole = metric("tpo_generated_tokens_total") - before;
+    }
     fd = begin(ask);
     read_until(fd, "event: text");
     close(fd);

@@ -98,7 +98,9 @@ static void import_aid(struct live *l, const char *run, uint64_t lease)
     protobuf_c_message_free_unpacked(&reply->base, NULL);
 }
 
-/* The visual tokens of a Forward, which must go well; (n * 32, 128). */
+#define QUERIES 64 /* of the recipes' models */
+
+/* The visual tokens of a Forward, which must go well; (n * QUERIES, 128). */
 static float *visual(struct live *l, const struct tpo_key *key, uint64_t lease, const struct tpo_sample *samples, int n)
 {
     Tpo__V1__ForwardReply *reply;
@@ -107,7 +109,7 @@ static float *visual(struct live *l, const struct tpo_key *key, uint64_t lease, 
     assert_int_equal(reply->n_tensors, 1);
     assert_string_equal(reply->tensors[0]->name, "visual");
     const ProtobufCBinaryData data = reply->tensors[0]->tensor->data;
-    assert_int_equal(data.len, sizeof(float) * (size_t)n * 32 * 128);
+    assert_int_equal(data.len, sizeof(float) * (size_t)n * QUERIES * 128);
     float *copy = malloc(data.len);
     memcpy(copy, data.data, data.len);
     protobuf_c_message_free_unpacked(&reply->base, NULL);
@@ -158,7 +160,7 @@ static void a_frozen_encoder_shares_the_cache(void **state)
     assert_true(live_counter(&l, "tpo_training_visual_total", "source=encoder") == 1);
     tpo_payload_free(&served);
     becomes_hit(&l, film, &served);
-    assert_memory_equal(x + 32 * 128, served.data, served.size_bytes);
+    assert_memory_equal(x + QUERIES * 128, served.data, served.size_bytes);
     assert_true(live_counter(&l, "tpo_encoder_runs_total", NULL) == runs);
     tpo_payload_free(&served);
     free(x);

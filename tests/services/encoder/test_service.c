@@ -44,7 +44,7 @@ static char *encoded(struct live *l, const char *id, struct tpo_payload *visual)
     assert_string_equal(reply->media->id, id);
     assert_int_equal(visual->dtype, TPO_F32);
     assert_int_equal(visual->n_dims, 2);
-    assert_int_equal(visual->shape[0], 32);
+    assert_int_equal(visual->shape[0], 64); /* the recipes' query tokens */
     assert_int_equal(visual->shape[1], 128);
     assert_int_equal(strlen(reply->digest), 64);
     snprintf(cache, sizeof(cache), "%s", reply->cache);
