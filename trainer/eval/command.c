@@ -102,11 +102,12 @@ static int write_all(const struct tpo_eval *e, const char *out)
     return rc != 0 ? rc : tpo_eval_write_json(e, path);
 }
 
-static int count_of(const char *text)
+/* -1 for what is no whole number within the bounds. */
+static int whole(const char *text, long low, long high)
 {
     char *end = NULL;
     const long n = strtol(text, &end, 10);
-    return *text == '\0' || *end != '\0' || n < 2 || n > 100000 ? -1 : (int)n;
+    return *text == '\0' || *end != '\0' || n < low || n > high ? -1 : (int)n;
 }
 
 int tpo_eval_main(int argc, char **argv)
@@ -123,20 +124,20 @@ int tpo_eval_main(int argc, char **argv)
     struct tpo_stream *stream = NULL;
     e.n = 500;
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
-        if (c == 'n') e.n = count_of(optarg);
-        if (c == 't') threads = (int)strtol(optarg, NULL, 10);
+        if (c == 'n') e.n = whole(optarg, 2, 100000);
+        if (c == 't') threads = whole(optarg, 1, 256);
         if (c == 'D') device = optarg;
         if (c == 'o') out = optarg;
         if (c == 'i') w.media = 1;
         if (c == 'd') w.held_out_only = true;
-        if (c == 'f') e.frames = count_of(optarg);
+        if (c == 'f') e.frames = whole(optarg, 2, 100000);
         if (c == 'k') w.kinds = kinds_of(optarg);
         if (c == 'h' || c == '?') {
             fputs(usage, c == 'h' ? stdout : stderr);
             return c == 'h' ? 0 : 2;
         }
     }
-    if (argc - optind != 1 || e.n < 0 || e.frames < 0 || w.kinds == 0 || threads < 1 || threads > 256) {
+    if (argc - optind != 1 || e.n < 0 || e.frames < 0 || w.kinds == 0 || threads < 0) {
         fputs(usage, stderr);
         return 2;
     }
