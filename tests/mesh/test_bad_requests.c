@@ -174,6 +174,30 @@ static void media_that_are_none_are_refused(void **state)
     }
 }
 
+/* One bit a pixel, all of them 0; %d is the side. */
+#define PNG                                                                                                                        \
+    "python3 -c 'import struct, sys, zlib\n"                                                                                       \
+    "def part(kind, data): return struct.pack(\">I\", len(data)) + kind + data + struct.pack(\">I\", zlib.crc32(kind + data))\n"   \
+    "n = %d\n"                                                                                                                     \
+    "rows = zlib.compress(bytes((n + 7) // 8 + 1) * n)\n"                                                                          \
+    "sys.stdout.buffer.write(b\"\\x89PNG\\r\\n\\x1a\\n\" + part(b\"IHDR\", struct.pack(\">IIBBBBB\", n, n, 1, 0, 0, 0, 0)) + "         \
+    "part(b\"IDAT\", rows) + part(b\"IEND\", b\"\"))' >medium"
+
+/* One pixel is a picture; 400 million are refused before they are decoded. */
+static void pictures_of_any_size_are_answered_or_refused(void **state)
+{
+    (void)state;
+    char command[2048];
+    snprintf(command, sizeof(command), PNG, 1);
+    struct http_answer a = ask_about(command);
+    assert_int_equal(a.status, 200);
+    http_free(&a);
+    snprintf(command, sizeof(command), PNG, 20000);
+    a = ask_about(command);
+    mesh_expect_error(&a, 400, "INVALID_ARGUMENT", "media_too_large");
+    http_free(&a);
+}
+
 /* --- gRPC -------------------------------------------------------------------------------------------------------------------------------- */
 
 static void a_deadline_that_has_passed_is_told(void **state)
@@ -205,4 +229,4 @@ static void a_deadline_that_has_passed_is_told(void **state)
 #define CASE(name) cmocka_unit_test_setup_teardown(name, mesh_up, mesh_down)
 TPO_TESTS(CASE(every_bad_request_gets_a_typed_error), CASE(a_typed_task_token_is_text), CASE(depth_is_refused),
           cmocka_unit_test_setup_teardown(a_body_over_the_limit_is_413, up_small, mesh_down), CASE(media_that_are_none_are_refused),
-          CASE(a_deadline_that_has_passed_is_told))
+          CASE(pictures_of_any_size_are_answered_or_refused), CASE(a_deadline_that_has_passed_is_told))

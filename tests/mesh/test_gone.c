@@ -1,74 +1,24 @@
 /* Proves that a mesh stops working for a reader who has gone: sockets closed in the middle of a prompt and of an answer, counters read afterwards. */
-#include "tests/support/test.h"
-
 #include <arpa/inet.h>
-#include <curl/curl.h>
 #include <netinet/in.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "common/text.h"
-#include "tests/support/http.h"
-
-static char address[128];
-
-static int up(void **state)
-{
-    char command[4096];
-    (void)state;
-    snprintf(command, sizeof(command), "%s/tpo up --any-port --run-dir run --model %s/models/small >up.log 2>&1", tpo_test_build(),
-             tpo_test_source());
-    if (system(command) != 0) {
-        (void)!system("cat up.log");
-        return -1;
-    }
-    FILE *f = fopen("run/http", "r");
-    if (f == NULL || fgets(address, sizeof(address), f) == NULL) return -1;
-    address[strcspn(address, "\n")] = '\0';
-    fclose(f);
-    return 0;
-}
+#include "tests/support/mesh.h"
+#include "tests/support/test.h"
 
 /* One row of a prompt a step: a long prompt takes long enough to be left in its middle. */
 static int up_slow(void **state)
 {
     setenv("TPO_PREFILL_TOKENS", "1", 1);
-    return up(state);
-}
-
-static int down(void **state)
-{
-    char command[4096];
-    (void)state;
-    snprintf(command, sizeof(command), "%s/tpo down --run-dir run >down.log 2>&1", tpo_test_build());
-    return system(command);
-}
-
-static size_t on_data(char *data, size_t one, size_t n, void *owner)
-{
-    tpo_text_add(owner, data, one * n);
-    return one * n;
+    return mesh_up(state);
 }
 
 /* The sum of a metric's samples over all programs that count it. */
 static double metric(const char *name)
 {
-    char url[256];
-    double sum = 0;
-    struct tpo_text body = {0};
-    const size_t n = strlen(name);
-    CURL *c = curl_easy_init();
-    snprintf(url, sizeof(url), "http://%s/metrics", address);
-    curl_easy_setopt(c, CURLOPT_URL, url);
-    curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, on_data);
-    curl_easy_setopt(c, CURLOPT_WRITEDATA, &body);
-    assert_int_equal(curl_easy_perform(c), CURLE_OK);
-    curl_easy_cleanup(c);
-    tpo_text_add(&body, "", 0);
-    for (char *line = strtok(body.data, "\n"); line != NULL; line = strtok(NULL, "\n"))
-        if (strncmp(line, name, n) == 0 && (line[n] == '{' || line[n] == ' ')) sum += atof(strrchr(line, ' '));
-    tpo_text_free(&body);
-    return sum;
+    return mesh_metric(name, "");
 }
 
 /* Sends a request and leaves its answer to be read from the socket. */
@@ -76,8 +26,9 @@ static int begin(const char *body)
 {
     struct tpo_text request = {0};
     struct sockaddr_in to = {.sin_family = AF_INET};
-    char host[64], head[512];
+    char address[128], host[64], head[512];
     int port;
+    mesh_line("run/http", address, sizeof(address));
     assert_int_equal(sscanf(address, "%63[^:]:%d", host, &port), 2);
     to.sin_port = htons((uint16_t)port);
     assert_int_equal(inet_pton(AF_INET, host, &to.sin_addr), 1);
@@ -164,5 +115,5 @@ static void a_prompt_that_is_left_ends(void **state)
     tpo_text_free(&ask);
 }
 
-TPO_TESTS(cmocka_unit_test_setup_teardown(an_answer_that_is_left_ends, up, down),
-          cmocka_unit_test_setup_teardown(a_prompt_that_is_left_ends, up_slow, down))
+TPO_TESTS(cmocka_unit_test_setup_teardown(an_answer_that_is_left_ends, mesh_up, mesh_down),
+          cmocka_unit_test_setup_teardown(a_prompt_that_is_left_ends, up_slow, mesh_down))
