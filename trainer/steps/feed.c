@@ -113,7 +113,7 @@ static int source_open(struct tpo_feed *f, const struct tpo_feed_options *o, int
                                                .n_frames = d->draw.n_frames,
                                                .n_conversations = d->draw.n_conversations,
                                                .weight_end = d->draw.weight_end,
-                                           .by_id = o->by_id};
+                                               .by_id = o->by_id};
     return tpo_source_open(&f->sources[i], &options, err);
 }
 

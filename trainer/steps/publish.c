@@ -44,6 +44,7 @@ int tpo_crew_publish(struct tpo_crew *t, int step, int wait_ms, bool patient, ui
                 r++;
                 tpo_fault_reach(TPO_FAULT_MID_PUBLISH);
             } else if (must_wait(&why) && !taken && (!patient || tpo_now_s() >= until_s)) {
+                if (patient) tpo_log(TPO_LOG_WARN, "publish_given_up", "for=%s step=%d", tpo_part_names[p], step);
                 return TPO_OK;
             } else if (must_wait(&why) && tpo_now_s() < until_s) {
                 if (!said) tpo_log(TPO_LOG_INFO, "publish_waits", "for=%s step=%d wait_ms=%d", tpo_part_names[p], step, wait_ms);

@@ -340,9 +340,10 @@ static int check_draw(const struct tpo_world *w, const struct tpo_world_draw *d,
     }
     const bool by_slot = d->slots || d->aids != TPO_WORLD_AIDS_NONE;
     const int rows = d->n_slots / TPO_WORLD_SLOT_COLUMNS;
-    if (by_slot && (rows < 1 || rows > w->options.side || d->n_slots % TPO_WORLD_SLOT_COLUMNS != 0))
-        return tpo_fail(err, TPO_EINVAL, "bad_slots", "%d query tokens are no grid of %d columns, as aids and slot targets need it", d->n_slots,
-                        TPO_WORLD_SLOT_COLUMNS);
+    const bool whole = rows > 0 && d->n_slots % TPO_WORLD_SLOT_COLUMNS == 0 && w->options.side % rows == 0 && w->options.side % TPO_WORLD_SLOT_COLUMNS == 0;
+    if (by_slot && !whole)
+        return tpo_fail(err, TPO_EINVAL, "bad_slots", "%d query tokens cut a picture of %d pixels into no grid of %d columns of whole pixels, as aids need it",
+                        d->n_slots, w->options.side, TPO_WORLD_SLOT_COLUMNS);
     return TPO_OK;
 }
 

@@ -156,8 +156,8 @@ static void aids_and_kinds_can_be_left_out(void **state)
     bad = full_draw(9);
     assert_int_equal(tpo_world_sample(w, &arena, &bad, 0, &s, NULL), TPO_INVALID_ARGUMENT);
     /* Query tokens that are no grid are refused where aids need one, and only there. */
-    static const int no_grids[] = {0, 4, 36, 8 * 97};
-    for (int i = 0; i < 4; i++) {
+    static const int no_grids[] = {0, 4, 36, 40 /* rows of 19.2 pixels */, 8 * 97};
+    for (int i = 0; i < 5; i++) {
         bad = full_draw(1);
         bad.n_slots = no_grids[i];
         assert_int_equal(tpo_world_sample(w, &arena, &bad, 0, &s, NULL), TPO_INVALID_ARGUMENT);
