@@ -22,9 +22,12 @@ static struct {
 } set;
 
 static const struct tpo_setting rows[] = {
-    {"gateway", TPO_SET_TEXT, &set.gateway, "", .what = "ADDRESS", .help = "the REST door of the mesh; empty: the one of build/run, else 127.0.0.1:8420"},
-    {"task", TPO_SET_TEXT, &set.task, "auto", .what = "NAME", .help = "auto: the model decides; none: text only; a task's name (region): that one, first"},
-    {"box", TPO_SET_LIST, &set.boxes, NULL, .what = "X0,Y0,X1,Y1", .help = "a box in pixels that the sentence speaks of; {box} in the sentence is its place"},
+    {"gateway", TPO_SET_TEXT, &set.gateway, "", .what = "ADDRESS",
+     .help = "the REST door of the mesh; empty: the one of build/run, else 127.0.0.1:8420"},
+    {"task", TPO_SET_TEXT, &set.task, "auto", .what = "NAME",
+     .help = "auto: the model decides; none: text only; a task's name (region): that one, first"},
+    {"box", TPO_SET_LIST, &set.boxes, NULL, .what = "X0,Y0,X1,Y1",
+     .help = "a box in pixels that the sentence speaks of; {box} in the sentence is its place"},
     {"out", TPO_SET_TEXT, &set.out, "", .what = "PICTURE.png", .help = "write the frame with the answer's boxes drawn on it"},
     {"json", TPO_SET_BOOL, &set.json, "no", .help = "print the whole answer as JSON and nothing else"},
     {"system", TPO_SET_TEXT, &set.system, "", .what = "TEXT", .help = "a system turn before the first question"},
@@ -94,17 +97,17 @@ static json_t *make_request(const char *media_id, json_t *turns, struct tpo_erro
         }
         json_array_append_new(boxes, box);
     }
-    return json_pack("{s:[{s:s}],s:O,s:o,s:s,s:I,s:I,s:f,s:f,s:I,s:b}", "media", "id", media_id, "turns", turns, "boxes", boxes, "task", set.task,
-                     "maxNewTokens", (json_int_t)set.max_new_tokens, "seed", (json_int_t)set.seed, "temperature", set.temperature, "topP", set.top_p,
-                     "timeoutMs", (json_int_t)set.timeout_ms, "stream", 1);
+    return json_pack("{s:[{s:s}],s:O,s:o,s:s,s:I,s:I,s:f,s:f,s:I,s:b}", "media", "id", media_id, "turns", turns, "boxes", boxes,
+                     "task", set.task, "maxNewTokens", (json_int_t)set.max_new_tokens, "seed", (json_int_t)set.seed, "temperature",
+                     set.temperature, "topP", set.top_p, "timeoutMs", (json_int_t)set.timeout_ms, "stream", 1);
 }
 
 /* --- telling -------------------------------------------------------------------------------------------------------------------------------------- */
 
 static void print_error(const json_t *error, const char *before)
 {
-    printf("%s%s %s%s%s: %s\n", before, text_at(error, "code"), text_at(error, "reason"), text_at(error, "stage")[0] != '\0' ? " at " : "",
-           text_at(error, "stage"), text_at(error, "message"));
+    printf("%s%s %s%s%s: %s\n", before, text_at(error, "code"), text_at(error, "reason"),
+           text_at(error, "stage")[0] != '\0' ? " at " : "", text_at(error, "stage"), text_at(error, "message"));
 }
 
 static void print_boxes(const json_t *done)
@@ -115,8 +118,8 @@ static void print_boxes(const json_t *done)
     json_array_foreach(json_object_get(done, "boxes"), i, box)
     {
         const json_t *p = json_object_get(box, "pixels"), *frame = json_array_get(frames, (size_t)number_at(box, "frame"));
-        printf("  box     x0 %.1f  y0 %.1f  x1 %.1f  y1 %.1f pixels of frame %.0f (%.2f s)\n", number_at(p, "x0"), number_at(p, "y0"), number_at(p, "x1"),
-               number_at(p, "y1"), number_at(frame, "index"), number_at(frame, "timeS"));
+        printf("  box     x0 %.1f  y0 %.1f  x1 %.1f  y1 %.1f pixels of frame %.0f (%.2f s)\n", number_at(p, "x0"),
+               number_at(p, "y0"), number_at(p, "x1"), number_at(p, "y1"), number_at(frame, "index"), number_at(frame, "timeS"));
     }
     json_array_foreach(json_object_get(done, "calls"), i, call) if (json_is_object(json_object_get(call, "error")))
     {
@@ -133,12 +136,12 @@ static void print_stages(const struct answer *a)
     json_array_foreach(json_object_get(a->done, "stages"), i, stage)
     {
         const char *cache = text_at(stage, "cache");
-        printf("  stage   %-8s queue %7.2f ms  run %8.2f ms  hop %6.2f ms%s%s\n", text_at(stage, "name"), number_at(stage, "queueMs"), number_at(stage, "runMs"),
-               number_at(stage, "hopMs"),
+        printf("  stage   %-8s queue %7.2f ms  run %8.2f ms  hop %6.2f ms%s%s\n", text_at(stage, "name"),
+               number_at(stage, "queueMs"), number_at(stage, "runMs"), number_at(stage, "hopMs"),
                cache[0] != '\0' ? "  cache " : "", cache);
     }
-    printf("  total   %.1f ms in the mesh, %.0f prompt and %.0f answer tokens, %s", number_at(usage, "totalMs"), number_at(usage, "promptTokens"),
-           number_at(usage, "completionTokens"), text_at(a->done, "finishReason"));
+    printf("  total   %.1f ms in the mesh, %.0f prompt and %.0f answer tokens, %s", number_at(usage, "totalMs"),
+           number_at(usage, "promptTokens"), number_at(usage, "completionTokens"), text_at(a->done, "finishReason"));
     if (a->printed_text) printf(", first text after %.1f ms", a->first_text_s * 1e3);
     printf("\n");
 }
@@ -154,7 +157,8 @@ static int draw(const struct answer *a, const char *file, struct tpo_error *err)
     {
         const json_t *p = json_object_get(box, "pixels");
         if (n < BOXES_MAX)
-            boxes[n++] = (struct tpo_drawn_box){(float)number_at(p, "x0"), (float)number_at(p, "y0"), (float)number_at(p, "x1"), (float)number_at(p, "y1")};
+            boxes[n++] = (struct tpo_drawn_box){(float)number_at(p, "x0"), (float)number_at(p, "y0"), (float)number_at(p, "x1"),
+                                                (float)number_at(p, "y1")};
     }
     size_t frame = (size_t)number_at(json_array_get(list, 0), "frame");
     int rc = tpo_picture_write(set.out, file, (int32_t)number_at(json_array_get(frames, frame), "index"), boxes, n, err);
@@ -174,7 +178,8 @@ static int ask(const char *file, const char *media_id, json_t *turns, struct tpo
     if (rc == TPO_OK && a.done == NULL) rc = tpo_fail(err, TPO_UNAVAILABLE, "cut_off", "the answer was cut off");
     const json_t *error = json_object_get(a.done, "error");
     if (rc == TPO_OK && json_is_object(error)) {
-        rc = tpo_fail(err, TPO_UNKNOWN, text_at(error, "reason"), "%s (%s): %s", text_at(error, "code"), text_at(error, "stage"), text_at(error, "message"));
+        rc = tpo_fail(err, TPO_UNKNOWN, text_at(error, "reason"), "%s (%s): %s", text_at(error, "code"), text_at(error, "stage"),
+                      text_at(error, "message"));
     } else if (rc == TPO_OK && set.json) {
         json_dumpf(a.done, stdout, JSON_INDENT(2));
         printf("\n");
@@ -206,7 +211,8 @@ static int add_question(json_t *turns, const char *sentence, struct tpo_error *e
 static int finish(const char *command, int rc, const struct tpo_error *err)
 {
     if (rc == TPO_OK) return 0;
-    fprintf(stderr, "%s: %s%s%s: %s\n", command, tpo_status_name(err->code), err->stage[0] != '\0' ? " at " : "", err->stage, err->message);
+    fprintf(stderr, "%s: %s%s%s: %s\n", command, tpo_status_name(err->code), err->stage[0] != '\0' ? " at " : "", err->stage,
+            err->message);
     return 1;
 }
 
@@ -240,7 +246,8 @@ int tpo_cmd_ask(int argc, char **argv)
 {
     static const struct tpo_settings table = {.program = "tpo ask",
                                               .arguments = "FILE \"SENTENCE\"",
-                                              .about = "Asks the mesh one question about a picture or a video. The file is sent once and then named by its hash; a second question on it "
+                                              .about = "Asks the mesh one question about a picture or a video. The file is sent "
+                                                       "once and then named by its hash; a second question on it "
                                                        "finds its visual tokens in the cache.",
                                               .examples = "tpo ask clip.mp4 \"Which way does the red star move?\"\n"
                                                           "tpo ask scene.png \"Where is the small blue cup?\" --out boxed.png\n"
@@ -263,8 +270,10 @@ int tpo_cmd_chat(int argc, char **argv)
 {
     static const struct tpo_settings table = {.program = "tpo chat",
                                               .arguments = "FILE",
-                                              .about = "Several questions about one file; each sees the turns before it. One question a line on standard input; an empty line ends.",
-                                              .examples = "tpo chat clip.mp4\nprintf 'What moves?\\nWhere is it?\\n' | tpo chat clip.mp4",
+                                              .about = "Several questions about one file; each sees the turns before it. One "
+                                                       "question a line on standard input; an empty line ends.",
+                                              .examples =
+                                                  "tpo chat clip.mp4\nprintf 'What moves?\\nWhere is it?\\n' | tpo chat clip.mp4",
                                               .rows = rows,
                                               .n_rows = sizeof(rows) / sizeof(rows[0])};
     char id[65], *line = NULL;

@@ -34,8 +34,10 @@ static int read_error(const char *text, long http, struct tpo_error *err)
     int number = TPO_UNKNOWN;
     for (int i = 1; code != NULL && i <= 16; i++)
         if (strcmp(tpo_status_name(i), code) == 0) number = i;
-    if (message != NULL) tpo_fail(err, number, reason != NULL ? reason : "http", "%s", message);
-    else tpo_fail(err, number, "http", "the gateway answered HTTP %ld", http);
+    if (message != NULL)
+        tpo_fail(err, number, reason != NULL ? reason : "http", "%s", message);
+    else
+        tpo_fail(err, number, "http", "the gateway answered HTTP %ld", http);
     if (stage != NULL && err != NULL) snprintf(err->stage, sizeof(err->stage), "%s", stage);
     json_decref(body);
     return number;
@@ -122,7 +124,8 @@ int tpo_http_upload(const char *base, const char *file, char id[65], struct tpo_
     int rc = c != NULL ? upload(c, base, in, (long long)st.st_size, &a, err) : tpo_fail(err, TPO_ENOMEM, "memory", "no memory");
     json_t *body = rc == TPO_OK && a.body.data != NULL ? json_loads(a.body.data, 0, NULL) : NULL;
     const char *text = json_string_value(json_object_get(body, "id"));
-    if (rc == TPO_OK && (text == NULL || strlen(text) != 64)) rc = tpo_fail(err, TPO_UNKNOWN, "http", "the gateway told no media id");
+    if (rc == TPO_OK && (text == NULL || strlen(text) != 64))
+        rc = tpo_fail(err, TPO_UNKNOWN, "http", "the gateway told no media id");
     if (rc == TPO_OK) memcpy(id, text, 65);
     json_decref(body);
     curl_easy_cleanup(c);
@@ -166,8 +169,8 @@ static size_t on_header(char *data, size_t size, size_t n, void *curl)
     return size * n;
 }
 
-int tpo_http_perceive(const char *base, const json_t *request, void (*on_event)(void *owner, const char *event, const json_t *data), void *owner,
-                      struct tpo_error *err)
+int tpo_http_perceive(const char *base, const json_t *request, void (*on_event)(void *owner, const char *event, const json_t *data),
+                      void *owner, struct tpo_error *err)
 {
     struct answer a = {.on_event = on_event, .owner = owner};
     long http = 0;

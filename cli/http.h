@@ -13,7 +13,7 @@ int tpo_http_get(const char *base, const char *path, long *http, json_t **body, 
 int tpo_http_upload(const char *base, const char *file, char id[65], struct tpo_error *err);
 
 /* POST /v1/perceive with "stream": true. on_event gets each event's name and data while they come. The error is the answer's own. */
-int tpo_http_perceive(const char *base, const json_t *request, void (*on_event)(void *owner, const char *event, const json_t *data), void *owner,
-                      struct tpo_error *err);
+int tpo_http_perceive(const char *base, const json_t *request, void (*on_event)(void *owner, const char *event, const json_t *data),
+                      void *owner, struct tpo_error *err);
 
 #endif

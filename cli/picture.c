@@ -19,7 +19,8 @@ static void draw(uint8_t *rgb, int width, int height, const struct tpo_drawn_box
     static const uint8_t light[3] = {255, 240, 0}, dark[3] = {0, 0, 0};
     int thick = width > 600 || height > 600 ? 3 : 1;
     for (int t = -1; t < thick; t++) {
-        int x0 = (int)lroundf(b->x0) + t, y0 = (int)lroundf(b->y0) + t, x1 = (int)lroundf(b->x1) - 1 - t, y1 = (int)lroundf(b->y1) - 1 - t;
+        int x0 = (int)lroundf(b->x0) + t, y0 = (int)lroundf(b->y0) + t, x1 = (int)lroundf(b->x1) - 1 - t,
+            y1 = (int)lroundf(b->y1) - 1 - t;
         const uint8_t *colour = t < 0 ? dark : light;
         for (int x = x0; x <= x1; x++) put(rgb, width, height, x, y0, colour), put(rgb, width, height, x, y1, colour);
         for (int y = y0; y <= y1; y++) put(rgb, width, height, x0, y, colour), put(rgb, width, height, x1, y, colour);
@@ -37,22 +38,28 @@ static int decode(uint8_t **rgb, struct tpo_media_info *info, const char *media,
     if (rc == TPO_OK) {
         *info = *tpo_media_file_info(file);
         *rgb = malloc((size_t)info->width * (size_t)info->height * 3);
-        rc = *rgb != NULL ? tpo_media_read_into(file, &index, 1, *rgb, NULL, 0, err) : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a frame");
+        rc = *rgb != NULL ? tpo_media_read_into(file, &index, 1, *rgb, NULL, 0, err)
+                          : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a frame");
     }
     tpo_media_file_close(file);
     tpo_media_close(pool);
     return rc;
 }
 
-int tpo_picture_write(const char *png, const char *media, int32_t index, const struct tpo_drawn_box *boxes, int n, struct tpo_error *err)
+int tpo_picture_write(const char *png, const char *media, int32_t index, const struct tpo_drawn_box *boxes, int n,
+                      struct tpo_error *err)
 {
     struct tpo_media_info info;
     uint8_t *rgb;
     int rc = decode(&rgb, &info, media, index, err);
     if (rc == TPO_OK) {
-        png_image image = {.version = PNG_IMAGE_VERSION, .width = (png_uint_32)info.width, .height = (png_uint_32)info.height, .format = PNG_FORMAT_RGB};
+        png_image image = {.version = PNG_IMAGE_VERSION,
+                           .width = (png_uint_32)info.width,
+                           .height = (png_uint_32)info.height,
+                           .format = PNG_FORMAT_RGB};
         for (int i = 0; i < n; i++) draw(rgb, info.width, info.height, &boxes[i]);
-        if (!png_image_write_to_file(&image, png, 0, rgb, 0, NULL)) rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "file", "%s: %s", png, image.message);
+        if (!png_image_write_to_file(&image, png, 0, rgb, 0, NULL))
+            rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "file", "%s: %s", png, image.message);
     }
     free(rgb);
     return rc;

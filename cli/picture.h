@@ -11,6 +11,7 @@ struct tpo_drawn_box {
 };
 
 /* Decodes frame `index` of `media` (tpo-media does, beside this program) and writes it to `png`. */
-int tpo_picture_write(const char *png, const char *media, int32_t index, const struct tpo_drawn_box *boxes, int n, struct tpo_error *err);
+int tpo_picture_write(const char *png, const char *media, int32_t index, const struct tpo_drawn_box *boxes, int n,
+                      struct tpo_error *err);
 
 #endif

@@ -27,17 +27,22 @@ static struct {
 } set;
 
 static const struct tpo_setting rows[] = {
-    {"model", TPO_SET_TEXT, &set.model, "models/small", .what = "DIR", .help = "the model folder that every service reads its part of"},
+    {"model", TPO_SET_TEXT, &set.model, "models/small", .what = "DIR",
+     .help = "the model folder that every service reads its part of"},
     {"run-dir", TPO_SET_TEXT, &set.run_dir, "build/run", .what = "DIR", .help = "where logs, pids and uploads lie"},
-    {"replicas", TPO_SET_LIST, &set.replicas, NULL, .what = "SERVICE=N", .help = "how many of encoder, router or region (default 1 each)"},
+    {"replicas", TPO_SET_LIST, &set.replicas, NULL, .what = "SERVICE=N",
+     .help = "how many of encoder, router or region (default 1 each)"},
     {"http", TPO_SET_INT, &set.http, "8420", .min = 1, .max = 65535, .what = "PORT", .help = "of the REST door"},
     {"grpc", TPO_SET_INT, &set.grpc, "8421", .min = 1, .max = 65535, .what = "PORT", .help = "of the gRPC door"},
-    {"any-port", TPO_SET_BOOL, &set.any_port, "no", .help = "take free ports instead of the usual ones, for a second mesh on the machine"},
-    {"redis", TPO_SET_BOOL, &set.redis, "yes", .help = "start a redis-server for the shared cache; without one answers are slower, never wrong"},
+    {"any-port", TPO_SET_BOOL, &set.any_port, "no",
+     .help = "take free ports instead of the usual ones, for a second mesh on the machine"},
+    {"redis", TPO_SET_BOOL, &set.redis, "yes",
+     .help = "start a redis-server for the shared cache; without one answers are slower, never wrong"},
     {"dtype", TPO_SET_TEXT, &set.dtype, "f32", .choices = "f32|bf16", .help = "how the services hold the weights of products"},
     {"train", TPO_SET_BOOL, &set.train, "no", .help = "start the services so that `tpo train --mesh` can drive them"},
     {"wait-ms", TPO_SET_MS, &set.wait_ms, "120s", .min = 100, .max = 86400000, .help = "how long to wait until everything serves"},
-    {"drain-ms", TPO_SET_MS, &set.drain_ms, "45s", .min = 0, .max = 600000, .help = "how long calls in flight may go on after `tpo down`, in every process"},
+    {"drain-ms", TPO_SET_MS, &set.drain_ms, "45s", .min = 0, .max = 600000,
+     .help = "how long calls in flight may go on after `tpo down`, in every process"},
     {"log-level", TPO_SET_TEXT, &set.log_level, "info", .choices = "debug|info|warn|error", .help = "of every process"},
 };
 
@@ -62,7 +67,8 @@ static int try_port(int wanted)
     if (fd < 0) return 0;
     /* As servers do: a port whose last connections are winding down is free. */
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-    if (bind(fd, (struct sockaddr *)&a, sizeof(a)) == 0 && listen(fd, 1) == 0 && getsockname(fd, (struct sockaddr *)&a, &n) == 0) port = ntohs(a.sin_port);
+    if (bind(fd, (struct sockaddr *)&a, sizeof(a)) == 0 && listen(fd, 1) == 0 && getsockname(fd, (struct sockaddr *)&a, &n) == 0)
+        port = ntohs(a.sin_port);
     close(fd);
     return port;
 }
@@ -105,10 +111,12 @@ static int replicas_of(const char *service, struct tpo_error *err)
         const char *item = set.replicas.items[i], *equals = strchr(item, '=');
         size_t length = equals != NULL ? (size_t)(equals - item) : 0;
         bool known = false;
-        for (int k = 0; k < N_SERVICES; k++) known |= strlen(services[k].name) == length && memcmp(services[k].name, item, length) == 0;
+        for (int k = 0; k < N_SERVICES; k++)
+            known |= strlen(services[k].name) == length && memcmp(services[k].name, item, length) == 0;
         int count = equals != NULL ? atoi(equals + 1) : 0;
         if (!known || count < 1 || count > REPLICAS_MAX) {
-            tpo_fail(err, TPO_INVALID_ARGUMENT, "replicas", "--replicas %s: SERVICE=1..%d, SERVICE one of encoder, router, region", item, REPLICAS_MAX);
+            tpo_fail(err, TPO_INVALID_ARGUMENT, "replicas", "--replicas %s: SERVICE=1..%d, SERVICE one of encoder, router, region",
+                     item, REPLICAS_MAX);
             return 0;
         }
         if (strlen(service) == length && memcmp(service, item, length) == 0) n = count;
@@ -125,11 +133,29 @@ static void start_redis(char address[64])
     int number = port_or_free(8429);
     snprintf(port, sizeof(port), "%d", number);
     snprintf(address, 64, "127.0.0.1:%d", number);
-    char *argv[] = {"redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", (char *)set.run_dir,
-                    "--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru", "--daemonize", "no", NULL};
+    char *argv[] = {"redis-server",
+                    "--port",
+                    port,
+                    "--bind",
+                    "127.0.0.1",
+                    "--save",
+                    "",
+                    "--appendonly",
+                    "no",
+                    "--dir",
+                    (char *)set.run_dir,
+                    "--maxmemory",
+                    "256mb",
+                    "--maxmemory-policy",
+                    "allkeys-lru",
+                    "--daemonize",
+                    "no",
+                    NULL};
     struct tpo_error err;
-    if (tpo_mesh_start(set.run_dir, "redis", argv, &err) == TPO_OK) printf("  redis      %s\n", address);
-    else printf("  redis      not here (%s): no shared cache, answers are slower\n", err.message);
+    if (tpo_mesh_start(set.run_dir, "redis", argv, &err) == TPO_OK)
+        printf("  redis      %s\n", address);
+    else
+        printf("  redis      not here (%s): no shared cache, answers are slower\n", err.message);
 }
 
 static int start_service(int service, int replica, const char *cache, char *addresses, struct tpo_error *err)
@@ -142,7 +168,9 @@ static int start_service(int service, int replica, const char *cache, char *addr
     snprintf(listen, sizeof(listen), "127.0.0.1:%d", port);
     snprintf(media_dir, sizeof(media_dir), "%s/%s-media", set.run_dir, name);
     snprintf(drain, sizeof(drain), "%lld", (long long)set.drain_ms);
-    char *argv[WORDS_MAX] = {program, "--listen", listen, "--model", (char *)set.model, "--log-level", (char *)set.log_level, "--dtype", (char *)set.dtype, "--drain-ms", drain};
+    char *argv[WORDS_MAX] = {
+        program,   "--listen",        listen,       "--model", (char *)set.model, "--log-level", (char *)set.log_level,
+        "--dtype", (char *)set.dtype, "--drain-ms", drain};
     int n = 11;
     if (set.train) argv[n++] = "--train";
     if (strcmp(services[service].name, "encoder") == 0) {
@@ -199,8 +227,9 @@ static int start_gateway(char addresses[N_SERVICES][TEXT], int http, int grpc, s
     snprintf(media_dir, sizeof(media_dir), "%s/media", set.run_dir);
     snprintf(drain, sizeof(drain), "%lld", (long long)set.drain_ms);
     make_dirs(media_dir);
-    char *argv[] = {program, "--http", http_address, "--grpc", grpc_address, "--encoder", addresses[0], "--router", addresses[1], "--head", head,
-                    "--media-dir", media_dir, "--log-level", (char *)set.log_level, "--drain", drain, NULL};
+    char *argv[] = {program,      "--http",      http_address,          "--grpc",  grpc_address, "--encoder",
+                    addresses[0], "--router",    addresses[1],          "--head",  head,         "--media-dir",
+                    media_dir,    "--log-level", (char *)set.log_level, "--drain", drain,        NULL};
     int rc = tpo_mesh_start(set.run_dir, "gateway", argv, err);
     if (rc == TPO_OK) printf("  gateway    REST http://%s, gRPC %s\n", http_address, grpc_address);
     return rc;
@@ -217,8 +246,10 @@ static void look_at(void *owner, const char *name)
 {
     struct survey *s = owner;
     s->n++;
-    if (tpo_mesh_pid(set.run_dir, name) != 0) s->n_alive++;
-    else snprintf(s->dead, sizeof(s->dead), "%s", name);
+    if (tpo_mesh_pid(set.run_dir, name) != 0)
+        s->n_alive++;
+    else
+        snprintf(s->dead, sizeof(s->dead), "%s", name);
 }
 
 /* Ready when the gateway says so and misses no head; fails as soon as a process has died. */
@@ -237,10 +268,12 @@ static int wait_ready(const char *base, struct tpo_error *err)
         bool ready = rc == TPO_OK && http == 200 && json_array_size(json_object_get(body, "missingHeads")) == 0;
         json_decref(body);
         if (ready) return TPO_OK;
-        if (isatty(STDERR_FILENO) && waited % 1000 == 0) fprintf(stderr, "\rwaiting until all serve, %lld s ", (long long)waited / 1000);
+        if (isatty(STDERR_FILENO) && waited % 1000 == 0)
+            fprintf(stderr, "\rwaiting until all serve, %lld s ", (long long)waited / 1000);
         nap(100);
     }
-    return tpo_fail(err, TPO_DEADLINE_EXCEEDED, "not_ready", "not ready after %lld s; the logs are in %s", (long long)set.wait_ms / 1000, set.run_dir);
+    return tpo_fail(err, TPO_DEADLINE_EXCEEDED, "not_ready", "not ready after %lld s; the logs are in %s",
+                    (long long)set.wait_ms / 1000, set.run_dir);
 }
 
 static bool read_address(const char *name, char out[64])
@@ -270,7 +303,8 @@ static int start_all(struct tpo_error *err)
     static char addresses[N_SERVICES][TEXT];
     char cache[64] = "", base[64];
     int http = port_or_free((int)set.http), grpc = port_or_free((int)set.grpc), rc = TPO_OK;
-    if (make_dirs(set.run_dir) != TPO_OK) return tpo_fail(err, TPO_FAILED_PRECONDITION, "run_dir", "%s: %s", set.run_dir, strerror(errno));
+    if (make_dirs(set.run_dir) != TPO_OK)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "run_dir", "%s: %s", set.run_dir, strerror(errno));
     if (write_drain() != TPO_OK) return tpo_fail(err, TPO_FAILED_PRECONDITION, "run_dir", "%s cannot be written", set.run_dir);
     if (set.redis) start_redis(cache);
     for (int s = 0; s < N_SERVICES && rc == TPO_OK; s++) {
@@ -279,7 +313,8 @@ static int start_all(struct tpo_error *err)
         for (int i = 0; i < n && rc == TPO_OK; i++) rc = start_service(s, i, cache, addresses[s], err);
     }
     if (rc == TPO_OK) rc = start_gateway(addresses, http, grpc, err);
-    if (rc == TPO_OK && (write_address("http", http) != TPO_OK || write_address("grpc", grpc) != TPO_OK || write_services(addresses) != TPO_OK))
+    if (rc == TPO_OK &&
+        (write_address("http", http) != TPO_OK || write_address("grpc", grpc) != TPO_OK || write_services(addresses) != TPO_OK))
         rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "run_dir", "%s cannot be written", set.run_dir);
     snprintf(base, sizeof(base), "127.0.0.1:%d", http);
     return rc == TPO_OK ? wait_ready(base, err) : rc;
@@ -287,12 +322,15 @@ static int start_all(struct tpo_error *err)
 
 int tpo_cmd_up(int argc, char **argv)
 {
-    static const struct tpo_settings table = {.program = "tpo up",
-                                              .about = "Starts redis-server, tpo-encoder, tpo-router, tpo-region and tpo-gateway on this machine, each in a session of its own, and "
-                                                       "waits until they answer. Where they run already it says so.",
-                                              .examples = "tpo up\ntpo up --replicas encoder=2 --replicas router=2\ntpo up --train --replicas encoder=2\ntpo up --any-port --run-dir /tmp/second --model models/small",
-                                              .rows = rows,
-                                              .n_rows = sizeof(rows) / sizeof(rows[0])};
+    static const struct tpo_settings table = {
+        .program = "tpo up",
+        .about = "Starts redis-server, tpo-encoder, tpo-router, tpo-region and tpo-gateway on this machine, each in a session of "
+                 "its own, and "
+                 "waits until they answer. Where they run already it says so.",
+        .examples = "tpo up\ntpo up --replicas encoder=2 --replicas router=2\ntpo up --train --replicas encoder=2\ntpo up "
+                    "--any-port --run-dir /tmp/second --model models/small",
+        .rows = rows,
+        .n_rows = sizeof(rows) / sizeof(rows[0])};
     struct tpo_error err = {0};
     setvbuf(stdout, NULL, _IOLBF, 0);
     int rc = tpo_settings_read(&table, &argc, argv, &err);
@@ -346,7 +384,9 @@ int tpo_cmd_down(int argc, char **argv)
         {"run-dir", TPO_SET_TEXT, &set.run_dir, "build/run", .what = "DIR", .help = "the run directory of the mesh to end"},
     };
     static const struct tpo_settings table = {.program = "tpo down",
-                                              .about = "Ends what `tpo up` started: each process gets SIGTERM, finishes what it works on, and is killed when it takes longer than `tpo up --drain-ms` and 5 s.",
+                                              .about =
+                                                  "Ends what `tpo up` started: each process gets SIGTERM, finishes what it works "
+                                                  "on, and is killed when it takes longer than `tpo up --drain-ms` and 5 s.",
                                               .rows = down_rows,
                                               .n_rows = 1};
     struct tpo_error err;

@@ -13,17 +13,17 @@
 
 #include "common/log.h"
 
-#define WAIT_MS         50
-#define COMMAND_MS      250 /* for Redis to answer; a caller has long gone on by then */
-#define BACKOFF_MS      100
-#define BACKOFF_MAX_MS  5000
-#define WRITES_MAX      64
-#define READS_MAX       256 /* more than these wait for a Redis that does not answer */
-#define MISSES_KEPT     31
-#define SECRET_MAX      4096
-#define CLOSE_MS        200
-#define TTL_S           (7 * 24 * 3600)
-#define KEY_TEXT        (sizeof("tpo:1:") + 64)
+#define WAIT_MS        50
+#define COMMAND_MS     250 /* for Redis to answer; a caller has long gone on by then */
+#define BACKOFF_MS     100
+#define BACKOFF_MAX_MS 5000
+#define WRITES_MAX     64
+#define READS_MAX      256 /* more than these wait for a Redis that does not answer */
+#define MISSES_KEPT    31
+#define SECRET_MAX     4096
+#define CLOSE_MS       200
+#define TTL_S          (7 * 24 * 3600)
+#define KEY_TEXT       (sizeof("tpo:1:") + 64)
 
 /* A get lives on its caller's side until both have let go of it; a put is the thread's alone. */
 struct op {
@@ -48,7 +48,7 @@ struct tpo_cache {
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t queued, answered;
-    struct op *gets, *puts; /* oldest first; gets go before puts */
+    struct op *gets, *puts;            /* oldest first; gets go before puts */
     int n_gets, n_puts, closing, down; /* down: gets need not wait */
     int64_t close_until_ms;
     double misses[MISSES_KEPT], wait_ms;
@@ -76,7 +76,9 @@ static struct timespec at_ms(double ms)
 static void count(tpo_cache_t *c, const char *metric, const char *result)
 {
     char labels[96];
-    if (c->metrics != NULL) tpo_metrics_add(c->metrics, metric, tpo_metrics_labels(labels, sizeof(labels), "cache", c->name, "result", result, NULL), 1);
+    if (c->metrics != NULL)
+        tpo_metrics_add(c->metrics, metric, tpo_metrics_labels(labels, sizeof(labels), "cache", c->name, "result", result, NULL),
+                        1);
 }
 
 static void op_free(struct op *o)
@@ -169,8 +171,11 @@ static enum tpo_cache_result run_get(tpo_cache_t *c, struct op *o)
     c->backoff_ms = BACKOFF_MS; /* now that it has answered, not when it accepted */
     enum tpo_cache_result result = TPO_CACHE_MISS;
     if (r->type == REDIS_REPLY_STRING)
-        result = tpo_cached_unpack(&o->value, &o->key, c->secret, c->secret_bytes, (const uint8_t *)r->str, (size_t)r->len) == 0 ? TPO_CACHE_HIT : TPO_CACHE_CORRUPT;
-    else if (r->type != REDIS_REPLY_NIL) result = TPO_CACHE_CORRUPT;
+        result = tpo_cached_unpack(&o->value, &o->key, c->secret, c->secret_bytes, (const uint8_t *)r->str, (size_t)r->len) == 0
+                     ? TPO_CACHE_HIT
+                     : TPO_CACHE_CORRUPT;
+    else if (r->type != REDIS_REPLY_NIL)
+        result = TPO_CACHE_CORRUPT;
     freeReplyObject(r);
     return result;
 }
@@ -182,7 +187,7 @@ static void run_put(tpo_cache_t *c, struct op *o)
     int n = snprintf(ttl, sizeof(ttl), "%d", c->ttl_s);
     if (connected(c)) {
         r = command(c, 5, (const char *[]){"SET", key_text(key, &o->key), (const char *)o->bytes, "EX", ttl},
-                             (const size_t[]){3, KEY_TEXT - 1, o->size, 2, (size_t)n});
+                    (const size_t[]){3, KEY_TEXT - 1, o->size, 2, (size_t)n});
         if (r == NULL) lose(c);
     }
     count(c, "tpo_cache_writes_total", r != NULL && r->type == REDIS_REPLY_STATUS ? "ok" : "failed");
@@ -246,9 +251,12 @@ static void *run(void *arg)
         pthread_mutex_lock(&c->lock);
         struct op *o = next_op(c, &get, &probe);
         pthread_mutex_unlock(&c->lock);
-        if (probe) connected(c);
-        else if (o == NULL) break;
-        else if (get) finish_get(c, o, abandoned(c, o) ? TPO_CACHE_TIMEOUT : run_get(c, o));
+        if (probe)
+            connected(c);
+        else if (o == NULL)
+            break;
+        else if (get)
+            finish_get(c, o, abandoned(c, o) ? TPO_CACHE_TIMEOUT : run_get(c, o));
         else {
             run_put(c, o);
             op_free(o);

@@ -12,11 +12,11 @@
 #include "common/status.h"
 
 struct tpo_cache_options {
-    const char *address;     /* "127.0.0.1:6379", "[::1]:6379" or "unix:/path" */
-    const char *secret_file; /* NULL or "": values carry a checksum; else an HMAC under that file's bytes */
-    const char *name;        /* label of the counters; borrowed */
+    const char *address;         /* "127.0.0.1:6379", "[::1]:6379" or "unix:/path" */
+    const char *secret_file;     /* NULL or "": values carry a checksum; else an HMAC under that file's bytes */
+    const char *name;            /* label of the counters; borrowed */
     struct tpo_metrics *metrics; /* borrowed; may be NULL */
-    int ttl_s;               /* of a value; 0: a week */
+    int ttl_s;                   /* of a value; 0: a week */
 };
 
 typedef struct tpo_cache tpo_cache_t;

@@ -29,8 +29,10 @@ void tpo_cached_free(struct tpo_cached *v)
 
 static void seal(uint8_t out[TPO_SHA256_BYTES], const uint8_t *secret, size_t secret_bytes, const uint8_t *bytes, size_t n)
 {
-    if (secret_bytes > 0) tpo_hmac_sha256(out, secret, secret_bytes, bytes, n);
-    else tpo_sha256(out, bytes, n);
+    if (secret_bytes > 0)
+        tpo_hmac_sha256(out, secret, secret_bytes, bytes, n);
+    else
+        tpo_sha256(out, bytes, n);
 }
 
 static uint8_t *put32(uint8_t *p, uint32_t v)
@@ -84,15 +86,18 @@ static size_t tensor_bytes(const struct tpo_cached *v)
     size_t n = tpo_dtype_size(v->dtype);
     if (v->n_dims < 0 || v->n_dims > TPO_CACHE_DIMS_MAX) return 0;
     for (int i = 0; i < v->n_dims; i++) {
-        if (v->shape[i] < 1 || (uint64_t)v->shape[i] > TPO_CACHE_BYTES_MAX || n > TPO_CACHE_BYTES_MAX / (size_t)v->shape[i]) return 0;
+        if (v->shape[i] < 1 || (uint64_t)v->shape[i] > TPO_CACHE_BYTES_MAX || n > TPO_CACHE_BYTES_MAX / (size_t)v->shape[i])
+            return 0;
         n *= (size_t)v->shape[i];
     }
     return n;
 }
 
-uint8_t *tpo_cached_pack(const struct tpo_cached *v, const struct tpo_cache_key *key, const uint8_t *secret, size_t secret_bytes, size_t *size)
+uint8_t *tpo_cached_pack(const struct tpo_cached *v, const struct tpo_cache_key *key, const uint8_t *secret, size_t secret_bytes,
+                         size_t *size)
 {
-    if (v->n_frames < 0 || v->n_frames > TPO_CACHE_FRAMES_MAX || v->data_bytes == 0 || tensor_bytes(v) != v->data_bytes) return NULL;
+    if (v->n_frames < 0 || v->n_frames > TPO_CACHE_FRAMES_MAX || v->data_bytes == 0 || tensor_bytes(v) != v->data_bytes)
+        return NULL;
     size_t n = HEAD_BYTES + (size_t)v->n_frames * FRAME_BYTES + v->data_bytes;
     uint8_t *bytes = malloc(n + TPO_SHA256_BYTES), *p = bytes;
     if (bytes == NULL) return NULL;
@@ -146,7 +151,8 @@ static int unpack_rest(struct tpo_cached *v, const uint8_t *p)
     return 0;
 }
 
-int tpo_cached_unpack(struct tpo_cached *v, const struct tpo_cache_key *key, const uint8_t *secret, size_t secret_bytes, const uint8_t *bytes, size_t size)
+int tpo_cached_unpack(struct tpo_cached *v, const struct tpo_cache_key *key, const uint8_t *secret, size_t secret_bytes,
+                      const uint8_t *bytes, size_t size)
 {
     uint8_t want[TPO_SHA256_BYTES];
     const uint8_t *p = bytes + 8 + 32;

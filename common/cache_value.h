@@ -38,8 +38,10 @@ void tpo_cache_key_make(struct tpo_cache_key *key, const char *const *texts, int
 void tpo_cached_free(struct tpo_cached *v); /* its data, indices and times; leaves it zeroed */
 
 /* Returns malloc'd bytes, or NULL when out of memory or over a bound. secret_bytes 0: no secret. */
-uint8_t *tpo_cached_pack(const struct tpo_cached *v, const struct tpo_cache_key *key, const uint8_t *secret, size_t secret_bytes, size_t *size);
+uint8_t *tpo_cached_pack(const struct tpo_cached *v, const struct tpo_cache_key *key, const uint8_t *secret, size_t secret_bytes,
+                         size_t *size);
 /* 0, and v owns its memory; -1 for anything but the bytes that pack would make for this key and secret. */
-int tpo_cached_unpack(struct tpo_cached *v, const struct tpo_cache_key *key, const uint8_t *secret, size_t secret_bytes, const uint8_t *bytes, size_t size);
+int tpo_cached_unpack(struct tpo_cached *v, const struct tpo_cache_key *key, const uint8_t *secret, size_t secret_bytes,
+                      const uint8_t *bytes, size_t size);
 
 #endif

@@ -6,8 +6,8 @@
 
 enum tpo_dtype { TPO_F32 = 1, TPO_BF16 = 2, TPO_F16 = 3, TPO_U8 = 4, TPO_I32 = 5, TPO_I64 = 6 };
 
-size_t tpo_dtype_size(int dtype);       /* bytes of one element; 0 for a number outside the enum */
-const char *tpo_dtype_name(int dtype);  /* safetensors' name, "BF16"; "?" for a number outside the enum */
-int tpo_dtype_parse(const char *name);  /* the number, or 0 */
+size_t tpo_dtype_size(int dtype);      /* bytes of one element; 0 for a number outside the enum */
+const char *tpo_dtype_name(int dtype); /* safetensors' name, "BF16"; "?" for a number outside the enum */
+int tpo_dtype_parse(const char *name); /* the number, or 0 */
 
 #endif

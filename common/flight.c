@@ -61,7 +61,8 @@ bool tpo_flight_join(tpo_flights_t *f, const struct tpo_cache_key *key, struct t
     return found == NULL;
 }
 
-void tpo_flight_look(tpo_flights_t *f, const struct tpo_cache_key *key, void (*see)(void *owner, const struct tpo_passenger *p), void *owner)
+void tpo_flight_look(tpo_flights_t *f, const struct tpo_cache_key *key, void (*see)(void *owner, const struct tpo_passenger *p),
+                     void *owner)
 {
     pthread_mutex_lock(&f->lock);
     const struct flight *found = *find(f, key);

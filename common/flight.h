@@ -15,7 +15,7 @@ struct tpo_passenger {
 
 typedef struct tpo_flights tpo_flights_t;
 
-tpo_flights_t *tpo_flights_open(void); /* NULL when out of memory */
+tpo_flights_t *tpo_flights_open(void);    /* NULL when out of memory */
 void tpo_flights_close(tpo_flights_t *f); /* none may be in the air; accepts NULL */
 
 /* True: the caller leads and must land this key. False: p is aboard an equal flight and comes back from its landing. Out of memory: true,
@@ -23,7 +23,8 @@ void tpo_flights_close(tpo_flights_t *f); /* none may be in the air; accepts NUL
 bool tpo_flight_join(tpo_flights_t *f, const struct tpo_cache_key *key, struct tpo_passenger *p);
 /* Calls see(owner, p) for everyone aboard now, the leader not among them, while nobody can board or leave: see must not come back here. Only the
  * leader may ask. */
-void tpo_flight_look(tpo_flights_t *f, const struct tpo_cache_key *key, void (*see)(void *owner, const struct tpo_passenger *p), void *owner);
+void tpo_flight_look(tpo_flights_t *f, const struct tpo_cache_key *key, void (*see)(void *owner, const struct tpo_passenger *p),
+                     void *owner);
 /* Ends the flight; its passengers in the order they came, NULL for none. */
 struct tpo_passenger *tpo_flight_land(tpo_flights_t *f, const struct tpo_cache_key *key);
 

@@ -33,8 +33,8 @@ void tpo_log_write(enum tpo_log_level level, const char *event, const char *form
     clock_gettime(CLOCK_REALTIME, &now);
     gmtime_r(&now.tv_sec, &utc);
     size_t n = strftime(line, sizeof(line), "ts=%Y-%m-%dT%H:%M:%S", &utc);
-    n += (size_t)snprintf(line + n, sizeof(line) - n, ".%03ldZ level=%s stage=%s event=%s", now.tv_nsec / 1000000, level_names[level],
-                          log_stage, event);
+    n += (size_t)snprintf(line + n, sizeof(line) - n, ".%03ldZ level=%s stage=%s event=%s", now.tv_nsec / 1000000,
+                          level_names[level], log_stage, event);
     if (format[0] != '\0') {
         line[n++] = ' ';
         va_list args;

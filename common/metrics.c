@@ -271,7 +271,8 @@ void tpo_metrics_merge(struct tpo_metrics *to, struct tpo_metrics *from)
         t->summed |= f->summed;
         for (int b = 0; f->kind == HISTOGRAM && b <= BUCKETS; b++) t->buckets[b] += f->buckets[b];
     }
-    for (size_t i = 0; i < from->n_helps && to->n_helps < sizeof(to->helps) / sizeof(to->helps[0]); i++) to->helps[to->n_helps++] = from->helps[i];
+    for (size_t i = 0; i < from->n_helps && to->n_helps < sizeof(to->helps) / sizeof(to->helps[0]); i++)
+        to->helps[to->n_helps++] = from->helps[i];
     pthread_mutex_unlock(&from->lock);
     pthread_mutex_unlock(&to->lock);
 }

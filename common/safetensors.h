@@ -21,9 +21,9 @@ struct tpo_entry {
     int dtype;        /* enum tpo_dtype */
     int n_dims;
     int64_t shape[TPO_ENTRY_DIMS_MAX];
-    int64_t size;      /* elements */
+    int64_t size; /* elements */
     size_t size_bytes;
-    const void *data;  /* in the mapping; aligned to nothing but what the file gives */
+    const void *data; /* in the mapping; aligned to nothing but what the file gives */
 };
 
 struct tpo_safetensors {
@@ -50,8 +50,8 @@ struct tpo_safetensors_writer;
 int tpo_safetensors_create(struct tpo_safetensors_writer **out, const char *path, const struct tpo_entry *entries, int n,
                            struct tpo_error *err);
 int tpo_safetensors_put(struct tpo_safetensors_writer *w, const void *data, size_t bytes, struct tpo_error *err);
-int tpo_safetensors_finish(struct tpo_safetensors_writer *w, struct tpo_error *err);  /* w is gone, whatever the answer */
-void tpo_safetensors_abandon(struct tpo_safetensors_writer *w); /* removes the part; accepts NULL */
+int tpo_safetensors_finish(struct tpo_safetensors_writer *w, struct tpo_error *err); /* w is gone, whatever the answer */
+void tpo_safetensors_abandon(struct tpo_safetensors_writer *w);                      /* removes the part; accepts NULL */
 /* All three at once, from entries[i].data. */
 int tpo_safetensors_write(const char *path, const struct tpo_entry *entries, int n, struct tpo_error *err);
 

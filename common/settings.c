@@ -40,7 +40,8 @@ struct unit {
     double factor;
 };
 static const struct unit no_units[] = {{"", 1}, {NULL, 0}};
-static const struct unit byte_units[] = {{"", 1}, {"K", 1024.0}, {"M", 1048576.0}, {"G", 1073741824.0}, {"T", 1099511627776.0}, {NULL, 0}};
+static const struct unit byte_units[] = {{"", 1},  {"K", 1024.0}, {"M", 1048576.0}, {"G", 1073741824.0}, {"T", 1099511627776.0},
+                                         {NULL, 0}};
 static const struct unit ms_units[] = {{"", 1}, {"ms", 1}, {"s", 1000}, {"m", 60000}, {"h", 3600000}, {NULL, 0}};
 
 /* NULL, or what is wrong with the text. */
@@ -52,7 +53,10 @@ static const char *parse_number(const struct tpo_setting *row, const char *text,
     *value = strtod(text, &end);
     if (end == text || errno != 0 || !isfinite(*value)) return "is not a number";
     while (units->name != NULL && strcmp(units->name, end) != 0) units++;
-    if (units->name == NULL) return row->type == TPO_SET_BYTES ? "takes K, M, G or T after the number" : row->type == TPO_SET_MS ? "takes ms, s, m or h after the number" : "is not a number";
+    if (units->name == NULL)
+        return row->type == TPO_SET_BYTES ? "takes K, M, G or T after the number"
+               : row->type == TPO_SET_MS  ? "takes ms, s, m or h after the number"
+                                          : "is not a number";
     *value *= units->factor;
     if (row->type != TPO_SET_REAL && *value != floor(*value)) return "must be a whole number";
     return NULL;
@@ -82,8 +86,10 @@ static bool among(const char *choices, const char *text)
 static int refuse(struct tpo_error *err, const struct tpo_setting *row, const char *from, const char *text, const char *why)
 {
     char name[80];
-    if (from != NULL) environment_name(name, sizeof(name), row->name);
-    else snprintf(name, sizeof(name), "--%s", row->name);
+    if (from != NULL)
+        environment_name(name, sizeof(name), row->name);
+    else
+        snprintf(name, sizeof(name), "--%s", row->name);
     return tpo_fail(err, TPO_INVALID_ARGUMENT, "setting", "%s %s: %s", name, row->secret ? "***" : text, why);
 }
 
@@ -98,8 +104,10 @@ static int set_number(const struct tpo_setting *row, const char *text, const cha
         return refuse(err, row, from, text, bounds);
     }
     if (fabs(value) > 9e18) return refuse(err, row, from, text, "is too large");
-    if (row->type == TPO_SET_REAL) *(double *)row->value = value;
-    else *(int64_t *)row->value = (int64_t)value;
+    if (row->type == TPO_SET_REAL)
+        *(double *)row->value = value;
+    else
+        *(int64_t *)row->value = (int64_t)value;
     return TPO_OK;
 }
 
@@ -133,11 +141,20 @@ static int set_value(const struct tpo_setting *row, const char *text, const char
 static void clear_value(const struct tpo_setting *row)
 {
     switch (row->type) {
-    case TPO_SET_TEXT: *(const char **)row->value = ""; break;
-    case TPO_SET_BOOL: *(bool *)row->value = false; break;
-    case TPO_SET_REAL: *(double *)row->value = 0; break;
-    case TPO_SET_LIST: ((struct tpo_setting_list *)row->value)->n = 0; break;
-    default: *(int64_t *)row->value = 0;
+    case TPO_SET_TEXT:
+        *(const char **)row->value = "";
+        break;
+    case TPO_SET_BOOL:
+        *(bool *)row->value = false;
+        break;
+    case TPO_SET_REAL:
+        *(double *)row->value = 0;
+        break;
+    case TPO_SET_LIST:
+        ((struct tpo_setting_list *)row->value)->n = 0;
+        break;
+    default:
+        *(int64_t *)row->value = 0;
     }
 }
 
@@ -222,10 +239,14 @@ static int read_flag(const struct tpo_settings *s, int argc, char **argv, int *i
         row = NULL;
     }
     if (row == NULL) return unknown(s, name, err);
-    if (value != NULL) value++;
-    else if (row->type == TPO_SET_BOOL) value = "yes";
-    else if (*i + 1 < argc) value = argv[++*i];
-    else return tpo_fail(err, TPO_INVALID_ARGUMENT, "setting", "--%s needs a value", row->name);
+    if (value != NULL)
+        value++;
+    else if (row->type == TPO_SET_BOOL)
+        value = "yes";
+    else if (*i + 1 < argc)
+        value = argv[++*i];
+    else
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "setting", "--%s needs a value", row->name);
     if (row->type == TPO_SET_LIST) {
         int at = 0;
         while (row_at(s, at) != row) at++;
@@ -243,14 +264,17 @@ int tpo_settings_read(const struct tpo_settings *s, int *argc, char **argv, stru
     int rc = read_presets(s, err);
     if (rc == TPO_OK) rc = read_environment(s, err);
     for (int i = 1; i < *argc && rc == TPO_OK; i++) {
-        if (flags && strcmp(argv[i], "--") == 0) flags = false;
+        if (flags && strcmp(argv[i], "--") == 0)
+            flags = false;
         else if (flags && strcmp(argv[i], "--help") == 0) {
             tpo_settings_help(s, stdout);
             rc = tpo_fail(err, TPO_CANCELLED, "help", "help was asked for");
-        } else if (flags && strncmp(argv[i], "--", 2) == 0) rc = read_flag(s, *argc, argv, &i, seen, err);
+        } else if (flags && strncmp(argv[i], "--", 2) == 0)
+            rc = read_flag(s, *argc, argv, &i, seen, err);
         else if (flags && argv[i][0] == '-' && argv[i][1] != '\0')
             rc = tpo_fail(err, TPO_INVALID_ARGUMENT, "setting", "%s: flags have two dashes; --help lists them", argv[i]);
-        else argv[kept++] = argv[i];
+        else
+            argv[kept++] = argv[i];
     }
     free(seen);
     if (rc == TPO_OK && s->arguments == NULL && kept > 1)
@@ -282,24 +306,33 @@ static const char *value_word(const struct tpo_setting *row)
     if (row->what != NULL) return row->what;
     if (row->choices != NULL) return row->choices;
     switch (row->type) {
-    case TPO_SET_INT: return "N";
-    case TPO_SET_REAL: return "X";
-    case TPO_SET_BYTES: return "BYTES";
-    case TPO_SET_MS: return "TIME";
-    default: return "TEXT";
+    case TPO_SET_INT:
+        return "N";
+    case TPO_SET_REAL:
+        return "X";
+    case TPO_SET_BYTES:
+        return "BYTES";
+    case TPO_SET_MS:
+        return "TIME";
+    default:
+        return "TEXT";
     }
 }
 
 void tpo_settings_help(const struct tpo_settings *s, FILE *out)
 {
-    fprintf(out, "usage: %s [flags]%s%s\n\n", s->program, s->arguments != NULL ? " " : "", s->arguments != NULL ? s->arguments : "");
+    fprintf(out, "usage: %s [flags]%s%s\n\n", s->program, s->arguments != NULL ? " " : "",
+            s->arguments != NULL ? s->arguments : "");
     print_wrapped(out, s->about, 0, 0);
     if (n_rows(s) > 0) fprintf(out, "\nflags (each is also read from the environment: --kv-bytes is TPO_KV_BYTES; a flag wins):\n");
     for (int i = 0; i < n_rows(s); i++) {
         const struct tpo_setting *row = row_at(s, i);
-        int n = row->type == TPO_SET_BOOL ? fprintf(out, "  --[no-]%s", row->name) : fprintf(out, "  --%s %s", row->name, value_word(row));
-        if (n > 28) fprintf(out, "\n%*s", 30, "");
-        else fprintf(out, "%*s", 30 - n, "");
+        int n = row->type == TPO_SET_BOOL ? fprintf(out, "  --[no-]%s", row->name)
+                                          : fprintf(out, "  --%s %s", row->name, value_word(row));
+        if (n > 28)
+            fprintf(out, "\n%*s", 30, "");
+        else
+            fprintf(out, "%*s", 30 - n, "");
         char help[1024];
         bool has = row->preset != NULL && row->preset[0] != '\0';
         snprintf(help, sizeof(help), "%s%s%s%s%s", row->help, has ? " (default " : "", has ? row->preset : "", has ? ")" : "",
@@ -320,14 +353,22 @@ static void value_text(char *out, size_t size, const struct tpo_setting *row)
     const struct tpo_setting_list *list = row->value;
     size_t used = 0;
     switch (row->type) {
-    case TPO_SET_TEXT: snprintf(out, size, "%s", *(const char *const *)row->value); break;
-    case TPO_SET_BOOL: snprintf(out, size, "%s", *(const bool *)row->value ? "yes" : "no"); break;
-    case TPO_SET_REAL: snprintf(out, size, "%g", *(const double *)row->value); break;
+    case TPO_SET_TEXT:
+        snprintf(out, size, "%s", *(const char *const *)row->value);
+        break;
+    case TPO_SET_BOOL:
+        snprintf(out, size, "%s", *(const bool *)row->value ? "yes" : "no");
+        break;
+    case TPO_SET_REAL:
+        snprintf(out, size, "%g", *(const double *)row->value);
+        break;
     case TPO_SET_LIST:
         out[0] = '\0';
-        for (int i = 0; i < list->n && used < size; i++) used += (size_t)snprintf(out + used, size - used, "%s%s", i > 0 ? ";" : "", list->items[i]);
+        for (int i = 0; i < list->n && used < size; i++)
+            used += (size_t)snprintf(out + used, size - used, "%s%s", i > 0 ? ";" : "", list->items[i]);
         break;
-    default: snprintf(out, size, "%lld", (long long)*(const int64_t *)row->value);
+    default:
+        snprintf(out, size, "%lld", (long long)*(const int64_t *)row->value);
     }
 }
 
@@ -338,8 +379,8 @@ void tpo_settings_log(const struct tpo_settings *s)
         char value[256], quoted[300];
         value_text(value, sizeof(value), row);
         bool preset = row->preset != NULL && strcmp(value, row->preset) == 0;
-        tpo_log(TPO_LOG_INFO, "setting", "name=%s value=%s%s", row->name, row->secret ? "***" : tpo_log_quote(quoted, sizeof(quoted), value),
-                preset ? " default=yes" : "");
+        tpo_log(TPO_LOG_INFO, "setting", "name=%s value=%s%s", row->name,
+                row->secret ? "***" : tpo_log_quote(quoted, sizeof(quoted), value), preset ? " default=yes" : "");
     }
 }
 

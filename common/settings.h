@@ -47,10 +47,10 @@ struct tpo_setting {
 };
 
 struct tpo_settings {
-    const char *program;   /* "tpo-router", "tpo ask" */
-    const char *arguments; /* what stands beside flags: "FILE \"SENTENCE\""; NULL: nothing may */
-    const char *about;     /* what the program does, why one would start it; --help's first paragraph */
-    const char *examples;  /* lines of --help, indented by us; NULL: none */
+    const char *program;                   /* "tpo-router", "tpo ask" */
+    const char *arguments;                 /* what stands beside flags: "FILE \"SENTENCE\""; NULL: nothing may */
+    const char *about;                     /* what the program does, why one would start it; --help's first paragraph */
+    const char *examples;                  /* lines of --help, indented by us; NULL: none */
     const struct tpo_setting *rows, *more; /* two tables, so that a service adds to the host's */
     int n_rows, n_more;
 };

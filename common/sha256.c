@@ -44,7 +44,8 @@ void tpo_sha256(uint8_t digest[TPO_SHA256_BYTES], const void *data, size_t bytes
 void tpo_hmac_sha256(uint8_t digest[TPO_SHA256_BYTES], const void *key, size_t key_bytes, const void *data, size_t bytes)
 {
     unsigned n = 0;
-    TPO_ASSERT(HMAC(EVP_sha256(), key_bytes > 0 ? key : "", (int)key_bytes, data, bytes, digest, &n) != NULL && n == TPO_SHA256_BYTES);
+    TPO_ASSERT(HMAC(EVP_sha256(), key_bytes > 0 ? key : "", (int)key_bytes, data, bytes, digest, &n) != NULL &&
+               n == TPO_SHA256_BYTES);
 }
 
 char *tpo_sha256_hex(char *out, const uint8_t digest[TPO_SHA256_BYTES])

@@ -8,23 +8,23 @@
 
 /*  name                  gRPC HTTP  the sentence when nobody wrote a better one */
 #define TPO_STATUS_MAP(X)                                                                                                          \
-    X(OK,                  0, 200, "ok")                                                                                           \
-    X(CANCELLED,           1, 499, "the caller went away")                                                                         \
-    X(UNKNOWN,             2, 500, "an error of unknown kind")                                                                     \
-    X(INVALID_ARGUMENT,    3, 400, "the request is not valid")                                                                     \
-    X(DEADLINE_EXCEEDED,   4, 504, "the deadline passed first")                                                                    \
-    X(NOT_FOUND,           5, 404, "there is no such thing here")                                                                  \
-    X(ALREADY_EXISTS,      6, 409, "it exists already")                                                                            \
-    X(PERMISSION_DENIED,   7, 403, "not allowed")                                                                                  \
-    X(RESOURCE_EXHAUSTED,  8, 429, "a limit was reached")                                                                          \
+    X(OK, 0, 200, "ok")                                                                                                            \
+    X(CANCELLED, 1, 499, "the caller went away")                                                                                   \
+    X(UNKNOWN, 2, 500, "an error of unknown kind")                                                                                 \
+    X(INVALID_ARGUMENT, 3, 400, "the request is not valid")                                                                        \
+    X(DEADLINE_EXCEEDED, 4, 504, "the deadline passed first")                                                                      \
+    X(NOT_FOUND, 5, 404, "there is no such thing here")                                                                            \
+    X(ALREADY_EXISTS, 6, 409, "it exists already")                                                                                 \
+    X(PERMISSION_DENIED, 7, 403, "not allowed")                                                                                    \
+    X(RESOURCE_EXHAUSTED, 8, 429, "a limit was reached")                                                                           \
     X(FAILED_PRECONDITION, 9, 400, "the state does not allow it")                                                                  \
-    X(ABORTED,            10, 409, "given up because of a conflict")                                                               \
-    X(OUT_OF_RANGE,       11, 400, "past the end")                                                                                 \
-    X(UNIMPLEMENTED,      12, 501, "not offered here")                                                                             \
-    X(INTERNAL,           13, 500, "a fault of ours")                                                                              \
-    X(UNAVAILABLE,        14, 503, "not reachable just now")                                                                       \
-    X(DATA_LOSS,          15, 500, "the data is damaged")                                                                          \
-    X(UNAUTHENTICATED,    16, 401, "who is asking is not known")
+    X(ABORTED, 10, 409, "given up because of a conflict")                                                                          \
+    X(OUT_OF_RANGE, 11, 400, "past the end")                                                                                       \
+    X(UNIMPLEMENTED, 12, 501, "not offered here")                                                                                  \
+    X(INTERNAL, 13, 500, "a fault of ours")                                                                                        \
+    X(UNAVAILABLE, 14, 503, "not reachable just now")                                                                              \
+    X(DATA_LOSS, 15, 500, "the data is damaged")                                                                                   \
+    X(UNAUTHENTICATED, 16, 401, "who is asking is not known")
 
 enum tpo_status {
 #define X(name, grpc, http, sentence) TPO_##name = grpc,

@@ -169,7 +169,8 @@ static void take_message(struct grpc_call *c, ProtobufCMessage *message)
         if (message != NULL) protobuf_c_message_free_unpacked(message, NULL);
         return;
     }
-    const struct tpo_request_events on = {.owner = c, .on_event = c->method == PERCEIVE_STREAM ? on_event : NULL, .on_done = on_done};
+    const struct tpo_request_events on = {
+        .owner = c, .on_event = c->method == PERCEIVE_STREAM ? on_event : NULL, .on_done = on_done};
     double left_ms = tpo_call_left_ms(c->call);
     c->request = tpo_request_open(c->door->g, (Tpo__V1__PerceiveRequest *)message, left_ms != 0 ? left_ms : -1,
                                   tpo_call_request_id(c->call), tpo_call_metadata(c->call, "traceparent"), &on);

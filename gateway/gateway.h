@@ -56,8 +56,8 @@ int tpo_gateway_open(struct tpo_gateway **out, uv_loop_t *loop, const struct tpo
 void tpo_gateway_close(struct tpo_gateway *g);
 void tpo_gateway_hold(struct tpo_gateway *g);
 void tpo_gateway_release(struct tpo_gateway *g);
-struct tpo_peers *tpo_gateway_peers(const struct tpo_gateway *g, int i);                /* encoder, router, heads; NULL past the last */
-bool tpo_gateway_ready(const struct tpo_gateway *g);                                    /* an encoder and a router serve */
+struct tpo_peers *tpo_gateway_peers(const struct tpo_gateway *g, int i); /* encoder, router, heads; NULL past the last */
+bool tpo_gateway_ready(const struct tpo_gateway *g);                     /* an encoder and a router serve */
 const struct tpo_head *tpo_gateway_head(const struct tpo_gateway *g, const char *task); /* NULL: none */
 
 /* {"ready":true,"peers":[{"stage":...,"address":...,"serving":...}],"missingHeads":[...]} */

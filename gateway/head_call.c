@@ -113,8 +113,10 @@ static void on_head_done(void *owner, struct tpo_rpc *rpc, int status, const str
         tpo_head_call_fail(c, &silent);
     } else if (tpo_request_of_version(err)) {
         c->peer = 0;
-        if (tpo_version_refused(c->peers, peer, r->version)) start_head(c);
-        else refused(c, err);
+        if (tpo_version_refused(c->peers, peer, r->version))
+            start_head(c);
+        else
+            refused(c, err);
     } else if (!put_for_head(c, err)) {
         tpo_head_call_fail(c, err);
     }

@@ -13,8 +13,8 @@
 static struct {
     const char *http, *grpc, *encoder, *router, *media_dir, *port_file, *log_level;
     struct tpo_setting_list heads;
-    int64_t media_bytes, media_file_bytes, media_ttl, running, waiting, timeout, timeout_max, version_poll, tokens, text_bytes, body_bytes,
-        bodies_bytes, drain;
+    int64_t media_bytes, media_file_bytes, media_ttl, running, waiting, timeout, timeout_max, version_poll, tokens, text_bytes,
+        body_bytes, bodies_bytes, drain;
 } set;
 
 static const struct tpo_setting rows[] = {

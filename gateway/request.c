@@ -398,8 +398,10 @@ static void on_encoder_done(void *owner, struct tpo_rpc *rpc, int status, const 
     } else if (r->state == ENCODING && tpo_request_of_version(err)) {
         const int peer = r->peer - 1;
         r->peer = 0;
-        if (tpo_version_refused(r->g->encoder, peer, r->version)) encode(r);
-        else refused(r, err, "encoder");
+        if (tpo_version_refused(r->g->encoder, peer, r->version))
+            encode(r);
+        else
+            refused(r, err, "encoder");
     } else if (r->state == ENCODING && !put_for_encoder(r, err)) {
         tpo_request_fail(r, err, "encoder");
     }
@@ -485,8 +487,10 @@ static void begin(struct tpo_request *r)
         return;
     }
     snprintf(r->version_text, sizeof(r->version_text), "%llu", (unsigned long long)r->version);
-    if (r->media_id[0] != '\0') encode(r);
-    else store(r);
+    if (r->media_id[0] != '\0')
+        encode(r);
+    else
+        store(r);
 }
 
 static void on_turn(void *owner)
@@ -500,8 +504,8 @@ static void on_turn(void *owner)
 static void on_deadline(uv_timer_t *timer)
 {
     static const char *const stages[] = {
-        [WAITING] = "gateway",   [CHOOSING] = "gateway", [STORING] = "gateway", [ENCODING] = "encoder", [PUTTING] = "encoder",
-        [GENERATING] = "router", [HEADS] = "",          [FINISHED] = ""};
+        [WAITING] = "gateway", [CHOOSING] = "gateway",  [STORING] = "gateway", [ENCODING] = "encoder",
+        [PUTTING] = "encoder", [GENERATING] = "router", [HEADS] = "",          [FINISHED] = ""};
     struct tpo_request *r = timer->data;
     struct tpo_error err;
     tpo_fail(&err, TPO_DEADLINE_EXCEEDED, "deadline", "%.0f ms were not enough", r->deadline_ms - r->started_ms);

@@ -82,9 +82,10 @@ void tpo_request_emit(struct tpo_request *r, Tpo__V1__PerceiveEvent__KindCase ki
 /* What every hop carries. */
 struct tpo_rpc_start tpo_request_hop(const struct tpo_request *r, const char *path, const ProtobufCMessageDescriptor *reply);
 
-bool tpo_request_over(const struct tpo_request *r);     /* FINISHED, or about to begin anew: what comes now comes too late */
+bool tpo_request_over(const struct tpo_request *r);       /* FINISHED, or about to begin anew: what comes now comes too late */
 bool tpo_request_of_version(const struct tpo_error *err); /* the version asked for is not there */
-void tpo_request_version_gone(struct tpo_error *err);     /* such an error as the caller gets it: ours to mend, so UNAVAILABLE; others stay */
+void tpo_request_version_gone(
+    struct tpo_error *err); /* such an error as the caller gets it: ours to mend, so UNAVAILABLE; others stay */
 /* Asks the peers what they hold and begins anew when they have told and all that still runs has come back. False: too late for that. */
 bool tpo_request_start_anew(struct tpo_request *r);
 

@@ -27,8 +27,7 @@ struct relu {
 };
 
 /* Four at a time, where the arrays lie for it; then what is left. */
-template <typename Act>
-__global__ void act_value(float *y, const float *x, int64_t fours, int64_t n)
+template <typename Act> __global__ void act_value(float *y, const float *x, int64_t fours, int64_t n)
 {
     TPO_EACH(i, fours)
     {
@@ -38,15 +37,14 @@ __global__ void act_value(float *y, const float *x, int64_t fours, int64_t n)
     TPO_EACH(k, n - 4 * fours) y[4 * fours + k] = Act::value(x[4 * fours + k]);
 }
 
-template <typename Act>
-__global__ void act_slope(float *dx, const float *dy, const float *x, int add, int64_t fours, int64_t n)
+template <typename Act> __global__ void act_slope(float *dx, const float *dy, const float *x, int add, int64_t fours, int64_t n)
 {
     TPO_EACH(i, fours)
     {
         const float4 v = ((const float4 *)x)[i], d = ((const float4 *)dy)[i];
         const float4 before = add ? ((float4 *)dx)[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        ((float4 *)dx)[i] = make_float4(before.x + d.x * Act::slope(v.x), before.y + d.y * Act::slope(v.y), before.z + d.z * Act::slope(v.z),
-                                        before.w + d.w * Act::slope(v.w));
+        ((float4 *)dx)[i] = make_float4(before.x + d.x * Act::slope(v.x), before.y + d.y * Act::slope(v.y),
+                                        before.z + d.z * Act::slope(v.z), before.w + d.w * Act::slope(v.w));
     }
     TPO_EACH(k, n - 4 * fours)
     {
@@ -60,8 +58,7 @@ static int64_t fours_of(const void *a, const void *b, const void *c, int64_t n)
     return ((uintptr_t)a | (uintptr_t)b | (uintptr_t)c) % sizeof(float4) == 0 ? n / 4 : 0;
 }
 
-template <typename Act>
-static int value(struct tpo_stream *s, float *y, const float *x, int64_t n)
+template <typename Act> static int value(struct tpo_stream *s, float *y, const float *x, int64_t n)
 {
     if (n < 1) return TPO_EINVAL;
     const int64_t fours = fours_of(y, x, NULL, n);
@@ -69,12 +66,12 @@ static int value(struct tpo_stream *s, float *y, const float *x, int64_t n)
     return tpo_cuda_launched();
 }
 
-template <typename Act>
-static int slope(struct tpo_stream *s, float *dx, const float *dy, const float *x, int add, int64_t n)
+template <typename Act> static int slope(struct tpo_stream *s, float *dx, const float *dy, const float *x, int add, int64_t n)
 {
     if (n < 1) return TPO_EINVAL;
     const int64_t fours = fours_of(dx, dy, x, n);
-    act_slope<Act><<<tpo_cuda_blocks(fours > 0 ? fours : n, TPO_THREADS), TPO_THREADS, 0, tpo_cuda_stream(s)>>>(dx, dy, x, add, fours, n);
+    act_slope<Act>
+        <<<tpo_cuda_blocks(fours > 0 ? fours : n, TPO_THREADS), TPO_THREADS, 0, tpo_cuda_stream(s)>>>(dx, dy, x, add, fours, n);
     return tpo_cuda_launched();
 }
 
@@ -112,7 +109,8 @@ __global__ void swiglu(float *y, const float *g, const float *u, int ld, int C, 
     }
 }
 
-__global__ void swiglu_slope(float *dg, float *du, const float *dy, const float *g, const float *u, int ld, int add, int C, int64_t n)
+__global__ void swiglu_slope(float *dg, float *du, const float *dy, const float *g, const float *u, int ld, int add, int C,
+                             int64_t n)
 {
     TPO_EACH(i, n)
     {
@@ -131,8 +129,8 @@ extern "C" int tpo_swiglu_cuda(struct tpo_stream *s, float *y, const float *g, c
     return tpo_cuda_launched();
 }
 
-extern "C" int tpo_swiglu_grad_cuda(struct tpo_stream *s, float *dg, float *du, const float *dy, const float *g, const float *u, int ld, int add,
-                                    int M, int C)
+extern "C" int tpo_swiglu_grad_cuda(struct tpo_stream *s, float *dg, float *du, const float *dy, const float *g, const float *u,
+                                    int ld, int add, int M, int C)
 {
     if (M < 1 || C < 1 || ld < C) return TPO_EINVAL;
     const int64_t n = (int64_t)M * C;

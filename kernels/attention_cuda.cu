@@ -12,8 +12,7 @@
 #define OWN   (16 * WARPS) /* rows of the block's own side */
 
 /* How wide a head is taken, and how many rows a tile of the other side has: what fits shared memory and registers. */
-template <int WIDE>
-struct tile {
+template <int WIDE> struct tile {
     static const int wide = WIDE, rows = WIDE <= 128 ? 64 : 32, ld = WIDE + 4; /* four more: the lanes of a load meet 32 banks */
     static const int score_blocks = rows / 8, wide_blocks = WIDE / 8;
 };
@@ -61,13 +60,13 @@ __device__ static void multiply(float sum[4], const struct operand_a *a, float b
 }
 
 /* Rows of n (at most `rows`) by D with distance from_ld; zeros past both. */
-template <typename Tile>
-__device__ static void load(float *to, const float *from, int64_t from_ld, int rows, int n, int D)
+template <typename Tile> __device__ static void load(float *to, const float *from, int64_t from_ld, int rows, int n, int D)
 {
     if (D % 4 == 0 && from_ld % 4 == 0 && (uintptr_t)from % sizeof(float4) == 0) {
         for (int i = threadIdx.x; i < rows * Tile::wide / 4; i += WARPS * TPO_WARP) {
             const int r = i / (Tile::wide / 4), c = i % (Tile::wide / 4) * 4;
-            *(float4 *)(to + r * Tile::ld + c) = r < n && c < D ? *(const float4 *)(from + r * from_ld + c) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            *(float4 *)(to + r * Tile::ld + c) =
+                r < n && c < D ? *(const float4 *)(from + r * from_ld + c) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         }
         return;
     }
@@ -78,8 +77,7 @@ __device__ static void load(float *to, const float *from, int64_t from_ld, int r
 }
 
 /* score (16 own rows of this warp, Tile::rows) = own other^T. */
-template <typename Tile>
-__device__ static void scores(float score[Tile::score_blocks][4], const float *own, const float *other)
+template <typename Tile> __device__ static void scores(float score[Tile::score_blocks][4], const float *own, const float *other)
 {
     const int lane = threadIdx.x % TPO_WARP, g = lane / 4, t = lane % 4;
     own += threadIdx.x / TPO_WARP * 16 * Tile::ld;
@@ -115,7 +113,8 @@ __device__ static void weigh(float sum[Tile::wide_blocks][4], const float weight
 
 /* Writes or adds the warp's rows of a sum, each times its factor (of row g, of row g + 8), to a (.., D) matrix whose row 0 is the block's first. */
 template <typename Tile>
-__device__ static void put(float *to, int64_t ld, const float sum[Tile::wide_blocks][4], float factor, float factor8, int n, int D, int add)
+__device__ static void put(float *to, int64_t ld, const float sum[Tile::wide_blocks][4], float factor, float factor8, int n, int D,
+                           int add)
 {
     const int lane = threadIdx.x % TPO_WARP, r = threadIdx.x / TPO_WARP * 16 + lane / 4;
 #pragma unroll
@@ -159,7 +158,8 @@ __device__ static struct place key_place(const struct tpo_attention_shape &p, in
 
 __device__ static bool sees(const struct tpo_attention_shape &p, struct place query, struct place key, bool query_there)
 {
-    return query_there && key.at < p.S && (!p.causal || key.at <= query.at) && (p.segments == NULL || key.segment == 0 || key.segment == query.segment);
+    return query_there && key.at < p.S && (!p.causal || key.at <= query.at) &&
+           (p.segments == NULL || key.segment == 0 || key.segment == query.segment);
 }
 
 /* A bit for each of the warp's scores that this lane holds: 4 * block + element. OWN_QUERIES: the own side asks. */
@@ -167,16 +167,19 @@ template <typename Tile, bool OWN_QUERIES>
 __device__ static unsigned seen_pairs(const struct tpo_attention_shape &p, int b, int own0, int other0, struct place *others)
 {
     const int lane = threadIdx.x % TPO_WARP, row = own0 + threadIdx.x / TPO_WARP * 16 + lane / 4;
-    for (int i = threadIdx.x; i < Tile::rows; i += WARPS * TPO_WARP) others[i] = OWN_QUERIES ? key_place(p, b, other0 + i) : query_place(p, b, other0 + i);
+    for (int i = threadIdx.x; i < Tile::rows; i += WARPS * TPO_WARP)
+        others[i] = OWN_QUERIES ? key_place(p, b, other0 + i) : query_place(p, b, other0 + i);
     __syncthreads();
-    const struct place own[2] = {OWN_QUERIES ? query_place(p, b, row) : key_place(p, b, row), OWN_QUERIES ? query_place(p, b, row + 8) : key_place(p, b, row + 8)};
+    const struct place own[2] = {OWN_QUERIES ? query_place(p, b, row) : key_place(p, b, row),
+                                 OWN_QUERIES ? query_place(p, b, row + 8) : key_place(p, b, row + 8)};
     unsigned pairs = 0;
 #pragma unroll
     for (int j = 0; j < Tile::score_blocks; j++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int other = 8 * j + lane % 4 * 2 + i % 2;
-            const bool seen = OWN_QUERIES ? sees(p, own[i / 2], others[other], row + i / 2 * 8 < p.T) : sees(p, others[other], own[i / 2], other0 + other < p.T);
+            const bool seen = OWN_QUERIES ? sees(p, own[i / 2], others[other], row + i / 2 * 8 < p.T)
+                                          : sees(p, others[other], own[i / 2], other0 + other < p.T);
             if (seen) pairs |= 1u << (4 * j + i);
         }
     return pairs;
@@ -211,7 +214,8 @@ __device__ static int keys_end(const struct tpo_attention_shape &p, int b, int t
 
 /* One tile's scores become weights; the rows' maximum and total move on, `sum` shrinks to the new maximum. */
 template <typename Tile>
-__device__ static void soften(float score[Tile::score_blocks][4], float top[2], float total[2], float sum[Tile::wide_blocks][4], unsigned pairs, float scale)
+__device__ static void soften(float score[Tile::score_blocks][4], float top[2], float total[2], float sum[Tile::wide_blocks][4],
+                              unsigned pairs, float scale)
 {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -240,12 +244,14 @@ __device__ static void soften(float score[Tile::score_blocks][4], float top[2], 
 }
 
 template <typename Tile>
-__global__ void __launch_bounds__(WARPS *TPO_WARP) forward(float *out, float *lse, const float *q, const float *k, const float *v, const struct tpo_attention_shape p)
+__global__ void __launch_bounds__(WARPS *TPO_WARP)
+    forward(float *out, float *lse, const float *q, const float *k, const float *v, const struct tpo_attention_shape p)
 {
     extern __shared__ float4 shared[];
     __shared__ struct place others[Tile::rows];
     float *q_tile = (float *)shared, *k_tile = q_tile + OWN * Tile::ld, *v_tile = k_tile + Tile::rows * Tile::ld;
-    const int t0 = (int)blockIdx.x * OWN, h = blockIdx.y % p.H, b = blockIdx.y / p.H, g = h / (p.H / p.G), rows = min(OWN, p.T - t0);
+    const int t0 = (int)blockIdx.x * OWN, h = blockIdx.y % p.H, b = blockIdx.y / p.H, g = h / (p.H / p.G),
+              rows = min(OWN, p.T - t0);
     const int64_t row0 = (int64_t)b * p.T + t0;
     float top[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f}, sum[Tile::wide_blocks][4] = {}, score[Tile::score_blocks][4];
     load<Tile>(q_tile, q + row0 * p.ldq + h * p.D, p.ldq, OWN, rows, p.D);
@@ -263,7 +269,8 @@ __global__ void __launch_bounds__(WARPS *TPO_WARP) forward(float *out, float *ls
         weigh<Tile>(sum, score, v_tile);
         __syncthreads();
     }
-    put<Tile>(out + row0 * p.ldo + h * p.D, p.ldo, sum, total[0] > 0.0f ? 1.0f / total[0] : 0.0f, total[1] > 0.0f ? 1.0f / total[1] : 0.0f, rows, p.D, 0);
+    put<Tile>(out + row0 * p.ldo + h * p.D, p.ldo, sum, total[0] > 0.0f ? 1.0f / total[0] : 0.0f,
+              total[1] > 0.0f ? 1.0f / total[1] : 0.0f, rows, p.D, 0);
     const int row = threadIdx.x / TPO_WARP * 16 + threadIdx.x % TPO_WARP / 4;
     for (int half = 0; half < 2; half++)
         if (lse != NULL && threadIdx.x % 4 == 0 && row + 8 * half < rows)
@@ -297,8 +304,10 @@ __global__ void __launch_bounds__(WARPS *TPO_WARP) query_grad(const struct grad 
 {
     extern __shared__ float4 shared[];
     __shared__ struct place others[Tile::rows];
-    float *q_tile = (float *)shared, *dout_tile = q_tile + OWN * Tile::ld, *k_tile = dout_tile + OWN * Tile::ld, *v_tile = k_tile + Tile::rows * Tile::ld;
-    const int t0 = (int)blockIdx.x * OWN, h = blockIdx.y % p.H, b = blockIdx.y / p.H, group = h / (p.H / p.G), rows = min(OWN, p.T - t0);
+    float *q_tile = (float *)shared, *dout_tile = q_tile + OWN * Tile::ld, *k_tile = dout_tile + OWN * Tile::ld,
+          *v_tile = k_tile + Tile::rows * Tile::ld;
+    const int t0 = (int)blockIdx.x * OWN, h = blockIdx.y % p.H, b = blockIdx.y / p.H, group = h / (p.H / p.G),
+              rows = min(OWN, p.T - t0);
     const int64_t row0 = (int64_t)b * p.T + t0;
     const int row = threadIdx.x / TPO_WARP * 16 + threadIdx.x % TPO_WARP / 4;
     float sum[Tile::wide_blocks][4] = {}, prob[Tile::score_blocks][4], slope[Tile::score_blocks][4], lse[2], delta[2];
@@ -324,7 +333,8 @@ __global__ void __launch_bounds__(WARPS *TPO_WARP) query_grad(const struct grad 
         for (int j = 0; j < Tile::score_blocks; j++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                slope[j][i] = seen(pairs, j, i) ? expf(prob[j][i] * p.scale - lse[i / 2]) * (slope[j][i] - delta[i / 2]) * p.scale : 0.0f;
+                slope[j][i] =
+                    seen(pairs, j, i) ? expf(prob[j][i] * p.scale - lse[i / 2]) * (slope[j][i] - delta[i / 2]) * p.scale : 0.0f;
         weigh<Tile>(sum, slope, k_tile);
         __syncthreads();
     }
@@ -338,14 +348,17 @@ __global__ void __launch_bounds__(WARPS *TPO_WARP) key_grad(const struct grad g,
     extern __shared__ float4 shared[];
     __shared__ struct place others[Tile::rows];
     __shared__ float lse[Tile::rows], delta[Tile::rows];
-    float *k_tile = (float *)shared, *v_tile = k_tile + OWN * Tile::ld, *q_tile = v_tile + OWN * Tile::ld, *dout_tile = q_tile + Tile::rows * Tile::ld;
-    const int s0 = (int)blockIdx.x * OWN, group = blockIdx.y % p.G, b = blockIdx.y / p.G, per_group = p.H / p.G, keys = min(OWN, p.S - s0);
+    float *k_tile = (float *)shared, *v_tile = k_tile + OWN * Tile::ld, *q_tile = v_tile + OWN * Tile::ld,
+          *dout_tile = q_tile + Tile::rows * Tile::ld;
+    const int s0 = (int)blockIdx.x * OWN, group = blockIdx.y % p.G, b = blockIdx.y / p.G, per_group = p.H / p.G,
+              keys = min(OWN, p.S - s0);
     const int64_t at = (int64_t)b * p.S + s0;
     const int column = threadIdx.x % 4 * 2;
     float dk[Tile::wide_blocks][4] = {}, dv[Tile::wide_blocks][4] = {}, prob[Tile::score_blocks][4], slope[Tile::score_blocks][4];
     load<Tile>(k_tile, g.k + at * p.ldk + group * p.D, p.ldk, OWN, keys, p.D);
     load<Tile>(v_tile, g.v + at * p.ldv + group * p.D, p.ldv, OWN, keys, p.D);
-    const int begin = p.causal ? max(s0 - (p.S - p.T), 0) / Tile::rows * Tile::rows : 0; /* the first tile with a query that sees a key of ours */
+    const int begin =
+        p.causal ? max(s0 - (p.S - p.T), 0) / Tile::rows * Tile::rows : 0; /* the first tile with a query that sees a key of ours */
     for (int h = group * per_group; h < (group + 1) * per_group; h++)
         for (int t0 = begin; t0 < p.T; t0 += Tile::rows) {
             const unsigned pairs = seen_pairs<Tile, false>(p, b, s0, t0, others);
@@ -354,7 +367,8 @@ __global__ void __launch_bounds__(WARPS *TPO_WARP) key_grad(const struct grad g,
             const int rows = min(Tile::rows, p.T - t0);
             load<Tile>(q_tile, g.q + row0 * p.ldq + h * p.D, p.ldq, Tile::rows, rows, p.D);
             load<Tile>(dout_tile, g.dout + row0 * p.ldo + h * p.D, p.ldo, Tile::rows, rows, p.D);
-            for (int i = threadIdx.x; i < rows; i += WARPS * TPO_WARP) lse[i] = g.lse[(row0 + i) * p.H + h], delta[i] = g.delta[(row0 + i) * p.H + h];
+            for (int i = threadIdx.x; i < rows; i += WARPS * TPO_WARP)
+                lse[i] = g.lse[(row0 + i) * p.H + h], delta[i] = g.delta[(row0 + i) * p.H + h];
             __syncthreads();
             scores<Tile>(prob, k_tile, q_tile);
             scores<Tile>(slope, v_tile, dout_tile);
@@ -383,15 +397,13 @@ static int shape_ok(const struct tpo_attention_shape *p)
 }
 
 /* Of so many tiles of the own side and two of the other. */
-template <typename Tile>
-static size_t shared_bytes(int own)
+template <typename Tile> static size_t shared_bytes(int own)
 {
     return (size_t)(own * OWN + 2 * Tile::rows) * Tile::ld * sizeof(float);
 }
 
 /* Shared memory beyond 48 KB is asked for by name. */
-template <typename Kernel>
-static int allow(Kernel kernel, size_t bytes)
+template <typename Kernel> static int allow(Kernel kernel, size_t bytes)
 {
     return tpo_cuda_code(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
 }
@@ -402,7 +414,8 @@ static dim3 grid_of(int rows, int heads)
 }
 
 template <int WIDE>
-static int run_forward(struct tpo_stream *s, float *out, float *lse, const float *q, const float *k, const float *v, const struct tpo_attention_shape *p)
+static int run_forward(struct tpo_stream *s, float *out, float *lse, const float *q, const float *k, const float *v,
+                       const struct tpo_attention_shape *p)
 {
     typedef tile<WIDE> Tile;
     const size_t bytes = shared_bytes<Tile>(1);
@@ -412,8 +425,7 @@ static int run_forward(struct tpo_stream *s, float *out, float *lse, const float
     return tpo_cuda_launched();
 }
 
-template <int WIDE>
-static int run_backward(struct tpo_stream *s, const struct grad *g, const struct tpo_attention_shape *p)
+template <int WIDE> static int run_backward(struct tpo_stream *s, const struct grad *g, const struct tpo_attention_shape *p)
 {
     typedef tile<WIDE> Tile;
     const size_t bytes = shared_bytes<Tile>(2);
@@ -436,8 +448,9 @@ extern "C" int tpo_attention_cuda(struct tpo_stream *s, float *out, float *lse, 
                       : run_forward<256>(s, out, lse, q, k, v, shape);
 }
 
-extern "C" int tpo_attention_grad_cuda(struct tpo_stream *s, float *dq, float *dk, float *dv, const float *dout, const float *out, const float *lse,
-                                       const float *q, const float *k, const float *v, int add, const struct tpo_attention_shape *shape)
+extern "C" int tpo_attention_grad_cuda(struct tpo_stream *s, float *dq, float *dk, float *dv, const float *dout, const float *out,
+                                       const float *lse, const float *q, const float *k, const float *v, int add,
+                                       const struct tpo_attention_shape *shape)
 {
     if (!shape_ok(shape)) return TPO_EINVAL;
     const int D = shape->D, warps = TPO_THREADS / TPO_WARP;

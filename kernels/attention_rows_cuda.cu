@@ -51,7 +51,8 @@ __global__ void row_losses(float *loss, float *scores, const struct single_rows 
 }
 
 /* score becomes the gradient of the scaled dot products: upstream weight scale (p total - target), 0 where unseen. */
-__global__ void row_slopes(float *scores, float upstream, const struct single_rows r, const struct tpo_attention_shape p, int *fault)
+__global__ void row_slopes(float *scores, float upstream, const struct single_rows r, const struct tpo_attention_shape p,
+                           int *fault)
 {
     const int32_t *row = r.rows + 3 * (int64_t)blockIdx.x;
     float *score = scores + (int64_t)blockIdx.x * p.S, total = 0.0f;
@@ -64,7 +65,8 @@ __global__ void row_slopes(float *scores, float upstream, const struct single_ro
     for (int s = threadIdx.x; s < p.S; s += blockDim.x)
         if (score[s] != -INFINITY) total += target[s];
     total = tpo_block_sum(total);
-    for (int s = threadIdx.x; s < p.S; s += blockDim.x) score[s] = score[s] == -INFINITY ? 0.0f : scale * (expf(score[s]) * total - target[s]);
+    for (int s = threadIdx.x; s < p.S; s += blockDim.x)
+        score[s] = score[s] == -INFINITY ? 0.0f : scale * (expf(score[s]) * total - target[s]);
 }
 
 /* A block for each row: the first of those that share a query adds all their gradients, in order. */
@@ -113,8 +115,8 @@ static int shape_ok(const struct tpo_attention_shape *p, int n)
            (int64_t)p->B * p->G <= 65535;
 }
 
-extern "C" int tpo_attention_rows_cuda(struct tpo_stream *s, float *loss, const float *q, const float *k, const int32_t *rows, const float *target,
-                                       const float *weight, int n, const struct tpo_attention_shape *shape)
+extern "C" int tpo_attention_rows_cuda(struct tpo_stream *s, float *loss, const float *q, const float *k, const int32_t *rows,
+                                       const float *target, const float *weight, int n, const struct tpo_attention_shape *shape)
 {
     if (!shape_ok(shape, n)) return TPO_EINVAL;
     const struct single_rows r = {q, k, rows, target, weight, n};
@@ -124,8 +126,9 @@ extern "C" int tpo_attention_rows_cuda(struct tpo_stream *s, float *loss, const 
     return tpo_cuda_launched();
 }
 
-extern "C" int tpo_attention_rows_grad_cuda(struct tpo_stream *s, float *dq, float *dk, float upstream, const float *q, const float *k,
-                                            const int32_t *rows, const float *target, const float *weight, int n, const struct tpo_attention_shape *shape)
+extern "C" int tpo_attention_rows_grad_cuda(struct tpo_stream *s, float *dq, float *dk, float upstream, const float *q,
+                                            const float *k, const int32_t *rows, const float *target, const float *weight, int n,
+                                            const struct tpo_attention_shape *shape)
 {
     if (!shape_ok(shape, n)) return TPO_EINVAL;
     const struct single_rows r = {q, k, rows, target, weight, n};

@@ -85,7 +85,8 @@ extern "C" int tpo_box_loss_cuda(struct tpo_stream *s, float *out, float *giou, 
     return tpo_cuda_launched();
 }
 
-extern "C" int tpo_box_loss_grad_cuda(struct tpo_stream *s, float *dp, const float *p, const float *g, float up_l1, float up_giou, int n)
+extern "C" int tpo_box_loss_grad_cuda(struct tpo_stream *s, float *dp, const float *p, const float *g, float up_l1, float up_giou,
+                                      int n)
 {
     if (n < 1) return TPO_EINVAL;
     box_loss_slope<<<1, 1, 0, tpo_cuda_stream(s)>>>(dp, p, g, up_l1, up_giou, n);

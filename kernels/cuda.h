@@ -62,8 +62,9 @@ static inline unsigned tpo_cuda_blocks(int64_t n, int64_t each)
 }
 
 /* A kernel's loop over n items, whatever the grid. */
-#define TPO_EACH(i, n) \
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, i##_stride = (int64_t)gridDim.x * blockDim.x; i < (n); i += i##_stride)
+#define TPO_EACH(i, n)                                                                                                             \
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, i##_stride = (int64_t)gridDim.x * blockDim.x; i < (n);        \
+         i += i##_stride)
 
 /* Threads for a block that owns one row of C: enough to read it quickly, few enough that short rows leave none idle. */
 static inline unsigned tpo_cuda_row_threads(int C)
@@ -85,8 +86,7 @@ __device__ static inline float tpo_warp_max(float x)
 }
 
 /* Over a block of whole warps; everyone gets the answer. `empty` is what joining changes nothing. */
-template <typename Join>
-__device__ static inline float tpo_block_join(float x, float empty, Join join)
+template <typename Join> __device__ static inline float tpo_block_join(float x, float empty, Join join)
 {
     __shared__ float parts[TPO_WARP];
     const int lane = threadIdx.x % TPO_WARP, warp = threadIdx.x / TPO_WARP, warps = blockDim.x / TPO_WARP;

@@ -14,7 +14,8 @@ __device__ static float log_sum_exp(const float *x, int n)
 }
 
 /* A block for each row. out: the loss (M), or with `grad` dlogits (M, V), which may be the logits. */
-__global__ void entropy(float *out, const float *logits, const int32_t *label, const float *weight, float upstream, int grad, int V, int *fault)
+__global__ void entropy(float *out, const float *logits, const int32_t *label, const float *weight, float upstream, int grad, int V,
+                        int *fault)
 {
     const int64_t m = blockIdx.x;
     const float *x = logits + m * V;
@@ -34,21 +35,23 @@ __global__ void entropy(float *out, const float *logits, const int32_t *label, c
     for (int v = threadIdx.x; v < V; v += blockDim.x) out[m * V + v] = scale * expf(x[v] - lse) - (v == to ? scale : 0.0f);
 }
 
-static int entropies(struct tpo_stream *s, float *out, const float *logits, const int32_t *label, const float *weight, float upstream, int grad, int M,
-                     int V)
+static int entropies(struct tpo_stream *s, float *out, const float *logits, const int32_t *label, const float *weight,
+                     float upstream, int grad, int M, int V)
 {
     if (M < 1 || V < 1) return TPO_EINVAL;
-    entropy<<<M, tpo_cuda_row_threads(V), 0, tpo_cuda_stream(s)>>>(out, logits, label, weight, upstream, grad, V, tpo_cuda_of(s)->fault);
+    entropy<<<M, tpo_cuda_row_threads(V), 0, tpo_cuda_stream(s)>>>(out, logits, label, weight, upstream, grad, V,
+                                                                   tpo_cuda_of(s)->fault);
     return tpo_cuda_launched();
 }
 
-extern "C" int tpo_cross_entropy_cuda(struct tpo_stream *s, float *loss, const float *logits, const int32_t *label, const float *weight, int M, int V)
+extern "C" int tpo_cross_entropy_cuda(struct tpo_stream *s, float *loss, const float *logits, const int32_t *label,
+                                      const float *weight, int M, int V)
 {
     return entropies(s, loss, logits, label, weight, 0.0f, 0, M, V);
 }
 
-extern "C" int tpo_cross_entropy_grad_cuda(struct tpo_stream *s, float *dlogits, const float *logits, const int32_t *label, const float *weight,
-                                           float upstream, int M, int V)
+extern "C" int tpo_cross_entropy_grad_cuda(struct tpo_stream *s, float *dlogits, const float *logits, const int32_t *label,
+                                           const float *weight, float upstream, int M, int V)
 {
     return entropies(s, dlogits, logits, label, weight, upstream, 1, M, V);
 }
@@ -67,7 +70,8 @@ __global__ void distance(float *loss, const float *p, const float *g, const floa
     if (threadIdx.x == 0) loss[m] = (weight != NULL ? weight[m] : 1.0f) * sum;
 }
 
-__global__ void distance_slope(float *dp, const float *p, const float *g, const float *weight, float upstream, int square, int C, int64_t n)
+__global__ void distance_slope(float *dp, const float *p, const float *g, const float *weight, float upstream, int square, int C,
+                               int64_t n)
 {
     TPO_EACH(i, n)
     {
@@ -76,37 +80,44 @@ __global__ void distance_slope(float *dp, const float *p, const float *g, const 
     }
 }
 
-static int distances(struct tpo_stream *s, float *loss, const float *p, const float *g, const float *weight, int square, int M, int C)
+static int distances(struct tpo_stream *s, float *loss, const float *p, const float *g, const float *weight, int square, int M,
+                     int C)
 {
     if (M < 1 || C < 1) return TPO_EINVAL;
     distance<<<M, tpo_cuda_row_threads(C), 0, tpo_cuda_stream(s)>>>(loss, p, g, weight, square, C);
     return tpo_cuda_launched();
 }
 
-static int slopes(struct tpo_stream *s, float *dp, const float *p, const float *g, const float *weight, float upstream, int square, int M, int C)
+static int slopes(struct tpo_stream *s, float *dp, const float *p, const float *g, const float *weight, float upstream, int square,
+                  int M, int C)
 {
     if (M < 1 || C < 1) return TPO_EINVAL;
     const int64_t n = (int64_t)M * C;
-    distance_slope<<<tpo_cuda_blocks(n, TPO_THREADS), TPO_THREADS, 0, tpo_cuda_stream(s)>>>(dp, p, g, weight, upstream, square, C, n);
+    distance_slope<<<tpo_cuda_blocks(n, TPO_THREADS), TPO_THREADS, 0, tpo_cuda_stream(s)>>>(dp, p, g, weight, upstream, square, C,
+                                                                                            n);
     return tpo_cuda_launched();
 }
 
-extern "C" int tpo_l1_rows_cuda(struct tpo_stream *s, float *loss, const float *p, const float *g, const float *weight, int M, int C)
+extern "C" int tpo_l1_rows_cuda(struct tpo_stream *s, float *loss, const float *p, const float *g, const float *weight, int M,
+                                int C)
 {
     return distances(s, loss, p, g, weight, 0, M, C);
 }
 
-extern "C" int tpo_l1_rows_grad_cuda(struct tpo_stream *s, float *dp, const float *p, const float *g, const float *weight, float upstream, int M, int C)
+extern "C" int tpo_l1_rows_grad_cuda(struct tpo_stream *s, float *dp, const float *p, const float *g, const float *weight,
+                                     float upstream, int M, int C)
 {
     return slopes(s, dp, p, g, weight, upstream, 0, M, C);
 }
 
-extern "C" int tpo_mse_rows_cuda(struct tpo_stream *s, float *loss, const float *p, const float *g, const float *weight, int M, int C)
+extern "C" int tpo_mse_rows_cuda(struct tpo_stream *s, float *loss, const float *p, const float *g, const float *weight, int M,
+                                 int C)
 {
     return distances(s, loss, p, g, weight, 1, M, C);
 }
 
-extern "C" int tpo_mse_rows_grad_cuda(struct tpo_stream *s, float *dp, const float *p, const float *g, const float *weight, float upstream, int M, int C)
+extern "C" int tpo_mse_rows_grad_cuda(struct tpo_stream *s, float *dp, const float *p, const float *g, const float *weight,
+                                      float upstream, int M, int C)
 {
     return slopes(s, dp, p, g, weight, upstream, 1, M, C);
 }

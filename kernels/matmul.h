@@ -38,10 +38,10 @@ static inline struct tpo_weight tpo_bf16(const uint16_t *data)
     return (struct tpo_weight){data, TPO_BF16};
 }
 
-int tpo_matmul(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, struct tpo_weight w, const float *bias, int add, int M,
-               int N, int K);
-int tpo_matvec(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, struct tpo_weight w, const float *bias, int add, int M,
-               int N, int K);
+int tpo_matmul(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, struct tpo_weight w, const float *bias, int add,
+               int M, int N, int K);
+int tpo_matvec(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, struct tpo_weight w, const float *bias, int add,
+               int M, int N, int K);
 int tpo_matmul_dx(struct tpo_stream *s, float *dx, int lddx, const float *dy, int lddy, struct tpo_weight w, int add, int M, int N,
                   int K);
 int tpo_matmul_dw(struct tpo_stream *s, float *dw, const float *dy, int lddy, const float *x, int ldx, int add, int M, int N,

@@ -5,20 +5,30 @@
 #include "kernels/products.h"
 #include "kernels/simd.h"
 
-int tpo_matmul_cpu(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, struct tpo_weight w, const float *bias, int add,
-                   int M, int N, int K)
+int tpo_matmul_cpu(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, struct tpo_weight w, const float *bias,
+                   int add, int M, int N, int K)
 {
     if (M < 1 || N < 1 || K < 1 || ldx < K || ldy < N) return TPO_EINVAL;
-    struct tpo_product p = {.y = y, .ldy = ldy, .a = x, .lda = ldx, .b = w.data, .b_half = w.dtype == TPO_BF16, .ldb = K, .b_turned = 1, .bias = bias, .add = add};
+    struct tpo_product p = {.y = y,
+                            .ldy = ldy,
+                            .a = x,
+                            .lda = ldx,
+                            .b = w.data,
+                            .b_half = w.dtype == TPO_BF16,
+                            .ldb = K,
+                            .b_turned = 1,
+                            .bias = bias,
+                            .add = add};
     p.rows = M, p.cols = N, p.depth = K;
     return tpo_product_run(s, &p);
 }
 
-int tpo_matmul_dx_cpu(struct tpo_stream *s, float *dx, int lddx, const float *dy, int lddy, struct tpo_weight w, int add, int M, int N,
-                      int K)
+int tpo_matmul_dx_cpu(struct tpo_stream *s, float *dx, int lddx, const float *dy, int lddy, struct tpo_weight w, int add, int M,
+                      int N, int K)
 {
     if (M < 1 || N < 1 || K < 1 || lddx < K || lddy < N) return TPO_EINVAL;
-    struct tpo_product p = {.y = dx, .ldy = lddx, .a = dy, .lda = lddy, .b = w.data, .b_half = w.dtype == TPO_BF16, .ldb = K, .add = add};
+    struct tpo_product p = {
+        .y = dx, .ldy = lddx, .a = dy, .lda = lddy, .b = w.data, .b_half = w.dtype == TPO_BF16, .ldb = K, .add = add};
     p.rows = M, p.cols = K, p.depth = N;
     return tpo_product_run(s, &p);
 }

@@ -16,8 +16,8 @@ static int blas_code(cublasStatus_t status)
 }
 
 /* c (m, n) = op(a) op(b), in cuBLAS's order. */
-static int gemm(struct tpo_stream *s, cublasOperation_t opa, cublasOperation_t opb, int m, int n, int k, const float *a, int lda, const float *b, int ldb,
-                int add, float *c, int ldc)
+static int gemm(struct tpo_stream *s, cublasOperation_t opa, cublasOperation_t opb, int m, int n, int k, const float *a, int lda,
+                const float *b, int ldb, int add, float *c, int ldc)
 {
     const float one = 1.0f, beta = add ? 1.0f : 0.0f;
     return blas_code(cublasSgemm(tpo_cuda_of(s)->blas, opa, opb, m, n, k, &one, a, lda, b, ldb, &beta, c, ldc));
@@ -39,8 +39,8 @@ __global__ void split(__nv_bfloat16 *parts, const float *x, int ldx, int K, int6
 }
 
 /* y (M, N) = x (M, K) op(w) with bf16 weights; wide: the row distance of w as it lies. */
-static int gemm_half(struct tpo_stream *s, cublasOperation_t opw, int M, int N, int K, const float *x, int ldx, const void *w, int wide, int add, float *y,
-                     int ldy)
+static int gemm_half(struct tpo_stream *s, cublasOperation_t opw, int M, int N, int K, const float *x, int ldx, const void *w,
+                     int wide, int add, float *y, int ldy)
 {
     const int64_t n = (int64_t)M * K;
     __nv_bfloat16 *parts = (__nv_bfloat16 *)tpo_cuda_scratch(s, (size_t)(PARTS * n) * sizeof(*parts));
@@ -49,8 +49,8 @@ static int gemm_half(struct tpo_stream *s, cublasOperation_t opw, int M, int N, 
     cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
     for (int part = PARTS - 1; part >= 0 && status == CUBLAS_STATUS_SUCCESS; part--) {
         const float one = 1.0f, beta = add || part < PARTS - 1 ? 1.0f : 0.0f;
-        status = cublasGemmEx(tpo_cuda_of(s)->blas, opw, CUBLAS_OP_N, N, M, K, &one, w, CUDA_R_16BF, wide, parts + part * n, CUDA_R_16BF, K, &beta, y,
-                              CUDA_R_32F, ldy, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+        status = cublasGemmEx(tpo_cuda_of(s)->blas, opw, CUBLAS_OP_N, N, M, K, &one, w, CUDA_R_16BF, wide, parts + part * n,
+                              CUDA_R_16BF, K, &beta, y, CUDA_R_32F, ldy, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
     }
     return blas_code(status);
 }
@@ -60,8 +60,8 @@ __global__ void add_bias(float *y, int ldy, const float *bias, int N, int64_t n)
     TPO_EACH(i, n) y[i / N * ldy + i % N] += bias[i % N];
 }
 
-extern "C" int tpo_matmul_cuda(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, struct tpo_weight w, const float *bias, int add, int M,
-                               int N, int K)
+extern "C" int tpo_matmul_cuda(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, struct tpo_weight w,
+                               const float *bias, int add, int M, int N, int K)
 {
     if (M < 1 || N < 1 || K < 1 || ldx < K || ldy < N) return TPO_EINVAL;
     const int rc = w.dtype == TPO_BF16 ? gemm_half(s, CUBLAS_OP_T, M, N, K, x, ldx, w.data, K, add, y, ldy)
@@ -72,14 +72,16 @@ extern "C" int tpo_matmul_cuda(struct tpo_stream *s, float *y, int ldy, const fl
     return tpo_cuda_launched();
 }
 
-extern "C" int tpo_matmul_dx_cuda(struct tpo_stream *s, float *dx, int lddx, const float *dy, int lddy, struct tpo_weight w, int add, int M, int N, int K)
+extern "C" int tpo_matmul_dx_cuda(struct tpo_stream *s, float *dx, int lddx, const float *dy, int lddy, struct tpo_weight w,
+                                  int add, int M, int N, int K)
 {
     if (M < 1 || N < 1 || K < 1 || lddx < K || lddy < N) return TPO_EINVAL;
     if (w.dtype == TPO_BF16) return gemm_half(s, CUBLAS_OP_N, M, K, N, dy, lddy, w.data, K, add, dx, lddx);
     return gemm(s, CUBLAS_OP_N, CUBLAS_OP_N, K, M, N, (const float *)w.data, K, dy, lddy, add, dx, lddx);
 }
 
-extern "C" int tpo_matmul_dw_cuda(struct tpo_stream *s, float *dw, const float *dy, int lddy, const float *x, int ldx, int add, int M, int N, int K)
+extern "C" int tpo_matmul_dw_cuda(struct tpo_stream *s, float *dw, const float *dy, int lddy, const float *x, int ldx, int add,
+                                  int M, int N, int K)
 {
     if (M < 1 || N < 1 || K < 1 || lddy < N || ldx < K) return TPO_EINVAL;
     return gemm(s, CUBLAS_OP_N, CUBLAS_OP_T, K, N, M, x, ldx, dy, lddy, add, dw, K);
@@ -116,9 +118,11 @@ __device__ static float value_of(uint16_t x)
 /* A warp for OUTS outputs of ROWS rows; every sum is added up in one order, whatever the two are. vectors: x and w may be read eight elements at a
  * time. */
 template <int ROWS, int OUTS, typename Weight>
-__global__ void few_rows(float *y, int ldy, const float *x, int ldx, const Weight *w, const float *bias, int add, int M, int N, int K, int vectors)
+__global__ void few_rows(float *y, int ldy, const float *x, int ldx, const Weight *w, const float *bias, int add, int M, int N,
+                         int K, int vectors)
 {
-    const int lane = threadIdx.x % TPO_WARP, n0 = (int)(blockIdx.x * (blockDim.x / TPO_WARP) + threadIdx.x / TPO_WARP) * OUTS, m0 = (int)blockIdx.y * ROWS;
+    const int lane = threadIdx.x % TPO_WARP, n0 = (int)(blockIdx.x * (blockDim.x / TPO_WARP) + threadIdx.x / TPO_WARP) * OUTS,
+              m0 = (int)blockIdx.y * ROWS;
     if (n0 >= N) return;
     float sum[ROWS][OUTS] = {};
     int k = lane * 8;
@@ -158,17 +162,16 @@ struct few {
     int ldy, ldx, add, M, N, K, vectors;
 };
 
-template <int ROWS, int OUTS, typename Weight>
-static void run_few(struct tpo_stream *s, const struct few *f, const Weight *w)
+template <int ROWS, int OUTS, typename Weight> static void run_few(struct tpo_stream *s, const struct few *f, const Weight *w)
 {
     const int each = TPO_THREADS / TPO_WARP * OUTS;
     const dim3 grid((unsigned)(f->N + each - 1) / each, (unsigned)(f->M + ROWS - 1) / ROWS);
-    few_rows<ROWS, OUTS><<<grid, TPO_THREADS, 0, tpo_cuda_stream(s)>>>(f->y, f->ldy, f->x, f->ldx, w, f->bias, f->add, f->M, f->N, f->K, f->vectors);
+    few_rows<ROWS, OUTS><<<grid, TPO_THREADS, 0, tpo_cuda_stream(s)>>>(f->y, f->ldy, f->x, f->ldx, w, f->bias, f->add, f->M, f->N,
+                                                                       f->K, f->vectors);
 }
 
 /* More rows share one reading of the weights; two outputs share one of the rows. */
-template <typename Weight>
-static void run_rows(struct tpo_stream *s, const struct few *f, const Weight *w)
+template <typename Weight> static void run_rows(struct tpo_stream *s, const struct few *f, const Weight *w)
 {
     if (f->M == 1)
         run_few<1, 1>(s, f, w);
@@ -185,12 +188,13 @@ static int aligned(const void *p, int64_t row_bytes)
     return (uintptr_t)p % 16 == 0 && row_bytes % 16 == 0;
 }
 
-extern "C" int tpo_matvec_cuda(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, struct tpo_weight w, const float *bias, int add, int M,
-                               int N, int K)
+extern "C" int tpo_matvec_cuda(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, struct tpo_weight w,
+                               const float *bias, int add, int M, int N, int K)
 {
     if (M < 1 || M > TPO_MATVEC_ROWS || N < 1 || K < 1 || ldx < K || ldy < N) return TPO_EINVAL;
     const int half = w.dtype == TPO_BF16;
-    const struct few f = {y, x, bias, ldy, ldx, add, M, N, K, aligned(x, (int64_t)ldx * 4) && aligned(w.data, (int64_t)K * (half ? 2 : 4))};
+    const struct few f = {y,   x, bias, ldy, ldx,
+                          add, M, N,    K,   aligned(x, (int64_t)ldx * 4) && aligned(w.data, (int64_t)K * (half ? 2 : 4))};
     if (half)
         run_rows(s, &f, (const uint16_t *)w.data);
     else

@@ -19,13 +19,14 @@ static void run_matvec(void *arg, int part, int member)
     const float *bias = v->bias != NULL ? v->bias + n : NULL;
     int64_t at = (int64_t)n * v->K;
     if (v->w.dtype == TPO_BF16)
-        tpo_simd()->dots_half(v->y + n, v->ldy, v->x, v->ldx, (const uint16_t *)v->w.data + at, v->K, bias, v->add, v->M, cols, v->K);
+        tpo_simd()->dots_half(v->y + n, v->ldy, v->x, v->ldx, (const uint16_t *)v->w.data + at, v->K, bias, v->add, v->M, cols,
+                              v->K);
     else
         tpo_simd()->dots(v->y + n, v->ldy, v->x, v->ldx, (const float *)v->w.data + at, v->K, bias, v->add, v->M, cols, v->K);
 }
 
-int tpo_matvec_cpu(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, struct tpo_weight w, const float *bias, int add,
-                   int M, int N, int K)
+int tpo_matvec_cpu(struct tpo_stream *s, float *y, int ldy, const float *x, int ldx, struct tpo_weight w, const float *bias,
+                   int add, int M, int N, int K)
 {
     if (M < 1 || M > TPO_MATVEC_ROWS || N < 1 || K < 1 || ldx < K || ldy < N) return TPO_EINVAL;
     struct matvec v = {y, x, bias, w, ldy, ldx, add, M, N, K};

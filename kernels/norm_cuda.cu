@@ -2,7 +2,8 @@
 #include "kernels/cuda.h"
 
 /* centred: layer norm; else RMS norm, mean unused. */
-__global__ void norm(float *y, float *mean_out, float *rstd_out, const float *x, const float *w, const float *b, float eps, int centred, int C)
+__global__ void norm(float *y, float *mean_out, float *rstd_out, const float *x, const float *w, const float *b, float eps,
+                     int centred, int C)
 {
     const int64_t m = blockIdx.x;
     x += m * C;
@@ -19,7 +20,8 @@ __global__ void norm(float *y, float *mean_out, float *rstd_out, const float *x,
 }
 
 /* With h = (x - mean) rstd and e = dy w:  dx = rstd (e - mean(e) - h mean(e h)); RMS norm lacks the middle term. */
-__global__ void norm_rows(float *dx, const float *dy, const float *x, const float *w, const float *mean, const float *rstd, int add, int C)
+__global__ void norm_rows(float *dx, const float *dy, const float *x, const float *w, const float *mean, const float *rstd, int add,
+                          int C)
 {
     const int64_t m = blockIdx.x;
     const float centre = mean != NULL ? mean[m] : 0.0f, r = rstd[m];
@@ -39,7 +41,8 @@ __global__ void norm_rows(float *dx, const float *dy, const float *x, const floa
 }
 
 /* 32 columns to a block; its 32 warps walk the rows and a last step joins them in order. */
-__global__ void norm_columns(float *dw, float *db, const float *dy, const float *x, const float *mean, const float *rstd, int M, int C)
+__global__ void norm_columns(float *dw, float *db, const float *dy, const float *x, const float *mean, const float *rstd, int M,
+                             int C)
 {
     __shared__ float parts[2][TPO_WARP][TPO_WARP + 1];
     const int lane = threadIdx.x, warp = threadIdx.y, c = (int)blockIdx.x * TPO_WARP + lane;
@@ -58,8 +61,8 @@ __global__ void norm_columns(float *dw, float *db, const float *dy, const float 
     if (out != NULL) out[c] += sum;
 }
 
-static int forward(struct tpo_stream *s, float *y, float *mean, float *rstd, const float *x, const float *w, const float *b, float eps, int centred,
-                   int M, int C)
+static int forward(struct tpo_stream *s, float *y, float *mean, float *rstd, const float *x, const float *w, const float *b,
+                   float eps, int centred, int M, int C)
 {
     if (M < 1 || C < 1) return TPO_EINVAL;
     norm<<<M, tpo_cuda_row_threads(C), 0, tpo_cuda_stream(s)>>>(y, mean, rstd, x, w, b, eps, centred, C);
@@ -67,35 +70,37 @@ static int forward(struct tpo_stream *s, float *y, float *mean, float *rstd, con
 }
 
 /* dw and db first: dx may be the memory of dy. */
-static int backward(struct tpo_stream *s, float *dx, float *dw, float *db, const float *dy, const float *x, const float *w, const float *mean,
-                    const float *rstd, int add, int M, int C)
+static int backward(struct tpo_stream *s, float *dx, float *dw, float *db, const float *dy, const float *x, const float *w,
+                    const float *mean, const float *rstd, int add, int M, int C)
 {
     if (M < 1 || C < 1) return TPO_EINVAL;
     if (dw != NULL || db != NULL)
-        norm_columns<<<(C + TPO_WARP - 1) / TPO_WARP, dim3(TPO_WARP, TPO_WARP), 0, tpo_cuda_stream(s)>>>(dw, db, dy, x, mean, rstd, M, C);
+        norm_columns<<<(C + TPO_WARP - 1) / TPO_WARP, dim3(TPO_WARP, TPO_WARP), 0, tpo_cuda_stream(s)>>>(dw, db, dy, x, mean, rstd,
+                                                                                                         M, C);
     norm_rows<<<M, tpo_cuda_row_threads(C), 0, tpo_cuda_stream(s)>>>(dx, dy, x, w, mean, rstd, add, C);
     return tpo_cuda_launched();
 }
 
-extern "C" int tpo_layernorm_cuda(struct tpo_stream *s, float *y, float *mean, float *rstd, const float *x, const float *w, const float *b, float eps,
-                                  int M, int C)
+extern "C" int tpo_layernorm_cuda(struct tpo_stream *s, float *y, float *mean, float *rstd, const float *x, const float *w,
+                                  const float *b, float eps, int M, int C)
 {
     return forward(s, y, mean, rstd, x, w, b, eps, 1, M, C);
 }
 
-extern "C" int tpo_rmsnorm_cuda(struct tpo_stream *s, float *y, float *rstd, const float *x, const float *w, float eps, int M, int C)
+extern "C" int tpo_rmsnorm_cuda(struct tpo_stream *s, float *y, float *rstd, const float *x, const float *w, float eps, int M,
+                                int C)
 {
     return forward(s, y, NULL, rstd, x, w, NULL, eps, 0, M, C);
 }
 
-extern "C" int tpo_layernorm_grad_cuda(struct tpo_stream *s, float *dx, float *dw, float *db, const float *dy, const float *x, const float *w,
-                                       const float *mean, const float *rstd, int add, int M, int C)
+extern "C" int tpo_layernorm_grad_cuda(struct tpo_stream *s, float *dx, float *dw, float *db, const float *dy, const float *x,
+                                       const float *w, const float *mean, const float *rstd, int add, int M, int C)
 {
     return backward(s, dx, dw, db, dy, x, w, mean, rstd, add, M, C);
 }
 
-extern "C" int tpo_rmsnorm_grad_cuda(struct tpo_stream *s, float *dx, float *dw, const float *dy, const float *x, const float *w, const float *rstd,
-                                     int add, int M, int C)
+extern "C" int tpo_rmsnorm_grad_cuda(struct tpo_stream *s, float *dx, float *dw, const float *dy, const float *x, const float *w,
+                                     const float *rstd, int add, int M, int C)
 {
     return backward(s, dx, dw, NULL, dy, x, w, NULL, rstd, add, M, C);
 }

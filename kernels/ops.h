@@ -23,15 +23,15 @@
 /* X(name, parameters, arguments) */
 #define TPO_OPS(X)                                                                                                                 \
     X(matmul,                                                                                                                      \
-      (struct tpo_stream * s, float *y, int ldy, const float *x, int ldx, struct tpo_weight w, const float *bias, int add, int M,       \
+      (struct tpo_stream * s, float *y, int ldy, const float *x, int ldx, struct tpo_weight w, const float *bias, int add, int M,  \
        int N, int K),                                                                                                              \
       (s, y, ldy, x, ldx, w, bias, add, M, N, K))                                                                                  \
     X(matvec,                                                                                                                      \
-      (struct tpo_stream * s, float *y, int ldy, const float *x, int ldx, struct tpo_weight w, const float *bias, int add, int M,       \
+      (struct tpo_stream * s, float *y, int ldy, const float *x, int ldx, struct tpo_weight w, const float *bias, int add, int M,  \
        int N, int K),                                                                                                              \
       (s, y, ldy, x, ldx, w, bias, add, M, N, K))                                                                                  \
     X(matmul_dx,                                                                                                                   \
-      (struct tpo_stream * s, float *dx, int lddx, const float *dy, int lddy, struct tpo_weight w, int add, int M, int N, int K),       \
+      (struct tpo_stream * s, float *dx, int lddx, const float *dy, int lddy, struct tpo_weight w, int add, int M, int N, int K),  \
       (s, dx, lddx, dy, lddy, w, add, M, N, K))                                                                                    \
     X(matmul_dw,                                                                                                                   \
       (struct tpo_stream * s, float *dw, const float *dy, int lddy, const float *x, int ldx, int add, int M, int N, int K),        \

@@ -17,12 +17,14 @@ __global__ void adamw(float *w_next, float *m_next, float *v_next, const float *
     }
 }
 
-extern "C" int tpo_adamw_cuda(struct tpo_stream *s, float *w_next, float *m_next, float *v_next, const float *w, const float *m, const float *v,
-                              const float *g, const struct tpo_adamw *step, int64_t n)
+extern "C" int tpo_adamw_cuda(struct tpo_stream *s, float *w_next, float *m_next, float *v_next, const float *w, const float *m,
+                              const float *v, const float *g, const struct tpo_adamw *step, int64_t n)
 {
     if (n < 1 || step->t < 1) return TPO_EINVAL;
-    const float fix_m = (float)(1.0 / (1.0 - pow(step->beta1, (double)step->t))), fix_v = (float)(1.0 / (1.0 - pow(step->beta2, (double)step->t)));
-    adamw<<<tpo_cuda_blocks(n, TPO_THREADS), TPO_THREADS, 0, tpo_cuda_stream(s)>>>(w_next, m_next, v_next, w, m, v, g, *step, fix_m, fix_v, n);
+    const float fix_m = (float)(1.0 / (1.0 - pow(step->beta1, (double)step->t))),
+                fix_v = (float)(1.0 / (1.0 - pow(step->beta2, (double)step->t)));
+    adamw<<<tpo_cuda_blocks(n, TPO_THREADS), TPO_THREADS, 0, tpo_cuda_stream(s)>>>(w_next, m_next, v_next, w, m, v, g, *step, fix_m,
+                                                                                   fix_v, n);
     return tpo_cuda_launched();
 }
 
@@ -66,8 +68,8 @@ struct newton_schulz {
 };
 
 /* c (m, n) = op(a) op(b) in cuBLAS's order, columns first; a symmetric matrix is its own transpose. */
-static int multiply(struct tpo_stream *s, float *c, const float *a, cublasOperation_t opa, int lda, const float *b, cublasOperation_t opb, int ldb, int m,
-                    int n, int k)
+static int multiply(struct tpo_stream *s, float *c, const float *a, cublasOperation_t opa, int lda, const float *b,
+                    cublasOperation_t opb, int ldb, int m, int n, int k)
 {
     const float one = 1.0f, zero = 0.0f;
     const cublasStatus_t status = cublasSgemm(tpo_cuda_of(s)->blas, opa, opb, m, n, k, &one, a, lda, b, ldb, &zero, c, m);
@@ -84,12 +86,15 @@ static int newton_schulz(struct tpo_stream *s, struct newton_schulz *n, float *n
 {
     const int64_t size = (int64_t)n->r * n->r;
     const bool wide = R < C;
-    int rc = wide ? multiply(s, n->a, x, CUBLAS_OP_T, C, x, CUBLAS_OP_N, C, R, R, C) : multiply(s, n->a, x, CUBLAS_OP_N, C, x, CUBLAS_OP_T, C, C, C, R);
+    int rc = wide ? multiply(s, n->a, x, CUBLAS_OP_T, C, x, CUBLAS_OP_N, C, R, R, C)
+                  : multiply(s, n->a, x, CUBLAS_OP_N, C, x, CUBLAS_OP_T, C, C, C, R);
     for (int i = 0; i < NS_STEPS && rc == TPO_OK; i++) {
         float *turned = n->t;
         rc = square_product(s, n->b, n->a, n->a, n->r);
         polynomial_ends<<<tpo_cuda_blocks(size, TPO_THREADS), TPO_THREADS, 0, tpo_cuda_stream(s)>>>(n->b, n->a, n->r, size);
-        if (rc == TPO_OK && i == 0) rc = tpo_cuda_code(cudaMemcpyAsync(n->p, n->b, (size_t)size * sizeof(float), cudaMemcpyDeviceToDevice, tpo_cuda_stream(s)));
+        if (rc == TPO_OK && i == 0)
+            rc = tpo_cuda_code(
+                cudaMemcpyAsync(n->p, n->b, (size_t)size * sizeof(float), cudaMemcpyDeviceToDevice, tpo_cuda_stream(s)));
         if (rc == TPO_OK && i + 1 < NS_STEPS) rc = square_product(s, n->t, n->a, n->b, n->r);
         if (rc == TPO_OK && i + 1 < NS_STEPS) rc = square_product(s, n->a, n->t, n->b, n->r);
         if (rc != TPO_OK || i == 0) continue;
@@ -98,7 +103,8 @@ static int newton_schulz(struct tpo_stream *s, struct newton_schulz *n, float *n
         n->p = turned;
     }
     if (rc != TPO_OK) return rc;
-    return wide ? multiply(s, next, x, CUBLAS_OP_N, C, n->p, CUBLAS_OP_N, R, C, R, R) : multiply(s, next, n->p, CUBLAS_OP_N, C, x, CUBLAS_OP_N, C, C, R, C);
+    return wide ? multiply(s, next, x, CUBLAS_OP_N, C, n->p, CUBLAS_OP_N, R, C, R, R)
+                : multiply(s, next, n->p, CUBLAS_OP_N, C, x, CUBLAS_OP_N, C, C, R, C);
 }
 
 extern "C" int tpo_muon_cuda(struct tpo_stream *s, float *w_next, float *m_next, const float *w, const float *m, const float *g,

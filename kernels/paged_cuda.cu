@@ -22,8 +22,7 @@ __device__ static bool row_ok(const struct tpo_paged_shape &p, int m)
 }
 
 /* A lane's EACH columns of a head; zeros past D. */
-template <int EACH>
-__device__ static void columns_of(float *to, const float *from, int D)
+template <int EACH> __device__ static void columns_of(float *to, const float *from, int D)
 {
     const int first = threadIdx.x % TPO_WARP * EACH;
     if (EACH == 4 && D % 4 == 0) {
@@ -37,7 +36,8 @@ __device__ static void columns_of(float *to, const float *from, int D)
 
 /* partial (M, H, SPLITS, 2 + D): a block's maximum, its sum of weights, its sum of weighted values. */
 template <int EACH>
-__global__ void paged(float *partial, const float *q, const float *pool_k, const float *pool_v, const struct tpo_paged_shape p, int *fault)
+__global__ void paged(float *partial, const float *q, const float *pool_k, const float *pool_v, const struct tpo_paged_shape p,
+                      int *fault)
 {
     __shared__ float tops[WARPS], totals[WARPS], sums[WARPS][TPO_WARP * EACH];
     const int m = blockIdx.x, h = blockIdx.y, g = h / (p.H / p.G), lane = threadIdx.x % TPO_WARP, warp = threadIdx.x / TPO_WARP;
@@ -110,7 +110,8 @@ __global__ void join(float *out, const float *partial, const struct tpo_paged_sh
     }
 }
 
-__global__ void write(float *pool_k, float *pool_v, const float *k, int ldk, const float *v, int ldv, const struct tpo_paged_shape p, int *fault)
+__global__ void write(float *pool_k, float *pool_v, const float *k, int ldk, const float *v, int ldv,
+                      const struct tpo_paged_shape p, int *fault)
 {
     const int m = blockIdx.x;
     if (!row_ok(p, m)) {
@@ -126,7 +127,8 @@ __global__ void write(float *pool_k, float *pool_v, const float *k, int ldk, con
 
 static int shape_ok(const struct tpo_paged_shape *p)
 {
-    return p->M > 0 && p->H > 0 && p->H <= 65535 && p->G > 0 && p->H % p->G == 0 && p->D > 0 && p->D <= 256 && p->block_tokens > 0 && p->max_blocks > 0;
+    return p->M > 0 && p->H > 0 && p->H <= 65535 && p->G > 0 && p->H % p->G == 0 && p->D > 0 && p->D <= 256 &&
+           p->block_tokens > 0 && p->max_blocks > 0;
 }
 
 extern "C" int tpo_attention_paged_cuda(struct tpo_stream *s, float *out, const float *q, const float *pool_k, const float *pool_v,
@@ -135,7 +137,8 @@ extern "C" int tpo_attention_paged_cuda(struct tpo_stream *s, float *out, const 
     if (!shape_ok(shape) || shape->ldq < shape->H * shape->D || shape->ldo < shape->H * shape->D) return TPO_EINVAL;
     const dim3 grid((unsigned)shape->M, (unsigned)shape->H, SPLITS), rows((unsigned)shape->M, (unsigned)shape->H);
     const unsigned threads = WARPS * TPO_WARP;
-    float *partial = (float *)tpo_cuda_scratch(s, (size_t)shape->M * (size_t)shape->H * SPLITS * (size_t)(2 + shape->D) * sizeof(float));
+    float *partial =
+        (float *)tpo_cuda_scratch(s, (size_t)shape->M * (size_t)shape->H * SPLITS * (size_t)(2 + shape->D) * sizeof(float));
     int *fault = tpo_cuda_of(s)->fault;
     if (partial == NULL) return TPO_ENOMEM;
     if (shape->D <= 32)
@@ -150,8 +153,8 @@ extern "C" int tpo_attention_paged_cuda(struct tpo_stream *s, float *out, const 
     return tpo_cuda_launched();
 }
 
-extern "C" int tpo_kv_write_cuda(struct tpo_stream *s, float *pool_k, float *pool_v, const float *k, int ldk, const float *v, int ldv,
-                                 const struct tpo_paged_shape *shape)
+extern "C" int tpo_kv_write_cuda(struct tpo_stream *s, float *pool_k, float *pool_v, const float *k, int ldk, const float *v,
+                                 int ldv, const struct tpo_paged_shape *shape)
 {
     if (!shape_ok(shape) || ldk < shape->G * shape->D || ldv < shape->G * shape->D) return TPO_EINVAL;
     write<<<shape->M, TPO_THREADS, 0, tpo_cuda_stream(s)>>>(pool_k, pool_v, k, ldk, v, ldv, *shape, tpo_cuda_of(s)->fault);

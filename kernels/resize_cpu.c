@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define STRIP    16 /* columns whose sums stay in registers */
+#define STRIP 16 /* columns whose sums stay in registers */
 
 /* row[x] = sum over taps of weight * src[tap row][x], rows of n elements. The twin below differs in its type alone. */
 static void sum_rows_u8(float *row, const uint8_t *src, const struct tpo_side *y, int i, size_t n)

@@ -14,8 +14,7 @@ struct taps {
     int taps;
 };
 
-template <typename Pixel>
-__device__ static float sum_taps(const Pixel *p, int64_t step, const struct taps &side, int i)
+template <typename Pixel> __device__ static float sum_taps(const Pixel *p, int64_t step, const struct taps &side, int i)
 {
     const int *at = side.at + (int64_t)i * side.taps;
     const float *weight = side.weight + (int64_t)i * side.taps;
@@ -74,8 +73,8 @@ static size_t side_bytes(const struct tpo_side *side, int n)
 
 /* `planes` pictures of (H, W, channels) to (h, w, channels). */
 template <typename Pixel>
-static int passes(struct tpo_stream *s, Pixel *dst, const Pixel *src, const struct tpo_side *y, const struct tpo_side *x, int planes, int channels, int h,
-                  int w, int H, int W)
+static int passes(struct tpo_stream *s, Pixel *dst, const Pixel *src, const struct tpo_side *y, const struct tpo_side *x,
+                  int planes, int channels, int h, int w, int H, int W)
 {
     const int64_t row = (int64_t)W * channels, middle = planes * h * row, n = (int64_t)planes * h * w * channels;
     const size_t y_bytes = side_bytes(y, h);
@@ -92,11 +91,13 @@ static int passes(struct tpo_stream *s, Pixel *dst, const Pixel *src, const stru
 }
 
 template <typename Pixel>
-static int resize(struct tpo_stream *s, Pixel *dst, const Pixel *src, int planes, int channels, int h, int w, int H, int W, int antialias)
+static int resize(struct tpo_stream *s, Pixel *dst, const Pixel *src, int planes, int channels, int h, int w, int H, int W,
+                  int antialias)
 {
     struct tpo_side y, x;
     if (!tpo_resize_sizes_ok(h, w, H, W) || planes < 1) return TPO_EINVAL;
-    if (h == H && w == W) return s->device->copy_in(s, dst, src, (size_t)planes * (size_t)h * (size_t)w * (size_t)channels * sizeof(*dst));
+    if (h == H && w == W)
+        return s->device->copy_in(s, dst, src, (size_t)planes * (size_t)h * (size_t)w * (size_t)channels * sizeof(*dst));
     int rc = tpo_side_init(&y, H, h, antialias);
     if (rc != TPO_OK) return rc;
     rc = tpo_side_init(&x, W, w, antialias);
@@ -113,7 +114,8 @@ extern "C" int tpo_resize_u8_cuda(struct tpo_stream *s, uint8_t *dst, int h, int
     return resize(s, dst, src, 1, 3, h, w, H, W, antialias);
 }
 
-extern "C" int tpo_resize_f32_cuda(struct tpo_stream *s, float *dst, int h, int w, const float *src, int C, int H, int W, int antialias)
+extern "C" int tpo_resize_f32_cuda(struct tpo_stream *s, float *dst, int h, int w, const float *src, int C, int H, int W,
+                                   int antialias)
 {
     return resize(s, dst, src, C, 1, h, w, H, W, antialias);
 }
@@ -131,7 +133,8 @@ __global__ void normalise(float *dst, const uint8_t *src, const struct channels 
     }
 }
 
-extern "C" int tpo_normalise_cuda(struct tpo_stream *s, float *dst, const uint8_t *src, const float mean[3], const float std[3], int H, int W)
+extern "C" int tpo_normalise_cuda(struct tpo_stream *s, float *dst, const uint8_t *src, const float mean[3], const float std[3],
+                                  int H, int W)
 {
     if (H < 1 || W < 1) return TPO_EINVAL;
     const int64_t pixels = (int64_t)H * W, n = 3 * pixels;

@@ -11,11 +11,13 @@ __global__ void table(float *cos_table, float *sin_table, const int32_t *positio
     }
 }
 
-extern "C" int tpo_rope_table_cuda(struct tpo_stream *s, float *cos_table, float *sin_table, const int32_t *positions, double theta, int n, int D)
+extern "C" int tpo_rope_table_cuda(struct tpo_stream *s, float *cos_table, float *sin_table, const int32_t *positions, double theta,
+                                   int n, int D)
 {
     if (n < 1 || D < 2 || D % 2 != 0) return TPO_EINVAL;
     const int64_t cells = (int64_t)n * (D / 2);
-    table<<<tpo_cuda_blocks(cells, TPO_THREADS), TPO_THREADS, 0, tpo_cuda_stream(s)>>>(cos_table, sin_table, positions, theta, D / 2, cells);
+    table<<<tpo_cuda_blocks(cells, TPO_THREADS), TPO_THREADS, 0, tpo_cuda_stream(s)>>>(cos_table, sin_table, positions, theta,
+                                                                                       D / 2, cells);
     return tpo_cuda_launched();
 }
 
@@ -32,10 +34,12 @@ __global__ void rotate(float *x, int ld, const float *cos_table, const float *si
     }
 }
 
-extern "C" int tpo_rope_cuda(struct tpo_stream *s, float *x, int ld, const float *cos_table, const float *sin_table, int inverse, int M, int H, int D)
+extern "C" int tpo_rope_cuda(struct tpo_stream *s, float *x, int ld, const float *cos_table, const float *sin_table, int inverse,
+                             int M, int H, int D)
 {
     if (M < 1 || H < 1 || D < 2 || D % 2 != 0 || ld < H * D) return TPO_EINVAL;
     const int64_t n = (int64_t)M * H * (D / 2);
-    rotate<<<tpo_cuda_blocks(n, TPO_THREADS), TPO_THREADS, 0, tpo_cuda_stream(s)>>>(x, ld, cos_table, sin_table, inverse ? -1.0f : 1.0f, H, D / 2, n);
+    rotate<<<tpo_cuda_blocks(n, TPO_THREADS), TPO_THREADS, 0, tpo_cuda_stream(s)>>>(x, ld, cos_table, sin_table,
+                                                                                    inverse ? -1.0f : 1.0f, H, D / 2, n);
     return tpo_cuda_launched();
 }

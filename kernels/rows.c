@@ -3,8 +3,8 @@
 
 #include "kernels/vector.h"
 
-int tpo_rows_take(struct tpo_stream *s, float *y, struct tpo_weight table, const int32_t *index, const int32_t *places, int M, int C,
-                  int n_rows)
+int tpo_rows_take(struct tpo_stream *s, float *y, struct tpo_weight table, const int32_t *index, const int32_t *places, int M,
+                  int C, int n_rows)
 {
     if (table.dtype == TPO_F32) return tpo_rows_gather(s, y, table.data, index, M, C, n_rows);
     if (M < 1 || C < 1 || n_rows < 1) return TPO_EINVAL;

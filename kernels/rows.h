@@ -16,8 +16,8 @@
 
 int tpo_rows_gather(struct tpo_stream *s, float *y, const float *table, const int32_t *index, int M, int C, int n_rows);
 /* The same out of a table that may be bf16, whose rows are widened; `places` is `index` in host memory. */
-int tpo_rows_take(struct tpo_stream *s, float *y, struct tpo_weight table, const int32_t *index, const int32_t *places, int M, int C,
-                  int n_rows);
+int tpo_rows_take(struct tpo_stream *s, float *y, struct tpo_weight table, const int32_t *index, const int32_t *places, int M,
+                  int C, int n_rows);
 int tpo_rows_scatter(struct tpo_stream *s, float *table, const float *x, const int32_t *index, int add, int M, int C, int n_rows);
 int tpo_add_rows(struct tpo_stream *s, float *y, const float *x, int M, int period, int C);
 int tpo_sum_rows(struct tpo_stream *s, float *y, const float *x, int M, int period, int C);

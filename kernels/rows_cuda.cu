@@ -34,14 +34,16 @@ __global__ void scatter(float *table, const float *x, const int32_t *index, int 
     }
 }
 
-extern "C" int tpo_rows_gather_cuda(struct tpo_stream *s, float *y, const float *table, const int32_t *index, int M, int C, int n_rows)
+extern "C" int tpo_rows_gather_cuda(struct tpo_stream *s, float *y, const float *table, const int32_t *index, int M, int C,
+                                    int n_rows)
 {
     if (M < 1 || C < 1 || n_rows < 1) return TPO_EINVAL;
     gather<<<M, tpo_cuda_row_threads(C), 0, tpo_cuda_stream(s)>>>(y, table, index, C, n_rows, tpo_cuda_of(s)->fault);
     return tpo_cuda_launched();
 }
 
-extern "C" int tpo_rows_scatter_cuda(struct tpo_stream *s, float *table, const float *x, const int32_t *index, int add, int M, int C, int n_rows)
+extern "C" int tpo_rows_scatter_cuda(struct tpo_stream *s, float *table, const float *x, const int32_t *index, int add, int M,
+                                     int C, int n_rows)
 {
     if (M < 1 || C < 1 || n_rows < 1) return TPO_EINVAL;
     scatter<<<M, TPO_THREADS, 0, tpo_cuda_stream(s)>>>(table, x, index, add, M, C, n_rows, tpo_cuda_of(s)->fault);
@@ -106,9 +108,11 @@ __global__ void patchify(float *rows, const float *pixels, int H, int W, int p, 
     }
 }
 
-extern "C" int tpo_patchify_cuda(struct tpo_stream *s, float *rows, const float *pixels, int B, int T, int H, int W, int patch, int tubelet)
+extern "C" int tpo_patchify_cuda(struct tpo_stream *s, float *rows, const float *pixels, int B, int T, int H, int W, int patch,
+                                 int tubelet)
 {
-    if (B < 1 || T < 1 || H < 1 || W < 1 || patch < 1 || tubelet < 1 || H % patch != 0 || W % patch != 0 || T % tubelet != 0) return TPO_EINVAL;
+    if (B < 1 || T < 1 || H < 1 || W < 1 || patch < 1 || tubelet < 1 || H % patch != 0 || W % patch != 0 || T % tubelet != 0)
+        return TPO_EINVAL;
     const int64_t n = (int64_t)B * T * 3 * H * W;
     patchify<<<tpo_cuda_blocks(n, TPO_THREADS), TPO_THREADS, 0, tpo_cuda_stream(s)>>>(rows, pixels, H, W, patch, tubelet, n);
     return tpo_cuda_launched();

@@ -357,7 +357,8 @@ VEC_FN void dots_block(const struct dots *d, int row, int col, int half, int ahe
             for (int i = 0, rest = k; i < 2 && rest < K; i++, rest += LANES, at += LANES * size)
                 pair[i] += load_n(x + r * d->ldx + rest, K - rest) *
                            (half ? load_half((const uint16_t *)at, K - rest) : load_n((const float *)at, K - rest));
-            float *y = d->y + (row + r) * d->ldy + col + c, total = sum_lanes(pair[0] + pair[1]) + (d->bias != NULL ? d->bias[col + c] : 0.0f);
+            float *y = d->y + (row + r) * d->ldy + col + c,
+                  total = sum_lanes(pair[0] + pair[1]) + (d->bias != NULL ? d->bias[col + c] : 0.0f);
             *y = d->add ? *y + total : total;
         }
 }
@@ -385,15 +386,15 @@ VEC_FN void dots_of(const struct dots *d, int half, int rows, int cols)
         for (int r = 0; r < rows; r++) dots_block(d, r, c, half, 0, 1, 1);
 }
 
-static void dots(float *y, int64_t ldy, const float *x, int64_t ldx, const float *w, int64_t ldw, const float *bias, int add, int rows,
-                 int cols, int K)
+static void dots(float *y, int64_t ldy, const float *x, int64_t ldx, const float *w, int64_t ldw, const float *bias, int add,
+                 int rows, int cols, int K)
 {
     const struct dots d = {y, x, bias, (const char *)w, ldy, ldx, ldw * 4, add, K};
     dots_of(&d, 0, rows, cols);
 }
 
-static void dots_half(float *y, int64_t ldy, const float *x, int64_t ldx, const uint16_t *w, int64_t ldw, const float *bias, int add, int rows,
-                      int cols, int K)
+static void dots_half(float *y, int64_t ldy, const float *x, int64_t ldx, const uint16_t *w, int64_t ldw, const float *bias,
+                      int add, int rows, int cols, int K)
 {
     const struct dots d = {y, x, bias, (const char *)w, ldy, ldx, ldw * 2, add, K};
     dots_of(&d, 1, rows, cols);

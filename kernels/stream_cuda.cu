@@ -55,7 +55,8 @@ static int open_cuda(struct tpo_stream *s, int n_threads, struct tpo_error *err)
     cudaError_t e = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);
     if (e == cudaSuccess) e = cudaHostAlloc((void **)&c->fault, sizeof(*c->fault), cudaHostAllocMapped);
     if (e == cudaSuccess) e = cudaHostAlloc((void **)&c->host_sum, sizeof(*c->host_sum), cudaHostAllocDefault);
-    if (e != cudaSuccess) return tpo_fail(err, tpo_cuda_code(e), "cuda", "a CUDA stream cannot be opened: %s", cudaGetErrorString(e));
+    if (e != cudaSuccess)
+        return tpo_fail(err, tpo_cuda_code(e), "cuda", "a CUDA stream cannot be opened: %s", cudaGetErrorString(e));
     *c->fault = 0;
     if (cublasCreate(&c->blas) != CUBLAS_STATUS_SUCCESS || cublasSetStream(c->blas, c->stream) != CUBLAS_STATUS_SUCCESS)
         return tpo_fail(err, TPO_INTERNAL, "cublas", "cuBLAS cannot be opened on this GPU");

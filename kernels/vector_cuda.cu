@@ -6,14 +6,12 @@
 
 #define SUM_BLOCK 4096
 
-template <typename Fn>
-__global__ void each(Fn fn, int64_t n)
+template <typename Fn> __global__ void each(Fn fn, int64_t n)
 {
     TPO_EACH(i, n) fn(i);
 }
 
-template <typename Fn>
-static int run(struct tpo_stream *s, int64_t n, Fn fn)
+template <typename Fn> static int run(struct tpo_stream *s, int64_t n, Fn fn)
 {
     if (n < 1) return TPO_EINVAL;
     each<<<tpo_cuda_blocks(n, TPO_THREADS), TPO_THREADS, 0, tpo_cuda_stream(s)>>>(fn, n);

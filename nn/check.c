@@ -51,8 +51,10 @@ static int compare(const char *stage, const struct tpo_params *schema, const cha
     for (int i = 0; i < files->n_faults; i++) on_fault(&r, files->faults[i]);
     tpo_params_match(schema, files, stage, on_fault, &r);
     tpo_safetensors_close(files);
-    if (r.n_faults == 0) printf("%s: sound\n", stage);
-    else printf("%s: %d fault%s\n", stage, r.n_faults, r.n_faults == 1 ? "" : "s");
+    if (r.n_faults == 0)
+        printf("%s: sound\n", stage);
+    else
+        printf("%s: %d fault%s\n", stage, r.n_faults, r.n_faults == 1 ? "" : "s");
     return r.n_faults == 0 ? 0 : 1;
 }
 

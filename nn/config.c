@@ -380,7 +380,8 @@ int tpo_config_hash(char hex[TPO_SHA256_HEX], const char *folder, struct tpo_err
     FILE *f = fopen(path, "rb");
     const size_t n = f != NULL ? fread(text, 1, sizeof(text), f) : 0;
     if (f != NULL) fclose(f);
-    if (n == 0 || n == sizeof(text)) return tpo_fail(err, TPO_FAILED_PRECONDITION, "config", "%.200s cannot be read, or is no such file", path);
+    if (n == 0 || n == sizeof(text))
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "config", "%.200s cannot be read, or is no such file", path);
     tpo_sha256(digest, text, n);
     tpo_sha256_hex(hex, digest);
     return TPO_OK;

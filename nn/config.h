@@ -17,7 +17,7 @@
 
 /* One task of `tasks: [{name, trigger, slot, vector}]`: the token that calls it, the token whose place v_i takes, v_i's tensor. */
 struct tpo_task {
-    char name[24];    /* "region" */
+    char name[24];               /* "region" */
     char trigger[TPO_TOKEN_MAX]; /* "<box_begin>" */
     char slot[TPO_TOKEN_MAX];    /* "<boxes>" */
     char vector[TPO_TOKEN_MAX];  /* "box_token" */
@@ -27,18 +27,20 @@ struct tpo_task {
 struct tpo_config {
     struct {
         int img_size, patch_size, encoder_embed_dim, encoder_depth, encoder_num_heads, num_frames, tubelet_size, checkpoint_frames;
-        int return_index;    /* -2: one block fewer than encoder_depth is built */
+        int return_index; /* -2: one block fewer than encoder_depth is built */
         float mlp_ratio;
-        float norm_eps;      /* 1e-6 */
-        bool ext_position;   /* ext.encoder.position (patches, width) and ext.encoder.frame_position (num_frames, width) instead of the
+        float norm_eps; /* 1e-6 */
+        bool
+            ext_position; /* ext.encoder.position (patches, width) and ext.encoder.frame_position (num_frames, width) instead of the
                                 fixed sine table; a clip may then hold 1..num_frames frames */
-        bool temporal_pad;   /* a clip always has num_frames rows, as the published one */
+        bool temporal_pad; /* a clip always has num_frames rows, as the published one */
     } vision_encoder;
     struct {
         int num_query_token, extra_num_query_token, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size;
         int cross_attention_freq, vocab_size, max_position_embeddings;
         float dropout, drop_path_rate; /* qformer_hidden_dropout_prob */
-        bool ext_key_position; /* ext.encoder.key_position (patches, vision width), added to keys and values of the cross attention */
+        bool
+            ext_key_position; /* ext.encoder.key_position (patches, vision width), added to keys and values of the cross attention */
     } bridge;
     struct {
         int hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim, intermediate_size, vocab_size;
@@ -65,7 +67,7 @@ int tpo_config_vit_blocks(const struct tpo_config *c);
 int tpo_config_patches(const struct tpo_config *c); /* of one frame */
 int tpo_config_queries(const struct tpo_config *c);
 
-void tpo_config_default(struct tpo_config *c); /* the published model */
+void tpo_config_default(struct tpo_config *c);                                        /* the published model */
 int tpo_config_load(struct tpo_config *c, const char *folder, struct tpo_error *err); /* config.json and added_tokens.json */
 /* SHA-256 of config.json's bytes: who trains a service with other hyperparameters would train something else in silence. */
 int tpo_config_hash(char hex[TPO_SHA256_HEX], const char *folder, struct tpo_error *err);

@@ -29,8 +29,8 @@ struct tpo_forward {
     int n_inputs;
     bool (*wants_loss)(void *plan, const char *name); /* false: the loss has no weight in this run, don't compute it */
     void *plan;
-    bool training;    /* dropout and drop-path on (only what has trainable parameters in it) */
-    uint64_t noise;   /* key of this micro-batch: mix in the module and element */
+    bool training;  /* dropout and drop-path on (only what has trainable parameters in it) */
+    uint64_t noise; /* key of this micro-batch: mix in the module and element */
     /* out */
     struct tpo_port outputs[TPO_PORTS_MAX];
     int n_outputs;

@@ -155,7 +155,8 @@ static const char *mismatch(const struct tpo_param *item, const struct tpo_entry
     if (e->n_dims != item->n_dims) return "has the wrong shape";
     for (int i = 0; i < e->n_dims; i++)
         if (e->shape[i] != item->shape[i]) return "has the wrong shape";
-    bool fits = tpo_param_is_integer(item) ? e->dtype == TPO_I64 : e->dtype == TPO_F32 || e->dtype == TPO_BF16 || e->dtype == TPO_F16;
+    bool fits =
+        tpo_param_is_integer(item) ? e->dtype == TPO_I64 : e->dtype == TPO_F32 || e->dtype == TPO_BF16 || e->dtype == TPO_F16;
     return fits ? NULL : "has the wrong dtype";
 }
 

@@ -26,10 +26,10 @@ enum tpo_init {
     TPO_INIT_NORMAL,     /* N(0, scale) */
     TPO_INIT_FAN_IN,     /* N(0, scale / sqrt(elements / shape[0])) */
     TPO_INIT_ORTHOGONAL, /* scale times an orthogonal matrix */
-    TPO_INIT_SINCOS_2D,  /* 2-D sine-cosine table, times scale. Rows (all dimensions but the last) are the cells, row by row, of the squarest grid
+    TPO_INIT_SINCOS_2D, /* 2-D sine-cosine table, times scale. Rows (all dimensions but the last) are the cells, row by row, of the squarest grid
                             that has at least as many columns as rows: 64 is 8 x 8, 32 is 8 columns x 4 rows */
     TPO_INIT_NORMAL_LATER, /* N(0, scale), the first row zero: a table of frames */
-    TPO_INIT_BOX,        /* (4): .5 - scale, .5 - scale, .5 + scale, .5 + scale */
+    TPO_INIT_BOX,          /* (4): .5 - scale, .5 - scale, .5 + scale, .5 + scale */
 };
 
 struct tpo_param {
@@ -40,12 +40,14 @@ struct tpo_param {
     bool ignored; /* checked, never read: position_ids and parts this build does not use */
     enum tpo_init init;
     float scale;
-    const struct tpo_param *like; /* NULL, or draw ORTHOGONAL from this tensor's name instead of the own one, so that both start equal; */
-    bool like_transposed;         /* and transposed */
-    bool product; /* only ever the weight of a product or a table of rows, so that it may stay as it is in the file */
-    float *data; /* f32 of the stream's device; NULL until loaded, for an ignored one, and while `half` counts */
-    const uint16_t *half; /* with keep_half: a product's weight or table that is BF16 in its file, mapped or copied to the device; counts where data is NULL */
-    float *grad; /* NULL while frozen */
+    const struct tpo_param
+        *like;            /* NULL, or draw ORTHOGONAL from this tensor's name instead of the own one, so that both start equal; */
+    bool like_transposed; /* and transposed */
+    bool product;         /* only ever the weight of a product or a table of rows, so that it may stay as it is in the file */
+    float *data;          /* f32 of the stream's device; NULL until loaded, for an ignored one, and while `half` counts */
+    const uint16_t *
+        half; /* with keep_half: a product's weight or table that is BF16 in its file, mapped or copied to the device; counts where data is NULL */
+    float *grad;   /* NULL while frozen */
     uint64_t pass; /* the tape's pass that used it last */
 };
 
@@ -53,19 +55,20 @@ struct tpo_params {
     struct tpo_param **items; /* pointers stay valid as the list grows, so models keep them */
     int n;
     struct tpo_params_memory *memory; /* mappings and copies */
-    bool keep_half; /* before load: BF16 weights of products and tables of rows stay as they are, on the CPU where they are mapped (--dtype bf16) */
+    bool
+        keep_half; /* before load: BF16 weights of products and tables of rows stay as they are, on the CPU where they are mapped (--dtype bf16) */
 };
 
 /* Adds a tensor to the schema and returns it; NULL when out of memory (a later load then fails with TPO_ENOMEM). shape ends with 0. */
-struct tpo_param *tpo_params_declare(struct tpo_params *p, enum tpo_init init, float scale, const int64_t *shape, const char *name_format,
-                                     ...) __attribute__((format(printf, 5, 6)));
+struct tpo_param *tpo_params_declare(struct tpo_params *p, enum tpo_init init, float scale, const int64_t *shape,
+                                     const char *name_format, ...) __attribute__((format(printf, 5, 6)));
 #define TPO_SHAPE(...) ((const int64_t[]){__VA_ARGS__, 0})
 bool tpo_param_is_integer(const struct tpo_param *p); /* I64 in a file: position_ids; all others are F32, BF16 or F16 */
 /* One of the training-only heads (ext.encoder.dense.*, ext.router.slot.*), which no folder to serve from need hold. */
 bool tpo_param_is_aid(const struct tpo_param *p);
 struct tpo_param *tpo_params_find(const struct tpo_params *p, const char *name);
 
-struct tpo_param *tpo_param_of_product(struct tpo_param *p); /* marks it; accepts and returns NULL */
+struct tpo_param *tpo_param_of_product(struct tpo_param *p);                    /* marks it; accepts and returns NULL */
 int tpo_param_read(const struct tpo_param *p, struct tpo_stream *s, float *to); /* its values as f32 of the device */
 struct tpo_weight tpo_param_weight(const struct tpo_param *p);
 

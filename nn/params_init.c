@@ -68,7 +68,8 @@ static void sincos_2d(float *y, int64_t rows, int64_t cols, float scale, int64_t
         y[i - first] = 0;
         if (c >= 4 * quarter) continue;
         double rate = pow(10000, -(double)(c % quarter) / (double)quarter);
-        double across = GRID * ((double)(r % wide) + .5) / (double)wide * rate, down = GRID * ((double)(r / wide) + .5) / (double)high * rate;
+        double across = GRID * ((double)(r % wide) + .5) / (double)wide * rate,
+               down = GRID * ((double)(r / wide) + .5) / (double)high * rate;
         double angle = c < 2 * quarter ? across : down;
         y[i - first] = scale * (float)(c / quarter % 2 == 0 ? sin(angle) : cos(angle));
     }

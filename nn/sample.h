@@ -27,10 +27,10 @@ struct tpo_turn {
 /* Where an attention target's row or goal is. Words are given by the byte offset of their first letter in the last turn's question;
  * the router finds the token that covers it. */
 enum tpo_attention_place {
-    TPO_AT_VECTOR,  /* v_i's own position (the slot of the first task in the answer) */
-    TPO_AT_ANSWER,  /* the position that predicts the answer's first token */
-    TPO_AT_WORD,    /* a word of the question */
-    TPO_AT_SLOTS,   /* the visual rows; as goal only, with `slots` */
+    TPO_AT_VECTOR, /* v_i's own position (the slot of the first task in the answer) */
+    TPO_AT_ANSWER, /* the position that predicts the answer's first token */
+    TPO_AT_WORD,   /* a word of the question */
+    TPO_AT_SLOTS,  /* the visual rows; as goal only, with `slots` */
 };
 
 /* A training-only aid (small-model.md 1.1): row `from` of one attention head should look at `to`. */
@@ -52,18 +52,18 @@ struct tpo_conversation {
     int n_user_boxes;
     const float (*user_boxes)[4]; /* normalised corners, in order of {box} */
     int n_boxes;
-    const float (*boxes)[4];      /* targets, one per <boxes> of the answers, in order; normalised corners */
-    float weight;                 /* of its language loss, 1 as a rule */
-    float weight_end;             /* of the </s> relative to the rest, 1 as a rule */
+    const float (*boxes)[4]; /* targets, one per <boxes> of the answers, in order; normalised corners */
+    float weight;            /* of its language loss, 1 as a rule */
+    float weight_end;        /* of the </s> relative to the rest, 1 as a rule */
     int n_attention;
     const struct tpo_attention_target *attention;
 };
 
 struct tpo_sample {
     int n_frames, height, width;
-    const uint8_t *pixels;  /* (T, H, W, 3), already at the encoder's size */
-    const char *media_id;   /* instead of pixels, for recorded data; NULL: none */
-    const char *media_path; /* where the trainer has the bytes of media_id; never sent */
+    const uint8_t *pixels;     /* (T, H, W, 3), already at the encoder's size */
+    const char *media_id;      /* instead of pixels, for recorded data; NULL: none */
+    const char *media_path;    /* where the trainer has the bytes of media_id; never sent */
     const char *next_media_id; /* what the next step will need, NULL: nothing */
     int n_conversations;
     const struct tpo_conversation *conversations;

@@ -271,7 +271,9 @@ static void use_note(struct tpo_tape *t, struct tpo_param *p)
 
 struct tpo_tensor *tpo_param_tensor(struct tpo_tape *t, struct tpo_param *p, int rows, int cols)
 {
-    if (!tpo_tape_check(t, p == NULL || (p->data == NULL && p->half == NULL) || p->size != (int64_t)rows * cols ? TPO_EINVAL : TPO_OK)) return NULL;
+    if (!tpo_tape_check(t,
+                        p == NULL || (p->data == NULL && p->half == NULL) || p->size != (int64_t)rows * cols ? TPO_EINVAL : TPO_OK))
+        return NULL;
     struct tpo_tensor *x = head_make(t, rows, cols);
     if (x == NULL) return NULL;
     x->data = p->data;

@@ -39,7 +39,7 @@ void tpo_tape_reset(struct tpo_tape *t, bool record); /* forgets tensors and the
 void tpo_tape_close(struct tpo_tape *t);              /* accepts NULL */
 /* Just after a reset: memory for n floats in one piece, so that a pass of that size takes no more and its scopes all close. Less is no error. */
 void tpo_tape_room(struct tpo_tape *t, int64_t n);
-int tpo_tape_error(const struct tpo_tape *t);         /* the first error, or TPO_OK */
+int tpo_tape_error(const struct tpo_tape *t); /* the first error, or TPO_OK */
 struct tpo_stream *tpo_tape_stream(const struct tpo_tape *t);
 struct tpo_arena *tpo_tape_arena(struct tpo_tape *t); /* for what lives as long as the pass: index arrays, masks */
 

@@ -95,8 +95,8 @@ static void lora_backward(struct tpo_tape *t, struct tpo_step *base)
     if (da != NULL) tpo_tape_check(t, tpo_matmul_dw(s, da, dh, r, step->dropped->data, step->dropped->ld, add, M, r, K));
     float *dd = tpo_grad_begin(t, step->dropped, &add);
     if (dd != NULL)
-        tpo_tape_check(
-            t, tpo_matmul_dx(s, dd, step->dropped->view_of != NULL ? step->dropped->ld : K, dh, r, weight_of(step->a), add, M, r, K));
+        tpo_tape_check(t, tpo_matmul_dx(s, dd, step->dropped->view_of != NULL ? step->dropped->ld : K, dh, r, weight_of(step->a),
+                                        add, M, r, K));
 }
 
 /* An adapter that has not begun (b still zero) and is frozen adds nothing: the base alone gives the same bits. */

@@ -162,7 +162,7 @@ struct pick_step {
     struct tpo_step base;
     int n;
     struct tpo_tensor *sources[SOURCES_MAX];
-    const int32_t *index[SOURCES_MAX]; /* -1 where another source gives the row */
+    const int32_t *index[SOURCES_MAX];  /* -1 where another source gives the row */
     const int32_t *places[SOURCES_MAX]; /* the same, of the host */
 };
 
@@ -218,7 +218,8 @@ struct tpo_tensor *tpo_pick_rows(struct tpo_tape *t, int n_sources, struct tpo_t
     if (!tpo_tape_check(t, tpo_fill(s, y->data, 0, size_of(y)))) return NULL;
     for (int k = 0; k < n_sources; k++) {
         const struct tpo_weight table = sources[k]->half != NULL ? tpo_bf16(sources[k]->half) : tpo_f32(sources[k]->data);
-        if (!tpo_tape_check(t, tpo_rows_take(s, y->data, table, values.index[k], values.places[k], rows, y->cols, sources[k]->rows)))
+        if (!tpo_tape_check(t,
+                            tpo_rows_take(s, y->data, table, values.index[k], values.places[k], rows, y->cols, sources[k]->rows)))
             return NULL;
     }
     struct pick_step *step = tpo_tape_step(t, sizeof(*step), y, pick_backward);

@@ -138,7 +138,8 @@ static int finish(struct job *j, int status, int timed_out)
            timed_out ? " time limit" : "");
     if (!ok) print_log(j);
     kill(-j->pid, SIGKILL);
-    for (int rounds = 0; rounds < 10 && kill_left(j) > 0; rounds++) usleep(10000); /* again: one may have started another meanwhile */
+    for (int rounds = 0; rounds < 10 && kill_left(j) > 0; rounds++)
+        usleep(10000); /* again: one may have started another meanwhile */
     nftw(j->dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
     return ok;
 }

@@ -15,7 +15,8 @@ static const struct {
     {"tpo up", "--model --run-dir --replicas --http --grpc --dtype --wait-ms --drain-ms --log-level"},
     {"tpo down", "--run-dir"},
     {"tpo world", "--out --images --clips --seed --corpus --show"},
-    {"tpo train", "--out --model --data --mesh --device --threads --checkpoint-every --log-every --publish-every --stop-after --wait-ms --lease-ms --call-ms"},
+    {"tpo train", "--out --model --data --mesh --device --threads --checkpoint-every --log-every --publish-every --stop-after "
+                  "--wait-ms --lease-ms --call-ms"},
     {"tpo eval", "--n --threads --device --out --images --frames --kinds --held-out"},
     {"tpo model", "check random export export-peft import-peft --seed --dtype"},
     {"tpo model check", "check DIR"},

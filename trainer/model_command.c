@@ -16,11 +16,14 @@
 extern char **environ;
 
 static const char usage[] =
-    "tpo model -- a model folder in Hugging Face layout: config.json, added_tokens.json, tokenizer.model, model.safetensors (or shards + index)\n"
+    "tpo model -- a model folder in Hugging Face layout: config.json, added_tokens.json, tokenizer.model, model.safetensors (or "
+    "shards + index)\n"
     "\n"
-    "  tpo model check DIR                  what each service finds of its own: tensors, bytes, dtypes, every fault; reads no data\n"
+    "  tpo model check DIR                  what each service finds of its own: tensors, bytes, dtypes, every fault; reads no "
+    "data\n"
     "  tpo model random FROM DIR            a folder of random weights for FROM's config and tokenizer, to try the mesh with;\n"
-    "                                       FROM models/published with --dtype bf16: the published size, 2,594 tensors, 16.2 GB in 4 shards\n"
+    "                                       FROM models/published with --dtype bf16: the published size, 2,594 tensors, 16.2 GB in "
+    "4 shards\n"
     "      --seed N        other weights (default 1)\n"
     "      --dtype D       f32 (default) or bf16\n"
     "  tpo model export CHECKPOINT DIR      the tensors that serving needs out of a training checkpoint\n"
@@ -121,14 +124,17 @@ static int make(int argc, char **argv, int random)
         fprintf(stderr, "tpo model: %s: %s\n", tpo_status_name(err.code), err.message);
         return 2;
     }
-    printf("wrote %s (%s%s)\n", argv[optind + 1], tpo_dtype_name(dtype), random ? ", random weights: its answers mean nothing" : "");
+    printf("wrote %s (%s%s)\n", argv[optind + 1], tpo_dtype_name(dtype),
+           random ? ", random weights: its answers mean nothing" : "");
     return 0;
 }
 
 static int done(int rc, const char *dir, const struct tpo_error *err)
 {
-    if (rc == TPO_OK) printf("wrote %s\n", dir);
-    else fprintf(stderr, "tpo model: %s: %s\n", tpo_status_name(rc), err->message);
+    if (rc == TPO_OK)
+        printf("wrote %s\n", dir);
+    else
+        fprintf(stderr, "tpo model: %s: %s\n", tpo_status_name(rc), err->message);
     return rc == TPO_OK ? 0 : 2;
 }
 
@@ -144,7 +150,8 @@ int tpo_model_main(int argc, char **argv)
     if (argc >= 2 && strcmp(argv[1], "export") == 0) return make(argc - 1, argv + 1, 0);
     struct tpo_error err = {0};
     if (argc == 4 && strcmp(argv[1], "export-peft") == 0) return done(tpo_peft_export(argv[3], argv[2], &err), argv[3], &err);
-    if (argc == 5 && strcmp(argv[1], "import-peft") == 0) return done(tpo_peft_import(argv[4], argv[2], argv[3], &err), argv[4], &err);
+    if (argc == 5 && strcmp(argv[1], "import-peft") == 0)
+        return done(tpo_peft_import(argv[4], argv[2], argv[3], &err), argv[4], &err);
     fputs(usage, stderr);
     return 2;
 }

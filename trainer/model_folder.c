@@ -78,7 +78,8 @@ static int schemas_declare(struct folder *f, const struct tpo_config *c, const c
 
 static struct tpo_entry entry_of(const struct tpo_param *item, enum tpo_dtype dtype)
 {
-    struct tpo_entry e = {.name = item->name, .dtype = item->ignored ? TPO_I64 : (int)dtype, .n_dims = item->n_dims, .size = item->size};
+    struct tpo_entry e = {
+        .name = item->name, .dtype = item->ignored ? TPO_I64 : (int)dtype, .n_dims = item->n_dims, .size = item->size};
     for (int i = 0; i < item->n_dims; i++) e.shape[i] = item->shape[i];
     e.size_bytes = (size_t)item->size * tpo_dtype_size(e.dtype);
     return e;
@@ -92,7 +93,8 @@ static int check_source(const struct folder *f, const struct tpo_param *item, st
     if (e == NULL || e->size != item->size)
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "weights", "%s: %s", item->name, e == NULL ? "missing" : "the wrong size");
     if (e->dtype == TPO_F32 || e->dtype == TPO_BF16) return TPO_OK;
-    return tpo_fail(err, TPO_FAILED_PRECONDITION, "weights", "%s: dtype %s, F32 or BF16 is read here", item->name, tpo_dtype_name(e->dtype));
+    return tpo_fail(err, TPO_FAILED_PRECONDITION, "weights", "%s: dtype %s, F32 or BF16 is read here", item->name,
+                    tpo_dtype_name(e->dtype));
 }
 
 static int folder_open(struct folder *f, const char *from, int random, uint64_t seed, enum tpo_dtype dtype, struct tpo_error *err)
@@ -141,8 +143,10 @@ static int draw(struct folder *f, struct tpo_stream *s, void *out, int i, int64_
     float values[TPO_SHARDS_GRAIN];
     const bool f32 = f->entries[i].dtype == TPO_F32;
     const float *from = f->whole_of == i ? f->whole + first : values;
-    if (f->whole_of != i) tpo_param_init_piece(f32 ? out : values, f->items[i], f->seed, first, n);
-    else if (f32) memcpy(out, from, (size_t)n * sizeof(*from));
+    if (f->whole_of != i)
+        tpo_param_init_piece(f32 ? out : values, f->items[i], f->seed, first, n);
+    else if (f32)
+        memcpy(out, from, (size_t)n * sizeof(*from));
     return f32 ? TPO_OK : tpo_f32_to_bf16(s, out, from, n);
 }
 
@@ -201,8 +205,10 @@ static int settle(const char *part, const char *dir, struct tpo_error *err)
         if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
         snprintf(from, sizeof(from), "%.3900s/%.255s", part, e->d_name);
         snprintf(to, sizeof(to), "%.3900s/%.255s", dir != NULL ? dir : "", e->d_name);
-        if (dir == NULL) unlink(from);
-        else if (rename(from, to) != 0) rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "model_folder", "%s: %s", to, strerror(errno));
+        if (dir == NULL)
+            unlink(from);
+        else if (rename(from, to) != 0)
+            rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "model_folder", "%s: %s", to, strerror(errno));
     }
     if (d != NULL) closedir(d);
     rmdir(part);
@@ -213,12 +219,14 @@ static int settle(const char *part, const char *dir, struct tpo_error *err)
 static int write_folder(struct folder *f, const char *dir, const char *from, struct tpo_error *err)
 {
     char part[4100];
-    const struct tpo_shards shards = {.tensors = f->entries, .n = f->n, .shard_bytes = TPO_SHARD_BYTES, .begin = begin, .make = make, .owner = f};
+    const struct tpo_shards shards = {
+        .tensors = f->entries, .n = f->n, .shard_bytes = TPO_SHARD_BYTES, .begin = begin, .make = make, .owner = f};
     const bool made = mkdir(dir, 0755) == 0;
     if (!made && errno != EEXIST) return tpo_fail(err, TPO_FAILED_PRECONDITION, "model_folder", "%s: %s", dir, strerror(errno));
     snprintf(part, sizeof(part), "%.4000s/.part", dir);
     settle(part, NULL, NULL); /* of a run that was killed */
-    int rc = mkdir(part, 0755) == 0 ? TPO_OK : tpo_fail(err, TPO_FAILED_PRECONDITION, "model_folder", "%s: %s", part, strerror(errno));
+    int rc =
+        mkdir(part, 0755) == 0 ? TPO_OK : tpo_fail(err, TPO_FAILED_PRECONDITION, "model_folder", "%s: %s", part, strerror(errno));
     if (rc == TPO_OK) rc = tpo_model_folder_companions(part, from, err);
     if (rc == TPO_OK) rc = tpo_shards_write(part, &shards, err);
     if (rc == TPO_OK) rc = settle(part, dir, err);

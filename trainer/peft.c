@@ -45,7 +45,8 @@ static int fail_at_first(void *owner, const char *text)
 }
 
 /* The model's files, its config and the router's schema, which says what tensors an adapter of this model has; the three agree. */
-static int model_open(struct tpo_config *c, struct tpo_params *p, struct tpo_safetensors **files, const char *model, struct tpo_error *err)
+static int model_open(struct tpo_config *c, struct tpo_params *p, struct tpo_safetensors **files, const char *model,
+                      struct tpo_error *err)
 {
     int rc = tpo_config_load(c, model, err);
     if (rc != TPO_OK) return rc;

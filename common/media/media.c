@@ -15,9 +15,9 @@
 
 #include "common/media/process.h"
 
-#define WORKERS_MAX  64
-#define RING_SPARE   ((size_t)8 << 20) /* above this, memory of a closed file's frames goes back to the system */
-#define AHEAD        8                 /* frames asked for before the first is read */
+#define WORKERS_MAX 64
+#define RING_SPARE  ((size_t)8 << 20) /* above this, memory of a closed file's frames goes back to the system */
+#define AHEAD       8                 /* frames asked for before the first is read */
 
 struct tpo_media_file {
     struct tpo_media *media;
@@ -58,8 +58,10 @@ int tpo_media_open(tpo_media_t **out, const struct tpo_media_options *options, s
     if (o->max_frames <= 0) o->max_frames = 4000000;
     if (o->timeout_ms <= 0) o->timeout_ms = 20000;
     m->ring_bytes = ((size_t)o->max_pixels * 3 + 4095) & ~(size_t)4095;
-    if (o->program != NULL) snprintf(m->program, sizeof(m->program), "%s", o->program);
-    else beside_ourselves(m->program, sizeof(m->program));
+    if (o->program != NULL)
+        snprintf(m->program, sizeof(m->program), "%s", o->program);
+    else
+        beside_ourselves(m->program, sizeof(m->program));
     pthread_mutex_init(&m->lock, NULL);
     pthread_condattr_init(&clock);
     pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
@@ -120,18 +122,21 @@ static int64_t until(const tpo_media_t *m, int timeout_ms)
 static int reported(const struct tpo_media_reply *r, struct tpo_error *err)
 {
     int code = r->code == TPO_OUT_OF_RANGE ? TPO_OUT_OF_RANGE : TPO_INVALID_ARGUMENT;
-    const char *reason = strcmp(r->reason, "media_too_large") == 0 ? r->reason : code == TPO_OUT_OF_RANGE ? "media_frame" : "media_unreadable";
+    const char *reason = strcmp(r->reason, "media_too_large") == 0 ? r->reason
+                         : code == TPO_OUT_OF_RANGE                ? "media_frame"
+                                                                   : "media_unreadable";
     return tpo_fail(err, code, reason, "%s", r->message);
 }
 
 static int info_is_sane(const tpo_media_t *m, const struct tpo_media_reply *r)
 {
     return r->width >= 1 && r->width <= TPO_MEDIA_SIDE && r->height >= 1 && r->height <= TPO_MEDIA_SIDE &&
-           (int64_t)r->width * r->height <= m->options.max_pixels && r->n_frames >= 1 && r->n_frames <= m->options.max_frames && isfinite(r->fps) &&
-           r->fps > 0 && isfinite(r->duration_s) && r->duration_s >= 0;
+           (int64_t)r->width * r->height <= m->options.max_pixels && r->n_frames >= 1 && r->n_frames <= m->options.max_frames &&
+           isfinite(r->fps) && r->fps > 0 && isfinite(r->duration_s) && r->duration_s >= 0;
 }
 
-static int ask(tpo_media_file_t *f, struct tpo_media_request *q, int fd, struct tpo_media_reply *r, int64_t until_ms, struct tpo_error *err)
+static int ask(tpo_media_file_t *f, struct tpo_media_request *q, int fd, struct tpo_media_reply *r, int64_t until_ms,
+               struct tpo_error *err)
 {
     int rc = tpo_process_send(&f->process, q, fd, until_ms, err);
     return rc == TPO_OK ? tpo_process_receive(&f->process, r, f->process.last_id, until_ms, err) : rc;
@@ -161,7 +166,8 @@ int tpo_media_file_open_fd(tpo_media_t *m, tpo_media_file_t **out, int fd, int t
     int64_t until_ms = until(m, timeout_ms);
     *out = NULL;
     /* A pipe or a device would keep the worker waiting, or have effects. */
-    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) return tpo_fail(err, TPO_INVALID_ARGUMENT, "media_unreadable", "it is no file");
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "media_unreadable", "it is no file");
     if (st.st_size == 0) return tpo_fail(err, TPO_INVALID_ARGUMENT, "media_unreadable", "the file is empty");
     tpo_media_file_t *f = calloc(1, sizeof(*f));
     if (f == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a file");
@@ -172,8 +178,10 @@ int tpo_media_file_open_fd(tpo_media_t *m, tpo_media_file_t **out, int fd, int t
     }
     f->media = m;
     rc = open_in_worker(f, fd, until_ms, err);
-    if (rc != TPO_OK) tpo_media_file_close(f);
-    else *out = f;
+    if (rc != TPO_OK)
+        tpo_media_file_close(f);
+    else
+        *out = f;
     return rc;
 }
 
@@ -225,7 +233,9 @@ static int ask_ahead(tpo_media_file_t *f, struct reading *r, int64_t until_ms, s
 {
     while (r->asked < r->n && r->n_asked - r->n_read < r->n_slots) {
         if (!repeated(r, r->asked)) {
-            struct tpo_media_request q = {.kind = TPO_MEDIA_FRAME, .index = r->indices[r->asked], .offset = (size_t)(r->n_asked % r->n_slots) * r->frame_bytes};
+            struct tpo_media_request q = {.kind = TPO_MEDIA_FRAME,
+                                          .index = r->indices[r->asked],
+                                          .offset = (size_t)(r->n_asked % r->n_slots) * r->frame_bytes};
             int rc = tpo_process_send(&f->process, &q, -1, until_ms, err);
             if (rc != TPO_OK) return rc;
             r->n_asked++;
@@ -243,7 +253,8 @@ static void drain(tpo_media_file_t *f, struct reading *r, int64_t until_ms)
         if (tpo_process_receive(&f->process, &reply, r->first_id + (uint32_t)r->n_read++, until_ms, NULL) != TPO_OK) return;
 }
 
-static int read_frames(tpo_media_file_t *f, struct reading *r, tpo_media_on_frame *on_frame, void *arg, int64_t until_ms, struct tpo_error *err)
+static int read_frames(tpo_media_file_t *f, struct reading *r, tpo_media_on_frame *on_frame, void *arg, int64_t until_ms,
+                       struct tpo_error *err)
 {
     double time_s = 0;
     const uint8_t *rgb = NULL;
@@ -265,7 +276,8 @@ static int read_frames(tpo_media_file_t *f, struct reading *r, tpo_media_on_fram
     return TPO_OK;
 }
 
-int tpo_media_read(tpo_media_file_t *f, const int32_t *indices, int n, tpo_media_on_frame *on_frame, void *arg, int timeout_ms, struct tpo_error *err)
+int tpo_media_read(tpo_media_file_t *f, const int32_t *indices, int n, tpo_media_on_frame *on_frame, void *arg, int timeout_ms,
+                   struct tpo_error *err)
 {
     struct reading r = {.indices = indices, .n = n, .frame_bytes = (size_t)f->info.width * (size_t)f->info.height * 3};
     int64_t until_ms = until(f->media, timeout_ms);
@@ -296,7 +308,8 @@ static int copy_frame(void *arg, int i, int64_t index, double time_s, const uint
     return TPO_OK;
 }
 
-int tpo_media_read_into(tpo_media_file_t *f, const int32_t *indices, int n, uint8_t *rgb, double *times, int timeout_ms, struct tpo_error *err)
+int tpo_media_read_into(tpo_media_file_t *f, const int32_t *indices, int n, uint8_t *rgb, double *times, int timeout_ms,
+                        struct tpo_error *err)
 {
     struct into to = {rgb, times, (size_t)f->info.width * (size_t)f->info.height * 3};
     return tpo_media_read(f, indices, n, copy_frame, &to, timeout_ms, err);

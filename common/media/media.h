@@ -20,11 +20,11 @@
 #include "common/status.h"
 
 struct tpo_media_options {
-    const char *program;  /* NULL: tpo-media beside the running program */
-    int n_workers;        /* 0: 1 */
-    int64_t max_pixels;   /* of one frame, as coded and as displayed; 0: 2^26 (8192 x 8192) */
-    int64_t max_frames;   /* 0: 4 million, a day and a half at 30 a second */
-    int timeout_ms;       /* for a call that gives none; 0: 20 s */
+    const char *program; /* NULL: tpo-media beside the running program */
+    int n_workers;       /* 0: 1 */
+    int64_t max_pixels;  /* of one frame, as coded and as displayed; 0: 2^26 (8192 x 8192) */
+    int64_t max_frames;  /* 0: 4 million, a day and a half at 30 a second */
+    int timeout_ms;      /* for a call that gives none; 0: 20 s */
 };
 
 struct tpo_media_info {
@@ -53,9 +53,11 @@ void tpo_media_file_close(tpo_media_file_t *f); /* accepts NULL */
 typedef int tpo_media_on_frame(void *arg, int i, int64_t index, double time_s, const uint8_t *rgb);
 
 /* Frames in the order of `indices`; an index repeated in a row is decoded once. The worker decodes ahead while the callback runs. */
-int tpo_media_read(tpo_media_file_t *f, const int32_t *indices, int n, tpo_media_on_frame *on_frame, void *arg, int timeout_ms, struct tpo_error *err);
+int tpo_media_read(tpo_media_file_t *f, const int32_t *indices, int n, tpo_media_on_frame *on_frame, void *arg, int timeout_ms,
+                   struct tpo_error *err);
 
 /* The same into memory of the caller: rgb (n, height, width, 3), times (n) or NULL. */
-int tpo_media_read_into(tpo_media_file_t *f, const int32_t *indices, int n, uint8_t *rgb, double *times, int timeout_ms, struct tpo_error *err);
+int tpo_media_read_into(tpo_media_file_t *f, const int32_t *indices, int n, uint8_t *rgb, double *times, int timeout_ms,
+                        struct tpo_error *err);
 
 #endif

@@ -91,8 +91,10 @@ int tpo_process_start(struct tpo_process *p, const char *program, size_t ring_by
     p->socket = -1;
     int ring = make_ring(ring_bytes);
     p->ring = ring >= 0 ? mmap(NULL, ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, ring, 0) : MAP_FAILED;
-    if (p->ring == MAP_FAILED) p->ring = NULL;
-    else p->ring_bytes = ring_bytes;
+    if (p->ring == MAP_FAILED)
+        p->ring = NULL;
+    else
+        p->ring_bytes = ring_bytes;
     if (p->ring == NULL || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) {
         rc = tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "media_worker", "no memory or descriptors for a decoder: %s", strerror(errno));
         goto fail;
@@ -122,7 +124,8 @@ void tpo_process_kill(struct tpo_process *p)
 {
     if (p->pid > 0) {
         kill(p->pid, SIGKILL);
-        while (waitpid(p->pid, NULL, 0) < 0 && errno == EINTR) {}
+        while (waitpid(p->pid, NULL, 0) < 0 && errno == EINTR) {
+        }
     }
     if (p->socket >= 0 && p->ring != NULL) close(p->socket);
     if (p->ring != NULL) munmap(p->ring, p->ring_bytes);

@@ -34,8 +34,10 @@ static void end(struct tpo_call *call, struct put *p)
     struct tpo_error err = {0};
     char id[TPO_SHA256_HEX];
     int64_t size = 0;
-    if (p->writer == NULL) tpo_fail(&err, TPO_INVALID_ARGUMENT, "media_empty", "the file is empty");
-    else tpo_store_end(p->writer, id, &size, &err);
+    if (p->writer == NULL)
+        tpo_fail(&err, TPO_INVALID_ARGUMENT, "media_empty", "the file is empty");
+    else
+        tpo_store_end(p->writer, id, &size, &err);
     p->writer = NULL;
     if (err.code == TPO_OK) {
         reply.id = id;
@@ -69,6 +71,8 @@ void tpo_put_cancel(struct tpo_call *call)
     struct tpo_error err = {0};
     struct put *p = tpo_call_owner(call);
     tpo_fail(&err, TPO_CANCELLED, "cancelled", "the caller went away");
-    if (p != NULL) finish(call, p, &err);
-    else tpo_call_finish(call, err.code, &err); /* before its first chunk */
+    if (p != NULL)
+        finish(call, p, &err);
+    else
+        tpo_call_finish(call, err.code, &err); /* before its first chunk */
 }

@@ -162,7 +162,8 @@ int tpo_store_add(tpo_store_writer_t *w, const void *data, size_t bytes, struct 
 {
     const char *p = data;
     if (bytes > (uint64_t)(w->store->file_bytes - w->size))
-        return tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "media_too_large", "a file may have %lld bytes", (long long)w->store->file_bytes);
+        return tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "media_too_large", "a file may have %lld bytes",
+                        (long long)w->store->file_bytes);
     tpo_sha256_add(w->hash, data, bytes);
     w->size += (int64_t)bytes;
     while (bytes > 0) {
@@ -184,7 +185,8 @@ int tpo_store_end(tpo_store_writer_t *w, char id[TPO_SHA256_HEX], int64_t *size_
     tpo_sha256_end(w->hash, digest);
     tpo_sha256_hex(id, digest);
     *size_bytes = w->size;
-    if (w->size == 0) rc = tpo_fail(err, TPO_INVALID_ARGUMENT, "media_empty", "the file is empty");
+    if (w->size == 0)
+        rc = tpo_fail(err, TPO_INVALID_ARGUMENT, "media_empty", "the file is empty");
     else if (w->expected[0] != '\0' && strcmp(w->expected, id) != 0)
         rc = tpo_fail(err, TPO_INVALID_ARGUMENT, "media_hash", "the bytes hash to %s", id);
     snprintf(path, sizeof(path), "%s/%s", s->path, id);

@@ -32,9 +32,9 @@ struct tpo_media_request {
 };
 
 struct tpo_media_reply {
-    uint32_t id; /* of the request; 0 for HELLO */
-    int32_t code; /* enum tpo_status */
-    int32_t image; /* OPEN: 1 for a still */
+    uint32_t id;           /* of the request; 0 for HELLO */
+    int32_t code;          /* enum tpo_status */
+    int32_t image;         /* OPEN: 1 for a still */
     int32_t width, height; /* OPEN: as displayed */
     int64_t n_frames;
     double fps, duration_s;

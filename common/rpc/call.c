@@ -45,8 +45,7 @@ static void read_request_id(struct tpo_call *c)
 {
     const char *id = find_text(c, "tpo-request-id");
     size_t n = id != NULL ? strlen(id) : 0;
-    bool ok = n > 0 && n <= 64 &&
-              strspn(id, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-") == n;
+    bool ok = n > 0 && n <= 64 && strspn(id, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-") == n;
     memcpy(c->request_id, ok ? id : "-", (ok ? n : 1) + 1);
     c->n_texts = 0;
 }
@@ -114,8 +113,10 @@ static void start_write(struct tpo_call *c, struct call_out *out, bool last, con
 static void unlink_call(struct tpo_call *c)
 {
     struct tpo_server *s = c->server;
-    if (c->previous != NULL) c->previous->next = c->next;
-    else if (s->calls == c) s->calls = c->next;
+    if (c->previous != NULL)
+        c->previous->next = c->next;
+    else if (s->calls == c)
+        s->calls = c->next;
     if (c->next != NULL) c->next->previous = c->previous;
     if (!c->quiet) atomic_fetch_sub(&s->n_calls, 1);
 }
@@ -364,7 +365,8 @@ void tpo_call_accept(struct tpo_server *s)
     grpc_completion_queue *q = tpo_loop_queue(s->loop);
     c->tags = 1;
     tpo_loop_give(s->loop);
-    if (grpc_server_request_call(s->server, &c->call, &c->details, &c->metadata, q, q, &c->accept_tag) != GRPC_CALL_OK) free_call(c);
+    if (grpc_server_request_call(s->server, &c->call, &c->details, &c->metadata, q, q, &c->accept_tag) != GRPC_CALL_OK)
+        free_call(c);
 }
 
 void tpo_call_check_stall(struct tpo_call *c, int64_t now_us)
@@ -389,12 +391,16 @@ static void post(struct tpo_call *c)
 static void send(struct tpo_call *c, const ProtobufCMessage *message, struct tpo_payload *take_payload, bool now)
 {
     struct call_out *out = calloc(1, sizeof(*out));
-    if (out != NULL) out->bytes = tpo_message_pack(message, take_payload);
-    else tpo_payload_free(take_payload);
+    if (out != NULL)
+        out->bytes = tpo_message_pack(message, take_payload);
+    else
+        tpo_payload_free(take_payload);
     TPO_ASSERT(out != NULL && out->bytes != NULL);
     pthread_mutex_lock(&c->lock);
-    if (c->out_last != NULL) c->out_last->next = out;
-    else c->out_first = out;
+    if (c->out_last != NULL)
+        c->out_last->next = out;
+    else
+        c->out_first = out;
     c->out_last = out;
     c->n_out++;
     if (now) post(c);

@@ -25,9 +25,10 @@ enum tpo_pick { TPO_PICK_HASH /* rendezvous hash of the key: equal media, same r
 
 /* addresses: "host:port,host:port"; a name that resolves to several addresses is resolved again every 10 s and each address is a peer. Health is
  * watched; a peer that is not SERVING is picked only when none is. */
-int tpo_peers_open(struct tpo_peers **out, struct tpo_loop *l, const char *stage, const char *addresses, enum tpo_pick pick, struct tpo_error *err);
-void tpo_peers_close(struct tpo_peers *p); /* its calls end with CANCELLED first */
-int tpo_peers_ready(const struct tpo_peers *p);   /* how many are SERVING */
+int tpo_peers_open(struct tpo_peers **out, struct tpo_loop *l, const char *stage, const char *addresses, enum tpo_pick pick,
+                   struct tpo_error *err);
+void tpo_peers_close(struct tpo_peers *p);      /* its calls end with CANCELLED first */
+int tpo_peers_ready(const struct tpo_peers *p); /* how many are SERVING */
 int tpo_peers_count(const struct tpo_peers *p);
 const char *tpo_peers_stage(const struct tpo_peers *p);
 const char *tpo_peers_address(const struct tpo_peers *p, int i, bool *serving);
@@ -50,15 +51,15 @@ struct tpo_rpc_events {
 };
 
 struct tpo_rpc_start {
-    const char *path;                        /* "/tpo.v1.Encoder/Encode" */
+    const char *path; /* "/tpo.v1.Encoder/Encode" */
     const ProtobufCMessageDescriptor *reply;
-    bool reply_payload;                      /* replies carry a Tensor in field 15 */
-    bool stream_in;                          /* the first message is not the last: tpo_rpc_send, tpo_rpc_send_end follow */
-    int timeout_ms;                          /* a deadline on every call */
-    const char *key;                         /* for TPO_PICK_HASH: the media's id; NULL: any */
+    bool reply_payload;                             /* replies carry a Tensor in field 15 */
+    bool stream_in;                                 /* the first message is not the last: tpo_rpc_send, tpo_rpc_send_end follow */
+    int timeout_ms;                                 /* a deadline on every call */
+    const char *key;                                /* for TPO_PICK_HASH: the media's id; NULL: any */
     const char *request_id, *traceparent, *version; /* metadata; NULL: none */
-    bool versioned;                          /* pick only peers that hold `version` or have told of none */
-    int peer;                                /* 1 + index of the peer that must take it; 0: pick */
+    bool versioned;                                 /* pick only peers that hold `version` or have told of none */
+    int peer;                                       /* 1 + index of the peer that must take it; 0: pick */
 };
 
 /* Starts a call with its first message (takes the payload's data). NULL and *err when there is no peer (UNAVAILABLE
@@ -68,12 +69,13 @@ struct tpo_rpc *tpo_rpc_open(struct tpo_peers *p, const struct tpo_rpc_start *st
                              struct tpo_payload *take_payload, const struct tpo_rpc_events *on, struct tpo_error *err);
 void tpo_rpc_send(struct tpo_rpc *r, const ProtobufCMessage *message); /* queued; wait for on_writable after each */
 void tpo_rpc_send_end(struct tpo_rpc *r);
-void tpo_rpc_cancel(struct tpo_rpc *r); /* on_done follows, with TPO_CANCELLED */
+void tpo_rpc_cancel(struct tpo_rpc *r);            /* on_done follows, with TPO_CANCELLED */
 const char *tpo_rpc_peer(const struct tpo_rpc *r); /* its address */
 int tpo_rpc_peer_index(const struct tpo_rpc *r);
 
 /* One unary call, waited for; the owner's thread has nothing else to do. *reply as in on_message. */
-int tpo_rpc_call(struct tpo_peers *p, const struct tpo_rpc_start *start, const ProtobufCMessage *message, struct tpo_payload *take_payload,
-                 ProtobufCMessage **reply, struct tpo_payload *reply_payload, struct tpo_error *err);
+int tpo_rpc_call(struct tpo_peers *p, const struct tpo_rpc_start *start, const ProtobufCMessage *message,
+                 struct tpo_payload *take_payload, ProtobufCMessage **reply, struct tpo_payload *reply_payload,
+                 struct tpo_error *err);
 
 #endif

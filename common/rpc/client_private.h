@@ -35,7 +35,7 @@ struct tpo_peers {
     enum tpo_pick pick;
     struct peer **peers;
     int n_peers;
-    uint64_t turn; /* breaks ties */
+    uint64_t turn;        /* breaks ties */
     struct tpo_rpc *rpcs; /* all in flight, watches too */
     _Atomic int n_rpcs;
     bool closing;
@@ -45,13 +45,13 @@ struct tpo_peers {
     bool resolving;
     pthread_mutex_t lock;
     pthread_cond_t stop_changed;
-    bool stop, fresh;                 /* under lock */
-    struct peer_addresses found;      /* under lock */
+    bool stop, fresh;            /* under lock */
+    struct peer_addresses found; /* under lock */
 };
 
 /* resolve.c */
 void tpo_resolve(const char *names, struct peer_addresses *out); /* blocks */
-int tpo_resolver_start(struct tpo_peers *p); /* TPO_OK also when no name needs it */
+int tpo_resolver_start(struct tpo_peers *p);                     /* TPO_OK also when no name needs it */
 void tpo_resolver_stop(struct tpo_peers *p);
 bool tpo_resolver_take(struct tpo_peers *p, struct peer_addresses *out); /* whether there is news */
 

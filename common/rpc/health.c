@@ -37,8 +37,10 @@ static void on_check(void *owner, struct tpo_call *c, ProtobufCMessage *message,
     (void)payload;
     bool ok = known(s, ((Grpc__Health__V1__HealthCheckRequest *)message)->service);
     protobuf_c_message_free_unpacked(message, NULL);
-    if (ok) send(c, now(s));
-    else tpo_fail(&err, TPO_NOT_FOUND, "service", "there is no such service here");
+    if (ok)
+        send(c, now(s));
+    else
+        tpo_fail(&err, TPO_NOT_FOUND, "service", "there is no such service here");
     tpo_call_finish(c, ok ? TPO_OK : TPO_NOT_FOUND, ok ? NULL : &err);
 }
 

@@ -16,8 +16,8 @@ struct tpo_loop {
     grpc_completion_queue *queue;
     pthread_t thread;
     bool running, alone;
-    bool direct;            /* no thread: the owner takes events from the queue itself */
-    int64_t next_tick_us;   /* direct only */
+    bool direct;          /* no thread: the owner takes events from the queue itself */
+    int64_t next_tick_us; /* direct only */
     _Atomic unsigned given;
     void (*wake)(void *arg);
     void *arg;
@@ -66,8 +66,10 @@ static bool append(struct tpo_loop *l, struct tpo_tag *tag)
 {
     bool was_empty = l->first == NULL;
     tag->next = NULL;
-    if (was_empty) l->first = tag;
-    else l->last->next = tag;
+    if (was_empty)
+        l->first = tag;
+    else
+        l->last->next = tag;
     l->last = tag;
     return was_empty;
 }
@@ -163,8 +165,10 @@ static void *loop_thread(void *arg)
         if (e.type == GRPC_QUEUE_SHUTDOWN) return NULL;
         if (e.type == GRPC_OP_COMPLETE) {
             struct tpo_tag *tag = e.tag;
-            if (l->alone) tag->on_event(tag->owner, e.success);
-            else push(l, tag, e.success);
+            if (l->alone)
+                tag->on_event(tag->owner, e.success);
+            else
+                push(l, tag, e.success);
         }
         int64_t now = tpo_now_us();
         if (now >= next_tick) {
@@ -239,8 +243,11 @@ void tpo_loop_close(struct tpo_loop *l)
     if (l->wake_channel != NULL) grpc_channel_destroy(l->wake_channel);
     if (l->queue != NULL) {
         grpc_completion_queue_shutdown(l->queue);
-        if (l->running) pthread_join(l->thread, NULL);
-        else while (grpc_completion_queue_next(l->queue, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL).type != GRPC_QUEUE_SHUTDOWN) continue;
+        if (l->running)
+            pthread_join(l->thread, NULL);
+        else
+            while (grpc_completion_queue_next(l->queue, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL).type != GRPC_QUEUE_SHUTDOWN)
+                continue;
         run_ready(l);
         grpc_completion_queue_destroy(l->queue);
     }
@@ -278,8 +285,10 @@ static void wait_direct(struct tpo_loop *l, int timeout_ms)
 
 void tpo_loop_poll(struct tpo_loop *l)
 {
-    if (l->direct) wait_direct(l, 0);
-    else run_ready(l);
+    if (l->direct)
+        wait_direct(l, 0);
+    else
+        run_ready(l);
 }
 
 void tpo_loop_wait(struct tpo_loop *l, int timeout_ms)

@@ -95,8 +95,10 @@ grpc_byte_buffer *tpo_message_pack(const ProtobufCMessage *header, struct tpo_pa
     memcpy(start + n_header, head, n_head);
     if (n_inline > 0) memcpy(start + n_header + n_head, p.data, n_inline);
     /* The slice may be let go on any thread; free does not mind. */
-    if (p.data != NULL && p.size_bytes > n_inline) slices[n_slices++] = grpc_slice_new_with_user_data(p.data, p.size_bytes, free, p.data);
-    else free(p.data);
+    if (p.data != NULL && p.size_bytes > n_inline)
+        slices[n_slices++] = grpc_slice_new_with_user_data(p.data, p.size_bytes, free, p.data);
+    else
+        free(p.data);
     grpc_byte_buffer *buffer = grpc_raw_byte_buffer_create(slices, n_slices);
     for (size_t i = 0; i < n_slices; i++) grpc_slice_unref(slices[i]);
     return buffer;
@@ -120,7 +122,8 @@ static bool read_shape(struct tpo_payload *p, const uint8_t *at, const uint8_t *
 }
 
 /* The Tensor's own fields, from `at`; the message has `total` bytes of which those before `end` are at hand. False: not the form we write. */
-static bool find_data(struct tpo_payload *p, struct place *place, const uint8_t *bytes, const uint8_t *at, const uint8_t *end, size_t total)
+static bool find_data(struct tpo_payload *p, struct place *place, const uint8_t *bytes, const uint8_t *at, const uint8_t *end,
+                      size_t total)
 {
     struct tpo_wire_field f;
     while (tpo_wire_next(&at, end, &f)) {
@@ -130,9 +133,11 @@ static bool find_data(struct tpo_payload *p, struct place *place, const uint8_t 
             return place->data + f.size == total;
         }
         if (f.size > (size_t)(end - f.data)) return false;
-        if (f.number == 1 && f.type == TPO_WIRE_VARINT) p->dtype = f.value <= INT32_MAX ? (int)f.value : -1;
-        else if (f.number == 2 && f.type == TPO_WIRE_BYTES && read_shape(p, f.data, f.data + f.size)) {}
-        else return false;
+        if (f.number == 1 && f.type == TPO_WIRE_VARINT)
+            p->dtype = f.value <= INT32_MAX ? (int)f.value : -1;
+        else if (f.number == 2 && f.type == TPO_WIRE_BYTES && read_shape(p, f.data, f.data + f.size)) {
+        } else
+            return false;
         at = f.data + f.size;
     }
     return false;
@@ -148,7 +153,8 @@ static bool find_payload(struct tpo_payload *p, struct place *place, const uint8
         if (!tpo_wire_next(&at, end, &f)) return false;
         if (f.number == TPO_PAYLOAD_FIELD) {
             place->header = (size_t)(field - bytes);
-            return f.type == TPO_WIRE_BYTES && (size_t)(f.data - bytes) + f.size == total && find_data(p, place, bytes, f.data, end, total);
+            return f.type == TPO_WIRE_BYTES && (size_t)(f.data - bytes) + f.size == total &&
+                   find_data(p, place, bytes, f.data, end, total);
         }
         if (f.size > (size_t)(end - f.data)) return false;
         at = f.data + f.size;
@@ -162,8 +168,8 @@ static int check_payload(const struct tpo_payload *p, struct tpo_error *err)
     if (size == 0) return tpo_fail(err, TPO_INVALID_ARGUMENT, "tensor_shape", "tensor: dtype %d is not known", p->dtype);
     if (n < 0) return tpo_fail(err, TPO_INVALID_ARGUMENT, "tensor_shape", "tensor: a size of its shape is negative or too large");
     if ((size_t)n * size != p->size_bytes)
-        return tpo_fail(err, TPO_INVALID_ARGUMENT, "tensor_shape", "tensor: %zu bytes of data, its shape asks for %zu", p->size_bytes,
-                        (size_t)n * size);
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "tensor_shape", "tensor: %zu bytes of data, its shape asks for %zu",
+                        p->size_bytes, (size_t)n * size);
     return TPO_OK;
 }
 
@@ -203,7 +209,8 @@ static int take_tensor(struct tpo_payload *p, ProtobufCMessage *message, struct 
     if (field == NULL || field->descriptor != &tpo__v1__tensor__descriptor) return TPO_OK;
     Tpo__V1__Tensor **slot = (Tpo__V1__Tensor **)((char *)message + field->offset), *t = *slot;
     if (t == NULL) return TPO_OK;
-    if (t->n_shape > TPO_PAYLOAD_DIMS_MAX) return tpo_fail(err, TPO_INVALID_ARGUMENT, "tensor_shape", "tensor: %zu dimensions", t->n_shape);
+    if (t->n_shape > TPO_PAYLOAD_DIMS_MAX)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "tensor_shape", "tensor: %zu dimensions", t->n_shape);
     p->dtype = (int)t->dtype;
     p->n_dims = (int)t->n_shape;
     for (int i = 0; i < p->n_dims; i++) p->shape[i] = t->shape[i];
@@ -236,7 +243,8 @@ static int unpack_first_slice(ProtobufCMessage **message, struct tpo_payload *pa
     grpc_slice *slice;
     struct place place;
     int rc = TPO_OK;
-    if (!grpc_byte_buffer_reader_init(&reader, bytes)) return tpo_fail(err, TPO_INVALID_ARGUMENT, "proto", "the message cannot be read");
+    if (!grpc_byte_buffer_reader_init(&reader, bytes))
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "proto", "the message cannot be read");
     *found = grpc_byte_buffer_reader_peek(&reader, &slice) &&
              find_payload(payload, &place, GRPC_SLICE_START_PTR(*slice), GRPC_SLICE_LENGTH(*slice), total);
     if (*found) rc = unpack_found(message, payload, &place, GRPC_SLICE_START_PTR(*slice), bytes, type, err);
@@ -249,7 +257,8 @@ static int unpack_whole(ProtobufCMessage **message, struct tpo_payload *payload,
 {
     grpc_byte_buffer_reader reader;
     struct place place;
-    if (!grpc_byte_buffer_reader_init(&reader, bytes)) return tpo_fail(err, TPO_INVALID_ARGUMENT, "proto", "the message cannot be read");
+    if (!grpc_byte_buffer_reader_init(&reader, bytes))
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "proto", "the message cannot be read");
     grpc_slice all = grpc_byte_buffer_reader_readall(&reader);
     grpc_byte_buffer_reader_destroy(&reader);
     const uint8_t *start = GRPC_SLICE_START_PTR(all);

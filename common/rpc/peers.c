@@ -6,10 +6,10 @@
 #include "common/rpc/client_private.h"
 #include "grpc/health/v1/health.pb-c.h"
 
-#define MESSAGE_BYTES   (64 << 20)
-#define BACKOFF_MIN_MS  100
-#define BACKOFF_MAX_MS  2000
-#define NEVER_US        INT64_MAX
+#define MESSAGE_BYTES  (64 << 20)
+#define BACKOFF_MIN_MS 100
+#define BACKOFF_MAX_MS 2000
+#define NEVER_US       INT64_MAX
 
 static grpc_arg number(const char *key, int value)
 {

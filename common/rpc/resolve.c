@@ -34,7 +34,8 @@ static void add(struct peer_addresses *out, const char *text)
 {
     for (int i = 0; i < out->n; i++)
         if (strcmp(out->address[i], text) == 0) return;
-    if (out->n < (int)(sizeof(out->address) / sizeof(out->address[0]))) snprintf(out->address[out->n++], sizeof(out->address[0]), "%s", text);
+    if (out->n < (int)(sizeof(out->address) / sizeof(out->address[0])))
+        snprintf(out->address[out->n++], sizeof(out->address[0]), "%s", text);
 }
 
 static void look_up(struct peer_addresses *out, const char *host, const char *port)

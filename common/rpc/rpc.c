@@ -45,7 +45,7 @@ struct tpo_rpc {
     uint32_t flags;
     int tries, tags;
     bool cancelled, ended_sending, end_sent, writing, got_message, read_ended, have_status;
-    struct tpo_error failed; /* why we broke it off ourselves */
+    struct tpo_error failed;   /* why we broke it off ourselves */
     grpc_byte_buffer *request; /* kept until a message came, for another try */
 
     grpc_call *call;
@@ -73,7 +73,8 @@ static int put_metadata(struct tpo_rpc *r, grpc_metadata *m)
     int n = 0;
     for (int i = 0; i < 3; i++)
         if (pairs[i][1][0] != '\0')
-            m[n++] = (grpc_metadata){.key = grpc_slice_from_static_string(pairs[i][0]), .value = grpc_slice_from_copied_string(pairs[i][1])};
+            m[n++] = (grpc_metadata){.key = grpc_slice_from_static_string(pairs[i][0]),
+                                     .value = grpc_slice_from_copied_string(pairs[i][1])};
     return n;
 }
 
@@ -87,8 +88,8 @@ static void start_try(struct tpo_rpc *r)
     r->tries++;
     r->peer->in_flight++;
     r->peer->refs++;
-    r->call = grpc_channel_create_call(r->peer->channel, NULL, GRPC_PROPAGATE_DEFAULTS, tpo_loop_queue(r->peers->loop), r->path, NULL,
-                                       r->deadline, NULL);
+    r->call = grpc_channel_create_call(r->peer->channel, NULL, GRPC_PROPAGATE_DEFAULTS, tpo_loop_queue(r->peers->loop), r->path,
+                                       NULL, r->deadline, NULL);
     TPO_ASSERT(r->call != NULL);
     r->state = RPC_OPEN;
     r->have_status = r->read_ended = false;
@@ -161,14 +162,15 @@ static void read_error(struct tpo_rpc *r, struct tpo_error *err)
     tpo_fail(err, code, reason_of(code), "%s", text[0] != '\0' ? text : tpo_status_sentence(code));
     for (size_t i = 0; i < r->trailing.count; i++)
         if (grpc_slice_str_cmp(r->trailing.metadata[i].key, TPO_DETAILS_KEY) == 0)
-            tpo_details_unpack(err, GRPC_SLICE_START_PTR(r->trailing.metadata[i].value), GRPC_SLICE_LENGTH(r->trailing.metadata[i].value));
+            tpo_details_unpack(err, GRPC_SLICE_START_PTR(r->trailing.metadata[i].value),
+                               GRPC_SLICE_LENGTH(r->trailing.metadata[i].value));
     if (err->stage[0] == '\0') snprintf(err->stage, sizeof(err->stage), "%s", r->peers->stage);
 }
 
 static bool try_again(struct tpo_rpc *r)
 {
-    bool may = r->status == GRPC_STATUS_UNAVAILABLE && r->request != NULL && !r->got_message && !r->cancelled && !r->peers->closing &&
-               r->start.peer == 0;
+    bool may = r->status == GRPC_STATUS_UNAVAILABLE && r->request != NULL && !r->got_message && !r->cancelled &&
+               !r->peers->closing && r->start.peer == 0;
     struct peer *other = may ? tpo_peer_pick(r->peers, r->key, r->start.versioned ? r->version : NULL, r->peer) : NULL;
     if (other == NULL) return false;
     end_try(r);
@@ -182,8 +184,10 @@ static bool try_again(struct tpo_rpc *r)
 static void free_rpc(struct tpo_rpc *r)
 {
     struct tpo_peers *p = r->peers;
-    if (r->previous != NULL) r->previous->next = r->next;
-    else p->rpcs = r->next;
+    if (r->previous != NULL)
+        r->previous->next = r->next;
+    else
+        p->rpcs = r->next;
     if (r->next != NULL) r->next->previous = r->previous;
     for (struct out *o = r->out_first, *next; o != NULL; o = next) {
         next = o->next;
@@ -203,8 +207,10 @@ static void free_rpc(struct tpo_rpc *r)
 static void finish(struct tpo_rpc *r)
 {
     struct tpo_error err = {0};
-    if (r->failed.code != TPO_OK) err = r->failed;
-    else if (r->status != GRPC_STATUS_OK) read_error(r, &err);
+    if (r->failed.code != TPO_OK)
+        err = r->failed;
+    else if (r->status != GRPC_STATUS_OK)
+        read_error(r, &err);
     end_try(r);
     r->state = RPC_DONE;
     r->on.on_done(r->on.owner, r, err.code, &err);
@@ -382,8 +388,10 @@ void tpo_rpc_send(struct tpo_rpc *r, const ProtobufCMessage *message)
     TPO_ASSERT(o != NULL && !r->ended_sending);
     o->bytes = tpo_message_pack(message, NULL);
     TPO_ASSERT(o->bytes != NULL);
-    if (r->out_last != NULL) r->out_last->next = o;
-    else r->out_first = o;
+    if (r->out_last != NULL)
+        r->out_last->next = o;
+    else
+        r->out_first = o;
     r->out_last = o;
     if (!r->writing && !r->have_status) start_write(r);
 }
@@ -438,8 +446,10 @@ static void on_waited_message(void *owner, struct tpo_rpc *r, ProtobufCMessage *
     }
     w->got = true;
     *w->reply = message;
-    if (w->payload != NULL) *w->payload = *payload;
-    else tpo_payload_free(payload);
+    if (w->payload != NULL)
+        *w->payload = *payload;
+    else
+        tpo_payload_free(payload);
 }
 
 static void on_waited_done(void *owner, struct tpo_rpc *r, int status, const struct tpo_error *err)
@@ -450,8 +460,9 @@ static void on_waited_done(void *owner, struct tpo_rpc *r, int status, const str
     w->open = 0;
 }
 
-int tpo_rpc_call(struct tpo_peers *p, const struct tpo_rpc_start *start, const ProtobufCMessage *message, struct tpo_payload *take_payload,
-                 ProtobufCMessage **reply, struct tpo_payload *reply_payload, struct tpo_error *err)
+int tpo_rpc_call(struct tpo_peers *p, const struct tpo_rpc_start *start, const ProtobufCMessage *message,
+                 struct tpo_payload *take_payload, ProtobufCMessage **reply, struct tpo_payload *reply_payload,
+                 struct tpo_error *err)
 {
     struct waited w = {.reply = reply, .payload = reply_payload, .open = 1};
     struct tpo_rpc_events on = {.owner = &w, .on_message = on_waited_message, .on_done = on_waited_done};

@@ -19,8 +19,8 @@ struct tpo_loop;
 struct tpo_method {
     const char *path; /* "/tpo.v1.Encoder/Encode" */
     const ProtobufCMessageDescriptor *request;
-    bool payload;     /* the request carries a Tensor in field 15 */
-    bool stream_in;   /* client- or bidirectional streaming: on_message many times; else exactly once */
+    bool payload;   /* the request carries a Tensor in field 15 */
+    bool stream_in; /* client- or bidirectional streaming: on_message many times; else exactly once */
     /* Optional. A non-zero answer refuses the call with *err before any message is read. */
     int (*on_open)(void *owner, struct tpo_call *call, struct tpo_error *err);
     /* The message and payload are the method's to free (or take). NULL after the last of a stream. */
@@ -31,14 +31,15 @@ struct tpo_method {
 };
 
 struct tpo_server_options {
-    const char *listen;       /* "127.0.0.1:8430"; port 0 lets the system choose */
-    size_t message_bytes_max; /* 0: 64 MiB, both ways */
+    const char *listen;               /* "127.0.0.1:8430"; port 0 lets the system choose */
+    size_t message_bytes_max;         /* 0: 64 MiB, both ways */
     const struct tpo_method *methods; /* borrowed for the server's life */
     int n_methods;
-    const char *stage;        /* put into errors that name no stage; NULL: none */
-    struct tpo_loop *loop;    /* of client.h: methods run where it is polled (drain and close are called there, too); NULL: a thread of its own */
-    int calls_max;            /* at once; one more gets RESOURCE_EXHAUSTED "too_many_calls"; 0: 1024 */
-    int stall_ms;             /* a caller that owes a message this long gets DEADLINE_EXCEEDED "stalled"; 0: 30 s */
+    const char *stage; /* put into errors that name no stage; NULL: none */
+    struct tpo_loop
+        *loop; /* of client.h: methods run where it is polled (drain and close are called there, too); NULL: a thread of its own */
+    int calls_max; /* at once; one more gets RESOURCE_EXHAUSTED "too_many_calls"; 0: 1024 */
+    int stall_ms;  /* a caller that owes a message this long gets DEADLINE_EXCEEDED "stalled"; 0: 30 s */
 };
 
 /* Serves Health as well (grpc.health.v1 Check and Watch): NOT_SERVING until tpo_server_serving. */
@@ -47,14 +48,14 @@ int tpo_server_port(const struct tpo_server *s);
 void tpo_server_serving(struct tpo_server *s, bool serving); /* any thread */
 /* Health says NOT_SERVING, new calls get UNAVAILABLE, those in flight have drain_ms before they are cancelled; returns when none is left. */
 void tpo_server_drain(struct tpo_server *s, int drain_ms);
-void tpo_server_close(struct tpo_server *s); /* drains with 0 ms where nobody did; accepts NULL */
+void tpo_server_close(struct tpo_server *s);      /* drains with 0 ms where nobody did; accepts NULL */
 int tpo_server_calls(const struct tpo_server *s); /* in flight, Health's apart */
 
 /* What a method may ask of its call until it finishes it. */
 void tpo_call_set_owner(struct tpo_call *c, void *owner); /* the method's own state of this call */
 void *tpo_call_owner(const struct tpo_call *c);
-bool tpo_call_cancelled(const struct tpo_call *c);        /* any thread */
-double tpo_call_left_ms(const struct tpo_call *c);        /* until the deadline; negative once it passed */
+bool tpo_call_cancelled(const struct tpo_call *c);                        /* any thread */
+double tpo_call_left_ms(const struct tpo_call *c);                        /* until the deadline; negative once it passed */
 const char *tpo_call_metadata(const struct tpo_call *c, const char *key); /* NULL when absent; text keys only */
 const char *tpo_call_request_id(const struct tpo_call *c);                /* tpo-request-id or "-" */
 

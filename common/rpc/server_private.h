@@ -24,7 +24,7 @@ struct tpo_call {
     /* The owning thread's. */
     enum call_state state;
     struct tpo_server *server;
-    const struct tpo_method *method; /* NULL: nobody offers it */
+    const struct tpo_method *method;  /* NULL: nobody offers it */
     struct tpo_call *previous, *next; /* in server->calls while OPEN or ENDING */
     grpc_call *call;
     grpc_call_details details;
@@ -44,8 +44,8 @@ struct tpo_call {
     pthread_mutex_t lock;
     struct call_out *out_first, *out_last; /* under lock */
     int n_out;
-    bool posted, finished;                 /* under lock */
-    struct tpo_error end;                  /* under lock until finished */
+    bool posted, finished; /* under lock */
+    struct tpo_error end;  /* under lock until finished */
     atomic_bool cancelled;
 };
 
@@ -60,11 +60,11 @@ struct tpo_server {
     struct tpo_method health_methods[2];
     struct tpo_call *calls;
     struct tpo_tag tick_tag, shutdown_tag, serving_tag;
-    bool serving_posted;     /* under lock */
+    bool serving_posted; /* under lock */
     pthread_mutex_t lock;
-    _Atomic int n_calls;     /* in flight without Health's watches */
-    _Atomic int n_objects;   /* calls not freed, watches and waiting ones included */
-    _Atomic int open;        /* 1 until the server has shut down */
+    _Atomic int n_calls;   /* in flight without Health's watches */
+    _Atomic int n_objects; /* calls not freed, watches and waiting ones included */
+    _Atomic int open;      /* 1 until the server has shut down */
     atomic_bool serving, draining;
 };
 

@@ -79,7 +79,8 @@ static size_t packed_bytes(ProtobufCType type, size_t n)
 static int check(struct walk *w, const ProtobufCMessageDescriptor *type, const uint8_t *at, const uint8_t *end, int depth)
 {
     struct tpo_wire_field f;
-    if (depth > TPO_WIRE_DEPTH_MAX) return tpo_fail(w->err, TPO_INVALID_ARGUMENT, "proto", "nested deeper than %d", TPO_WIRE_DEPTH_MAX);
+    if (depth > TPO_WIRE_DEPTH_MAX)
+        return tpo_fail(w->err, TPO_INVALID_ARGUMENT, "proto", "nested deeper than %d", TPO_WIRE_DEPTH_MAX);
     w->memory += type->sizeof_message;
     while (tpo_wire_next(&at, end, &f)) {
         if (f.size > (size_t)(end - f.data)) return unsound(w, type);
@@ -91,7 +92,8 @@ static int check(struct walk *w, const ProtobufCMessageDescriptor *type, const u
             /* A number, or a field of a later version. */
         } else if (field->type == PROTOBUF_C_TYPE_STRING) {
             if (!tpo_utf8_valid((const char *)f.data, f.size))
-                rc = tpo_fail(w->err, TPO_INVALID_ARGUMENT, "utf8", "%s.%s is not UTF-8 or holds a NUL", type->short_name, field->name);
+                rc = tpo_fail(w->err, TPO_INVALID_ARGUMENT, "utf8", "%s.%s is not UTF-8 or holds a NUL", type->short_name,
+                              field->name);
         } else if (field->type == PROTOBUF_C_TYPE_MESSAGE) {
             rc = check(w, field->descriptor, f.data, f.data + f.size, depth + 1);
         } else if (field->type != PROTOBUF_C_TYPE_BYTES) {

@@ -27,7 +27,8 @@ struct tpo_wire_field {
 };
 
 size_t tpo_wire_put(uint8_t *out, uint64_t value); /* a varint; at most 10 bytes */
-const uint8_t *tpo_wire_get(const uint8_t *at, const uint8_t *end, uint64_t *value); /* after it; NULL when it is cut off or too long */
+const uint8_t *tpo_wire_get(const uint8_t *at, const uint8_t *end,
+                            uint64_t *value); /* after it; NULL when it is cut off or too long */
 /* Reads the key and length at *at, which moves to f->data. False at the end and where there is none (then *at != end). */
 bool tpo_wire_next(const uint8_t **at, const uint8_t *end, struct tpo_wire_field *f);
 

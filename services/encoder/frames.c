@@ -17,7 +17,8 @@ static int padded(const struct tpo_config *c)
 
 char *tpo_frames_rule(char *out, size_t size, const struct tpo_config *c)
 {
-    snprintf(out, size, "middle n=%d pad=%d bicubic antialias=%d size=%d", c->vision_encoder.num_frames, padded(c), ANTIALIAS, c->vision_encoder.img_size);
+    snprintf(out, size, "middle n=%d pad=%d bicubic antialias=%d size=%d", c->vision_encoder.num_frames, padded(c), ANTIALIAS,
+             c->vision_encoder.img_size);
     return out;
 }
 
@@ -77,12 +78,13 @@ static int load(struct tpo_frames *f, tpo_media_file_t *file, const struct tpo_c
     }
     free(indices);
     if (rc == TPO_CANCELLED) return nobody_waits(err);
-    if (rc != TPO_OK && (err == NULL || err->code == TPO_OK)) return tpo_fail(err, rc, "resize", "resizing failed: %s", tpo_status_sentence(rc));
+    if (rc != TPO_OK && (err == NULL || err->code == TPO_OK))
+        return tpo_fail(err, rc, "resize", "resizing failed: %s", tpo_status_sentence(rc));
     return rc;
 }
 
-int tpo_frames_load_while(struct tpo_frames *f, tpo_media_t *media, int fd, const struct tpo_config *c, struct tpo_stream *s, int timeout_ms,
-                          const struct tpo_frames_patience *patience, struct tpo_error *err)
+int tpo_frames_load_while(struct tpo_frames *f, tpo_media_t *media, int fd, const struct tpo_config *c, struct tpo_stream *s,
+                          int timeout_ms, const struct tpo_frames_patience *patience, struct tpo_error *err)
 {
     tpo_media_file_t *file;
     memset(f, 0, sizeof(*f));
@@ -98,8 +100,8 @@ int tpo_frames_load_while(struct tpo_frames *f, tpo_media_t *media, int fd, cons
     return rc;
 }
 
-int tpo_frames_load(struct tpo_frames *f, tpo_media_t *media, int fd, const struct tpo_config *c, struct tpo_stream *s, int timeout_ms,
-                    struct tpo_error *err)
+int tpo_frames_load(struct tpo_frames *f, tpo_media_t *media, int fd, const struct tpo_config *c, struct tpo_stream *s,
+                    int timeout_ms, struct tpo_error *err)
 {
     return tpo_frames_load_while(f, media, fd, c, s, timeout_ms, NULL, err);
 }

@@ -13,8 +13,9 @@
 
 static struct tpo_dense dense_declare(struct tpo_params *p, float scale, int out, int in, const char *name)
 {
-    return (struct tpo_dense){.w = tpo_param_of_product(tpo_params_declare(p, TPO_INIT_FAN_IN, scale, TPO_SHAPE(out, in), "%s.weight", name)),
-                              .b = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(out), "%s.bias", name)};
+    return (struct tpo_dense){
+        .w = tpo_param_of_product(tpo_params_declare(p, TPO_INIT_FAN_IN, scale, TPO_SHAPE(out, in), "%s.weight", name)),
+        .b = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(out), "%s.bias", name)};
 }
 
 static struct tpo_dense norm_declare(struct tpo_params *p, int C, const char *name)

@@ -65,16 +65,20 @@ static struct service the_service;
 static struct tpo_request *admit(struct service *s, struct tpo_call *call, const Tpo__V1__EncodeRequest *q, struct tpo_error *err)
 {
     char rule[96];
-    if (!tpo_host_ready(s->host)) tpo_fail(err, TPO_UNAVAILABLE, "loading", "the encoder is not ready");
-    else if (!tpo_sha256_is_hex(q->media_id)) tpo_fail(err, TPO_INVALID_ARGUMENT, "media_id", "a media id is 64 lower-case hex digits");
+    if (!tpo_host_ready(s->host))
+        tpo_fail(err, TPO_UNAVAILABLE, "loading", "the encoder is not ready");
+    else if (!tpo_sha256_is_hex(q->media_id))
+        tpo_fail(err, TPO_INVALID_ARGUMENT, "media_id", "a media id is 64 lower-case hex digits");
     struct tpo_request *r = err->code == TPO_OK ? tpo_requests_new(&s->requests, call, err) : NULL;
     if (r == NULL) return NULL;
-    if (tpo_versions_take(tpo_host_versions(s->host), tpo_call_metadata(call, "tpo-version"), q->version, &r->version, err) != TPO_OK) {
+    if (tpo_versions_take(tpo_host_versions(s->host), tpo_call_metadata(call, "tpo-version"), q->version, &r->version, err) !=
+        TPO_OK) {
         tpo_requests_drop(&s->requests, r);
         return NULL;
     }
     memcpy(r->id, q->media_id, sizeof(r->id));
-    const char *const parts[] = {"encoder", r->id, tpo_frames_rule(rule, sizeof(rule), &s->config), r->version->digest, s->config.keep_bf16 ? "bf16" : "f32"};
+    const char *const parts[] = {"encoder", r->id, tpo_frames_rule(rule, sizeof(rule), &s->config), r->version->digest,
+                                 s->config.keep_bf16 ? "bf16" : "f32"};
     tpo_cache_key_make(&r->key, parts, 5);
     return r;
 }
@@ -86,8 +90,10 @@ static void on_encode(void *owner, struct tpo_call *call, ProtobufCMessage *mess
     struct tpo_request *r = admit(s, call, (const Tpo__V1__EncodeRequest *)message, &err);
     protobuf_c_message_free_unpacked(message, NULL);
     (void)payload;
-    if (r != NULL) tpo_requests_queue(&s->requests, r);
-    else tpo_call_finish(call, err.code, &err);
+    if (r != NULL)
+        tpo_requests_queue(&s->requests, r);
+    else
+        tpo_call_finish(call, err.code, &err);
 }
 
 /* --- looking and loading ------------------------------------------------------------------------------------------------------------- */
@@ -198,13 +204,15 @@ static int run_encode(void *self, struct tpo_job *job)
     v.n_frames = f->T, v.indices = f->indices, v.times = f->times;
     v.data = malloc(v.data_bytes);
     tpo_serving_use(&s->serving, w->leader->version);
-    int rc = v.data != NULL ? tpo_encoder_run(s->encoder, v.data, f->pixels, f->T, &err) : tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for tokens");
+    int rc = v.data != NULL ? tpo_encoder_run(s->encoder, v.data, f->pixels, f->T, &err)
+                            : tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for tokens");
     tpo_metrics_add(tpo_host_metrics(s->host), "tpo_encoder_runs_total", "", 1);
     if (rc == TPO_OK && s->cache != NULL) {
         tpo_cache_put(s->cache, &w->leader->key, &v);
         tpo_cache_missed(s->cache, tpo_requests_now_ms() - w->began_ms);
     }
-    tpo_requests_land(&s->requests, w->leader, rc == TPO_OK ? &v : NULL, s->cache != NULL ? "miss" : "off", "shared", w->began_ms, &err);
+    tpo_requests_land(&s->requests, w->leader, rc == TPO_OK ? &v : NULL, s->cache != NULL ? "miss" : "off", "shared", w->began_ms,
+                      &err);
     free(v.data);
     retire(s, w);
     return TPO_OK;
@@ -254,7 +262,8 @@ static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
 static int warm_up(void *self, struct tpo_error *err)
 {
     struct service *s = self;
-    const int T = s->config.vision_encoder.tubelet_size == 1 ? 1 : s->config.vision_encoder.num_frames, side = s->config.vision_encoder.img_size;
+    const int T = s->config.vision_encoder.tubelet_size == 1 ? 1 : s->config.vision_encoder.num_frames,
+              side = s->config.vision_encoder.img_size;
     float *visual = malloc((size_t)tpo_config_queries(&s->config) * (size_t)s->config.bridge.hidden_size * sizeof(*visual));
     uint8_t *pixels = calloc((size_t)T, (size_t)side * (size_t)side * 3);
     int rc = visual != NULL && pixels != NULL ? tpo_encoder_run(s->encoder, visual, pixels, T, err)
@@ -344,14 +353,22 @@ const struct tpo_host_service *tpo_encoder_service(void)
          .help = "Redis that keeps visual tokens, HOST:PORT or unix:PATH; empty: none. One that is absent or slow is done without"},
         {"cache-secret", TPO_SET_TEXT, &the_service.cache_secret, "", .what = "FILE",
          .help = "sign cached values with this file's bytes, for a Redis one does not trust"},
-        {"cache-ttl", TPO_SET_MS, &the_service.cache_ttl_ms, "168h", .min = 1000, .max = 3e10, .help = "how long a cached value lives"},
-        {"media-dir", TPO_SET_TEXT, &the_service.media_dir, "build/run/encoder-media", .what = "DIR", .help = "where media that were put are kept"},
-        {"media-bytes", TPO_SET_BYTES, &the_service.media_bytes, "4G", .min = 1 << 20, .max = 1e15, .help = "what all of them may take; the longest unused goes first"},
-        {"media-file-bytes", TPO_SET_BYTES, &the_service.media_file_bytes, "1G", .min = 1 << 10, .max = 1e15, .help = "what one may take"},
-        {"media-workers", TPO_SET_INT, &the_service.media_workers, "2", .min = 1, .max = THREADS_MAX, .help = "files decoded at a time, each in a tpo-media process"},
-        {"media-timeout", TPO_SET_MS, &the_service.media_timeout_ms, "20s", .min = 10, .max = 3600000, .help = "for opening a file, and for decoding its frames"},
-        {"media-pixels", TPO_SET_INT, &the_service.media_pixels, "67108864", .min = 1, .max = 268435456, .help = "of one frame, as coded and as displayed"},
-        {"media-program", TPO_SET_TEXT, &the_service.media_program, "", .what = "FILE", .help = "the decoder; empty: tpo-media beside this program"},
+        {"cache-ttl", TPO_SET_MS, &the_service.cache_ttl_ms, "168h", .min = 1000, .max = 3e10,
+         .help = "how long a cached value lives"},
+        {"media-dir", TPO_SET_TEXT, &the_service.media_dir, "build/run/encoder-media", .what = "DIR",
+         .help = "where media that were put are kept"},
+        {"media-bytes", TPO_SET_BYTES, &the_service.media_bytes, "4G", .min = 1 << 20, .max = 1e15,
+         .help = "what all of them may take; the longest unused goes first"},
+        {"media-file-bytes", TPO_SET_BYTES, &the_service.media_file_bytes, "1G", .min = 1 << 10, .max = 1e15,
+         .help = "what one may take"},
+        {"media-workers", TPO_SET_INT, &the_service.media_workers, "2", .min = 1, .max = THREADS_MAX,
+         .help = "files decoded at a time, each in a tpo-media process"},
+        {"media-timeout", TPO_SET_MS, &the_service.media_timeout_ms, "20s", .min = 10, .max = 3600000,
+         .help = "for opening a file, and for decoding its frames"},
+        {"media-pixels", TPO_SET_INT, &the_service.media_pixels, "67108864", .min = 1, .max = 268435456,
+         .help = "of one frame, as coded and as displayed"},
+        {"media-program", TPO_SET_TEXT, &the_service.media_program, "", .what = "FILE",
+         .help = "the decoder; empty: tpo-media beside this program"},
     };
     static const struct tpo_method methods[] = {
         {.path = "/tpo.v1.Encoder/Encode", .request = &tpo__v1__encode_request__descriptor, .on_message = on_encode},
@@ -365,7 +382,8 @@ const struct tpo_host_service *tpo_encoder_service(void)
     static const struct tpo_host_service service = {
         .stage = "encoder",
         .about = "Turns the frames of an image or a video into the visual tokens that the language model reads.",
-        .examples = "tpo-encoder --model models/small\ntpo-encoder --model models/small --cache '' --media-workers 4\ntpo-encoder --check models/small",
+        .examples = "tpo-encoder --model models/small\ntpo-encoder --model models/small --cache '' --media-workers 4\ntpo-encoder "
+                    "--check models/small",
         .default_port = 8430,
         .settings = settings,
         .n_settings = sizeof(settings) / sizeof(settings[0]),

@@ -262,7 +262,8 @@ int tpo_host_main(const struct tpo_host_service *service, int argc, char **argv)
          .help = "check that folder against this service's needs, print every fault, exit"},
         {"device", TPO_SET_TEXT, &set->device, "auto", .choices = "cpu|cuda|auto", .help = "where to compute"},
         {"threads", TPO_SET_INT, &set->threads, "0", .min = 0, .max = 256,
-         .help = "threads of the compute team; 0 is one per core of the process's affinity, and no more than its cgroup's CPU quota"},
+         .help =
+             "threads of the compute team; 0 is one per core of the process's affinity, and no more than its cgroup's CPU quota"},
         {"queue", TPO_SET_INT, &set->queue, "64", .min = 1, .max = 65536,
          .help = "requests that may wait; one more is refused at once"},
         {"drain-ms", TPO_SET_MS, &set->drain_ms, "45s", .min = 0, .max = 3600000,
@@ -270,10 +271,12 @@ int tpo_host_main(const struct tpo_host_service *service, int argc, char **argv)
         {"max-message-bytes", TPO_SET_BYTES, &set->max_message_bytes, "64M", .min = 65536, .max = 2147483647,
          .help = "largest message, each way"},
         {"dtype", TPO_SET_TEXT, &set->dtype, "f32", .choices = "f32|bf16",
-         .help = "bf16: weights that are BF16 in the folder stay as they are mapped, half the memory and its traffic; sums stay f32"},
+         .help =
+             "bf16: weights that are BF16 in the folder stay as they are mapped, half the memory and its traffic; sums stay f32"},
         {"train", TPO_SET_BOOL, &set->train, "no", .help = "offer the Learner service, so that a trainer can drive this process"},
         {"version-hold", TPO_SET_MS, &set->version_hold_ms, "10m", .min = 0, .max = 86400000,
-         .help = "with --train: how long the version before the published one is kept for, at least; the longest time a request may have"},
+         .help = "with --train: how long the version before the published one is kept for, at least; the longest time a request "
+                 "may have"},
         {"fault", TPO_SET_TEXT, &set->fault, "", .what = "POINT[:N]",
          .help = "for tests: kill this process when it reaches a named point of a training step"},
         {"log-level", TPO_SET_TEXT, &set->log_level, "info", .choices = "debug|info|warn|error", .help = "what is worth a line"},

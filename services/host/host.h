@@ -17,7 +17,7 @@
 #include "common/settings.h"
 
 struct tpo_host;
-struct tpo_learner; /* learner.h */
+struct tpo_learner;  /* learner.h */
 struct tpo_versions; /* versions.h */
 
 /* Settings that every service has; filled before anything else runs. */

@@ -29,8 +29,8 @@ struct tpo_host {
     _Atomic int state;               /* enum tpo_host_state */
     struct tpo_learner_rpc *learner; /* compute thread; NULL without --train */
     struct tpo_versions *versions;
-    _Atomic int in_flight;           /* what step said last */
-    char digest[80];                 /* written before ready, read after */
+    _Atomic int in_flight; /* what step said last */
+    char digest[80];       /* written before ready, read after */
     int64_t started_us;
     struct tpo_method *methods;
     struct tpo_host_binding *bindings;

@@ -52,7 +52,7 @@ struct tpo_begun {
     uint64_t version;
     uint64_t prepared_step, committed_step; /* 0: none. What a trainer that comes back decides by (contracts.md 7, Recovery) */
     int tapes;                              /* N: forwards that may await their Backward */
-    int trainable; /* tensors that a group owns; 0: nothing to learn here, Backward is needed only for wanted inputs */
+    int trainable;   /* tensors that a group owns; 0: nothing to learn here, Backward is needed only for wanted inputs */
     char stage[24];  /* this and the rest only over the mesh: what answered, */
     char config[65]; /* SHA-256 of its model folder's config.json, in hex, */
     int threads;     /* of its compute team: bits depend on it */

@@ -25,10 +25,11 @@ struct tpo_region {
 static struct layers layers_declare(struct tpo_params *p, const struct tpo_config *c)
 {
     const int D = c->llm.hidden_size, H = c->region_hidden_size;
-    return (struct layers){.w0 = tpo_param_of_product(tpo_params_declare(p, TPO_INIT_FAN_IN, 0.7F, TPO_SHAPE(H, D), "loc_decoder.0.weight")),
-                           .b0 = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(H), "loc_decoder.0.bias"),
-                           .w1 = tpo_params_declare(p, TPO_INIT_NORMAL, 0.01F, TPO_SHAPE(4, H), "loc_decoder.2.weight"),
-                           .b1 = tpo_params_declare(p, TPO_INIT_BOX, 0.12F, TPO_SHAPE(4), "loc_decoder.2.bias")};
+    return (struct layers){
+        .w0 = tpo_param_of_product(tpo_params_declare(p, TPO_INIT_FAN_IN, 0.7F, TPO_SHAPE(H, D), "loc_decoder.0.weight")),
+        .b0 = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(H), "loc_decoder.0.bias"),
+        .w1 = tpo_params_declare(p, TPO_INIT_NORMAL, 0.01F, TPO_SHAPE(4, H), "loc_decoder.2.weight"),
+        .b1 = tpo_params_declare(p, TPO_INIT_BOX, 0.12F, TPO_SHAPE(4), "loc_decoder.2.bias")};
 }
 
 void tpo_region_schema(struct tpo_params *p, const struct tpo_config *c)

@@ -16,7 +16,7 @@ struct service {
     struct tpo_host *host;
     struct tpo_stream *stream;
     struct tpo_region *region, *trainee; /* trainee: with --train, what learns; serving never reads it */
-    struct tpo_serving serving; /* region's weights, version by version */
+    struct tpo_serving serving;          /* region's weights, version by version */
     struct tpo_config config;
 };
 

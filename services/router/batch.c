@@ -43,7 +43,8 @@ static int linear_open(struct tpo_batch *b, struct linear *l, const struct tpo_l
 {
     l->lora = lora;
     if (!merge || lora->a == NULL) return TPO_OK;
-    if (lora->w->data == NULL || lora->a->data == NULL || lora->b->data == NULL) return TPO_OK; /* what stays bf16 takes no adapter in, and gives none */
+    if (lora->w->data == NULL || lora->a->data == NULL || lora->b->data == NULL)
+        return TPO_OK; /* what stays bf16 takes no adapter in, and gives none */
     l->merged = tpo_device_alloc(b->s, (size_t)lora->w->size * sizeof(float));
     return l->merged != NULL ? tpo_decoder_merge(b->s, l->merged, lora, b->scale) : TPO_ENOMEM;
 }
@@ -230,7 +231,8 @@ static int project(struct tpo_batch *b, float *out, const float *visual, int que
     const int D = d->config->llm.hidden_size, C = d->config->bridge.hidden_size;
     float *in = tpo_device_alloc(b->s, (size_t)queries * (size_t)C * sizeof(float));
     int rc = in != NULL ? tpo_copy_in(b->s, in, visual, (size_t)queries * (size_t)C * sizeof(float)) : TPO_ENOMEM;
-    if (rc == TPO_OK) rc = tpo_matmul(b->s, out, D, in, C, tpo_param_weight(d->project_up_w), d->project_up_b->data, 0, queries, D, C);
+    if (rc == TPO_OK)
+        rc = tpo_matmul(b->s, out, D, in, C, tpo_param_weight(d->project_up_w), d->project_up_b->data, 0, queries, D, C);
     if (rc == TPO_OK && d->slot_position != NULL) rc = tpo_add_rows(b->s, out, d->slot_position->data, queries, queries, D);
     if (rc == TPO_OK) rc = tpo_stream_wait(b->s);
     tpo_device_free(b->s, in);

@@ -73,11 +73,13 @@ int tpo_decoder_declare(struct tpo_decoder *d, struct tpo_params *p, const struc
     if (d->layers == NULL) return TPO_ENOMEM;
     const int before = p->n;
 
-    d->embed_tokens = tpo_param_of_product(tpo_params_declare(p, TPO_INIT_NORMAL, 0.5F, TPO_SHAPE(V, D), LM "model.embed_tokens.weight"));
+    d->embed_tokens =
+        tpo_param_of_product(tpo_params_declare(p, TPO_INIT_NORMAL, 0.5F, TPO_SHAPE(V, D), LM "model.embed_tokens.weight"));
     for (int l = 0; l < c->llm.num_hidden_layers; l++) layer_declare(&d->layers[l], p, c, l);
     d->norm = tpo_params_declare(p, TPO_INIT_ONE, 1, TPO_SHAPE(D), LM "model.norm.weight");
     lora_declare(&d->lm_head, p, c, TPO_INIT_NORMAL, 0.02F, V, D, LM "lm_head");
-    d->project_up_w = tpo_param_of_product(tpo_params_declare(p, TPO_INIT_FAN_IN, 0.7F, TPO_SHAPE(D, c->bridge.hidden_size), "project_up.weight"));
+    d->project_up_w = tpo_param_of_product(
+        tpo_params_declare(p, TPO_INIT_FAN_IN, 0.7F, TPO_SHAPE(D, c->bridge.hidden_size), "project_up.weight"));
     d->project_up_b = tpo_params_declare(p, TPO_INIT_ZERO, 0, TPO_SHAPE(D), "project_up.bias");
     if (c->llm.ext_slot_position)
         d->slot_position =

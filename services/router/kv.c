@@ -21,7 +21,8 @@ int tpo_kv_open(struct tpo_kv *kv, struct tpo_stream *s, const struct tpo_config
     kv->blocks = calloc((size_t)max_sequences * (size_t)kv->max_blocks, sizeof(*kv->blocks));
     kv->tables = tpo_device_alloc(s, (size_t)max_sequences * (size_t)kv->max_blocks * sizeof(*kv->tables));
     kv->held = calloc((size_t)max_sequences, sizeof(*kv->held));
-    bool whole = kv->k != NULL && kv->v != NULL && kv->free_list != NULL && kv->blocks != NULL && kv->tables != NULL && kv->held != NULL;
+    bool whole =
+        kv->k != NULL && kv->v != NULL && kv->free_list != NULL && kv->blocks != NULL && kv->tables != NULL && kv->held != NULL;
     for (int l = 0; l < kv->n_layers && whole; l++) {
         kv->k[l] = tpo_device_alloc(s, block * (size_t)kv->n_blocks);
         kv->v[l] = tpo_device_alloc(s, block * (size_t)kv->n_blocks);

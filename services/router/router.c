@@ -58,7 +58,7 @@ struct tpo_router {
     struct tpo_kv kv;
     struct tpo_batch *batch;
     struct tpo_router_learn learn;
-    struct sequence *sequences; /* (max_sequences) */
+    struct sequence *sequences;         /* (max_sequences) */
     const struct tpo_snapshot *weights; /* of the pass being put together */
     uint64_t handles;
     struct tpo_batch_row *rows; /* of the pass being put together */
@@ -103,8 +103,7 @@ int tpo_router_open(struct tpo_router **out, struct tpo_stream *s, const struct 
                       tpo_tokenizer_vocabulary(r->tokenizer), c->llm.vocab_size);
     if (rc == TPO_OK && tpo_decoder_declare(&r->decoder, &r->params, &r->config, o->aids) != TPO_OK)
         rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the list of tensors");
-    if (rc == TPO_OK)
-        r->params.keep_half = c->keep_bf16;
+    if (rc == TPO_OK) r->params.keep_half = c->keep_bf16;
     if (rc == TPO_OK)
         rc = o->random ? tpo_params_random(&r->params, s, o->seed, err) : tpo_params_load(&r->params, s, o->folder, "router", err);
     if (rc == TPO_OK) rc = engine_open(r, err);
@@ -344,7 +343,9 @@ static struct sequence *next_in(struct tpo_router *r, enum phase phase, uint64_t
     struct sequence *found = NULL;
     for (int i = 0; i < r->options.max_sequences; i++) {
         struct sequence *q = &r->sequences[i];
-        if (q->phase == phase && q->weights == r->weights && !q->cancelled && q->order > order && (found == NULL || q->order < found->order)) found = q;
+        if (q->phase == phase && q->weights == r->weights && !q->cancelled && q->order > order &&
+            (found == NULL || q->order < found->order))
+            found = q;
     }
     return found;
 }

@@ -13,14 +13,14 @@
 struct tpo_router;
 
 struct tpo_router_options {
-    const char *folder;   /* weights, tokenizer.model, added_tokens.json */
-    bool random;          /* random weights of `seed` instead of the folder's tensors */
+    const char *folder; /* weights, tokenizer.model, added_tokens.json */
+    bool random;        /* random weights of `seed` instead of the folder's tensors */
     uint64_t seed;
-    bool merge_lora;      /* W + scale B A once at load; false keeps them apart */
-    size_t kv_bytes;      /* the pool of key/value blocks */
-    int max_sequences;    /* in flight at once */
-    int prefill_tokens;   /* most prompt rows one step takes */
-    int aids;             /* training only: declare the tensors of the slot loss, ext.router.slot.* */
+    bool merge_lora;    /* W + scale B A once at load; false keeps them apart */
+    size_t kv_bytes;    /* the pool of key/value blocks */
+    int max_sequences;  /* in flight at once */
+    int prefill_tokens; /* most prompt rows one step takes */
+    int aids;           /* training only: declare the tensors of the slot loss, ext.router.slot.* */
 };
 
 void tpo_router_schema(struct tpo_params *p, const struct tpo_config *c, int aids);
@@ -37,16 +37,17 @@ struct tpo_router_request {
     int n_turns;
     const struct tpo_chat_turn *turns;
     int n_boxes;
-    const float (*boxes)[4];  /* normalised corners */
-    const char *task;         /* "auto", "none" or a task's name; without visual no task is called (task.h) */
-    const char *media_kind;   /* "image", "video" or NULL */
-    const float *visual;      /* (Q, C); NULL without media */
+    const float (*boxes)[4]; /* normalised corners */
+    const char *task;        /* "auto", "none" or a task's name; without visual no task is called (task.h) */
+    const char *media_kind;  /* "image", "video" or NULL */
+    const float *visual;     /* (Q, C); NULL without media */
     int n_frames;
     const double *frame_times_s;
     int max_new_tokens;
     uint64_t seed;
     float temperature, top_p; /* 0: greedy; 0: 1 */
-    const struct tpo_snapshot *weights; /* of tpo_router_model's parameters, unmerged; must live until on_done. NULL: those of the last pass */
+    const struct tpo_snapshot
+        *weights; /* of tpo_router_model's parameters, unmerged; must live until on_done. NULL: those of the last pass */
 };
 
 /* Called from within tpo_router_step. Text holds whole code points. Returning non-zero cancels the sequence. */
@@ -54,16 +55,17 @@ struct tpo_router_events {
     void *owner;
     int (*on_text)(void *owner, const char *text, size_t length);
     int (*on_task)(void *owner, const char *task, int index, int text_offset, const float *e, int D);
-    void (*on_done)(void *owner, int status, const char *finish_reason, int prompt_tokens, int completion_tokens, const struct tpo_error *err);
+    void (*on_done)(void *owner, int status, const char *finish_reason, int prompt_tokens, int completion_tokens,
+                    const struct tpo_error *err);
     void (*on_first)(void *owner); /* the first token is chosen, whether it has a text or not; NULL: nobody asks */
 };
 
 /* Admits the request: reserves prompt + max_new_tokens of the pool, or answers RESOURCE_EXHAUSTED "kv_full" when the pool is too small for it ever,
  * and TPO_UNAVAILABLE "kv_busy" when it must wait (the caller keeps it queued). *handle names it for cancel. */
-int tpo_router_submit(struct tpo_router *r, const struct tpo_router_request *q, const struct tpo_router_events *on, uint64_t *handle,
-                      struct tpo_error *err);
+int tpo_router_submit(struct tpo_router *r, const struct tpo_router_request *q, const struct tpo_router_events *on,
+                      uint64_t *handle, struct tpo_error *err);
 void tpo_router_cancel(struct tpo_router *r, uint64_t handle); /* on_done follows from the next step, with TPO_CANCELLED */
-int tpo_router_step(struct tpo_router *r); /* one scheduler step; the number of sequences still in flight */
+int tpo_router_step(struct tpo_router *r);                     /* one scheduler step; the number of sequences still in flight */
 
 /* For training: input "visual" (samples * Q, C); outputs "e.NAME" per task that occurs; losses "language", "slot", "attention". Targets of
  * the slot loss: "slot.words" (Q, 4 or 5) I32 vocabulary ids or -100, "slot.boxes" (Q, 4) F32, "slot.centres" (Q, 2) F32, a row with NaN taking no part. */

@@ -22,7 +22,7 @@ struct service {
     struct tpo_stream *stream;
     struct tpo_router *router;
     struct tpo_router_trainee *trainee; /* with --train, what learns; serving never reads it */
-    struct tpo_serving serving; /* router's weights, version by version */
+    struct tpo_serving serving;         /* router's weights, version by version */
     struct tpo_config config;
     struct flight *flights; /* what is in the scheduler, in no order */
     int n_running;
@@ -39,9 +39,9 @@ struct flight {
     struct flight *next, **link; /* link: what points at this one */
     struct service *service;
     struct tpo_job *job;
-    uint64_t handle; /* the router's name of it */
+    uint64_t handle;             /* the router's name of it */
     struct tpo_version *version; /* held */
-    double first_ms; /* of its run, when the first token was chosen */
+    double first_ms;             /* of its run, when the first token was chosen */
 };
 
 /* Messages that may wait for a slow reader before its answer is given up: it must not stall the others. */
@@ -51,8 +51,11 @@ static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
 {
     struct service *s = self;
     const struct tpo_host_settings *host = tpo_host_settings(h);
-    struct tpo_router_options o = {.folder = host->model, .merge_lora = set.merge_lora && !host->train, .kv_bytes = (size_t)set.kv_bytes,
-                                   .max_sequences = (int)set.sequences, .prefill_tokens = (int)set.prefill_tokens};
+    struct tpo_router_options o = {.folder = host->model,
+                                   .merge_lora = set.merge_lora && !host->train,
+                                   .kv_bytes = (size_t)set.kv_bytes,
+                                   .max_sequences = (int)set.sequences,
+                                   .prefill_tokens = (int)set.prefill_tokens};
     char digest[72];
     s->host = h;
     int rc = tpo_config_load(&s->config, host->model, err);
@@ -180,7 +183,8 @@ static void leave(struct flight *f)
     count_running(f->service, -1);
 }
 
-static void on_done(void *owner, int status, const char *finish_reason, int prompt_tokens, int completion_tokens, const struct tpo_error *err)
+static void on_done(void *owner, int status, const char *finish_reason, int prompt_tokens, int completion_tokens,
+                    const struct tpo_error *err)
 {
     struct flight *f = owner;
     struct tpo_metrics *m = tpo_host_metrics(f->service->host);
@@ -192,8 +196,8 @@ static void on_done(void *owner, int status, const char *finish_reason, int prom
     }
     tpo_metrics_add(m, "tpo_prompt_tokens_total", "", prompt_tokens);
     tpo_metrics_add(m, "tpo_generated_tokens_total", "", completion_tokens);
-    tpo_log(TPO_LOG_INFO, "answer", "req=%s prompt=%d tokens=%d first_ms=%.3f run_ms=%.3f", tpo_call_request_id(f->job->call), prompt_tokens, completion_tokens,
-            f->first_ms, tpo_job_run_ms(f->job));
+    tpo_log(TPO_LOG_INFO, "answer", "req=%s prompt=%d tokens=%d first_ms=%.3f run_ms=%.3f", tpo_call_request_id(f->job->call),
+            prompt_tokens, completion_tokens, f->first_ms, tpo_job_run_ms(f->job));
     if (status == TPO_OK) send_done(f, finish_reason, prompt_tokens, completion_tokens);
     tpo_versions_give(tpo_host_versions(f->service->host), f->version);
     tpo_job_finish(f->job, status == TPO_OK ? NULL : err);
@@ -235,7 +239,8 @@ static int request_fill(struct request *r, const struct tpo_job *job, const stru
     r->turns = calloc(m->n_turns + 1, sizeof(*r->turns));
     r->boxes = calloc(m->n_boxes + 1, sizeof(*r->boxes));
     r->times = calloc(m->n_frames + 1, sizeof(*r->times));
-    if (r->turns == NULL || r->boxes == NULL || r->times == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a request");
+    if (r->turns == NULL || r->boxes == NULL || r->times == NULL)
+        return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a request");
     for (size_t i = 0; i < m->n_turns; i++) r->turns[i] = (struct tpo_chat_turn){m->turns[i]->role, m->turns[i]->text};
     for (size_t i = 0; i < m->n_boxes; i++) {
         const Tpo__V1__Rect *b = m->boxes[i];
@@ -264,7 +269,8 @@ static int run(void *self, struct tpo_job *job)
     struct tpo_error err = {0};
     struct flight *f = calloc(1, sizeof(*f));
     int rc = f != NULL ? request_fill(&r, job, &s->config, &err) : tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for a request");
-    if (rc == TPO_OK) rc = tpo_serving_take(&s->serving, job, ((const Tpo__V1__GenerateRequest *)job->message)->version, &f->version, &err);
+    if (rc == TPO_OK)
+        rc = tpo_serving_take(&s->serving, job, ((const Tpo__V1__GenerateRequest *)job->message)->version, &f->version, &err);
     if (rc == TPO_OK) {
         f->service = s;
         f->job = job;
@@ -311,7 +317,8 @@ static int ignore_task(void *owner, const char *task, int index, int text_offset
     return 0;
 }
 
-static void keep_status(void *owner, int status, const char *finish_reason, int prompt_tokens, int completion_tokens, const struct tpo_error *err)
+static void keep_status(void *owner, int status, const char *finish_reason, int prompt_tokens, int completion_tokens,
+                        const struct tpo_error *err)
 {
     (void)finish_reason, (void)prompt_tokens, (void)completion_tokens;
     struct tpo_error *kept = owner;
@@ -352,7 +359,8 @@ const struct tpo_host_service *tpo_router_service(void)
     static const struct tpo_setting settings[] = {
         {"kv-bytes", TPO_SET_BYTES, &set.kv_bytes, "64M", .min = 65536, .max = 1e12,
          .help = "the pool of keys and values all sequences share; a request reserves its prompt and max_new_tokens in it"},
-        {"sequences", TPO_SET_INT, &set.sequences, "64", .min = 1, .max = 4096, .help = "answers in flight at once; others wait in the queue"},
+        {"sequences", TPO_SET_INT, &set.sequences, "64", .min = 1, .max = 4096,
+         .help = "answers in flight at once; others wait in the queue"},
         {"prefill-tokens", TPO_SET_INT, &set.prefill_tokens, "512", .min = 1, .max = 65536,
          .help = "prompt tokens one step takes at most, so that long prompts don't hold up answers that stream"},
         {"merge-lora", TPO_SET_BOOL, &set.merge_lora, "yes", .help = "add the adapters to the weights once, at start"},
@@ -362,8 +370,10 @@ const struct tpo_host_service *tpo_router_service(void)
     };
     static const struct tpo_host_service service = {
         .stage = "router",
-        .about = "The language model of the mesh: text and visual tokens in, text out, and a task call where it emits a task token.",
-        .examples = "tpo-router --model models/small\ntpo-router --model models/small --kv-bytes 1G --sequences 256\ntpo-router --check models/small",
+        .about =
+            "The language model of the mesh: text and visual tokens in, text out, and a task call where it emits a task token.",
+        .examples = "tpo-router --model models/small\ntpo-router --model models/small --kv-bytes 1G --sequences 256\ntpo-router "
+                    "--check models/small",
         .default_port = 8440,
         .settings = settings,
         .n_settings = sizeof(settings) / sizeof(settings[0]),

@@ -17,8 +17,10 @@ int tpo_routing_init(struct tpo_routing *r, const struct tpo_config *c, const ch
     r->forced = -1;
     for (int i = 0; i < c->n_tasks; i++)
         if (!any && !none && strcmp(c->tasks[i].name, task) == 0) r->forced = i;
-    if (!any && !none && r->forced < 0) return tpo_fail(err, TPO_INVALID_ARGUMENT, "task_unknown", "no task of this model has that name");
-    if (r->forced >= 0 && !sees) return tpo_fail(err, TPO_INVALID_ARGUMENT, "task_without_media", "task %s needs a picture or a video", task);
+    if (!any && !none && r->forced < 0)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "task_unknown", "no task of this model has that name");
+    if (r->forced >= 0 && !sees)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "task_without_media", "task %s needs a picture or a video", task);
     r->banned[r->n_banned++] = c->track_box_id;
     for (int i = 0; i < c->n_tasks; i++) {
         r->banned[r->n_banned++] = c->tasks[i].slot_id;

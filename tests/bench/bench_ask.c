@@ -133,7 +133,8 @@ static void keep_answer(struct question *q, const json_t *answer)
     q->n_boxes = 0;
     json_array_foreach(json_object_get(answer, "boxes"), i, box)
     {
-        for (int k = 0; k < 4 && i < 16; k++) q->boxes[i][k] = json_number_value(json_object_get(json_object_get(box, "normalised"), sides[k]));
+        for (int k = 0; k < 4 && i < 16; k++)
+            q->boxes[i][k] = json_number_value(json_object_get(json_object_get(box, "normalised"), sides[k]));
         q->n_boxes++;
     }
 }
@@ -145,7 +146,8 @@ static void *run_asker(void *arg)
     for (int i = 0; i < a->n; i++) {
         int at = a->first + i * a->step;
         struct question *q = &questions[at % n_questions];
-        json_t *request = json_pack("{s:[{s:s}],s:[{s:s,s:s}]}", "media", "id", a->ids[at], "turns", "role", "user", "text", q->sentence);
+        json_t *request =
+            json_pack("{s:[{s:s}],s:[{s:s,s:s}]}", "media", "id", a->ids[at], "turns", "role", "user", "text", q->sentence);
         char *body = json_dumps(request, JSON_COMPACT);
         double begun = now_s();
         json_t *answer = post(c, "/v1/perceive", "application/json", body, strlen(body));
@@ -169,7 +171,8 @@ static int by_size(const void *a, const void *b)
 static double run(const char *what, int n_askers, int total, const char (*ids)[65])
 {
     struct asker *askers = calloc((size_t)n_askers, sizeof(*askers));
-    double *latency = calloc((size_t)total, sizeof(*latency)), stage_s[STAGES] = {0}, stages_s = 0, hops_s = 0, sum_s = 0, begun = now_s();
+    double *latency = calloc((size_t)total, sizeof(*latency)), stage_s[STAGES] = {0}, stages_s = 0, hops_s = 0, sum_s = 0,
+           begun = now_s();
     int each = total / n_askers, n = 0;
     for (int i = 0; i < n_askers; i++) {
         askers[i] = (struct asker){.first = i, .n = each, .step = n_askers, .ids = ids, .latency_s = latency + i * each};
@@ -185,8 +188,8 @@ static double run(const char *what, int n_askers, int total, const char (*ids)[6
     }
     double seconds = now_s() - begun;
     qsort(latency, (size_t)n, sizeof(*latency), by_size);
-    printf("%-22s %2d askers %8.1f answers/s  p50 %7.2f ms  p99 %7.2f ms  mean per stage:", what, n_askers, n / seconds, 1e3 * latency[n / 2],
-           1e3 * latency[n * 99 / 100]);
+    printf("%-22s %2d askers %8.1f answers/s  p50 %7.2f ms  p99 %7.2f ms  mean per stage:", what, n_askers, n / seconds,
+           1e3 * latency[n / 2], 1e3 * latency[n * 99 / 100]);
     for (int k = 0; k < STAGES; k++) printf(" %s %.2f", stage_names[k], 1e3 * stage_s[k] / n);
     printf(" hops %.2f ms  unaccounted %.1f %%, without the hops %.1f %%\n", 1e3 * hops_s / n, 100 * (1 - stages_s / sum_s),
            100 * (1 - (stages_s + hops_s) / sum_s));
@@ -211,7 +214,8 @@ static void run_peer(const char *python, const char *list, const char *model, do
         if (text != NULL && answers < n_questions) {
             const struct question *q = &questions[answers++];
             const json_t *boxes = json_object_get(row, "boxes");
-            bool equal = strcmp(text + strspn(text, " "), q->text + strspn(q->text, " ")) == 0 && (int)json_array_size(boxes) == q->n_boxes;
+            bool equal =
+                strcmp(text + strspn(text, " "), q->text + strspn(q->text, " ")) == 0 && (int)json_array_size(boxes) == q->n_boxes;
             for (int i = 0; equal && i < q->n_boxes; i++)
                 for (int k = 0; k < 4; k++) {
                     double d = json_number_value(json_array_get(json_array_get(boxes, (size_t)i), (size_t)k)) - q->boxes[i][k];
@@ -222,8 +226,8 @@ static void run_peer(const char *python, const char *list, const char *model, do
         } else if (row != NULL) {
             double theirs = json_number_value(json_object_get(row, "answers_per_s"));
             printf("PyTorch %s, %lld threads, one process, batch 1, cold: %.1f answers/s  p50 %.2f ms  p99 %.2f ms\n",
-                   json_string_value(json_object_get(row, "torch")), (long long)json_integer_value(json_object_get(row, "threads")), theirs,
-                   json_number_value(json_object_get(row, "p50_ms")), json_number_value(json_object_get(row, "p99_ms")));
+                   json_string_value(json_object_get(row, "torch")), (long long)json_integer_value(json_object_get(row, "threads")),
+                   theirs, json_number_value(json_object_get(row, "p50_ms")), json_number_value(json_object_get(row, "p99_ms")));
             printf("same answers: %d of %d; the mesh, cold, 1 asker, against PyTorch: ratio %.2f\n", same, answers, ours / theirs);
         }
         json_decref(row);
@@ -238,10 +242,12 @@ int main(int argc, char **argv)
     const int warm = 960, cold = 320;
     if (mkdtemp(run_dir) == NULL) die("no directory");
     /* 96-pixel pictures, so that neither side resizes. */
-    snprintf(command, sizeof(command), "build/tpo world --split test --seed 99 --images 8 --clips 0 --out %s/world >/dev/null 2>&1", run_dir);
+    snprintf(command, sizeof(command), "build/tpo world --split test --seed 99 --images 8 --clips 0 --out %s/world >/dev/null 2>&1",
+             run_dir);
     if (system(command) != 0) die("tpo world failed");
-    static const char *const sentences[] = {"Describe the picture.", "How many stars are there?", "Is there a red ball?", "Where is the square?",
-                                            "What colour is the cup?", "Where is the blue star?", "Describe the picture.", "Where is the large triangle?"};
+    static const char *const sentences[] = {"Describe the picture.", "How many stars are there?",   "Is there a red ball?",
+                                            "Where is the square?",  "What colour is the cup?",     "Where is the blue star?",
+                                            "Describe the picture.", "Where is the large triangle?"};
     snprintf(command, sizeof(command), "find %s/world -name '*.png' | sort | head -8", run_dir);
     FILE *files = popen(command, "r");
     while (n_questions < 8 && fgets(questions[n_questions].file, LINE, files) != NULL) {

@@ -64,20 +64,24 @@ static void measure(struct live *l, const char *what, const char *path)
     }
     for (int i = 0, n = 0; n < ROUNDS; i++) {
         hits[n] = timed(l, id, cache);
-        if (strcmp(cache, "hit") == 0) n++;
-        else if (i > 20 * ROUNDS) live_die("no hits");
+        if (strcmp(cache, "hit") == 0)
+            n++;
+        else if (i > 20 * ROUNDS)
+            live_die("no hits");
     }
     qsort(hits, ROUNDS, sizeof(*hits), compare);
     qsort(misses, ROUNDS, sizeof(*misses), compare);
-    printf("%-28s miss p50 %8.2f ms  p90 %8.2f    hit p50 %8.2f ms  p90 %8.2f    miss/hit %.1f\n", what, misses[ROUNDS / 2], misses[ROUNDS * 9 / 10],
-           hits[ROUNDS / 2], hits[ROUNDS * 9 / 10], misses[ROUNDS / 2] / hits[ROUNDS / 2]);
+    printf("%-28s miss p50 %8.2f ms  p90 %8.2f    hit p50 %8.2f ms  p90 %8.2f    miss/hit %.1f\n", what, misses[ROUNDS / 2],
+           misses[ROUNDS * 9 / 10], hits[ROUNDS / 2], hits[ROUNDS * 9 / 10], misses[ROUNDS / 2] / hits[ROUNDS / 2]);
 }
 
 int main(void)
 {
     char build[PATH_MAX], source[PATH_MAX], dir[] = "/tmp/tpo-bench-XXXXXX";
     struct live l = {0};
-    if (realpath(getenv("TPO_BUILD") != NULL ? getenv("TPO_BUILD") : "build", build) == NULL || getcwd(source, sizeof(source)) == NULL) live_die("build");
+    if (realpath(getenv("TPO_BUILD") != NULL ? getenv("TPO_BUILD") : "build", build) == NULL ||
+        getcwd(source, sizeof(source)) == NULL)
+        live_die("build");
     if (mkdtemp(dir) == NULL || chdir(dir) != 0) live_die(dir);
     l.build = build;
     l.redis_port = live_free_port();

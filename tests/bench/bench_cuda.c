@@ -126,7 +126,8 @@ static void product(struct bench *b, const char *name, int M, int N, int K, int 
 {
     const double half = kind > 0 ? .5 : 1, bytes = 4 * half * N * K;
     b->M = M, b->N = N, b->K = K;
-    b->f[0] = floats(b, (int64_t)M * N), b->f[1] = floats(b, (int64_t)M * K), b->f[2] = floats(b, (int64_t)((double)N * K * half)), b->f[3] = floats(b, N);
+    b->f[0] = floats(b, (int64_t)M * N), b->f[1] = floats(b, (int64_t)M * K), b->f[2] = floats(b, (int64_t)((double)N * K * half)),
+    b->f[3] = floats(b, N);
     if (kind == 2)
         line(b, name, run_matvec_half, bytes, 1e9, "GB/s of weights");
     else
@@ -138,8 +139,18 @@ static void attention(struct bench *b, const char *name, const char *name_grad, 
     const int64_t q = (int64_t)T * H * D, k = (int64_t)T * G * D;
     const double work = 4.0 * T * T * H * D / (causal ? 2 : 1);
     const int64_t sizes[9] = {q, (int64_t)T * H, q, k, k, q, k, k, q};
-    b->shape = (struct tpo_attention_shape){.B = 1, .T = T, .S = T, .H = H, .G = G, .D = D, .ldq = H * D, .ldk = G * D, .ldv = G * D, .ldo = H * D,
-                                            .scale = .1f, .causal = causal};
+    b->shape = (struct tpo_attention_shape){.B = 1,
+                                            .T = T,
+                                            .S = T,
+                                            .H = H,
+                                            .G = G,
+                                            .D = D,
+                                            .ldq = H * D,
+                                            .ldk = G * D,
+                                            .ldv = G * D,
+                                            .ldo = H * D,
+                                            .scale = .1f,
+                                            .causal = causal};
     for (int grad = 0; grad < 2; grad++) {
         for (int x = 0; x < 9; x++) b->f[x] = floats(b, sizes[x]);
         check(run_attention(b), name);

@@ -92,7 +92,8 @@ int main(void)
     double bytes = 0;
     for (int i = 0; i < params.n; i++)
         if (!params.items[i]->ignored) bytes += fill(s, params.items[i], pattern, scaled);
-    if (tpo_kv_open(&kv, s, &c, KV_BYTES, SEQS, &err) != TPO_OK || tpo_batch_open(&b, s, &d, &kv, PROMPT, false, &err) != TPO_OK) check(err.code, err.message);
+    if (tpo_kv_open(&kv, s, &c, KV_BYTES, SEQS, &err) != TPO_OK || tpo_batch_open(&b, s, &d, &kv, PROMPT, false, &err) != TPO_OK)
+        check(err.code, err.message);
     for (int q = 0; q < SEQS; q++) check(tpo_kv_take(&kv, q, PROMPT + 3 * STEPS, &err), "keys and values");
     double prompt_s = 0;
     for (int q = 0; q < SEQS; q++) {
@@ -118,8 +119,8 @@ int main(void)
             check(tpo_batch_logits(b, wanted, counts[k], logits), "logits");
         }
         const double took = now_s() - begun;
-        printf("%2d sequences: %.2f ms a pass, %.1f tokens/s, %.0f GB/s of weights; logit 0 is %g\n", counts[k], took / STEPS * 1e3, counts[k] * STEPS / took,
-               bytes * STEPS / took * 1e-9, (double)logits[0]);
+        printf("%2d sequences: %.2f ms a pass, %.1f tokens/s, %.0f GB/s of weights; logit 0 is %g\n", counts[k], took / STEPS * 1e3,
+               counts[k] * STEPS / took, bytes * STEPS / took * 1e-9, (double)logits[0]);
     }
     free(logits);
     return 0;

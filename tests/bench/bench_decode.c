@@ -28,8 +28,8 @@
 
 #define TOKENS     8 /* of a round */
 #define ROUNDS_MAX 50
-#define PIECE      (256 << 10)    /* bytes of one part of the read */
-#define FROM       "models/small" /* lends its tokenizer */
+#define PIECE      (256 << 10)                    /* bytes of one part of the read */
+#define FROM       "models/small"                 /* lends its tokenizer */
 #define PYTHON     "build/peers-llama/bin/python" /* its own name tells it where its packages are */
 
 struct took {
@@ -74,9 +74,9 @@ static void write_config(struct tpo_config *c)
     if (tpo_model_folder_companions(folder, FROM, &err) != TPO_OK) die(err.message);
     snprintf(path, sizeof(path), "%s/config.json", folder);
     json_t *config = json_load_file(path, 0, NULL), *llm = json_object_get(json_object_get(config, "model_config"), "llm");
-    json_t *shape = json_pack("{si si si si si si si sf sb}", "hidden_size", 2048, "num_hidden_layers", 22, "num_attention_heads", 32,
-                              "num_key_value_heads", 4, "head_dim", 64, "intermediate_size", 5632, "vocab_size", 32000, "rope_theta",
-                              10000.0, "use_lora", 0);
+    json_t *shape = json_pack("{si si si si si si si sf sb}", "hidden_size", 2048, "num_hidden_layers", 22, "num_attention_heads",
+                              32, "num_key_value_heads", 4, "head_dim", 64, "intermediate_size", 5632, "vocab_size", 32000,
+                              "rope_theta", 10000.0, "use_lora", 0);
     if (json_object_update(llm, shape) != 0 || json_dump_file(config, path, 0) != 0) die("the config cannot be written");
     json_decref(shape), json_decref(config);
     if (tpo_config_load(c, folder, &err) != TPO_OK) die(err.message);
@@ -148,7 +148,8 @@ struct pieces {
 #if defined(__x86_64__)
 __attribute__((target_clones("avx2", "default")))
 #endif
-static void read_piece(void *arg, int part, int member)
+static void
+read_piece(void *arg, int part, int member)
 {
     (void)member;
     struct piece *p = &((struct piece *)arg)[part];
@@ -172,7 +173,8 @@ static struct pieces pieces_of(const struct tpo_params *params)
     for (int i = 0; i < params->n; i++) {
         const struct tpo_param *p = params->items[i];
         const size_t bytes = (size_t)p->size * 2;
-        if (strncmp(p->name, "lm.", 3) != 0 || p->half == NULL || strstr(p->name, "embed_tokens") != NULL) continue; /* a row is read of that table */
+        if (strncmp(p->name, "lm.", 3) != 0 || p->half == NULL || strstr(p->name, "embed_tokens") != NULL)
+            continue; /* a row is read of that table */
         if ((uintptr_t)p->half % sizeof(wide) != 0 || bytes % PIECE != 0) die("a weight lies crooked");
         all.items = realloc(all.items, ((size_t)all.n + bytes / PIECE + 1) * sizeof(*all.items));
         if (all.items == NULL) die("no memory");
@@ -273,7 +275,8 @@ static struct took peer_decode(struct peer *p, int threads, int tokens)
     fflush(p->to);
     if (fgets(line, sizeof(line), p->from) == NULL) die("llama.cpp answered nothing");
     json_t *answer = json_loads(line, 0, NULL);
-    struct took took = {json_number_value(json_object_get(answer, "seconds")), json_number_value(json_object_get(answer, "cpu_seconds"))};
+    struct took took = {json_number_value(json_object_get(answer, "seconds")),
+                        json_number_value(json_object_get(answer, "cpu_seconds"))};
     json_decref(answer);
     return took;
 }
@@ -319,8 +322,8 @@ static void print_line(const char *what, const struct took *t, int n, int passes
         wall[i] = t[i].wall / passes, cpu[i] = t[i].cpu / passes;
         least = wall[i] < least ? wall[i] : least;
     }
-    printf("  %-16s %8.2f %8.2f %8.2f %8.2f %10.3f\n", what, 1 / least, 1 / median(wall, n), 1e-9 * bytes / least, 1e-9 * bytes / median(wall, n),
-           median(cpu, n));
+    printf("  %-16s %8.2f %8.2f %8.2f %8.2f %10.3f\n", what, 1 / least, 1 / median(wall, n), 1e-9 * bytes / least,
+           1e-9 * bytes / median(wall, n), median(cpu, n));
 }
 
 static void print_rounds(const struct rounds *r, int threads, const char *busy, const char *dtype, double bytes)
@@ -329,8 +332,8 @@ static void print_rounds(const struct rounds *r, int threads, const char *busy, 
     char name[32];
     getloadavg(&load, 1);
     snprintf(name, sizeof(name), "llama.cpp, %s", dtype);
-    printf("%d thread%s%s, load %.1f\n  %-16s %8s %8s %8s %8s %10s\n", threads, threads > 1 ? "s" : "", busy, load, "", "passes/s", "median", "GB/s",
-           "median", "CPU s/pass");
+    printf("%d thread%s%s, load %.1f\n  %-16s %8s %8s %8s %8s %10s\n", threads, threads > 1 ? "s" : "", busy, load, "", "passes/s",
+           "median", "GB/s", "median", "CPU s/pass");
     print_line("bare read", r->read, r->n, 1, bytes);
     print_line("ours, bf16", r->ours, r->n, TOKENS, bytes);
     if (r->theirs[0].wall > 0) print_line(name, r->theirs, r->n, TOKENS, bytes);
@@ -345,7 +348,8 @@ static pid_t busy_start(void)
     pid_t pid = fork();
     if (pid != 0) return pid;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    for (volatile unsigned i = 0;; i++) {}
+    for (volatile unsigned i = 0;; i++) {
+    }
 }
 
 /* One table: quiet, or with a busy process beside it. The median seconds of a round of ours. */

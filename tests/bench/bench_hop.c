@@ -16,9 +16,9 @@
 #include "encoder.pb-c.h"
 #include "media.pb-c.h"
 
-#define ROUNDS 5
+#define ROUNDS  5
 #define QUERIES 96
-#define WIDTH 768
+#define WIDTH   768
 
 extern char **environ;
 
@@ -171,8 +171,10 @@ int main(int argc, char **argv)
         const char *what;
         bool large;
         int outstanding, calls;
-    } cases[] = {{"100 B, 1 at a time", false, 1, 4000}, {"100 B, 32 at once", false, 32, 20000},
-                 {"295 KB, 1 at a time", true, 1, 600}, {"295 KB, 8 at once", true, 8, 1500}};
+    } cases[] = {{"100 B, 1 at a time", false, 1, 4000},
+                 {"100 B, 32 at once", false, 32, 20000},
+                 {"295 KB, 1 at a time", true, 1, 600},
+                 {"295 KB, 8 at once", true, 8, 1500}};
     char peer[4096], self[4096], address[32];
     snprintf(self, sizeof(self), "%s", argv[0]);
     snprintf(peer, sizeof(peer), "%.*s/hop_peer", (int)(strrchr(self, '/') - self), self);

@@ -111,9 +111,9 @@ static void make_bare(struct product *p, dnnl_engine_t engine)
 
 static void bench_products(struct tpo_stream *one, struct tpo_stream *all)
 {
-    static const int shapes[][3] = {{64, 128, 128},   {300, 128, 128},  {512, 128, 128},  {2048, 128, 128},
-                                    {2048, 384, 128}, {2048, 320, 128}, {2048, 128, 320}, {2048, 512, 128},
-                                    {2048, 128, 512}, {512, 512, 512},  {512, 1024, 1024}, {3136, 4096, 1024}, {3136, 1024, 4096}};
+    static const int shapes[][3] = {{64, 128, 128},    {300, 128, 128},    {512, 128, 128},   {2048, 128, 128}, {2048, 384, 128},
+                                    {2048, 320, 128},  {2048, 128, 320},   {2048, 512, 128},  {2048, 128, 512}, {512, 512, 512},
+                                    {512, 1024, 1024}, {3136, 4096, 1024}, {3136, 1024, 4096}};
     void (*set_threads)(int) = NULL;
     *(void **)&set_threads = dlsym(RTLD_DEFAULT, "omp_set_num_threads");
     if (set_threads != NULL) set_threads(1);

@@ -176,7 +176,7 @@ static double loss_of(const struct tpo_step_report *r, const char *name)
     return NAN;
 }
 
-#define BLOCK 4 /* steps between turns */
+#define BLOCK      4 /* steps between turns */
 #define BLOCKS_MAX 64
 
 /* What takes the steps: a crew of this process, or of a mesh's services. */
@@ -279,7 +279,8 @@ static void batches_make(struct tpo_world_batch *batches, const struct models *m
 }
 
 /* Turn by turn; the first of every batch is not timed: memory is taken. */
-static void ours(struct side *one, struct side *mesh, const struct tpo_recipe *recipe, struct models *models, int threads, int steps)
+static void ours(struct side *one, struct side *mesh, const struct tpo_recipe *recipe, struct models *models, int threads,
+                 int steps)
 {
     static struct tpo_world_batch batches[BATCHES];
     static struct tpo_mesh where;
@@ -336,8 +337,9 @@ static void line(const char *what, struct took t, int samples, const double loss
 static void phases(const char *what, const struct side *s)
 {
     const double each = 1e3 / (s->n_blocks * BLOCK), *t = s->timing.seconds;
-    printf("%-16s forward %.1f ms, backward %.1f, norms and prepare %.1f, commit %.1f; no service computed %.1f\n", what, each * t[TPO_PHASE_FORWARD],
-           each * t[TPO_PHASE_BACKWARD], each * t[TPO_PHASE_PREPARE], each * t[TPO_PHASE_COMMIT], each * s->timing.bubble_s);
+    printf("%-16s forward %.1f ms, backward %.1f, norms and prepare %.1f, commit %.1f; no service computed %.1f\n", what,
+           each * t[TPO_PHASE_FORWARD], each * t[TPO_PHASE_BACKWARD], each * t[TPO_PHASE_PREPARE], each * t[TPO_PHASE_COMMIT],
+           each * s->timing.bubble_s);
 }
 
 static void compare_losses(const double *a, const double *b, double tolerance, const char *with)
@@ -354,7 +356,8 @@ int main(int argc, char **argv)
     struct tpo_recipe *recipe;
     struct tpo_error err;
     check(tpo_recipe_load(&recipe, "tests/bench/train.yaml", &err), &err);
-    const int threads = argc > 1 ? atoi(argv[1]) : 2, steps = argc > 2 ? atoi(argv[2]) : 20, samples = recipe->stages[0].data[0].samples;
+    const int threads = argc > 1 ? atoi(argv[1]) : 2, steps = argc > 2 ? atoi(argv[2]) : 20,
+              samples = recipe->stages[0].data[0].samples;
     double f32[2], bf16[2];
     ours(&alone, &mesh, recipe, &models, threads, steps);
     const struct took one = side_took(&alone), over = side_took(&mesh);

@@ -213,7 +213,8 @@ int main(int argc, char **argv)
     const double products = 2e-9 * tokens * 12.0 * C * C, attention = 4e-9 * tokens * (double)tokens * C,
                  all = blocks * (products + attention);
     printf("%d tokens, %d blocks of width %d, %d threads: %.0f GFLOP\n", tokens, blocks, C, threads, all);
-    const struct took mine = ours(s, &c, tokens, false), mine16 = ours(s, &c, tokens, true), one = attention_alone(s, tokens, H, C / H), bare = bare_block(tokens, C, threads);
+    const struct took mine = ours(s, &c, tokens, false), mine16 = ours(s, &c, tokens, true),
+                      one = attention_alone(s, tokens, H, C / H), bare = bare_block(tokens, C, threads);
     const struct took torch32 = peer("f32", blocks, threads);
     struct took torch16 = peer("bf16", 1, threads);
     torch16.wall *= blocks, torch16.cpu *= blocks;
@@ -227,8 +228,9 @@ int main(int argc, char **argv)
     printf("torch / ours, f32: %.2f by wall, %.2f by CPU; share of oneDNN's rate: %.2f by wall, %.2f by CPU\n",
            torch32.wall / mine.wall, torch32.cpu / mine.cpu, all / mine.wall / (products / bare.wall),
            all / mine.cpu / (products / bare.cpu));
-    printf("torch / ours, bf16: %.2f by wall, %.2f by CPU; torch's better one / ours, bf16: %.2f by wall, %.2f by CPU\n", torch16.wall / mine16.wall,
-           torch16.cpu / mine16.cpu, fmin(torch16.wall, torch32.wall) / mine16.wall, fmin(torch16.cpu, torch32.cpu) / mine16.cpu);
+    printf("torch / ours, bf16: %.2f by wall, %.2f by CPU; torch's better one / ours, bf16: %.2f by wall, %.2f by CPU\n",
+           torch16.wall / mine16.wall, torch16.cpu / mine16.cpu, fmin(torch16.wall, torch32.wall) / mine16.wall,
+           fmin(torch16.cpu, torch32.cpu) / mine16.cpu);
     tpo_stream_close(s);
     return 0;
 }

@@ -19,8 +19,8 @@ struct Tag {
 };
 
 template <class Message> struct ServerCall : Tag {
-    using Request = void (Echo::AsyncService::*)(grpc::ServerContext *, Message *, grpc::ServerAsyncResponseWriter<Message> *, grpc::CompletionQueue *,
-                                                 grpc::ServerCompletionQueue *, void *);
+    using Request = void (Echo::AsyncService::*)(grpc::ServerContext *, Message *, grpc::ServerAsyncResponseWriter<Message> *,
+                                                 grpc::CompletionQueue *, grpc::ServerCompletionQueue *, void *);
     ServerCall(Echo::AsyncService *service, grpc::ServerCompletionQueue *queue, Request request)
         : service(service), queue(queue), request(request), writer(&context)
     {

@@ -28,7 +28,8 @@ static struct tpo_cache_key key_of(const char *text)
 
 static struct tpo_cached sample(int n)
 {
-    struct tpo_cached v = {.dtype = TPO_F32, .n_dims = 2, .shape = {n, 3}, .width = 640, .height = 360, .duration_s = 2.5, .n_frames = 2};
+    struct tpo_cached v = {
+        .dtype = TPO_F32, .n_dims = 2, .shape = {n, 3}, .width = 640, .height = 360, .duration_s = 2.5, .n_frames = 2};
     v.data_bytes = (size_t)n * 12;
     v.data = aligned_alloc(64, (v.data_bytes + 63) & ~(size_t)63);
     for (int i = 0; i < 3 * n; i++) ((float *)v.data)[i] = (float)i * 0.37f - 1;
@@ -67,7 +68,7 @@ static void a_value_survives_and_nothing_else_does(void **state)
     assert_int_equal((uintptr_t)got.data % 64, 0);
     assert_equal(&v, &got);
     tpo_cached_free(&got);
-    assert_int_equal(tpo_cached_unpack(&got, &other, NULL, 0, bytes, size), -1); /* swapped */
+    assert_int_equal(tpo_cached_unpack(&got, &other, NULL, 0, bytes, size), -1);                              /* swapped */
     for (size_t n = 0; n < size; n++) assert_int_equal(tpo_cached_unpack(&got, &key, NULL, 0, bytes, n), -1); /* torn */
     for (size_t i = 0; i < size; i++) {
         bytes[i] ^= 1;
@@ -105,7 +106,8 @@ static void a_secret_keeps_forgers_out(void **state)
     struct tpo_cached v = sample(2), got;
     struct tpo_cache_key key = key_of("a");
     size_t size;
-    uint8_t *plain = tpo_cached_pack(&v, &key, NULL, 0, &size), *sealed = tpo_cached_pack(&v, &key, (const uint8_t *)"secret", 6, &size);
+    uint8_t *plain = tpo_cached_pack(&v, &key, NULL, 0, &size),
+            *sealed = tpo_cached_pack(&v, &key, (const uint8_t *)"secret", 6, &size);
     assert_int_equal(tpo_cached_unpack(&got, &key, (const uint8_t *)"secret", 6, plain, size), -1);
     assert_int_equal(tpo_cached_unpack(&got, &key, (const uint8_t *)"Secret", 6, sealed, size), -1);
     assert_int_equal(tpo_cached_unpack(&got, &key, NULL, 0, sealed, size), -1);
@@ -142,10 +144,12 @@ static pid_t start_redis(int port)
     char text[16];
     pid_t pid;
     snprintf(text, sizeof(text), "%d", port);
-    char *argv[] = {"redis-server", "--port", text, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--logfile", "redis.log", NULL};
+    char *argv[] = {"redis-server", "--port", text,        "--bind",    "127.0.0.1", "--save", "",
+                    "--appendonly", "no",     "--logfile", "redis.log", NULL};
     assert_int_equal(posix_spawnp(&pid, "redis-server", NULL, NULL, argv, environ), 0);
     for (int i = 0; i < 500; i++) {
-        struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        struct sockaddr_in a = {
+            .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
         int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), rc = connect(fd, (struct sockaddr *)&a, sizeof(a));
         close(fd);
         if (rc == 0) return pid;
@@ -367,8 +371,19 @@ static void never_hits(const void *answer, size_t size, int drip, int hang_up)
 static void lying_servers_never_hit(void **state)
 {
     (void)state;
-    static const char *const answers[] = {"$5\r\nhello\r\n", "+OK\r\n", ":1\r\n", "-ERR no\r\n", "$-1\r\n", "*2147483647\r\n", "*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n",
-                                          "HTTP/1.1 200 OK\r\n\r\n", "$99999999999999999999\r\n", "$2000000000\r\nabc", "", "$0\r\n\r\n", "\0\0\0\0"};
+    static const char *const answers[] = {"$5\r\nhello\r\n",
+                                          "+OK\r\n",
+                                          ":1\r\n",
+                                          "-ERR no\r\n",
+                                          "$-1\r\n",
+                                          "*2147483647\r\n",
+                                          "*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n",
+                                          "HTTP/1.1 200 OK\r\n\r\n",
+                                          "$99999999999999999999\r\n",
+                                          "$2000000000\r\nabc",
+                                          "",
+                                          "$0\r\n\r\n",
+                                          "\0\0\0\0"};
     for (size_t i = 0; i < sizeof(answers) / sizeof(answers[0]); i++) never_hits(answers[i], strlen(answers[i]), 0, 0);
     never_hits("$100000\r\n", 9, 1, 0);
     never_hits("$100000\r\nabc", 12, 0, 1);
@@ -439,7 +454,8 @@ static void equal_flights_are_shared(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(a_value_survives_and_nothing_else_does), cmocka_unit_test(sizes_are_checked_under_a_sound_checksum),
-          cmocka_unit_test(a_secret_keeps_forgers_out), cmocka_unit_test(keys_keep_their_parts_apart), cmocka_unit_test(a_real_redis_keeps_values),
-          cmocka_unit_test(redis_dies_and_comes_back), cmocka_unit_test(a_stopped_redis_is_waited_for_briefly),
-          cmocka_unit_test(values_of_another_secret_are_misses), cmocka_unit_test(nobody_listens), cmocka_unit_test(lying_servers_never_hit),
-          cmocka_unit_test(a_swapped_value_is_a_miss), cmocka_unit_test(refuses_addresses), cmocka_unit_test(equal_flights_are_shared))
+          cmocka_unit_test(a_secret_keeps_forgers_out), cmocka_unit_test(keys_keep_their_parts_apart),
+          cmocka_unit_test(a_real_redis_keeps_values), cmocka_unit_test(redis_dies_and_comes_back),
+          cmocka_unit_test(a_stopped_redis_is_waited_for_briefly), cmocka_unit_test(values_of_another_secret_are_misses),
+          cmocka_unit_test(nobody_listens), cmocka_unit_test(lying_servers_never_hit), cmocka_unit_test(a_swapped_value_is_a_miss),
+          cmocka_unit_test(refuses_addresses), cmocka_unit_test(equal_flights_are_shared))

@@ -27,7 +27,8 @@ static const struct tpo_setting more[] = {
     {"train", TPO_SET_BOOL, &set.train, "no", .help = "whether"},
     {"head", TPO_SET_LIST, &set.heads, NULL, .what = "NAME=ADDR", .help = "which"},
 };
-static const struct tpo_settings table = {.program = "prog", .arguments = "FILE", .about = "About.", .rows = rows, .more = more, .n_rows = 4, .n_more = 4};
+static const struct tpo_settings table = {
+    .program = "prog", .arguments = "FILE", .about = "About.", .rows = rows, .more = more, .n_rows = 4, .n_more = 4};
 
 static int read_words(struct tpo_error *err, int *n_left, const char *words)
 {
@@ -77,11 +78,20 @@ static void wrong_settings_are_named(void **state)
 {
     (void)state;
     static const char *const wrong[][2] = {
-        {"--queue 0", "--queue 0: must be 1 .. 100"}, {"--queue 1.5", "whole"},      {"--queue x", "--queue x: is not a number"},
-        {"--queue 1e99", "must be"},                  {"--queue", "needs a value"},  {"--quue 3", "did you mean --queue?"},
-        {"--dtype f64", "one of f32|bf16"},           {"--max-bytes 3Q", "K, M, G"}, {"--wait 3d", "ms, s, m or h"},
-        {"--train=maybe", "yes or no"},               {"-q 3", "two dashes"},        {"--zzzzzzzz", "--help"},
-        {"--queue nan", "not a number"},              {"--dtype=", "one of"},
+        {"--queue 0", "--queue 0: must be 1 .. 100"},
+        {"--queue 1.5", "whole"},
+        {"--queue x", "--queue x: is not a number"},
+        {"--queue 1e99", "must be"},
+        {"--queue", "needs a value"},
+        {"--quue 3", "did you mean --queue?"},
+        {"--dtype f64", "one of f32|bf16"},
+        {"--max-bytes 3Q", "K, M, G"},
+        {"--wait 3d", "ms, s, m or h"},
+        {"--train=maybe", "yes or no"},
+        {"-q 3", "two dashes"},
+        {"--zzzzzzzz", "--help"},
+        {"--queue nan", "not a number"},
+        {"--dtype=", "one of"},
     };
     for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
         struct tpo_error err = {0};
@@ -144,8 +154,10 @@ static void every_item_is_taken_once(void **state)
     assert_int_equal(tpo_queue_open(&q, 8), TPO_OK);
     for (int i = 0; i < 3; i++) pthread_create(&takers[i], NULL, take_some, q);
     for (int i = 0; i < 20000;) {
-        if (tpo_queue_put(q, &item) == TPO_OK) i++;
-        else usleep(10);
+        if (tpo_queue_put(q, &item) == TPO_OK)
+            i++;
+        else
+            usleep(10);
     }
     tpo_queue_end(q);
     for (int i = 0; i < 3; i++) {
@@ -168,5 +180,6 @@ static void a_wake_is_not_lost(void **state)
     tpo_queue_close(q);
 }
 
-TPO_TESTS(cmocka_unit_test(flags_beat_environment_beats_presets), cmocka_unit_test(wrong_settings_are_named), cmocka_unit_test(help_lists_every_flag),
-          cmocka_unit_test(a_full_queue_answers_at_once), cmocka_unit_test(every_item_is_taken_once), cmocka_unit_test(a_wake_is_not_lost))
+TPO_TESTS(cmocka_unit_test(flags_beat_environment_beats_presets), cmocka_unit_test(wrong_settings_are_named),
+          cmocka_unit_test(help_lists_every_flag), cmocka_unit_test(a_full_queue_answers_at_once),
+          cmocka_unit_test(every_item_is_taken_once), cmocka_unit_test(a_wake_is_not_lost))

@@ -49,4 +49,5 @@ static void knows_an_id(void **state)
     assert_int_equal(tpo_sha256_is_hex(NULL), 0);
 }
 
-TPO_TESTS(cmocka_unit_test(hashes_the_standards_examples), cmocka_unit_test(a_stream_hashes_as_the_whole), cmocka_unit_test(knows_an_id))
+TPO_TESTS(cmocka_unit_test(hashes_the_standards_examples), cmocka_unit_test(a_stream_hashes_as_the_whole),
+          cmocka_unit_test(knows_an_id))

@@ -49,7 +49,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n)
         return 0;
     }
     const struct tpo_media_info *i = tpo_media_file_info(f);
-    TPO_ASSERT(i->width >= 1 && i->height >= 1 && (int64_t)i->width * i->height <= 1 << 18 && i->n_frames >= 1 && i->n_frames <= 1000);
+    TPO_ASSERT(i->width >= 1 && i->height >= 1 && (int64_t)i->width * i->height <= 1 << 18 && i->n_frames >= 1 &&
+               i->n_frames <= 1000);
     const int32_t looks[] = {(int32_t)i->n_frames - 1, 0, (int32_t)i->n_frames / 2};
     for (int k = 0; k < 3; k++) TPO_ASSERT(tpo_media_read_into(f, &looks[k], 1, rgb, NULL, 0, &err) == TPO_OK || is_typed(&err));
     tpo_media_file_close(f);

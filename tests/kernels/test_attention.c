@@ -163,7 +163,8 @@ static void outputs_equal_f64(void **state)
     struct tpo_stream *s = check_stream(2);
     for (size_t i = 0; i < N_SMALL + 5; i++) {
         struct problem m = make(i < N_SMALL ? &small[i] : &large[i - N_SMALL]);
-        check_forward(s, &m, 1e-5 * m.p.scale * (i < N_SMALL ? small[i].spread * small[i].spread : 1) + 1e-5); /* of scores that large */
+        check_forward(s, &m,
+                      1e-5 * m.p.scale * (i < N_SMALL ? small[i].spread * small[i].spread : 1) + 1e-5); /* of scores that large */
         unmake(&m);
     }
     tpo_stream_close(s);

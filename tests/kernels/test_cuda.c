@@ -86,7 +86,8 @@ static void compare(const char *what, const struct arrays *a, float *const *want
         for (int64_t n = 0; n < a->size[k]; n++) {
             const float w = want[k][n], g = got[k][n];
             if (w == g || (isnan(w) && isnan(g)) || fabs((double)w - g) <= tolerance * scale) continue;
-            fail_msg("%s: array %d[%lld] of %lld is %g on CUDA, %g on the CPU", what, k, (long long)n, (long long)a->size[k], (double)g, (double)w);
+            fail_msg("%s: array %d[%lld] of %lld is %g on CUDA, %g on the CPU", what, k, (long long)n, (long long)a->size[k],
+                     (double)g, (double)w);
         }
     }
 }
@@ -193,7 +194,8 @@ static int run_norms(struct tpo_stream *s, struct arrays *a, const int *z)
 {
     /* 0 y, 1 mean, 2 rstd, 3 x, 4 w, 5 b, 6 dx, 7 dw, 8 db, 9 dy */
     int rc = tpo_layernorm(s, a->f[0], a->f[1], a->f[2], a->f[3], a->f[4], a->f[5], 1e-5f, z[0], z[1]);
-    if (rc == TPO_OK) rc = tpo_layernorm_grad(s, a->f[6], a->f[7], a->f[8], a->f[9], a->f[3], a->f[4], a->f[1], a->f[2], z[2], z[0], z[1]);
+    if (rc == TPO_OK)
+        rc = tpo_layernorm_grad(s, a->f[6], a->f[7], a->f[8], a->f[9], a->f[3], a->f[4], a->f[1], a->f[2], z[2], z[0], z[1]);
     if (rc == TPO_OK) rc = tpo_rmsnorm(s, a->f[9], a->f[2], a->f[0], a->f[4], 1e-5f, z[0], z[1]);
     return rc == TPO_OK ? tpo_rmsnorm_grad(s, a->f[6], a->f[7], a->f[9], a->f[0], a->f[4], a->f[2], 1, z[0], z[1]) : rc;
 }
@@ -227,7 +229,8 @@ static int run_pointwise(struct tpo_stream *s, struct arrays *a, const int *z)
     if (rc == TPO_OK) rc = tpo_scale(s, a->f[8], 3, a->f[7], n);
     if (rc == TPO_OK) rc = tpo_dropout(s, a->f[8], a->f[8], .3f, 77, n);
     if (rc == TPO_OK) rc = tpo_f32_to_bf16(s, (uint16_t *)a->f[9], a->f[3], n);
-    if (rc == TPO_OK) rc = tpo_f16_to_f32(s, a->f[3], (const uint16_t *)a->f[9], n); /* bf16 bits read as f16: all sorts of numbers */
+    if (rc == TPO_OK)
+        rc = tpo_f16_to_f32(s, a->f[3], (const uint16_t *)a->f[9], n); /* bf16 bits read as f16: all sorts of numbers */
     if (rc == TPO_OK) rc = tpo_fill(s, a->f[9], .5f, a->size[9]);
     if (rc == TPO_OK) rc = tpo_sum(s, &sum, a->f[8], n);
     if (rc == TPO_OK) rc = tpo_fill(s, a->f[10], (float)sum, 1);
@@ -352,7 +355,8 @@ static int run_attention_rows(struct tpo_stream *s, struct arrays *a, const int 
 {
     const struct tpo_attention_shape shape = shape_of(a, z);
     const int n = (int)a->size[0], rc = tpo_attention_rows(s, a->f[0], a->f[1], a->f[2], a->i[2], a->f[3], a->f[4], n, &shape);
-    return rc == TPO_OK ? tpo_attention_rows_grad(s, a->f[5], a->f[6], .7f, a->f[1], a->f[2], a->i[2], a->f[3], a->f[4], n, &shape) : rc;
+    return rc == TPO_OK ? tpo_attention_rows_grad(s, a->f[5], a->f[6], .7f, a->f[1], a->f[2], a->i[2], a->f[3], a->f[4], n, &shape)
+                        : rc;
 }
 
 static void draw_shape(int *z, int round)
@@ -360,7 +364,8 @@ static void draw_shape(int *z, int round)
     static const int widths[] = {8, 16, 32, 40, 64, 80, 96, 128, 160, 256};
     z[B] = between(1, 3), z[T] = between(1, 150), z[S] = between(1, 200);
     z[G] = between(1, 3), z[H] = z[G] * between(1, 3), z[D] = widths[round % 10];
-    z[CAUSAL] = between(0, 1), z[LENGTHS] = between(0, 1), z[SEGMENTS] = between(0, 1), z[ADDS] = between(0, 1), z[PAD] = between(0, 1) * 3;
+    z[CAUSAL] = between(0, 1), z[LENGTHS] = between(0, 1), z[SEGMENTS] = between(0, 1), z[ADDS] = between(0, 1),
+    z[PAD] = between(0, 1) * 3;
     if (z[CAUSAL] && between(0, 1)) z[S] = z[T];
 }
 
@@ -405,7 +410,9 @@ static void attention_rows(void **state)
         for (int i = 0; i < 7; i++) add_floats(&a, sizes[i]);
         draw_masks(&a, z);
         int32_t *row = add_ints(&a, 3 * n);
-        for (int i = 0; i < n; i++) row[3 * i] = between(0, z[B] - 1), row[3 * i + 1] = between(0, z[T] < 4 ? z[T] - 1 : 3), row[3 * i + 2] = between(0, z[H] - 1);
+        for (int i = 0; i < n; i++)
+            row[3 * i] = between(0, z[B] - 1), row[3 * i + 1] = between(0, z[T] < 4 ? z[T] - 1 : 3),
+                    row[3 * i + 2] = between(0, z[H] - 1);
         twins("attention_rows", &a, z, run_attention_rows, 2e-5);
     }
     close_both();
@@ -416,8 +423,8 @@ enum { ROWS = 0, PH, PG, PD, BLOCK, MOST, SEQS };
 /* 0 out, 1 q, 2 pool_k, 3 pool_v, 4 k, 5 v; i: seq, position, tables */
 static int run_paged(struct tpo_stream *s, struct arrays *a, const int *z)
 {
-    const struct tpo_paged_shape p = {z[ROWS], z[PH],  z[PG],    z[PD],   z[PH] * z[PD], z[PH] * z[PD], z[BLOCK],
-                                      z[MOST], .125f, a->i[0], a->i[1], a->i[2]};
+    const struct tpo_paged_shape p = {z[ROWS],  z[PH],   z[PG], z[PD],   z[PH] * z[PD], z[PH] * z[PD],
+                                      z[BLOCK], z[MOST], .125f, a->i[0], a->i[1],       a->i[2]};
     const int rc = tpo_kv_write(s, a->f[2], a->f[3], a->f[4], z[PG] * z[PD], a->f[5], z[PG] * z[PD], &p);
     return rc == TPO_OK ? tpo_attention_paged(s, a->f[0], a->f[1], a->f[2], a->f[3], &p) : rc;
 }
@@ -473,7 +480,8 @@ static void losses(void **state)
     open_both();
     for (int round = 0; round < ROUNDS; round++) {
         const int z[2] = {between(1, 120), between(2, round % 2 ? 4000 : 90)};
-        const int64_t full = (int64_t)z[0] * z[1], sizes[] = {full, z[0], z[0], full, full, full, z[0], full, 4 * z[0], 4 * z[0], 2 + z[0], 4 * z[0]};
+        const int64_t full = (int64_t)z[0] * z[1],
+                      sizes[] = {full, z[0], z[0], full, full, full, z[0], full, 4 * z[0], 4 * z[0], 2 + z[0], 4 * z[0]};
         for (int k = 0; k < 12; k++) add_floats(&a, sizes[k]);
         int32_t *label = add_ints(&a, z[0]);
         add_ints(&a, z[0]);
@@ -571,6 +579,7 @@ static void bad_indices_are_told_and_touch_nothing(void **state)
     close_both();
 }
 
-TPO_TESTS(cmocka_unit_test(products), cmocka_unit_test(norms), cmocka_unit_test(pointwise), cmocka_unit_test(rows), cmocka_unit_test(patches_and_rope),
-          cmocka_unit_test(attention), cmocka_unit_test(attention_rows), cmocka_unit_test(paged), cmocka_unit_test(losses), cmocka_unit_test(optimisers),
+TPO_TESTS(cmocka_unit_test(products), cmocka_unit_test(norms), cmocka_unit_test(pointwise), cmocka_unit_test(rows),
+          cmocka_unit_test(patches_and_rope), cmocka_unit_test(attention), cmocka_unit_test(attention_rows),
+          cmocka_unit_test(paged), cmocka_unit_test(losses), cmocka_unit_test(optimisers),
           cmocka_unit_test(pictures_have_the_same_bits), cmocka_unit_test(bad_indices_are_told_and_touch_nothing))

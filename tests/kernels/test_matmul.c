@@ -122,7 +122,7 @@ static void half_weights_equal_their_f32(void **state)
         for (int large = 0; large <= 1; large++) {
             struct operands o = make(sizes[i], 2, large ? 1000 : 1, large ? 990 : 0);
             const int64_t n = (int64_t)o.N * o.K;
-            uint16_t *half = calloc((size_t)n + 1, sizeof(*half)) ;
+            uint16_t *half = calloc((size_t)n + 1, sizeof(*half));
             uint16_t *w = half + 1; /* as a file may give it: at an odd place */
             float *wide = check_zeros(n), *y = check_zeros((int64_t)o.M * o.ldy), *z = check_zeros((int64_t)o.M * o.ldy);
             float *dx = check_zeros((int64_t)o.M * o.ldx), *dz = check_zeros((int64_t)o.M * o.ldx);
@@ -218,6 +218,6 @@ static void impossible_shapes_are_refused(void **state)
     tpo_stream_close(s);
 }
 
-TPO_TESTS(cmocka_unit_test(products_equal_f64), cmocka_unit_test(values_near_1000_stay_right), cmocka_unit_test(matvec_equals_f64), cmocka_unit_test(half_weights_equal_their_f32),
-          cmocka_unit_test(a_row_has_the_same_bits_whatever_M_is), cmocka_unit_test(bits_do_not_depend_on_the_team),
-          cmocka_unit_test(impossible_shapes_are_refused))
+TPO_TESTS(cmocka_unit_test(products_equal_f64), cmocka_unit_test(values_near_1000_stay_right), cmocka_unit_test(matvec_equals_f64),
+          cmocka_unit_test(half_weights_equal_their_f32), cmocka_unit_test(a_row_has_the_same_bits_whatever_M_is),
+          cmocka_unit_test(bits_do_not_depend_on_the_team), cmocka_unit_test(impossible_shapes_are_refused))

@@ -98,7 +98,8 @@ static void half_products_are_the_same_bits(void **state)
     (void)state;
     const struct tpo_simd *tables[3];
     int n_tables = builds(tables);
-    float *x = check_numbers("x", 16 * N, 1, 0), *w = check_numbers("w", 9 * N, 1, 0), *paired = check_zeros(16 * N), y[16 * 9], z[16 * 9];
+    float *x = check_numbers("x", 16 * N, 1, 0), *w = check_numbers("w", 9 * N, 1, 0), *paired = check_zeros(16 * N), y[16 * 9],
+          z[16 * 9];
     uint16_t *half = check_alloc(9 * N, 2);
     for (int t = 0; t < n_tables; t++) {
         tables[t]->f32_to_bf16(half, w, 9 * N);

@@ -67,7 +67,8 @@ static void every_bad_request_gets_a_typed_error(void **state)
         {id, "x", ",\"boxes\":[{\"rect\":{\"x0\":5,\"y0\":5,\"x1\":1,\"y1\":9}}]", 400, "INVALID_ARGUMENT", "box_invalid"},
         {id, "x", ",\"boxes\":[{\"rect\":{\"x0\":5,\"y0\":5,\"x1\":100000,\"y1\":9}}]", 400, "INVALID_ARGUMENT", "box_invalid"},
         {id, "x", ",\"boxes\":[{\"rect\":{\"x0\":-5,\"y0\":5,\"x1\":10,\"y1\":9}}]", 400, "INVALID_ARGUMENT", "box_invalid"},
-        {id, "x", ",\"boxes\":[{\"rect\":{\"x0\":0.1,\"y0\":0.1,\"x1\":1.1,\"y1\":0.9},\"normalised\":true}]", 400, "INVALID_ARGUMENT", "box_invalid"},
+        {id, "x", ",\"boxes\":[{\"rect\":{\"x0\":0.1,\"y0\":0.1,\"x1\":1.1,\"y1\":0.9},\"normalised\":true}]", 400,
+         "INVALID_ARGUMENT", "box_invalid"},
         {id, "{box} {box}", ",\"boxes\":[{\"rect\":{\"x1\":5,\"y1\":5}}]", 400, "INVALID_ARGUMENT", "box_missing"},
         {id, "x", ",\"timeoutMs\":4000000", 400, "INVALID_ARGUMENT", "timeout"},
     };
@@ -98,7 +99,8 @@ static void a_typed_task_token_is_text(void **state)
     (void)state;
     char id[65];
     mesh_upload("crowd.png", 0, id);
-    struct http_answer a = mesh_ask(id, "How many crosses are there?", ""), b = mesh_ask(id, "How many crosses are there? <box_begin><boxes>", "");
+    struct http_answer a = mesh_ask(id, "How many crosses are there?", ""),
+                       b = mesh_ask(id, "How many crosses are there? <box_begin><boxes>", "");
     json_t *plain = mesh_json(&a), *typed = mesh_json(&b);
     assert_int_equal(a.status, 200);
     assert_int_equal(b.status, 200);
@@ -180,7 +182,7 @@ static void media_that_are_none_are_refused(void **state)
     "def part(kind, data): return struct.pack(\">I\", len(data)) + kind + data + struct.pack(\">I\", zlib.crc32(kind + data))\n"   \
     "n = %d\n"                                                                                                                     \
     "rows = zlib.compress(bytes((n + 7) // 8 + 1) * n)\n"                                                                          \
-    "sys.stdout.buffer.write(b\"\\x89PNG\\r\\n\\x1a\\n\" + part(b\"IHDR\", struct.pack(\">IIBBBBB\", n, n, 1, 0, 0, 0, 0)) + "         \
+    "sys.stdout.buffer.write(b\"\\x89PNG\\r\\n\\x1a\\n\" + part(b\"IHDR\", struct.pack(\">IIBBBBB\", n, n, 1, 0, 0, 0, 0)) + "     \
     "part(b\"IDAT\", rows) + part(b\"IEND\", b\"\"))' >medium"
 
 /* One pixel is a picture; 400 million are refused before they are decoded. */
@@ -215,7 +217,8 @@ static void a_deadline_that_has_passed_is_told(void **state)
     turn.text = (char *)"Hello?";
     q.turns = turns;
     q.n_turns = 1;
-    const struct tpo_rpc_start start = {.path = "/tpo.v1.Gateway/Perceive", .reply = &tpo__v1__perceive_response__descriptor, .timeout_ms = 1};
+    const struct tpo_rpc_start start = {
+        .path = "/tpo.v1.Gateway/Perceive", .reply = &tpo__v1__perceive_response__descriptor, .timeout_ms = 1};
     struct tpo_error err = {0};
     ProtobufCMessage *reply = NULL;
     kill(mesh_pid("router-0"), SIGSTOP); /* nobody answers in a millisecond */

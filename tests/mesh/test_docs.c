@@ -70,24 +70,23 @@ static void every_metric_is_on_the_rest_page(void **state)
 static void metrics_are_a_valid_exposition(void **state)
 {
     (void)state;
-    assert_int_equal(
-        script(BLOCK
-               "block sh rest.md >page.sh; sh -e page.sh >/dev/null\n"
-               "curl -sf http://$(cat run/http)/metrics >out\n"
-               "has 'tpo_request_duration_seconds_count{stage=\"router\"'\n"
-               "cat >check.awk <<'END'\n"
-               "function bad(why) { print why \": \" $0; failed = 1; exit 1 }\n"
-               "function base(name) { return sub(/_(bucket|sum|count)$/, \"\", name) ? name : \"\" }\n"
-               "/^# TYPE / { if ($3 in kind) bad(\"a second TYPE\"); kind[$3] = $4; now = $3; next }\n"
-               "/^#/ { next }\n"
-               "{ name = $1; sub(/[{].*/, \"\", name)\n"
-               "  if (kind[now] == \"histogram\" ? base(name) != now : name != now) bad(\"not of \" now)\n"
-               "  if ($0 in seen || $NF !~ /^[-+0-9.eEInf]+$/) bad(\"no sample\"); seen[$0] = 1 }\n"
-               "END { if (failed) exit 1\n"
-               "  for (k in kind) if (base(k) in kind) { print k \" is named like a sample of \" base(k); exit 1 } }\n"
-               "END\n"
-               "awk -f check.awk out\n"),
-        0);
+    assert_int_equal(script(BLOCK
+                            "block sh rest.md >page.sh; sh -e page.sh >/dev/null\n"
+                            "curl -sf http://$(cat run/http)/metrics >out\n"
+                            "has 'tpo_request_duration_seconds_count{stage=\"router\"'\n"
+                            "cat >check.awk <<'END'\n"
+                            "function bad(why) { print why \": \" $0; failed = 1; exit 1 }\n"
+                            "function base(name) { return sub(/_(bucket|sum|count)$/, \"\", name) ? name : \"\" }\n"
+                            "/^# TYPE / { if ($3 in kind) bad(\"a second TYPE\"); kind[$3] = $4; now = $3; next }\n"
+                            "/^#/ { next }\n"
+                            "{ name = $1; sub(/[{].*/, \"\", name)\n"
+                            "  if (kind[now] == \"histogram\" ? base(name) != now : name != now) bad(\"not of \" now)\n"
+                            "  if ($0 in seen || $NF !~ /^[-+0-9.eEInf]+$/) bad(\"no sample\"); seen[$0] = 1 }\n"
+                            "END { if (failed) exit 1\n"
+                            "  for (k in kind) if (base(k) in kind) { print k \" is named like a sample of \" base(k); exit 1 } }\n"
+                            "END\n"
+                            "awk -f check.awk out\n"),
+                     0);
 }
 
 static void python_client_of_the_grpc_page_runs(void **state)

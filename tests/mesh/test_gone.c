@@ -78,7 +78,8 @@ static void an_answer_that_is_left_ends(void **state)
     for (int seed = 1; whole < 200; seed++) {
         assert_true(seed < 50);
         snprintf(ask, sizeof(ask),
-                 "{\"turns\":[{\"role\":\"user\",\"text\":\"Tell me a story.\"}],\"task\":\"none\",\"maxNewTokens\":1000,\"temperature\":100,\"seed\":%d,"
+                 "{\"turns\":[{\"role\":\"user\",\"text\":\"Tell me a "
+                 "story.\"}],\"task\":\"none\",\"maxNewTokens\":1000,\"temperature\":100,\"seed\":%d,"
                  "\"stream\":true}",
                  seed);
         before = metric("tpo_generated_tokens_total");

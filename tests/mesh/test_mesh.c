@@ -73,7 +73,8 @@ static void hops_are_told_apart_from_work(void **state)
     for (int i = 0; i < 3; i++) {
         assert_non_null(all[i]);
         if (!(number_of(all[i], "hopMs") > 0) || !(number_of(all[i], "runMs") > 0) || !(span_ms(all[i]) <= total_ms))
-            fail_msg("stage %d: hop %g, span %g of %g ms: %s", i, number_of(all[i], "hopMs"), span_ms(all[i]), total_ms, a.body.data);
+            fail_msg("stage %d: hop %g, span %g of %g ms: %s", i, number_of(all[i], "hopMs"), span_ms(all[i]), total_ms,
+                     a.body.data);
     }
     if (!(span_ms(encoder) + span_ms(router) <= total_ms)) fail_msg("more than the whole: %s", a.body.data);
     assert_true(number_of(mesh_stage(root, "gateway"), "hopMs") == 0); /* nobody called it from within */
@@ -346,7 +347,8 @@ static void grpc_answers_the_same(void **state)
 }
 
 #define CASE(name) cmocka_unit_test_setup_teardown(name, mesh_up, mesh_down)
-TPO_TESTS(CASE(a_second_question_runs_no_encoder), CASE(hops_are_told_apart_from_work),           CASE(events_come_in_order_and_done_is_last), CASE(an_answer_is_the_same_among_eight),
-          CASE(a_head_that_died_costs_its_own_call_alone), CASE(without_redis_answers_stay_the_same),
-          CASE(a_dead_encoder_is_a_typed_error_and_its_return_is_noticed), CASE(a_stopped_router_meets_the_deadline_and_the_cancel),
+TPO_TESTS(CASE(a_second_question_runs_no_encoder), CASE(hops_are_told_apart_from_work), CASE(events_come_in_order_and_done_is_last),
+          CASE(an_answer_is_the_same_among_eight), CASE(a_head_that_died_costs_its_own_call_alone),
+          CASE(without_redis_answers_stay_the_same), CASE(a_dead_encoder_is_a_typed_error_and_its_return_is_noticed),
+          CASE(a_stopped_router_meets_the_deadline_and_the_cancel),
           cmocka_unit_test_setup_teardown(a_full_queue_is_429_with_retry_after, up_narrow, mesh_down), CASE(grpc_answers_the_same))

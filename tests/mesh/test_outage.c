@@ -19,7 +19,8 @@ static void address_of(int service, char out[64])
     assert_non_null(f);
     out[0] = '\0';
     while (fgets(line, sizeof(line), f) != NULL)
-        if (strncmp(line, names[service], n) == 0 && line[n] == '=') snprintf(out, 64, "%.*s", (int)strcspn(line + n + 1, ",\n"), line + n + 1);
+        if (strncmp(line, names[service], n) == 0 && line[n] == '=')
+            snprintf(out, 64, "%.*s", (int)strcspn(line + n + 1, ",\n"), line + n + 1);
     fclose(f);
     assert_string_not_equal(out, "");
 }
@@ -36,8 +37,9 @@ static void service_start(int service)
 {
     char command[4096], address[64];
     address_of(service, address);
-    snprintf(command, sizeof(command), "%s/tpo-%s --listen %s --model %s/models/small %s >>again.log 2>&1 & echo $! >>again.pids", tpo_test_build(),
-             names[service], address, tpo_test_source(), service == ENCODER ? "--media-dir again --cache ''" : "");
+    snprintf(command, sizeof(command), "%s/tpo-%s --listen %s --model %s/models/small %s >>again.log 2>&1 & echo $! >>again.pids",
+             tpo_test_build(), names[service], address, tpo_test_source(),
+             service == ENCODER ? "--media-dir again --cache ''" : "");
     assert_int_equal(system(command), 0);
 }
 
@@ -79,7 +81,8 @@ static void a_gateway_that_comes_first_finds_the_rest(void **state)
         service_kill(s);
     }
     snprintf(command, sizeof(command),
-             "mkdir late; %s/tpo-gateway --http 127.0.0.1:0 --grpc 127.0.0.1:0 --port-file late/ports --encoder %s --router %s --head region=%s --media-dir "
+             "mkdir late; %s/tpo-gateway --http 127.0.0.1:0 --grpc 127.0.0.1:0 --port-file late/ports --encoder %s --router %s "
+             "--head region=%s --media-dir "
              "late/media >late/log 2>&1 & echo $! >>again.pids",
              tpo_test_build(), address[ENCODER], address[ROUTER], address[REGION]);
     assert_int_equal(system(command), 0);
@@ -170,7 +173,8 @@ static void a_head_that_dies_in_its_call(void **state)
 static int up_twice(void **state)
 {
     (void)state;
-    return mesh_shell("%s/tpo up --any-port --run-dir run --replicas encoder=2 --model %s/models/small >up.log 2>&1", tpo_test_build(), tpo_test_source());
+    return mesh_shell("%s/tpo up --any-port --run-dir run --replicas encoder=2 --model %s/models/small >up.log 2>&1",
+                      tpo_test_build(), tpo_test_source());
 }
 
 static int encoders_serving(void)
@@ -179,7 +183,8 @@ static int encoders_serving(void)
     json_t *root = mesh_json(&a), *peer;
     size_t i;
     int n = 0;
-    json_array_foreach(json_object_get(root, "peers"), i, peer) n += strcmp(mesh_text(peer, "stage"), "encoder") == 0 && json_is_true(json_object_get(peer, "serving"));
+    json_array_foreach(json_object_get(root, "peers"), i, peer) n +=
+        strcmp(mesh_text(peer, "stage"), "encoder") == 0 && json_is_true(json_object_get(peer, "serving"));
     json_decref(root);
     http_free(&a);
     return n;
@@ -190,7 +195,7 @@ static void one_of_two_encoders_is_enough(void **state)
     (void)state;
     char ids[4][65];
     while (encoders_serving() != 2) usleep(20000); /* one is enough for `tpo up` to be done */
-    for (int i = 0; i < 4; i++) { /* whichever of the two each picture belongs to */
+    for (int i = 0; i < 4; i++) {                  /* whichever of the two each picture belongs to */
         mesh_upload("crowd.png", i, ids[i]);
         asks_and_is_answered(ids[i]);
     }
@@ -219,7 +224,8 @@ static void refuse(const char *folder, const char *const *why)
 {
     for (int s = 0; s < SERVICES; s++) {
         char command[4096];
-        snprintf(command, sizeof(command), "timeout 60 %s/tpo-%s --listen 127.0.0.1:0 --model %s --media-dir files --cache '' >refused.log 2>&1",
+        snprintf(command, sizeof(command),
+                 "timeout 60 %s/tpo-%s --listen 127.0.0.1:0 --model %s --media-dir files --cache '' >refused.log 2>&1",
                  tpo_test_build(), names[s], folder);
         if (s != ENCODER) *strstr(command, "--media-dir") = '\0', strcat(command, ">refused.log 2>&1");
         assert_int_equal(status_of("%s%s", command, ""), 1);
@@ -234,13 +240,17 @@ static void models_that_cannot_be_served_are_refused_at_start(void **state)
 {
     (void)state;
     static const char *const cut[] = {"past the end of the file", "past the end of the file", "past the end of the file"},
-                             *const shapes[] = {"patch_embed.proj.weight has the wrong shape", "embed_tokens.weight has the wrong shape",
+                             *const shapes[] = {"patch_embed.proj.weight has the wrong shape",
+                                                "embed_tokens.weight has the wrong shape",
                                                 "loc_decoder.0.weight has the wrong shape"},
                              *const keys[] = {"bridgee is not a key", "bridgee is not a key", "bridgee is not a key"};
-    assert_int_equal(status_of("cp -rL %s/models/small cut && cp -r cut odd && cp -r cut key && truncate -s -4096 cut/model.safetensors%s", tpo_test_source(), ""),
-                     0);
     assert_int_equal(
-        system("sed -i 's/\"hidden_size\": 128/\"hidden_size\": 96/; s/\"encoder_embed_dim\": 128/\"encoder_embed_dim\": 160/' odd/config.json"), 0);
+        status_of("cp -rL %s/models/small cut && cp -r cut odd && cp -r cut key && truncate -s -4096 cut/model.safetensors%s",
+                  tpo_test_source(), ""),
+        0);
+    assert_int_equal(system("sed -i 's/\"hidden_size\": 128/\"hidden_size\": 96/; s/\"encoder_embed_dim\": "
+                            "128/\"encoder_embed_dim\": 160/' odd/config.json"),
+                     0);
     assert_int_equal(system("sed -i 's/\"bridge\"/\"bridgee\"/' key/config.json"), 0);
     refuse("cut", cut);
     refuse("odd", shapes);
@@ -250,5 +260,5 @@ static void models_that_cannot_be_served_are_refused_at_start(void **state)
 TPO_TESTS(cmocka_unit_test_setup_teardown(a_gateway_that_comes_first_finds_the_rest, mesh_up, down),
           cmocka_unit_test_setup_teardown(a_router_that_dies_under_a_request, mesh_up, down),
           cmocka_unit_test_setup_teardown(a_head_that_dies_in_its_call, mesh_up, down),
-          cmocka_unit_test_setup_teardown(one_of_two_encoders_is_enough, up_twice, down), cmocka_unit_test(replicas_of_nothing_are_refused),
-          cmocka_unit_test(models_that_cannot_be_served_are_refused_at_start))
+          cmocka_unit_test_setup_teardown(one_of_two_encoders_is_enough, up_twice, down),
+          cmocka_unit_test(replicas_of_nothing_are_refused), cmocka_unit_test(models_that_cannot_be_served_are_refused_at_start))

@@ -100,22 +100,24 @@ static void services_killed(int service, int replicas, const char *const *points
 static void encoder_killed(void **state)
 {
     (void)state;
-    static const char *const points[] = {"begin:2", "import:3", "forward_before:3", "forward_after:9", "backward_before:8", "backward_after:4", NULL};
+    static const char *const points[] = {"begin:2",          "import:3", "forward_before:3", "forward_after:9", "backward_before:8",
+                                         "backward_after:4", NULL};
     services_killed(TRAINING_ENCODER, 1, points);
 }
 
 static void encoder_killed_late_in_a_step(void **state)
 {
     (void)state;
-    static const char *const points[] = {"norms:2", "prepare_before:3", "prepare_after:7", "commit_before:2", "commit_after:6", "export:5", NULL};
+    static const char *const points[] = {
+        "norms:2", "prepare_before:3", "prepare_after:7", "commit_before:2", "commit_after:6", "export:5", NULL};
     services_killed(TRAINING_ENCODER, 1, points);
 }
 
 static void router_killed(void **state)
 {
     (void)state;
-    static const char *const points[] = {"forward_before:1", "forward_after:5", "backward_after:6", "prepare_after:1", "commit_before:5",
-                                         "commit_after:8",   "export:9",        NULL};
+    static const char *const points[] = {"forward_before:1", "forward_after:5", "backward_after:6", "prepare_after:1",
+                                         "commit_before:5",  "commit_after:8",  "export:9",         NULL};
     services_killed(TRAINING_ROUTER, 1, points);
 }
 
@@ -129,7 +131,8 @@ static void replicas_killed(void **state)
 static void region_killed(void **state)
 {
     (void)state;
-    static const char *const points[] = {"forward_after:1", "backward_before:2", "norms:4", "prepare_before:4", "commit_after:4", NULL};
+    static const char *const points[] = {"forward_after:1",  "backward_before:2", "norms:4",
+                                         "prepare_before:4", "commit_after:4",    NULL};
     services_killed(TRAINING_REGION, 1, points);
 }
 
@@ -155,7 +158,8 @@ static const char *const publishing[] = {"--checkpoint-every", "2", "--publish-e
 static long last_published(const char *out)
 {
     char command[256], line[32] = "";
-    snprintf(command, sizeof(command), "grep -o 'stage=talk event=published step=5 version=[0-9]*' %s.log | tail -n 1 | sed 's/.*=//'", out);
+    snprintf(command, sizeof(command),
+             "grep -o 'stage=talk event=published step=5 version=[0-9]*' %s.log | tail -n 1 | sed 's/.*=//'", out);
     FILE *f = popen(command, "r");
     assert_non_null(f);
     assert_non_null(fgets(line, sizeof(line), f));
@@ -169,8 +173,10 @@ static pid_t door_open(const struct training_mesh *m)
     char command[8192], ports[64] = "";
     pid_t pid = 0;
     snprintf(command, sizeof(command),
-             "mkdir -p door; rm -f door/*; (exec %s/tpo-gateway --http 127.0.0.1:0 --grpc 127.0.0.1:0 --port-file door/ports --media-dir door-media "
-             "--version-poll 50ms --encoder 127.0.0.1:%d --router 127.0.0.1:%d --head region=127.0.0.1:%d >door.log 2>&1) & echo $! >door.pid",
+             "mkdir -p door; rm -f door/*; (exec %s/tpo-gateway --http 127.0.0.1:0 --grpc 127.0.0.1:0 --port-file door/ports "
+             "--media-dir door-media "
+             "--version-poll 50ms --encoder 127.0.0.1:%d --router 127.0.0.1:%d --head region=127.0.0.1:%d >door.log 2>&1) & echo "
+             "$! >door.pid",
              tpo_test_build(), m->ports[TRAINING_ENCODER][0], m->ports[TRAINING_ROUTER][0], m->ports[TRAINING_REGION][0]);
     assert_int_equal(system(command), 0);
     while (access("door/ports", R_OK) != 0) nap();
@@ -195,13 +201,17 @@ static long version_served(const char *id)
     json_t *stage;
     int n = 0;
     long version = -1;
-    snprintf(body, sizeof(body), "{\"media\":[{\"id\":\"%s\"}],\"turns\":[{\"role\":\"user\",\"text\":\"Where?\"}],\"task\":\"region\",\"maxNewTokens\":4}", id);
+    snprintf(
+        body, sizeof(body),
+        "{\"media\":[{\"id\":\"%s\"}],\"turns\":[{\"role\":\"user\",\"text\":\"Where?\"}],\"task\":\"region\",\"maxNewTokens\":4}",
+        id);
     const long status = http_post("door", "/v1/perceive", body, strlen(body), &out);
     if (status != 200 && status != 503) fail_msg("HTTP %ld %s", status, out.data);
     json_t *root = json_loads(out.data, 0, NULL);
     json_array_foreach(json_object_get(root, "stages"), i, stage)
     {
-        const char *name = json_string_value(json_object_get(stage, "name")), *number = json_string_value(json_object_get(stage, "version"));
+        const char *name = json_string_value(json_object_get(stage, "name")),
+                   *number = json_string_value(json_object_get(stage, "version"));
         if (status != 200 || strcmp(name, "gateway") == 0) continue;
         const long one = number != NULL ? atol(number) : 0;
         if (n++ > 0 && one != version) fail_msg("two versions in one answer: %s", out.data);
@@ -308,14 +318,16 @@ static void trainer_killed_at(int replicas, const char *const *points)
 static void trainer_killed(void **state)
 {
     (void)state;
-    static const char *const points[] = {"after_forward:2", "after_backward:4", "after_norms:5", "mid_prepare:7", "after_prepare:6", "mid_commit:13", NULL};
+    static const char *const points[] = {
+        "after_forward:2", "after_backward:4", "after_norms:5", "mid_prepare:7", "after_prepare:6", "mid_commit:13", NULL};
     trainer_killed_at(1, points);
 }
 
 static void trainer_killed_between_steps(void **state)
 {
     (void)state;
-    static const char *const points[] = {"after_commit:3", "shard_written:1", "shard_written:4", "before_manifest:2", "after_manifest:1", "stage_end:1", "stage_end:2", NULL};
+    static const char *const points[] = {"after_commit:3",   "shard_written:1", "shard_written:4", "before_manifest:2",
+                                         "after_manifest:1", "stage_end:1",     "stage_end:2",     NULL};
     trainer_killed_at(1, points);
 }
 
@@ -344,6 +356,6 @@ static void a_service_dies_while_others_hold_a_prepared_step(void **state)
 TPO_TESTS(cmocka_unit_test(encoder_killed), cmocka_unit_test(encoder_killed_late_in_a_step), cmocka_unit_test(router_killed),
           cmocka_unit_test(replicas_killed), cmocka_unit_test(region_killed), cmocka_unit_test(killed_at_abort),
           cmocka_unit_test(encoder_killed_as_it_publishes), cmocka_unit_test(router_killed_as_it_publishes),
-          cmocka_unit_test(region_killed_as_it_publishes), cmocka_unit_test(trainer_killed_as_it_publishes), cmocka_unit_test(trainer_killed),
-          cmocka_unit_test(trainer_killed_between_steps), cmocka_unit_test(trainer_of_replicas_killed),
-          cmocka_unit_test(a_service_dies_while_others_hold_a_prepared_step))
+          cmocka_unit_test(region_killed_as_it_publishes), cmocka_unit_test(trainer_killed_as_it_publishes),
+          cmocka_unit_test(trainer_killed), cmocka_unit_test(trainer_killed_between_steps),
+          cmocka_unit_test(trainer_of_replicas_killed), cmocka_unit_test(a_service_dies_while_others_hold_a_prepared_step))

@@ -108,7 +108,8 @@ static void later_folders_of_others_are_left_alone(void **state)
         snprintf(command, sizeof(command), "mkdir -p %s/1-talk/step-00000900 %s/1-talk/step-00000800", out, out);
         shell(command);
         assert_int_equal(training_wait(training_start("r.yaml", out, over_mesh ? &m : NULL, fault), 60), 128 + SIGKILL);
-        snprintf(command, sizeof(command), "test -f %s/1-talk/step-00000004/manifest.json && test -d %s/1-talk/step-00000800", out, out);
+        snprintf(command, sizeof(command), "test -f %s/1-talk/step-00000004/manifest.json && test -d %s/1-talk/step-00000800", out,
+                 out);
         shell(command);
         training_run("r.yaml", out, over_mesh ? &m : NULL, often);
         snprintf(log, sizeof(log), "%s.log", out);
@@ -251,8 +252,8 @@ static void status_is_told_to_others(void **state)
     assert_true(training_says("status.log", "not running"));
 }
 
-TPO_TESTS(cmocka_unit_test(damaged_checkpoints_are_refused_by_their_hash),
-          cmocka_unit_test(later_folders_of_others_are_left_alone), cmocka_unit_test(a_recipe_without_its_model_is_refused),
-          cmocka_unit_test(a_full_disk_leaves_the_checkpoint_before), cmocka_unit_test(a_second_trainer_is_refused),
-          cmocka_unit_test(a_trainer_comes_back_after_its_lease), cmocka_unit_test(other_models_and_addresses_are_refused),
-          cmocka_unit_test(fewer_lanes_than_replicas_are_refused), cmocka_unit_test(status_is_told_to_others))
+TPO_TESTS(cmocka_unit_test(damaged_checkpoints_are_refused_by_their_hash), cmocka_unit_test(later_folders_of_others_are_left_alone),
+          cmocka_unit_test(a_recipe_without_its_model_is_refused), cmocka_unit_test(a_full_disk_leaves_the_checkpoint_before),
+          cmocka_unit_test(a_second_trainer_is_refused), cmocka_unit_test(a_trainer_comes_back_after_its_lease),
+          cmocka_unit_test(other_models_and_addresses_are_refused), cmocka_unit_test(fewer_lanes_than_replicas_are_refused),
+          cmocka_unit_test(status_is_told_to_others))

@@ -392,8 +392,8 @@ static void room_lets_scopes_close(void **state)
     tpo_stream_close(stream);
 }
 
-TPO_TESTS(cmocka_unit_test(whole_gradients_are_told), cmocka_unit_test(linear), cmocka_unit_test(columns), cmocka_unit_test(lora), cmocka_unit_test(norms),
-          cmocka_unit_test(activations), cmocka_unit_test(moves), cmocka_unit_test(drops), cmocka_unit_test(attend),
-          cmocka_unit_test(attend_fused), cmocka_unit_test(attention_rows), cmocka_unit_test(losses),
+TPO_TESTS(cmocka_unit_test(whole_gradients_are_told), cmocka_unit_test(linear), cmocka_unit_test(columns), cmocka_unit_test(lora),
+          cmocka_unit_test(norms), cmocka_unit_test(activations), cmocka_unit_test(moves), cmocka_unit_test(drops),
+          cmocka_unit_test(attend), cmocka_unit_test(attend_fused), cmocka_unit_test(attention_rows), cmocka_unit_test(losses),
           cmocka_unit_test(parameters_accumulate), cmocka_unit_test(errors_stick), cmocka_unit_test(unused_input),
           cmocka_unit_test(scopes_give_back), cmocka_unit_test(room_lets_scopes_close))

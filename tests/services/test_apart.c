@@ -32,7 +32,8 @@ static void recipe_write(void)
           "  - name: all\n    steps: 2\n    warmup: 1\n    micro_batches: 2\n"
           "    data:\n      - {frames: 2, samples: 1, conversations: 4, aids: all, dense: true, slots: true}\n"
           "    losses: {language: 1, region: 1, attention: 1, dense: .3, slot: .3}\n    groups:\n"
-          "      - {name: qkv, optimiser: muon, rate: 1e-3, momentum: .9, split: 3, tensors: [\"vision_encoder.*.attn.qkv.weight\"]}\n"
+          "      - {name: qkv, optimiser: muon, rate: 1e-3, momentum: .9, split: 3, tensors: "
+          "[\"vision_encoder.*.attn.qkv.weight\"]}\n"
           "      - {name: rest, optimiser: adamw, rate: 1e-3, tensors: [\"*\"]}\n",
           f);
     fclose(f);
@@ -41,8 +42,16 @@ static void recipe_write(void)
 static void train_on(struct tpo_stream *s, const char *out)
 {
     struct tpo_error err = {0};
-    const struct tpo_train_options o = {
-        .recipe = "all.yaml", .out = out, .model = "", .data = "", .mesh = "", .stream = s, .threads = 2, .checkpoint_every = 1, .log_every = 1, .quiet = true};
+    const struct tpo_train_options o = {.recipe = "all.yaml",
+                                        .out = out,
+                                        .model = "",
+                                        .data = "",
+                                        .mesh = "",
+                                        .stream = s,
+                                        .threads = 2,
+                                        .checkpoint_every = 1,
+                                        .log_every = 1,
+                                        .quiet = true};
     if (tpo_train(&o, &err) != TPO_OK) fail_msg("%s", err.message);
 }
 
@@ -75,7 +84,8 @@ static void answers_come_from_the_device(void **state)
     tpo_arena_init(&arena, 1 << 20, 0);
     assert_int_equal(tpo_world_open(&w, &options, &err), TPO_OK);
     for (int i = 0; i < N; i++)
-        assert_int_equal(tpo_world_item(w, &arena, i, i % 2 == 0 ? 1 : 4, TPO_WORLD_ANY_PHRASING, (uint64_t)i, &items[i], &err), TPO_OK);
+        assert_int_equal(tpo_world_item(w, &arena, i, i % 2 == 0 ? 1 : 4, TPO_WORLD_ANY_PHRASING, (uint64_t)i, &items[i], &err),
+                         TPO_OK);
     for (int k = 0; k < 2; k++) {
         if (tpo_asker_open(&askers[k], k == 0 ? cpu : apart, folder, &err) != TPO_OK) fail_msg("%s", err.message);
         assert_int_equal(tpo_asker_run(askers[k], items, N, answers[k], NULL, &err), TPO_OK);

@@ -97,7 +97,14 @@ static float slots[QUERIES] = {0, 0.5F, 0.5F, 0, 0, 0};
 static const struct tpo_attention_target looks[] = {
     {.layer = 0, .head = 1, .weight = 1, .from = TPO_AT_VECTOR, .to = TPO_AT_SLOTS, .slots = slots, .n_slots = QUERIES},
     {.layer = 1, .head = 0, .weight = 0.5F, .from = TPO_AT_ANSWER, .to = TPO_AT_WORD, .to_offset = 13},
-    {.layer = 1, .head = 3, .weight = 0.5F, .from = TPO_AT_WORD, .from_offset = 13, .to = TPO_AT_SLOTS, .slots = slots, .n_slots = QUERIES}};
+    {.layer = 1,
+     .head = 3,
+     .weight = 0.5F,
+     .from = TPO_AT_WORD,
+     .from_offset = 13,
+     .to = TPO_AT_SLOTS,
+     .slots = slots,
+     .n_slots = QUERIES}};
 static const struct tpo_turn turns[] = {{"Where is the red star?", "<box_begin><boxes>"},
                                         {"What colour is the star?", "red"},
                                         {"Find {box} again", "<box_begin><boxes>"}};

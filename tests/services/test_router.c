@@ -403,5 +403,4 @@ static void samples_from_the_nucleus(void **state)
 TPO_TESTS(cmocka_unit_test(same_answer_alone_and_among_eight), cmocka_unit_test(task_vector_as_the_tape),
           cmocka_unit_test(merged_adapters_say_the_same), cmocka_unit_test(tasks_are_banned_and_forced),
           cmocka_unit_test(memory_is_reserved_and_returned), cmocka_unit_test(cancelled_ones_end_and_others_go_on),
-          cmocka_unit_test(a_cancelled_prefill_gives_its_memory_back),
-          cmocka_unit_test(samples_from_the_nucleus))
+          cmocka_unit_test(a_cancelled_prefill_gives_its_memory_back), cmocka_unit_test(samples_from_the_nucleus))

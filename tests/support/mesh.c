@@ -27,8 +27,8 @@ void mesh_line(const char *path, char *out, size_t size)
 int mesh_up(void **state)
 {
     (void)state;
-    if (mesh_shell("%s/tpo up --any-port --run-dir run --model %s/models/small >up.log 2>&1", tpo_test_build(), tpo_test_source()) !=
-        0) {
+    if (mesh_shell("%s/tpo up --any-port --run-dir run --model %s/models/small >up.log 2>&1", tpo_test_build(),
+                   tpo_test_source()) != 0) {
         (void)!system("cat up.log");
         return -1;
     }

@@ -28,7 +28,8 @@ static struct tpo_eval_row row_of(struct tpo_asker *a, enum tpo_world_kind kind,
 {
     struct tpo_eval_row row;
     struct tpo_error err = {0};
-    if (tpo_eval_row(a, &row, TPO_WORLD_HELD_OUT, kind, frames, TPO_WORLD_TRAINED_PHRASING, n, true, &err) != TPO_OK) fail_msg("%s", err.message);
+    if (tpo_eval_row(a, &row, TPO_WORLD_HELD_OUT, kind, frames, TPO_WORLD_TRAINED_PHRASING, n, true, &err) != TPO_OK)
+        fail_msg("%s", err.message);
     assert_int_equal(row.seen.n, n);
     assert_int_equal(row.blind.n, n);
     return row;
@@ -41,8 +42,8 @@ static void the_small_model_sees(void **state)
         enum tpo_world_kind kind;
         int frames;
         double least, blind;
-    } bars[] = {{TPO_KIND_ATTRIBUTE_BOX, 1, .8, .2},  {TPO_KIND_ATTRIBUTE_BOX, 4, .75, .2}, {TPO_KIND_ATTRIBUTE, 1, .85, .6},
-                {TPO_KIND_DIRECTION, 4, .8, .5},      {TPO_KIND_DIRECTION, 8, .8, .5},     {TPO_KIND_DESCRIPTION, 1, .7, .4}};
+    } bars[] = {{TPO_KIND_ATTRIBUTE_BOX, 1, .8, .2}, {TPO_KIND_ATTRIBUTE_BOX, 4, .75, .2}, {TPO_KIND_ATTRIBUTE, 1, .85, .6},
+                {TPO_KIND_DIRECTION, 4, .8, .5},     {TPO_KIND_DIRECTION, 8, .8, .5},      {TPO_KIND_DESCRIPTION, 1, .7, .4}};
     char folder[4096];
     snprintf(folder, sizeof(folder), "%s/models/small", tpo_test_source());
     struct tpo_asker *a = model_open(folder);
@@ -72,7 +73,8 @@ static void answers_do_not_depend_on_company(void **state)
     tpo_arena_init(&arena, 1 << 20, 0);
     assert_int_equal(tpo_world_open(&w, &options, &err), TPO_OK);
     for (int i = 0; i < N; i++)
-        assert_int_equal(tpo_world_item(w, &arena, i % TPO_KIND_DIRECTION, 1, TPO_WORLD_ANY_PHRASING, (uint64_t)i, &items[i], &err), TPO_OK);
+        assert_int_equal(tpo_world_item(w, &arena, i % TPO_KIND_DIRECTION, 1, TPO_WORLD_ANY_PHRASING, (uint64_t)i, &items[i], &err),
+                         TPO_OK);
     assert_int_equal(tpo_asker_run(a, items, N, together, NULL, &err), TPO_OK);
     for (int i = 0; i < N; i++) {
         assert_int_equal(tpo_asker_run(a, &items[i], 1, &alone, NULL, &err), TPO_OK);
@@ -111,4 +113,5 @@ static void random_weights_know_nothing(void **state)
     model_close(a);
 }
 
-TPO_TESTS(cmocka_unit_test(the_small_model_sees), cmocka_unit_test(answers_do_not_depend_on_company), cmocka_unit_test(random_weights_know_nothing))
+TPO_TESTS(cmocka_unit_test(the_small_model_sees), cmocka_unit_test(answers_do_not_depend_on_company),
+          cmocka_unit_test(random_weights_know_nothing))

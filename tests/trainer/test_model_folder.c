@@ -13,7 +13,7 @@
 
 struct row {
     char name[128], dtype[8], shape[64];
-    long long begin, end; /* in its shard's data */
+    long long begin, end;   /* in its shard's data */
     int shard, index_shard; /* index_shard 0: not in the index */
     bool written;           /* in the shard's header */
     int times;
@@ -23,9 +23,9 @@ struct folder {
     struct row rows[N_NAMES + 8];
     int n;
     long long data_bytes[N_SHARDS + 1];
-    long long cut_bytes[N_SHARDS + 1]; /* taken off the file's end */
+    long long cut_bytes[N_SHARDS + 1];              /* taken off the file's end */
     unsigned long long header_length[N_SHARDS + 1]; /* instead of the true one when not 0 */
-    const char *header_tail; /* of shard 4, instead of "}" */
+    const char *header_tail;                        /* of shard 4, instead of "}" */
 };
 
 static struct folder f;
@@ -35,7 +35,8 @@ static int shard_of(const char *name)
 {
     int layer;
     if (sscanf(name, "lm.base_model.model.model.layers.%d.", &layer) == 1) {
-        bool early = strstr(name, "self_attn") != NULL || strstr(name, "gate_proj") != NULL || (layer == 20 && strstr(name, "up_proj") != NULL);
+        bool early = strstr(name, "self_attn") != NULL || strstr(name, "gate_proj") != NULL ||
+                     (layer == 20 && strstr(name, "up_proj") != NULL);
         if (layer == 9) return early ? 1 : 2;
         if (layer == 20) return early ? 2 : 3;
         return layer < 9 ? 1 : layer < 20 ? 2 : 3;
@@ -130,8 +131,8 @@ static void write_shard(int shard)
     fprintf(text, "{\"__metadata__\":{\"format\":\"pt\"}");
     for (int i = 0; i < f.n; i++)
         for (int k = 0; k < f.rows[i].times && f.rows[i].written && f.rows[i].shard == shard; k++)
-            fprintf(text, ",\"%s\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%lld,%lld]}", f.rows[i].name, f.rows[i].dtype, f.rows[i].shape,
-                    f.rows[i].begin, f.rows[i].end);
+            fprintf(text, ",\"%s\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%lld,%lld]}", f.rows[i].name, f.rows[i].dtype,
+                    f.rows[i].shape, f.rows[i].begin, f.rows[i].end);
     fputs(shard == 4 && f.header_tail != NULL ? f.header_tail : "}", text);
     fclose(text);
     snprintf(path, sizeof(path), "published/model-%05d-of-00004.safetensors", shard);
@@ -152,8 +153,9 @@ static void write_folder(void)
 {
     mkdir("published", 0755);
     write_text("published/config.json", "{\"model_config\":{}}");
-    write_text("published/added_tokens.json", "{\"<box_begin>\":32000,\"<time_begin>\":32001,\"<temp>\":32002,\"<boxes>\":32003,\"<track_begin>\":32004,"
-                                              "\"<tracking>\":32005,\"<track_box>\":32006}");
+    write_text("published/added_tokens.json",
+               "{\"<box_begin>\":32000,\"<time_begin>\":32001,\"<temp>\":32002,\"<boxes>\":32003,\"<track_begin>\":32004,"
+               "\"<tracking>\":32005,\"<track_box>\":32006}");
     for (int shard = 1; shard <= N_SHARDS; shard++) write_shard(shard);
     FILE *index = fopen("published/model.safetensors.index.json", "w");
     const char *comma = "";
@@ -222,29 +224,68 @@ static void gone(struct row *r)
         if (f.rows[i].shard == r->shard && f.rows[i].begin >= r->end) f.rows[i].begin -= bytes, f.rows[i].end -= bytes;
     f.data_bytes[r->shard] -= bytes;
 }
-static void encoder_tensor_missing(void) { gone(row(NORM)); }
-static void router_tensor_missing(void) { gone(row(KPROJ)); }
-static void region_tensor_missing(void) { gone(row(REGION)); }
-static void extra_under_a_prefix_of_ours(void) { add_row("vision_layernorm.gamma", "[1024]"); }
-static void extra_under_no_prefix(void) { add_row("optimizer.step", "[1]"); }
-static void shape_transposed(void) { strcpy(row("loc_encoder.0.weight")->shape, "[4,2048]"); }
-static void rank_lost(void) { strcpy(row("box_token")->shape, "[4096]"); }
-static void dtype_of_another_kind(void) { strcpy(row("project_up.bias")->dtype, "I32"), strcpy(row("project_up.bias")->shape, "[2048]"); }
-static void dtype_unknown(void) { strcpy(row(KPROJ)->dtype, "F8"); }
-static void offsets_overlap(void) { row(QUERY)->begin -= 2, row(QUERY)->end -= 2; }
+static void encoder_tensor_missing(void)
+{
+    gone(row(NORM));
+}
+static void router_tensor_missing(void)
+{
+    gone(row(KPROJ));
+}
+static void region_tensor_missing(void)
+{
+    gone(row(REGION));
+}
+static void extra_under_a_prefix_of_ours(void)
+{
+    add_row("vision_layernorm.gamma", "[1024]");
+}
+static void extra_under_no_prefix(void)
+{
+    add_row("optimizer.step", "[1]");
+}
+static void shape_transposed(void)
+{
+    strcpy(row("loc_encoder.0.weight")->shape, "[4,2048]");
+}
+static void rank_lost(void)
+{
+    strcpy(row("box_token")->shape, "[4096]");
+}
+static void dtype_of_another_kind(void)
+{
+    strcpy(row("project_up.bias")->dtype, "I32"), strcpy(row("project_up.bias")->shape, "[2048]");
+}
+static void dtype_unknown(void)
+{
+    strcpy(row(KPROJ)->dtype, "F8");
+}
+static void offsets_overlap(void)
+{
+    row(QUERY)->begin -= 2, row(QUERY)->end -= 2;
+}
 static void offsets_leave_a_hole(void)
 {
     f.data_bytes[4] += 1024;
     add_row("ext.mask.after_the_hole", "[2]");
 }
-static void offsets_past_the_end(void) { row("loc_encoder.2.bias")->begin += 1LL << 40, row("loc_encoder.2.bias")->end += 1LL << 40; }
+static void offsets_past_the_end(void)
+{
+    row("loc_encoder.2.bias")->begin += 1LL << 40, row("loc_encoder.2.bias")->end += 1LL << 40;
+}
 static void offsets_backwards(void)
 {
     long long begin = row(KPROJ)->begin;
     row(KPROJ)->begin = row(KPROJ)->end, row(KPROJ)->end = begin;
 }
-static void shape_and_offsets_differ(void) { strcpy(row(REGION)->shape, "[5]"); }
-static void name_twice_in_a_header(void) { row(REGION)->times = 2; }
+static void shape_and_offsets_differ(void)
+{
+    strcpy(row(REGION)->shape, "[5]");
+}
+static void name_twice_in_a_header(void)
+{
+    row(REGION)->times = 2;
+}
 static void name_in_two_shards(void)
 {
     add_row("track_token", "[1,1,4096]");
@@ -253,16 +294,46 @@ static void name_in_two_shards(void)
     r->end = f.data_bytes[4] + (r->end - r->begin), r->begin = f.data_bytes[4], f.data_bytes[4] = r->end;
     r->shard = 4;
 }
-static void index_names_the_wrong_shard(void) { row(KPROJ)->index_shard = 2; }
-static void index_names_a_missing_shard(void) { row(KPROJ)->index_shard = 7; }
-static void index_promises_too_much(void) { gone(row(NORM)), row(NORM)->index_shard = 1; }
-static void index_forgets(void) { row(NORM)->index_shard = 0; }
-static void dimension_negative(void) { strcpy(row(REGION)->shape, "[-4]"); }
-static void dimensions_overflow(void) { strcpy(row(QUERY)->shape, "[4294967296,4294967296,4294967296]"); }
-static void file_cut_short(void) { f.cut_bytes[3] = 1; }
-static void header_longer_than_the_file(void) { f.header_length[2] = 1ULL << 62; }
-static void header_not_json(void) { f.header_tail = ""; }
-static void header_deep(void) { f.header_tail = ",\"deep\":[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[["; }
+static void index_names_the_wrong_shard(void)
+{
+    row(KPROJ)->index_shard = 2;
+}
+static void index_names_a_missing_shard(void)
+{
+    row(KPROJ)->index_shard = 7;
+}
+static void index_promises_too_much(void)
+{
+    gone(row(NORM)), row(NORM)->index_shard = 1;
+}
+static void index_forgets(void)
+{
+    row(NORM)->index_shard = 0;
+}
+static void dimension_negative(void)
+{
+    strcpy(row(REGION)->shape, "[-4]");
+}
+static void dimensions_overflow(void)
+{
+    strcpy(row(QUERY)->shape, "[4294967296,4294967296,4294967296]");
+}
+static void file_cut_short(void)
+{
+    f.cut_bytes[3] = 1;
+}
+static void header_longer_than_the_file(void)
+{
+    f.header_length[2] = 1ULL << 62;
+}
+static void header_not_json(void)
+{
+    f.header_tail = "";
+}
+static void header_deep(void)
+{
+    f.header_tail = ",\"deep\":[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[";
+}
 
 static const struct {
     const char *what;

@@ -182,8 +182,11 @@ static void configs_that_do_not_fit_are_refused(void **state)
         {CONFIG("\"LORA\"", "\"r\":8,\"lora_alpha\":32", "[" LAYERS ",\"lm_head\"]", ""), "lora_r"},
         {CONFIG("\"LORA\"", "\"r\":16,\"lora_alpha\":16", "[" LAYERS ",\"lm_head\"]", ""), "lora_alpha"},
         {CONFIG("\"IA3\"", "\"r\":16,\"lora_alpha\":32", "[" LAYERS ",\"lm_head\"]", ""), "peft_type"},
-        {"{\"peft_type\":\"LORA\",\"task_type\":\"SEQ_CLS\",\"r\":16,\"lora_alpha\":32,\"target_modules\":[" LAYERS ",\"lm_head\"]}", "task_type"},
-        {"{\"peft_type\":\"LORA\",\"task_type\":7,\"r\":16,\"lora_alpha\":32,\"target_modules\":[" LAYERS ",\"lm_head\"]}", "task_type"},
+        {"{\"peft_type\":\"LORA\",\"task_type\":\"SEQ_CLS\",\"r\":16,\"lora_alpha\":32,\"target_modules\":[" LAYERS
+         ",\"lm_head\"]}",
+         "task_type"},
+        {"{\"peft_type\":\"LORA\",\"task_type\":7,\"r\":16,\"lora_alpha\":32,\"target_modules\":[" LAYERS ",\"lm_head\"]}",
+         "task_type"},
         {FITS(",\"use_dora\":true"), "use_dora"},
         {FITS(",\"use_rslora\":true"), "use_rslora"},
         {FITS(",\"bias\":\"all\""), "bias"},
@@ -224,9 +227,9 @@ static void configs_that_say_the_same_otherwise_are_taken(void **state)
 {
     (void)state;
     static const char *const configs[] = {
-        FITS(""),
-        FITS(",\"bias\":\"none\",\"rank_pattern\":{},\"layers_to_transform\":null,\"use_dora\":false"),
-        FITS(",\"peft_version\":\"0.21.2\",\"lora_dropout\":0.1,\"init_lora_weights\":\"gaussian\",\"megatron_core\":\"megatron.core\""),
+        FITS(""), FITS(",\"bias\":\"none\",\"rank_pattern\":{},\"layers_to_transform\":null,\"use_dora\":false"),
+        FITS(",\"peft_version\":\"0.21.2\",\"lora_dropout\":0.1,\"init_lora_weights\":\"gaussian\",\"megatron_core\":\"megatron."
+             "core\""),
         CONFIG("\"LORA\"", "\"r\":16,\"lora_alpha\":32.0", "[\"lm_head\",\"self_attn.q_proj\"," LAYERS "]", ""),
         "{\"peft_type\":\"LORA\",\"r\":16,\"lora_alpha\":32,\"target_modules\":[" LAYERS ",\"lm_head\"]}"};
     struct tpo_error err;
@@ -305,8 +308,13 @@ static void a_checkpoint_keeps_the_heads_of_training(void **state)
     ok(tpo_safetensors_open(&files, "one", &err), &err);
     struct tpo_entry *entries = calloc((size_t)files->n + 1, sizeof(*entries));
     memcpy(entries, files->items, (size_t)files->n * sizeof(*entries));
-    entries[files->n] = (struct tpo_entry){.name = "ext.router.slot.box.bias", .dtype = TPO_F32, .n_dims = 1, .shape = {4}, .size = 4,
-                                           .size_bytes = sizeof(bias), .data = bias};
+    entries[files->n] = (struct tpo_entry){.name = "ext.router.slot.box.bias",
+                                           .dtype = TPO_F32,
+                                           .n_dims = 1,
+                                           .shape = {4},
+                                           .size = 4,
+                                           .size_bytes = sizeof(bias),
+                                           .data = bias};
     mkdir("aided", 0755);
     ok(tpo_model_folder_companions("aided", "one", &err), &err);
     ok(tpo_safetensors_write("aided/model.safetensors", entries, files->n + 1, &err), &err);
@@ -323,4 +331,5 @@ static void a_checkpoint_keeps_the_heads_of_training(void **state)
 
 TPO_TESTS(cmocka_unit_test(out_and_in_keeps_every_bit), cmocka_unit_test(tensors_that_do_not_fit_are_named),
           cmocka_unit_test(configs_that_do_not_fit_are_refused), cmocka_unit_test(configs_that_say_the_same_otherwise_are_taken),
-          cmocka_unit_test(models_that_are_not_their_config_are_refused), cmocka_unit_test(a_checkpoint_keeps_the_heads_of_training))
+          cmocka_unit_test(models_that_are_not_their_config_are_refused),
+          cmocka_unit_test(a_checkpoint_keeps_the_heads_of_training))

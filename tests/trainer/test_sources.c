@@ -201,9 +201,10 @@ static void a_frozen_encoder_takes_what_is_cached(void **state)
     training_model(0);
     training_recipe("r.yaml", stage_on_names);
     training_run("r.yaml", "one", NULL, same);
-    assert_int_equal(system("redis-server --port 0 --unixsocket redis.sock --save '' --daemonize yes --dir . --pidfile redis.pid >redis.log "
-                            "&& until redis-cli -s redis.sock ping; do sleep .1; done >/dev/null 2>&1"),
-                     0);
+    assert_int_equal(
+        system("redis-server --port 0 --unixsocket redis.sock --save '' --daemonize yes --dir . --pidfile redis.pid >redis.log "
+               "&& until redis-cli -s redis.sock ping; do sleep .1; done >/dev/null 2>&1"),
+        0);
     char path[4096], cache[5000];
     assert_non_null(getcwd(path, sizeof(path)));
     snprintf(cache, sizeof(cache), "unix:%s/redis.sock", path);
@@ -439,7 +440,7 @@ static void missing_files_are_found_before_the_first_step(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(a_run_learns_from_files_and_goes_on_to_the_same_bits), cmocka_unit_test(over_a_mesh_it_is_the_same),
-          cmocka_unit_test(a_frozen_encoder_takes_what_is_cached),
-          cmocka_unit_test(rows_are_named_by_seed_and_step), cmocka_unit_test(an_epoch_shows_every_picture_once_as_it_is),
-          cmocka_unit_test(films_are_sampled_as_the_recipe_says), cmocka_unit_test(bad_media_are_passed_over_then_stop_the_run),
-          cmocka_unit_test(recipes_with_a_bad_source_are_refused), cmocka_unit_test(missing_files_are_found_before_the_first_step))
+          cmocka_unit_test(a_frozen_encoder_takes_what_is_cached), cmocka_unit_test(rows_are_named_by_seed_and_step),
+          cmocka_unit_test(an_epoch_shows_every_picture_once_as_it_is), cmocka_unit_test(films_are_sampled_as_the_recipe_says),
+          cmocka_unit_test(bad_media_are_passed_over_then_stop_the_run), cmocka_unit_test(recipes_with_a_bad_source_are_refused),
+          cmocka_unit_test(missing_files_are_found_before_the_first_step))

@@ -10,11 +10,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "kernels/stream.h"
 #include "services/encoder/encoder.h"
 #include "services/host/learner_state.h"
 #include "services/region/region.h"
 #include "services/router/router.h"
-#include "kernels/stream.h"
 #include "trainer/steps/recipe.h"
 
 extern char **environ;
@@ -36,7 +36,8 @@ static pid_t train(const char *recipe, const char *out, const char *every, const
 {
     char program[4096];
     snprintf(program, sizeof(program), "%s/tpo-trainer", tpo_test_build());
-    char *argv[] = {program, "train", (char *)recipe, "--out", (char *)out, "--checkpoint-every", (char *)every, "--log-every", "1", NULL};
+    char *argv[] = {program, "train", (char *)recipe, "--out", (char *)out, "--checkpoint-every", (char *)every, "--log-every",
+                    "1",     NULL};
     posix_spawn_file_actions_t files;
     pid_t pid;
     posix_spawn_file_actions_init(&files);
@@ -87,18 +88,19 @@ static double mean_of(const char *log, const char *name, int first, int last)
     return sum / n;
 }
 
-static const char encoder_stage[] = "  - name: see\n"
-                                    "    steps: %d\n"
-                                    "    warmup: 5\n"
-                                    "    micro_batches: 2\n"
-                                    "    lanes: 2\n"
-                                    "    data:\n"
-                                    "      - {frames: 1, samples: %d, conversations: 0, dense: true}\n"
-                                    "    losses: {dense: 1}\n"
-                                    "    groups:\n"
-                                    "      - {name: qkv, optimiser: muon, rate: 8.0e-3, split: 3, clipped: false, tensors: ['*qkv.weight']}\n"
-                                    "      - {name: hidden, optimiser: muon, rate: 8.0e-3, clipped: false, tensors: ['*.blocks.*proj.weight', '*.fc*.weight']}\n"
-                                    "      - {name: rest, optimiser: adamw, rate: 2.0e-3, tensors: ['vision_*', 'ext.encoder.*']}\n";
+static const char encoder_stage[] =
+    "  - name: see\n"
+    "    steps: %d\n"
+    "    warmup: 5\n"
+    "    micro_batches: 2\n"
+    "    lanes: 2\n"
+    "    data:\n"
+    "      - {frames: 1, samples: %d, conversations: 0, dense: true}\n"
+    "    losses: {dense: 1}\n"
+    "    groups:\n"
+    "      - {name: qkv, optimiser: muon, rate: 8.0e-3, split: 3, clipped: false, tensors: ['*qkv.weight']}\n"
+    "      - {name: hidden, optimiser: muon, rate: 8.0e-3, clipped: false, tensors: ['*.blocks.*proj.weight', '*.fc*.weight']}\n"
+    "      - {name: rest, optimiser: adamw, rate: 2.0e-3, tensors: ['vision_*', 'ext.encoder.*']}\n";
 
 static const char chat_stage[] = "  - name: talk\n"
                                  "    steps: 4\n"
@@ -189,8 +191,10 @@ static void a_model_with_weights_is_where_a_run_begins(void **state)
     assert_int_equal(wait_for(train("r.yaml", "first", "0", "log")), 0);
     assert_int_equal(symlink("first/1-see/model", "given"), 0);
     FILE *f = fopen("again.yaml", "w");
-    fputs("name: again\nseed: 8\nmodel: given\nstages:\n  - name: see\n    steps: 1\n    data:\n      - {frames: 1, conversations: 0, dense: true}\n"
-          "    losses: {dense: 1}\n    groups:\n      - {name: all, rate: 0, tensors: ['*']}\n", f);
+    fputs("name: again\nseed: 8\nmodel: given\nstages:\n  - name: see\n    steps: 1\n    data:\n      - {frames: 1, conversations: "
+          "0, dense: true}\n"
+          "    losses: {dense: 1}\n    groups:\n      - {name: all, rate: 0, tensors: ['*']}\n",
+          f);
     fclose(f);
     assert_int_equal(wait_for(train("again.yaml", "second", "0", "log")), 0);
     same_file("first/1-see/model/model.safetensors", "second/1-see/model/model.safetensors");
@@ -226,11 +230,16 @@ static void broken_recipes_are_refused_by_line(void **state)
     refused("name: x\nmodel: m\nstages:\n  - {name: s}\n", "bad.yaml:4: a stage needs");
     refused("name: x\nmodel: m\nstages:\n  - name: s\n    steps: 0\n", "bad.yaml:5: 0 is outside");
     refused("name: x\nmodel: m\nstages:\n  - name: s\n    losses: {rgion: 1}\n", "bad.yaml:5: unknown key \"rgion\"");
-    refused("name: x\nmodel: m\nstages:\n  - name: s\n    data:\n      - {frames: 1, keep: some}\n", "bad.yaml:6: \"some\" is not one of");
-    refused("name: x\nmodel: m\nstages:\n  - name: s\n    data:\n      - {mix: {\"attribut box\": 1}}\n", "bad.yaml:6: unknown key");
-    refused("name: x\nmodel: m\nstages:\n  - name: s\n    groups:\n      - {name: g, rate: -1, tensors: [a]}\n", "bad.yaml:6: -1 is outside");
-    refused("name: x\nmodel: m\nstages:\n  - name: s\n    groups:\n      - {name: g, tensors: [a]}\n", "bad.yaml:6: this group has no rate");
-    refused("name: x\nmodel: m\nstages:\n  - name: s\n    groups:\n      - {name: g, rate: 1}\n", "bad.yaml:6: this group names no tensors");
+    refused("name: x\nmodel: m\nstages:\n  - name: s\n    data:\n      - {frames: 1, keep: some}\n",
+            "bad.yaml:6: \"some\" is not one of");
+    refused("name: x\nmodel: m\nstages:\n  - name: s\n    data:\n      - {mix: {\"attribut box\": 1}}\n",
+            "bad.yaml:6: unknown key");
+    refused("name: x\nmodel: m\nstages:\n  - name: s\n    groups:\n      - {name: g, rate: -1, tensors: [a]}\n",
+            "bad.yaml:6: -1 is outside");
+    refused("name: x\nmodel: m\nstages:\n  - name: s\n    groups:\n      - {name: g, tensors: [a]}\n",
+            "bad.yaml:6: this group has no rate");
+    refused("name: x\nmodel: m\nstages:\n  - name: s\n    groups:\n      - {name: g, rate: 1}\n",
+            "bad.yaml:6: this group names no tensors");
 }
 
 static void a_recipe_extends_another(void **state)
@@ -238,13 +247,15 @@ static void a_recipe_extends_another(void **state)
     (void)state;
     struct tpo_recipe *r = NULL;
     struct tpo_error err = {0};
-    recipe_write("base.yaml", "  - name: see\n    steps: 7\n    warmup: 3\n    data:\n      - {frames: 1, samples: 2, dense: true}\n    losses: {dense: 1}\n"
+    recipe_write("base.yaml", "  - name: see\n    steps: 7\n    warmup: 3\n    data:\n      - {frames: 1, samples: 2, dense: "
+                              "true}\n    losses: {dense: 1}\n"
                               "    groups:\n      - {name: g, rate: .5, tensors: [abc]}\n"
                               "  - name: talk\n    steps: 9\n    data:\n      - {frames: 4}\n    losses: {slot: 1, language: 2}\n"
                               "    groups:\n      - {name: h, rate: .25, tensors: [def, ghi]}\n");
     FILE *f = fopen("more.yaml", "w");
     fputs("name: more\nextends: base.yaml\nstages:\n  - name: talk\n    steps: 4\n    losses: {language: 3}\n"
-          "    data:\n      - {frames: 1, without: [noun, choice]}\n", f);
+          "    data:\n      - {frames: 1, without: [noun, choice]}\n",
+          f);
     fclose(f);
     if (tpo_recipe_load(&r, "more.yaml", &err) != TPO_OK) fail_msg("%s", err.message);
     assert_string_equal(r->name, "more");
@@ -264,12 +275,14 @@ static void a_recipe_extends_another(void **state)
     assert_int_equal(s->data[0].draw.without, TPO_WORLD_AID_NOUN | TPO_WORLD_AID_CHOICE);
     tpo_recipe_close(r);
 
-    refused("name: x\nextends: more.yaml\nstages:\n  - name: talk\n", "more.yaml:2: a recipe that is extended can't extend another");
+    refused("name: x\nextends: more.yaml\nstages:\n  - name: talk\n",
+            "more.yaml:2: a recipe that is extended can't extend another");
     refused("name: x\nextends: bad.yaml\nstages:\n  - name: talk\n", "bad.yaml:2: a recipe that is extended can't extend another");
     refused("name: x\nextends: base.yaml\nstages:\n  - name: walk\n", "bad.yaml:4: a stage needs");
     refused("name: x\nextends: base.yaml\n", "a recipe needs name, model and stages");
     refused("name: x\nextends: [base.yaml]\n", "bad.yaml:2: a single value");
-    refused("name: x\nmodel: m\nstages:\n  - name: s\n    data:\n      - {without: [verb]}\n", "bad.yaml:6: \"verb\" is not one of");
+    refused("name: x\nmodel: m\nstages:\n  - name: s\n    data:\n      - {without: [verb]}\n",
+            "bad.yaml:6: \"verb\" is not one of");
     refused("name: x\nmodel: m\nstages:\n  - name: s\n    data:\n      - {outermost: 1.5}\n", "bad.yaml:6: 1.5 is outside");
     f = fopen("lost.yaml", "w");
     fputs("name: x\nextends: nowhere.yaml\nstages:\n  - name: s\n", f);
@@ -339,7 +352,8 @@ static void recipe_check(const char *path)
         for (int g = 0; g < s->plan.n_groups; g++) {
             if (group_size(&schema, s, g) == 0) fail_msg("%s: group %s of %s trains nothing", path, s->groups[g].name, s->name);
             for (int k = 0; k < s->groups[g].n_patterns; k++)
-                if (!pattern_names(&schema, s->groups[g].patterns[k])) fail_msg("%s: %s names no tensor", path, s->groups[g].patterns[k]);
+                if (!pattern_names(&schema, s->groups[g].patterns[k]))
+                    fail_msg("%s: %s names no tensor", path, s->groups[g].patterns[k]);
         }
     }
     schema_free(&schema);
@@ -431,7 +445,8 @@ static void a_device_that_is_missing_is_told(void **state)
     }
     snprintf(stages, sizeof(stages), encoder_stage, 1, 1);
     recipe_write("device.yaml", stages);
-    snprintf(command, sizeof(command), "%s/tpo-trainer train device.yaml --out device --device cuda 2> device.err", tpo_test_build());
+    snprintf(command, sizeof(command), "%s/tpo-trainer train device.yaml --out device --device cuda 2> device.err",
+             tpo_test_build());
     assert_int_equal(WEXITSTATUS(system(command)), 1);
     char *text = file_read("device.err", &size);
     if (strstr(text, "UNIMPLEMENTED") == NULL) fail_msg("%s", text);
@@ -440,7 +455,7 @@ static void a_device_that_is_missing_is_told(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(a_short_run_learns), cmocka_unit_test(chat_stages_lower_every_loss),
-          cmocka_unit_test(killed_and_resumed_is_uninterrupted), cmocka_unit_test(a_model_with_weights_is_where_a_run_begins), cmocka_unit_test(broken_recipes_are_refused_by_line),
-          cmocka_unit_test(a_recipe_extends_another), cmocka_unit_test(our_recipes_name_tensors_of_their_model),
-          cmocka_unit_test(the_papers_recipes_are_table_16), cmocka_unit_test(rates_warm_up_and_fall_to_the_floor),
-          cmocka_unit_test(a_device_that_is_missing_is_told))
+          cmocka_unit_test(killed_and_resumed_is_uninterrupted), cmocka_unit_test(a_model_with_weights_is_where_a_run_begins),
+          cmocka_unit_test(broken_recipes_are_refused_by_line), cmocka_unit_test(a_recipe_extends_another),
+          cmocka_unit_test(our_recipes_name_tensors_of_their_model), cmocka_unit_test(the_papers_recipes_are_table_16),
+          cmocka_unit_test(rates_warm_up_and_fall_to_the_floor), cmocka_unit_test(a_device_that_is_missing_is_told))

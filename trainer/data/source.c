@@ -151,11 +151,13 @@ static int name_set(struct part *p, struct tpo_sample *out, const struct seen *s
     out->n_frames = seen->frames;
     out->media_id = tpo_arena_copy(arena, tpo_sha256_hex(id, seen->digest), sizeof(id) - 1);
     out->media_path = tpo_arena_copy(arena, path, strlen(path));
-    return out->media_id != NULL && out->media_path != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a sample");
+    return out->media_id != NULL && out->media_path != NULL ? TPO_OK
+                                                            : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a sample");
 }
 
 /* The medium of a row that is drawn for the first time. */
-static int medium_look(struct part *p, int64_t row, const char *path, struct tpo_sample *out, struct seen *seen, struct tpo_error *err)
+static int medium_look(struct part *p, int64_t row, const char *path, struct tpo_sample *out, struct seen *seen,
+                       struct tpo_error *err)
 {
     struct tpo_source *s = p->source;
     struct tpo_frames frames = {0};

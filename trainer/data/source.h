@@ -26,7 +26,8 @@ struct tpo_source_options {
     int n_frames;        /* of a film; 0: the model's num_frames, else fewer, where the model takes fewer */
     int n_conversations; /* about a medium, at most */
     float weight_end;    /* of the </s> */
-    bool by_id;          /* samples name their medium (media_id, media_path) instead of bringing pixels, for an encoder that reads recorded media; films of
+    bool
+        by_id; /* samples name their medium (media_id, media_path) instead of bringing pixels, for an encoder that reads recorded media; films of
                             fewer frames than the model's bring them all the same, since a service samples by its own configuration */
 };
 

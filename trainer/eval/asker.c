@@ -9,9 +9,9 @@
 #include "services/region/region.h"
 #include "services/router/router.h"
 
-#define IN_FLIGHT 32
+#define IN_FLIGHT     32
 #define ANSWER_TOKENS 96
-#define KV_BYTES ((size_t)256 << 20)
+#define KV_BYTES      ((size_t)256 << 20)
 
 struct tpo_asker {
     struct tpo_stream *stream;
@@ -34,8 +34,10 @@ int tpo_asker_open(struct tpo_asker **out, struct tpo_stream *stream, const char
     if (rc == TPO_OK) rc = tpo_encoder_open(&a->encoder, a->stream, &a->config, folder, 0, 0, err);
     if (rc == TPO_OK) rc = tpo_router_open(&a->router, a->stream, &a->config, &options, err);
     if (rc == TPO_OK) rc = tpo_region_open(&a->region, a->stream, &a->config, folder, 0, err);
-    if (rc != TPO_OK) tpo_asker_close(a);
-    else *out = a;
+    if (rc != TPO_OK)
+        tpo_asker_close(a);
+    else
+        *out = a;
     return rc;
 }
 
@@ -54,8 +56,14 @@ void tpo_asker_watch(struct tpo_asker *a, void (*answered)(void *owner), void *o
     a->owner = owner;
 }
 
-int tpo_asker_side(const struct tpo_asker *a) { return a->config.vision_encoder.img_size; }
-int tpo_asker_frames(const struct tpo_asker *a) { return a->config.vision_encoder.num_frames; }
+int tpo_asker_side(const struct tpo_asker *a)
+{
+    return a->config.vision_encoder.img_size;
+}
+int tpo_asker_frames(const struct tpo_asker *a)
+{
+    return a->config.vision_encoder.num_frames;
+}
 
 struct asked {
     struct tpo_asker *asker;
@@ -82,7 +90,8 @@ static int on_task(void *owner, const char *task, int index, int text_offset, co
     return 0;
 }
 
-static void on_done(void *owner, int status, const char *finish_reason, int prompt_tokens, int completion_tokens, const struct tpo_error *err)
+static void on_done(void *owner, int status, const char *finish_reason, int prompt_tokens, int completion_tokens,
+                    const struct tpo_error *err)
 {
     struct asked *q = owner;
     (void)finish_reason, (void)prompt_tokens, (void)completion_tokens, (void)err;
@@ -91,7 +100,8 @@ static void on_done(void *owner, int status, const char *finish_reason, int prom
     if (q->asker->answered != NULL) q->asker->answered(q->asker->owner);
 }
 
-static int submit(struct tpo_asker *a, const struct tpo_world_item *item, const float *visual, struct asked *q, struct tpo_error *err)
+static int submit(struct tpo_asker *a, const struct tpo_world_item *item, const float *visual, struct asked *q,
+                  struct tpo_error *err)
 {
     static const double times[TPO_WORLD_FRAMES_MAX];
     const struct tpo_chat_turn turn = {"user", item->question};
@@ -110,15 +120,16 @@ static int submit(struct tpo_asker *a, const struct tpo_world_item *item, const 
 }
 
 /* Question i about picture (i + shift) % n; IN_FLIGHT at a time. */
-static int answer_all(struct tpo_asker *a, const struct tpo_world_item *items, int n, const float *visuals, int shift, struct tpo_answer *out,
-                      struct tpo_error *err)
+static int answer_all(struct tpo_asker *a, const struct tpo_world_item *items, int n, const float *visuals, int shift,
+                      struct tpo_answer *out, struct tpo_error *err)
 {
     const size_t size = (size_t)tpo_config_queries(&a->config) * (size_t)a->config.bridge.hidden_size;
     struct asked *asked = calloc((size_t)n, sizeof(*asked));
     int in_flight = 0, rc = asked != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for questions");
     for (int i = 0; i < n && rc == TPO_OK;) {
         asked[i] = (struct asked){a, &out[i], &in_flight};
-        rc = in_flight < IN_FLIGHT ? submit(a, &items[i], visuals + (size_t)((i + shift) % n) * size, &asked[i], err) : TPO_UNAVAILABLE;
+        rc = in_flight < IN_FLIGHT ? submit(a, &items[i], visuals + (size_t)((i + shift) % n) * size, &asked[i], err)
+                                   : TPO_UNAVAILABLE;
         if (rc == TPO_OK) {
             in_flight++;
             i++;
@@ -138,7 +149,8 @@ int tpo_asker_run(struct tpo_asker *a, const struct tpo_world_item *items, int n
     const size_t size = (size_t)tpo_config_queries(&a->config) * (size_t)a->config.bridge.hidden_size;
     float *visuals = malloc(sizeof(float) * size * (size_t)n);
     int rc = visuals != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for %d pictures", n);
-    for (int i = 0; i < n && rc == TPO_OK; i++) rc = tpo_encoder_run(a->encoder, visuals + (size_t)i * size, items[i].pixels, items[i].n_frames, err);
+    for (int i = 0; i < n && rc == TPO_OK; i++)
+        rc = tpo_encoder_run(a->encoder, visuals + (size_t)i * size, items[i].pixels, items[i].n_frames, err);
     if (rc == TPO_OK) rc = answer_all(a, items, n, visuals, 0, seen, err);
     if (rc == TPO_OK && blind != NULL) rc = answer_all(a, items, n, visuals, 1, blind, err);
     free(visuals);

@@ -40,7 +40,8 @@ static void on_answered(void *owner)
 
 static bool asked(const struct walk *w, enum tpo_world_kind kind, int medium)
 {
-    return (w->kinds >> kind & 1) && !(kind == TPO_KIND_DIRECTION && medium == 0) && !(kind == TPO_KIND_ATTRIBUTE_RELATION && medium == 1);
+    return (w->kinds >> kind & 1) && !(kind == TPO_KIND_DIRECTION && medium == 0) &&
+           !(kind == TPO_KIND_ATTRIBUTE_RELATION && medium == 1);
 }
 
 /* "relation box,how many" as bits; 0 when a name is none of a kind. */
@@ -50,7 +51,9 @@ static unsigned kinds_of(const char *text)
     while (*text != '\0') {
         const size_t length = strcspn(text, ",");
         int kind = 0;
-        while (kind < TPO_WORLD_KINDS && (strlen(tpo_world_kind_name(kind)) != length || memcmp(tpo_world_kind_name(kind), text, length) != 0)) kind++;
+        while (kind < TPO_WORLD_KINDS &&
+               (strlen(tpo_world_kind_name(kind)) != length || memcmp(tpo_world_kind_name(kind), text, length) != 0))
+            kind++;
         if (kind == TPO_WORLD_KINDS) return 0;
         set |= 1u << kind;
         text += length + (text[length] == ',');
@@ -82,11 +85,15 @@ static int walk_run(struct walk *w, struct tpo_error *err)
         for (int k = 0; k < TPO_WORLD_KINDS && rc == TPO_OK; k++) {
             const int frames = m == 0 ? 1 : e->frames, n = items_of(e, k);
             if (!asked(w, k, m)) continue;
-            rc = tpo_eval_row(w->asker, &e->held_out[m][k], TPO_WORLD_HELD_OUT, k, frames, TPO_WORLD_TRAINED_PHRASING, n, true, err);
+            rc =
+                tpo_eval_row(w->asker, &e->held_out[m][k], TPO_WORLD_HELD_OUT, k, frames, TPO_WORLD_TRAINED_PHRASING, n, true, err);
             if (rc != TPO_OK || w->held_out_only) continue;
-            rc = tpo_eval_row(w->asker, &e->combinations[m][k], TPO_WORLD_COMBINATIONS, k, frames, TPO_WORLD_TRAINED_PHRASING, n, false, err);
+            rc = tpo_eval_row(w->asker, &e->combinations[m][k], TPO_WORLD_COMBINATIONS, k, frames, TPO_WORLD_TRAINED_PHRASING, n,
+                              false, err);
             struct tpo_eval_row unseen;
-            if (rc == TPO_OK) rc = tpo_eval_row(w->asker, &unseen, TPO_WORLD_HELD_OUT, k, frames, TPO_WORLD_UNSEEN_PHRASING, (e->n + 3) / 4, false, err);
+            if (rc == TPO_OK)
+                rc = tpo_eval_row(w->asker, &unseen, TPO_WORLD_HELD_OUT, k, frames, TPO_WORLD_UNSEEN_PHRASING, (e->n + 3) / 4,
+                                  false, err);
             if (rc == TPO_OK) e->unseen[m][k] = unseen.seen;
         }
     return rc;
@@ -113,10 +120,11 @@ static int whole(const char *text, long low, long high)
 
 int tpo_eval_main(int argc, char **argv)
 {
-    static const struct option options[] = {{"n", required_argument, NULL, 'n'},      {"threads", required_argument, NULL, 't'}, {"device", required_argument, NULL, 'D'},
-                                            {"out", required_argument, NULL, 'o'},    {"images", no_argument, NULL, 'i'},
-                                            {"frames", required_argument, NULL, 'f'}, {"kinds", required_argument, NULL, 'k'},
-                                            {"held-out", no_argument, NULL, 'd'},     {"help", no_argument, NULL, 'h'}, {0}};
+    static const struct option options[] = {{"n", required_argument, NULL, 'n'},      {"threads", required_argument, NULL, 't'},
+                                            {"device", required_argument, NULL, 'D'}, {"out", required_argument, NULL, 'o'},
+                                            {"images", no_argument, NULL, 'i'},       {"frames", required_argument, NULL, 'f'},
+                                            {"kinds", required_argument, NULL, 'k'},  {"held-out", no_argument, NULL, 'd'},
+                                            {"help", no_argument, NULL, 'h'},         {0}};
     static struct tpo_eval e;
     const char *out = NULL;
     struct walk w = {.e = &e, .kinds = (1u << TPO_WORLD_KINDS) - 1, .media = 2, .bar = {.what = "asking", .unit = " questions"}};
@@ -148,7 +156,8 @@ int tpo_eval_main(int argc, char **argv)
     if (rc == TPO_OK) rc = tpo_asker_open(&w.asker, stream, argv[optind], &err);
     if (rc == TPO_OK && e.frames == 0) e.frames = tpo_asker_frames(w.asker);
     if (rc == TPO_OK && w.media == 2 && e.frames > tpo_asker_frames(w.asker))
-        rc = tpo_fail(&err, TPO_INVALID_ARGUMENT, "frames", "%s takes clips of %d frames at most", argv[optind], tpo_asker_frames(w.asker));
+        rc = tpo_fail(&err, TPO_INVALID_ARGUMENT, "frames", "%s takes clips of %d frames at most", argv[optind],
+                      tpo_asker_frames(w.asker));
     if (rc == TPO_OK) {
         tpo_asker_watch(w.asker, on_answered, &w);
         rc = walk_run(&w, &err);
@@ -157,7 +166,9 @@ int tpo_eval_main(int argc, char **argv)
     tpo_asker_close(w.asker);
     tpo_stream_close(stream);
     if (rc == TPO_OK && write_all(&e, out) == 0) return 0;
-    if (rc != TPO_OK) fprintf(stderr, "tpo eval: %s: %s\n", tpo_status_name(err.code), err.message);
-    else fprintf(stderr, "tpo eval: the scores could not be written to %s\n", out != NULL ? out : "stdout");
+    if (rc != TPO_OK)
+        fprintf(stderr, "tpo eval: %s: %s\n", tpo_status_name(err.code), err.message);
+    else
+        fprintf(stderr, "tpo eval: the scores could not be written to %s\n", out != NULL ? out : "stdout");
     return 1;
 }

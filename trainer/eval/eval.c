@@ -39,14 +39,16 @@ static void score_add(struct tpo_score *s, const struct tpo_world_item *item, co
     s->hard_right += right;
 }
 
-static int chunk_run(struct tpo_asker *a, struct tpo_eval_row *out, struct tpo_world *w, struct tpo_world_guesser *guesser, struct tpo_arena *arena,
-                     enum tpo_world_kind kind, int n_frames, enum tpo_world_phrasing phrasing, int first, int n, bool blind, struct tpo_error *err)
+static int chunk_run(struct tpo_asker *a, struct tpo_eval_row *out, struct tpo_world *w, struct tpo_world_guesser *guesser,
+                     struct tpo_arena *arena, enum tpo_world_kind kind, int n_frames, enum tpo_world_phrasing phrasing, int first,
+                     int n, bool blind, struct tpo_error *err)
 {
     static struct tpo_world_item items[CHUNK];
     static struct tpo_answer seen[CHUNK], other[CHUNK];
     int rc = TPO_OK;
     tpo_arena_reset(arena);
-    for (int i = 0; i < n && rc == TPO_OK; i++) rc = tpo_world_item(w, arena, kind, n_frames, phrasing, (uint64_t)(first + i), &items[i], err);
+    for (int i = 0; i < n && rc == TPO_OK; i++)
+        rc = tpo_world_item(w, arena, kind, n_frames, phrasing, (uint64_t)(first + i), &items[i], err);
     if (rc == TPO_OK) rc = tpo_asker_run(a, items, n, seen, blind ? other : NULL, err);
     for (int i = 0; i < n && rc == TPO_OK; i++) {
         score_add(&out->seen, &items[i], &seen[i]);
@@ -67,7 +69,8 @@ int tpo_eval_row(struct tpo_asker *a, struct tpo_eval_row *out, enum tpo_world_s
     tpo_arena_init(&arena, (size_t)16 << 20, 0);
     int rc = guesser != NULL ? tpo_world_open(&world, &options, err) : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for guesses");
     for (int first = 0; first < n && rc == TPO_OK; first += CHUNK)
-        rc = chunk_run(a, out, world, guesser, &arena, kind, n_frames, phrasing, first, n - first < CHUNK ? n - first : CHUNK, blind, err);
+        rc = chunk_run(a, out, world, guesser, &arena, kind, n_frames, phrasing, first, n - first < CHUNK ? n - first : CHUNK,
+                       blind, err);
     if (rc == TPO_OK) {
         out->guess = tpo_world_guesser_result(guesser, kind, false);
         out->guess_hard = tpo_world_guesser_result(guesser, kind, true);

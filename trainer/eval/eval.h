@@ -5,11 +5,11 @@
 #include "trainer/eval/asker.h"
 
 struct tpo_score {
-    int n, right; /* boxes: IoU >= 0.5; text: tpo_world_answer_right; descriptions: exact */
-    int hard, hard_right; /* relations whose target is not the outermost match */
-    double iou;           /* sum */
+    int n, right;          /* boxes: IoU >= 0.5; text: tpo_world_answer_right; descriptions: exact */
+    int hard, hard_right;  /* relations whose target is not the outermost match */
+    double iou;            /* sum */
     long said, real, hits; /* descriptions' tuples */
-    int routed;           /* a head was called where, and only where, a box was asked for */
+    int routed;            /* a head was called where, and only where, a box was asked for */
 };
 /* Share right; of descriptions the F1. NaN where n is 0. */
 double tpo_score_value(const struct tpo_score *s, enum tpo_world_kind kind);

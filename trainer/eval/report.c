@@ -10,20 +10,27 @@
 /* "**.981**", or "-" where there is nothing. */
 static const char *cell(char *out, size_t size, double x, bool bold)
 {
-    if (!isfinite(x)) snprintf(out, size, "-");
-    else snprintf(out, size, bold ? "**%.3f**" : "%.3f", x);
+    if (!isfinite(x))
+        snprintf(out, size, "-");
+    else
+        snprintf(out, size, bold ? "**%.3f**" : "%.3f", x);
     return out;
 }
 
-static void row_print(FILE *f, const char *name, const double seen[2], const double blind[2], const double guess[2], const double combos[2])
+static void row_print(FILE *f, const char *name, const double seen[2], const double blind[2], const double guess[2],
+                      const double combos[2])
 {
     char a[8][32];
-    fprintf(f, "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", name, cell(a[0], 32, seen[0], true), cell(a[1], 32, blind[0], false),
-            cell(a[2], 32, guess[0], false), cell(a[3], 32, combos[0], false), cell(a[4], 32, seen[1], true), cell(a[5], 32, blind[1], false),
-            cell(a[6], 32, guess[1], false), cell(a[7], 32, combos[1], false));
+    fprintf(f, "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", name, cell(a[0], 32, seen[0], true),
+            cell(a[1], 32, blind[0], false), cell(a[2], 32, guess[0], false), cell(a[3], 32, combos[0], false),
+            cell(a[4], 32, seen[1], true), cell(a[5], 32, blind[1], false), cell(a[6], 32, guess[1], false),
+            cell(a[7], 32, combos[1], false));
 }
 
-static double share(int part, int whole) { return whole > 0 ? (double)part / whole : NAN; }
+static double share(int part, int whole)
+{
+    return whole > 0 ? (double)part / whole : NAN;
+}
 
 static double routing_trained(const struct tpo_eval *e)
 {
@@ -63,11 +70,17 @@ int tpo_eval_write_markdown(const struct tpo_eval *e, const char *path)
 {
     FILE *f = strcmp(path, "-") == 0 ? stdout : fopen(path, "w");
     if (f == NULL) return errno;
-    fprintf(f, "Scores on held-out scenes, at least %d of each kind; boxes: share with IoU >= 0.5, descriptions: F1 of (colour, shape, motion), else share "
-               "right.\nBlind: the same model given another scene's pixels. Guess: the best answer that needs no (careful) look. New pairs: targets whose "
-               "colour and shape were never trained together.\n\n",
+    fprintf(f,
+            "Scores on held-out scenes, at least %d of each kind; boxes: share with IoU >= 0.5, descriptions: F1 of (colour, "
+            "shape, motion), else share "
+            "right.\nBlind: the same model given another scene's pixels. Guess: the best answer that needs no (careful) look. New "
+            "pairs: targets whose "
+            "colour and shape were never trained together.\n\n",
             e->n);
-    fprintf(f, "| kind | image | blind | guess | new pairs | clip of %d frames | blind | guess | new pairs |\n|---|---|---|---|---|---|---|---|---|\n", e->frames);
+    fprintf(f,
+            "| kind | image | blind | guess | new pairs | clip of %d frames | blind | guess | new pairs "
+            "|\n|---|---|---|---|---|---|---|---|---|\n",
+            e->frames);
     for (int k = 0; k < TPO_WORLD_KINDS; k++) {
         double seen[2], blind[2], guess[2], combos[2];
         if (e->held_out[0][k].seen.n + e->held_out[1][k].seen.n == 0) continue;
@@ -83,7 +96,8 @@ int tpo_eval_write_markdown(const struct tpo_eval *e, const char *path)
     }
     int n, right;
     routing_unseen(e, &n, &right);
-    fprintf(f, "\nRouting (a head is called where, and only where, a box is asked for): %.4f on trained phrasings", routing_trained(e));
+    fprintf(f, "\nRouting (a head is called where, and only where, a box is asked for): %.4f on trained phrasings",
+            routing_trained(e));
     if (n > 0) fprintf(f, ", %.4f on phrasings never trained (%d)", share(right, n), n);
     fprintf(f, ".\n");
     const int failed = ferror(f);
@@ -96,9 +110,11 @@ static json_t *score_json(const struct tpo_score *s, enum tpo_world_kind kind)
     json_t *j = json_pack("{s:i s:i s:i}", "n", s->n, "right", s->right, "routed", s->routed);
     if (s->n > 0) json_object_set_new(j, "score", json_real(tpo_score_value(s, kind)));
     if (tpo_world_kind_boxes(kind) && s->n > 0) json_object_set_new(j, "miou", json_real(s->iou / s->n));
-    if (kind == TPO_KIND_RELATION_BOX) json_object_update_new(j, json_pack("{s:i s:i}", "hard", s->hard, "hard_right", s->hard_right));
+    if (kind == TPO_KIND_RELATION_BOX)
+        json_object_update_new(j, json_pack("{s:i s:i}", "hard", s->hard, "hard_right", s->hard_right));
     if (kind == TPO_KIND_DESCRIPTION)
-        json_object_update_new(j, json_pack("{s:I s:I s:I}", "hits", (json_int_t)s->hits, "said", (json_int_t)s->said, "real", (json_int_t)s->real));
+        json_object_update_new(
+            j, json_pack("{s:I s:I s:I}", "hits", (json_int_t)s->hits, "said", (json_int_t)s->said, "real", (json_int_t)s->real));
     return j;
 }
 
@@ -125,8 +141,8 @@ int tpo_eval_write_json(const struct tpo_eval *e, const char *path)
     int n, right;
     routing_unseen(e, &n, &right);
     json_t *j = json_pack("{s:i s:i s:o s:o s:{s:f s:f s:i}}", "items_per_kind", e->n, "frames", e->frames, "held_out",
-                          rows_json(e->held_out), "new_pairs", rows_json(e->combinations), "routing", "trained", routing_trained(e), "unseen",
-                          n > 0 ? (double)right / n : 0.0, "unseen_n", n);
+                          rows_json(e->held_out), "new_pairs", rows_json(e->combinations), "routing", "trained", routing_trained(e),
+                          "unseen", n > 0 ? (double)right / n : 0.0, "unseen_n", n);
     const int failed = j == NULL || json_dump_file(j, path, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) != 0;
     json_decref(j);
     return failed ? EIO : 0;

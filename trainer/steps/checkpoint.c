@@ -258,7 +258,8 @@ int tpo_checkpoint_send(const struct tpo_checkpoint *c, int part, struct tpo_lea
 /* --- the end of a stage -------------------------------------------------------------------------------------------------------------- */
 
 /* One tensor behind the others, by way of host memory. What no part of this build reads: position_ids are 0, 1, 2, ...; the rest is zero. */
-static int param_write(struct tpo_safetensors_writer *w, struct tpo_stream *s, const struct tpo_param *p, size_t bytes, struct tpo_error *err)
+static int param_write(struct tpo_safetensors_writer *w, struct tpo_stream *s, const struct tpo_param *p, size_t bytes,
+                       struct tpo_error *err)
 {
     void *host = calloc(1, bytes);
     int64_t *ids = tpo_param_is_integer(p) ? host : NULL;
@@ -266,12 +267,14 @@ static int param_write(struct tpo_safetensors_writer *w, struct tpo_stream *s, c
     for (int64_t at = 0; ids != NULL && at < p->size; at++) ids[at] = at;
     if (rc == TPO_OK && p->data != NULL) rc = tpo_copy_out(s, host, p->data, bytes);
     if (rc == TPO_OK) rc = tpo_stream_wait(s);
-    rc = rc == TPO_OK ? tpo_safetensors_put(w, host, bytes, err) : tpo_fail(err, rc, "memory", "%s cannot be read from the device", p->name);
+    rc = rc == TPO_OK ? tpo_safetensors_put(w, host, bytes, err)
+                      : tpo_fail(err, rc, "memory", "%s cannot be read from the device", p->name);
     free(host);
     return rc;
 }
 
-static int models_write(const char *path, struct tpo_stream *s, struct tpo_model *const *models, int n_models, struct tpo_error *err)
+static int models_write(const char *path, struct tpo_stream *s, struct tpo_model *const *models, int n_models,
+                        struct tpo_error *err)
 {
     int total = 0, n = 0;
     for (int k = 0; k < n_models; k++) total += models[k]->params->n;
@@ -282,7 +285,8 @@ static int models_write(const char *path, struct tpo_stream *s, struct tpo_model
         for (int i = 0; i < models[k]->params->n; i++, n++) {
             const struct tpo_param *p = models[k]->params->items[i];
             const bool integer = tpo_param_is_integer(p);
-            entries[n] = (struct tpo_entry){.name = p->name, .dtype = integer ? TPO_I64 : TPO_F32, .n_dims = p->n_dims, .size = p->size};
+            entries[n] =
+                (struct tpo_entry){.name = p->name, .dtype = integer ? TPO_I64 : TPO_F32, .n_dims = p->n_dims, .size = p->size};
             memcpy(entries[n].shape, p->shape, sizeof(p->shape));
             entries[n].size_bytes = (integer ? sizeof(int64_t) : sizeof(float)) * (size_t)p->size;
         }
@@ -297,8 +301,8 @@ static int models_write(const char *path, struct tpo_stream *s, struct tpo_model
     return rc;
 }
 
-int tpo_checkpoint_finish(const char *stage_dir, const char *from, struct tpo_stream *s, struct tpo_model *const *models, int n_models,
-                          struct tpo_error *err)
+int tpo_checkpoint_finish(const char *stage_dir, const char *from, struct tpo_stream *s, struct tpo_model *const *models,
+                          int n_models, struct tpo_error *err)
 {
     char part[4096], final[4096], path[4300];
     snprintf(part, sizeof(part), "%.4000s/model.part", stage_dir);

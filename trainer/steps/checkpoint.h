@@ -33,7 +33,7 @@ int tpo_checkpoint_find(const char *stage_dir, const char *run, struct tpo_check
 int tpo_checkpoint_send(const struct tpo_checkpoint *c, int part, struct tpo_learner *l, struct tpo_error *err);
 
 /* The model folder of a finished stage: companions of `from`, every tensor of the models. */
-int tpo_checkpoint_finish(const char *stage_dir, const char *from, struct tpo_stream *s, struct tpo_model *const *models, int n_models,
-                          struct tpo_error *err);
+int tpo_checkpoint_finish(const char *stage_dir, const char *from, struct tpo_stream *s, struct tpo_model *const *models,
+                          int n_models, struct tpo_error *err);
 
 #endif

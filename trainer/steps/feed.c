@@ -84,9 +84,8 @@ static void *produce(void *arg)
 static int world_open(struct tpo_feed *f, const struct tpo_feed_options *o, struct tpo_error *err)
 {
     /* Every stage of every recipe sees scenes of its own: 1,000 stages of seeds below 2^31. */
-    const struct tpo_world_options options = {.split = TPO_WORLD_TRAIN,
-                                              .seed = f->recipe->seed * 1000 + (uint64_t)f->stage,
-                                              .side = o->config->vision_encoder.img_size};
+    const struct tpo_world_options options = {
+        .split = TPO_WORLD_TRAIN, .seed = f->recipe->seed * 1000 + (uint64_t)f->stage, .side = o->config->vision_encoder.img_size};
     return f->world != NULL ? TPO_OK : tpo_world_open(&f->world, &options, err);
 }
 
@@ -148,11 +147,15 @@ int tpo_feed_open(struct tpo_feed **out, const struct tpo_feed_options *o, struc
     pthread_cond_init(&f->changed, NULL);
     int rc = data_open(f, o, err);
     for (int i = 0; i < RING && rc == TPO_OK; i++)
-        if ((f->ring[i] = calloc((size_t)f->micro_batches, sizeof(*f->ring[i]))) == NULL) rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the feed");
-    if (rc == TPO_OK && pthread_create(&f->thread, NULL, produce, f) != 0) rc = tpo_fail(err, TPO_ENOMEM, "thread", "no thread for the feed");
+        if ((f->ring[i] = calloc((size_t)f->micro_batches, sizeof(*f->ring[i]))) == NULL)
+            rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the feed");
+    if (rc == TPO_OK && pthread_create(&f->thread, NULL, produce, f) != 0)
+        rc = tpo_fail(err, TPO_ENOMEM, "thread", "no thread for the feed");
     f->started = rc == TPO_OK;
-    if (rc != TPO_OK) tpo_feed_close(f);
-    else *out = f;
+    if (rc != TPO_OK)
+        tpo_feed_close(f);
+    else
+        *out = f;
     return rc;
 }
 

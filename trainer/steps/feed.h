@@ -12,10 +12,10 @@ struct tpo_feed; /* opaque: owns its thread and a ring of batches */
 struct tpo_feed_options {
     const struct tpo_recipe *recipe;
     int stage, first_step;
-    const struct tpo_config *config; /* of the model that learns */
+    const struct tpo_config *config;               /* of the model that learns */
     int (*word_id)(void *owner, const char *word); /* the vocabulary id of a word (world.h); NULL where no stage wants slots */
     void *owner;
-    bool by_id; /* samples of a source name their media (source.h): an encoder over the mesh, frozen in this stage */
+    bool by_id;                /* samples of a source name their media (source.h): an encoder over the mesh, frozen in this stage */
     const char *media_program; /* as media.h has it; started only where the stage reads files */
 };
 

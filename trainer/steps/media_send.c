@@ -60,7 +60,8 @@ static int unreadable(const char *path, struct tpo_error *err)
     return tpo_fail(err, TPO_NOT_FOUND, "media_missing", "%.200s: %s", path, strerror(errno));
 }
 
-static int send_all(struct sending *s, struct tpo_loop *loop, struct tpo_peers *peers, const char *id, int timeout_ms, const _Atomic bool *stop)
+static int send_all(struct sending *s, struct tpo_loop *loop, struct tpo_peers *peers, const char *id, int timeout_ms,
+                    const _Atomic bool *stop)
 {
     const struct tpo_rpc_start start = {
         .path = "/tpo.v1.Media/Put", .reply = &tpo__v1__media_put_reply__descriptor, .stream_in = true, .timeout_ms = timeout_ms};
@@ -80,13 +81,14 @@ static int send_all(struct sending *s, struct tpo_loop *loop, struct tpo_peers *
     return s->err.code;
 }
 
-int tpo_media_send(struct tpo_loop *loop, struct tpo_peers *peers, const char *id, const char *path, int timeout_ms, const _Atomic bool *stop,
-                   struct tpo_error *err)
+int tpo_media_send(struct tpo_loop *loop, struct tpo_peers *peers, const char *id, const char *path, int timeout_ms,
+                   const _Atomic bool *stop, struct tpo_error *err)
 {
     struct sending s = {.file = fopen(path, "rb")};
     if (s.file == NULL) return unreadable(path, err);
     s.piece = malloc(PIECE_BYTES);
-    int rc = s.piece != NULL ? send_all(&s, loop, peers, id, timeout_ms, stop) : tpo_fail(&s.err, TPO_ENOMEM, "memory", "no memory for a piece");
+    int rc = s.piece != NULL ? send_all(&s, loop, peers, id, timeout_ms, stop)
+                             : tpo_fail(&s.err, TPO_ENOMEM, "memory", "no memory for a piece");
     if (s.failed)
         rc = unreadable(path, err);
     else if (rc != TPO_OK && err != NULL)

@@ -9,7 +9,7 @@
 
 /* Streams the file at `path` to the one peer, by its id, and waits; while *stop (NULL: never) is true the call ends with CANCELLED. NOT_FOUND
  * "media_missing" where the file cannot be read; the service's errors, INVALID_ARGUMENT "media_hash" for a file that has changed among them. */
-int tpo_media_send(struct tpo_loop *loop, struct tpo_peers *peers, const char *id, const char *path, int timeout_ms, const _Atomic bool *stop,
-                   struct tpo_error *err);
+int tpo_media_send(struct tpo_loop *loop, struct tpo_peers *peers, const char *id, const char *path, int timeout_ms,
+                   const _Atomic bool *stop, struct tpo_error *err);
 
 #endif

@@ -110,8 +110,9 @@ static void line_print(const struct tpo_progress_line *l)
     if (l->mean.reads) snprintf(skipped, sizeof(skipped), " skipped=%lld", (long long)l->mean.skipped);
     printf("stage=%s step=%d/%d samples=%d boxes=%d%s%s norm=%.3f clip=%.3f rate=%.3f aborted=%llu%s bubble=%.3f steps_per_s=%.2f "
            "eta_s=%.0f\n",
-           l->stage, l->step, l->steps, l->samples, l->boxes, skipped, losses, l->mean.norm, (double)l->mean.clip, (double)l->mean.rate,
-           (unsigned long long)l->aborted, phases, t->wall_s > 0 ? t->bubble_s / t->wall_s : 0, l->steps_per_s, l->eta_s);
+           l->stage, l->step, l->steps, l->samples, l->boxes, skipped, losses, l->mean.norm, (double)l->mean.clip,
+           (double)l->mean.rate, (unsigned long long)l->aborted, phases, t->wall_s > 0 ? t->bubble_s / t->wall_s : 0,
+           l->steps_per_s, l->eta_s);
     fflush(stdout);
 }
 

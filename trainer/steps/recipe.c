@@ -45,9 +45,12 @@ static double number(struct reader *r, const yaml_node_t *n, double low, double 
     const char *text = scalar(r, n);
     char *end = NULL;
     const double x = strtod(text, &end);
-    if (end == text || *end != '\0' || !isfinite(x)) refuse(r, n, "\"%.40s\" is not a number", text);
-    else if (x < low || x > high) refuse(r, n, "%.40s is outside %g to %g", text, low, high);
-    else return x;
+    if (end == text || *end != '\0' || !isfinite(x))
+        refuse(r, n, "\"%.40s\" is not a number", text);
+    else if (x < low || x > high)
+        refuse(r, n, "%.40s is outside %g to %g", text, low, high);
+    else
+        return x;
     return low;
 }
 
@@ -77,14 +80,17 @@ static void name_copy(struct reader *r, char *out, size_t size, const yaml_node_
 {
     const char *text = scalar(r, n);
     const size_t length = strlen(text);
-    if (length == 0 || length >= size) refuse(r, n, "a name of 1 to %zu letters is needed", size - 1);
+    if (length == 0 || length >= size)
+        refuse(r, n, "a name of 1 to %zu letters is needed", size - 1);
     else if (strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") != length || text[0] == '.')
         refuse(r, n, "\"%.40s\": letters, digits, - _ . only", text);
-    else memcpy(out, text, length + 1);
+    else
+        memcpy(out, text, length + 1);
 }
 
 /* Calls `key` for every pair of a mapping; it returns false for a key it does not know. A key twice is refused. */
-static void mapping(struct reader *r, yaml_node_t *n, bool (*key)(struct reader *r, void *self, const char *name, yaml_node_t *value), void *self)
+static void mapping(struct reader *r, yaml_node_t *n,
+                    bool (*key)(struct reader *r, void *self, const char *name, yaml_node_t *value), void *self)
 {
     if (n == NULL || n->type != YAML_MAPPING_NODE) {
         if (n != NULL) refuse(r, n, "a mapping (key: value) is needed here");
@@ -95,7 +101,8 @@ static void mapping(struct reader *r, yaml_node_t *n, bool (*key)(struct reader 
         yaml_node_t *k = yaml_document_get_node(r->doc, p->key);
         const char *name = scalar(r, k);
         for (yaml_node_pair_t *q = first; q < p && r->rc == TPO_OK; q++)
-            if (strcmp(name, scalar(r, yaml_document_get_node(r->doc, q->key))) == 0) refuse(r, k, "key \"%.40s\" is here twice", name);
+            if (strcmp(name, scalar(r, yaml_document_get_node(r->doc, q->key))) == 0)
+                refuse(r, k, "key \"%.40s\" is here twice", name);
         if (r->rc == TPO_OK && !key(r, self, name, yaml_document_get_node(r->doc, p->value)))
             refuse(r, k, "unknown key \"%.40s\"", name);
     }
@@ -153,20 +160,34 @@ static bool data_key(struct reader *r, void *self, const char *name, yaml_node_t
     static const char *const keeps[] = {"all", "text", "boxes"}, *const aids[] = {"none", "questions", "all"};
     struct tpo_recipe_data *d = self;
     if (strcmp(name, "frames") == 0) return true; /* read first, by data_read */
-    if (strcmp(name, "share") == 0) d->share = (float)number(r, v, 0, 1000);
-    else if (strcmp(name, "samples") == 0) d->samples = integer(r, v, 1, 1024);
-    else if (strcmp(name, "conversations") == 0) d->draw.n_conversations = integer(r, v, 0, 64);
-    else if (strcmp(name, "objects") == 0) d->draw.min_objects = integer(r, v, 1, TPO_WORLD_OBJECTS_MAX);
-    else if (strcmp(name, "outermost") == 0) d->draw.outermost = (float)number(r, v, 0, 1);
-    else if (strcmp(name, "keep") == 0) tpo_world_mix_keep(d->draw.mix, word(r, v, keeps, 3));
-    else if (strcmp(name, "aids") == 0) d->draw.aids = word(r, v, aids, 3);
-    else if (strcmp(name, "without") == 0) d->draw.without = aids_read(r, v);
-    else if (strcmp(name, "dense") == 0) d->draw.dense = truth(r, v);
-    else if (strcmp(name, "slots") == 0) d->draw.slots = truth(r, v);
-    else if (strcmp(name, "description") == 0) d->draw.weight_description = (float)number(r, v, 0, 10);
-    else if (strcmp(name, "end") == 0) d->draw.weight_end = (float)number(r, v, 0, 10);
-    else if (strcmp(name, "mix") == 0) mapping(r, v, mix_key, d->draw.mix);
-    else return false;
+    if (strcmp(name, "share") == 0)
+        d->share = (float)number(r, v, 0, 1000);
+    else if (strcmp(name, "samples") == 0)
+        d->samples = integer(r, v, 1, 1024);
+    else if (strcmp(name, "conversations") == 0)
+        d->draw.n_conversations = integer(r, v, 0, 64);
+    else if (strcmp(name, "objects") == 0)
+        d->draw.min_objects = integer(r, v, 1, TPO_WORLD_OBJECTS_MAX);
+    else if (strcmp(name, "outermost") == 0)
+        d->draw.outermost = (float)number(r, v, 0, 1);
+    else if (strcmp(name, "keep") == 0)
+        tpo_world_mix_keep(d->draw.mix, word(r, v, keeps, 3));
+    else if (strcmp(name, "aids") == 0)
+        d->draw.aids = word(r, v, aids, 3);
+    else if (strcmp(name, "without") == 0)
+        d->draw.without = aids_read(r, v);
+    else if (strcmp(name, "dense") == 0)
+        d->draw.dense = truth(r, v);
+    else if (strcmp(name, "slots") == 0)
+        d->draw.slots = truth(r, v);
+    else if (strcmp(name, "description") == 0)
+        d->draw.weight_description = (float)number(r, v, 0, 10);
+    else if (strcmp(name, "end") == 0)
+        d->draw.weight_end = (float)number(r, v, 0, 10);
+    else if (strcmp(name, "mix") == 0)
+        mapping(r, v, mix_key, d->draw.mix);
+    else
+        return false;
     return true;
 }
 
@@ -193,18 +214,30 @@ static bool source_key(struct reader *r, void *self, const char *name, yaml_node
 {
     static const char *const sources[TPO_ANNOTATION_SOURCES] = {"refcoco", "videochat2", "mvbench"};
     struct tpo_recipe_data *d = self;
-    if (strcmp(name, "source") == 0) d->source = word(r, v, sources, TPO_ANNOTATION_SOURCES);
-    else if (strcmp(name, "annotations") == 0) d->annotations = path_of(r, v);
-    else if (strcmp(name, "instances") == 0) d->instances = path_of(r, v);
-    else if (strcmp(name, "split") == 0) name_copy(r, d->split, sizeof(d->split), v);
-    else if (strcmp(name, "media") == 0) d->media = path_of(r, v);
-    else if (strcmp(name, "skip_most") == 0) d->skip_most = number(r, v, 0, 1);
-    else if (strcmp(name, "share") == 0) d->share = (float)number(r, v, 0, 1000);
-    else if (strcmp(name, "samples") == 0) d->samples = integer(r, v, 1, 1024);
-    else if (strcmp(name, "frames") == 0) d->draw.n_frames = integer(r, v, 1, 1024);
-    else if (strcmp(name, "conversations") == 0) d->draw.n_conversations = integer(r, v, 1, 64);
-    else if (strcmp(name, "end") == 0) d->draw.weight_end = (float)number(r, v, 0, 10);
-    else return false;
+    if (strcmp(name, "source") == 0)
+        d->source = word(r, v, sources, TPO_ANNOTATION_SOURCES);
+    else if (strcmp(name, "annotations") == 0)
+        d->annotations = path_of(r, v);
+    else if (strcmp(name, "instances") == 0)
+        d->instances = path_of(r, v);
+    else if (strcmp(name, "split") == 0)
+        name_copy(r, d->split, sizeof(d->split), v);
+    else if (strcmp(name, "media") == 0)
+        d->media = path_of(r, v);
+    else if (strcmp(name, "skip_most") == 0)
+        d->skip_most = number(r, v, 0, 1);
+    else if (strcmp(name, "share") == 0)
+        d->share = (float)number(r, v, 0, 1000);
+    else if (strcmp(name, "samples") == 0)
+        d->samples = integer(r, v, 1, 1024);
+    else if (strcmp(name, "frames") == 0)
+        d->draw.n_frames = integer(r, v, 1, 1024);
+    else if (strcmp(name, "conversations") == 0)
+        d->draw.n_conversations = integer(r, v, 1, 64);
+    else if (strcmp(name, "end") == 0)
+        d->draw.weight_end = (float)number(r, v, 0, 10);
+    else
+        return false;
     return true;
 }
 
@@ -256,28 +289,40 @@ static bool group_key(struct reader *r, void *self, const char *name, yaml_node_
     static const char *const optimisers[] = {"adamw", "muon"};
     struct group_reader *x = self;
     struct tpo_group *g = x->group;
-    if (strcmp(name, "name") == 0) name_copy(r, g->name, sizeof(g->name), v);
-    else if (strcmp(name, "optimiser") == 0) g->optimiser = word(r, v, optimisers, 2) == 1 ? TPO_MUON : TPO_ADAMW;
-    else if (strcmp(name, "rate") == 0) *x->rate = (float)number(r, v, 0, 10);
-    else if (strcmp(name, "momentum") == 0) g->beta1 = (float)number(r, v, 0, .9999);
+    if (strcmp(name, "name") == 0)
+        name_copy(r, g->name, sizeof(g->name), v);
+    else if (strcmp(name, "optimiser") == 0)
+        g->optimiser = word(r, v, optimisers, 2) == 1 ? TPO_MUON : TPO_ADAMW;
+    else if (strcmp(name, "rate") == 0)
+        *x->rate = (float)number(r, v, 0, 10);
+    else if (strcmp(name, "momentum") == 0)
+        g->beta1 = (float)number(r, v, 0, .9999);
     else if (strcmp(name, "betas") == 0) {
         if (length_of(r, v, 2) == 2) {
             g->beta1 = (float)number(r, item(r, v, 0), 0, .9999);
             g->beta2 = (float)number(r, item(r, v, 1), 0, .99999);
-        } else refuse(r, v, "betas are two numbers");
-    } else if (strcmp(name, "eps") == 0) g->eps = (float)number(r, v, 1e-20, 1);
-    else if (strcmp(name, "decay") == 0) g->weight_decay = (float)number(r, v, 0, 10);
-    else if (strcmp(name, "clipped") == 0) g->clipped = truth(r, v);
-    else if (strcmp(name, "split") == 0) g->split = integer(r, v, 1, 64);
-    else if (strcmp(name, "tensors") == 0) patterns_read(r, g, v);
-    else return false;
+        } else
+            refuse(r, v, "betas are two numbers");
+    } else if (strcmp(name, "eps") == 0)
+        g->eps = (float)number(r, v, 1e-20, 1);
+    else if (strcmp(name, "decay") == 0)
+        g->weight_decay = (float)number(r, v, 0, 10);
+    else if (strcmp(name, "clipped") == 0)
+        g->clipped = truth(r, v);
+    else if (strcmp(name, "split") == 0)
+        g->split = integer(r, v, 1, 64);
+    else if (strcmp(name, "tensors") == 0)
+        patterns_read(r, g, v);
+    else
+        return false;
     return true;
 }
 
 static void group_read(struct reader *r, struct tpo_recipe_stage *s, int i, yaml_node_t *n)
 {
     struct group_reader x = {&s->groups[i], &s->rates[i]};
-    s->groups[i] = (struct tpo_group){.optimiser = TPO_ADAMW, .beta1 = -1, .beta2 = .999f, .eps = 1e-8f, .clipped = true, .split = 1};
+    s->groups[i] =
+        (struct tpo_group){.optimiser = TPO_ADAMW, .beta1 = -1, .beta2 = .999f, .eps = 1e-8f, .clipped = true, .split = 1};
     s->rates[i] = -1;
     mapping(r, n, group_key, &x);
     if (s->groups[i].beta1 < 0) s->groups[i].beta1 = s->groups[i].optimiser == TPO_MUON ? .95f : .9f;
@@ -300,13 +345,20 @@ static bool loss_key(struct reader *r, void *self, const char *name, yaml_node_t
 static bool stage_key(struct reader *r, void *self, const char *name, yaml_node_t *v)
 {
     struct tpo_recipe_stage *s = self;
-    if (strcmp(name, "name") == 0) name_copy(r, s->name, sizeof(s->name), v);
-    else if (strcmp(name, "steps") == 0) s->steps = integer(r, v, 1, 100000000);
-    else if (strcmp(name, "micro_batches") == 0) s->plan.micro_batches = integer(r, v, 1, 4096);
-    else if (strcmp(name, "lanes") == 0) s->plan.lanes = integer(r, v, 1, 16);
-    else if (strcmp(name, "warmup") == 0) s->warmup = integer(r, v, 0, 100000000);
-    else if (strcmp(name, "floor") == 0) s->floor = (float)number(r, v, 0, 1);
-    else if (strcmp(name, "clip") == 0) s->clip = (float)number(r, v, 0, 1e6);
+    if (strcmp(name, "name") == 0)
+        name_copy(r, s->name, sizeof(s->name), v);
+    else if (strcmp(name, "steps") == 0)
+        s->steps = integer(r, v, 1, 100000000);
+    else if (strcmp(name, "micro_batches") == 0)
+        s->plan.micro_batches = integer(r, v, 1, 4096);
+    else if (strcmp(name, "lanes") == 0)
+        s->plan.lanes = integer(r, v, 1, 16);
+    else if (strcmp(name, "warmup") == 0)
+        s->warmup = integer(r, v, 0, 100000000);
+    else if (strcmp(name, "floor") == 0)
+        s->floor = (float)number(r, v, 0, 1);
+    else if (strcmp(name, "clip") == 0)
+        s->clip = (float)number(r, v, 0, 1e6);
     else if (strcmp(name, "losses") == 0) {
         s->plan.n_losses = 0;
         mapping(r, v, loss_key, s);
@@ -316,7 +368,8 @@ static bool stage_key(struct reader *r, void *self, const char *name, yaml_node_
     } else if (strcmp(name, "groups") == 0) {
         s->plan.n_groups = length_of(r, v, TPO_GROUPS_MAX);
         for (int i = 0; i < s->plan.n_groups && r->rc == TPO_OK; i++) group_read(r, s, i, item(r, v, i));
-    } else return false;
+    } else
+        return false;
     return true;
 }
 
@@ -333,8 +386,10 @@ static const struct tpo_recipe_stage *inherited(struct reader *r, yaml_node_t *n
 static void stage_read(struct reader *r, struct tpo_recipe_stage *s, yaml_node_t *n)
 {
     const struct tpo_recipe_stage *from = inherited(r, n);
-    if (from != NULL) *s = *from;
-    else *s = (struct tpo_recipe_stage){.floor = .03f, .clip = 1, .plan = {.lanes = 1, .micro_batches = 1}};
+    if (from != NULL)
+        *s = *from;
+    else
+        *s = (struct tpo_recipe_stage){.floor = .03f, .clip = 1, .plan = {.lanes = 1, .micro_batches = 1}};
     s->plan.groups = s->groups;
     s->plan.losses = s->losses;
     mapping(r, n, stage_key, s);
@@ -352,8 +407,10 @@ static void stage_read(struct reader *r, struct tpo_recipe_stage *s, yaml_node_t
 static bool recipe_key(struct reader *r, void *self, const char *name, yaml_node_t *v)
 {
     struct tpo_recipe *recipe = self;
-    if (strcmp(name, "name") == 0) name_copy(r, recipe->name, sizeof(recipe->name), v);
-    else if (strcmp(name, "seed") == 0) recipe->seed = (uint64_t)integer(r, v, 0, 1000000);
+    if (strcmp(name, "name") == 0)
+        name_copy(r, recipe->name, sizeof(recipe->name), v);
+    else if (strcmp(name, "seed") == 0)
+        recipe->seed = (uint64_t)integer(r, v, 0, 1000000);
     else if (strcmp(name, "model") == 0) {
         const char *slash = strrchr(r->path, '/');
         char folder[32] = "";
@@ -364,7 +421,8 @@ static bool recipe_key(struct reader *r, void *self, const char *name, yaml_node
     } else if (strcmp(name, "stages") == 0) {
         recipe->n_stages = length_of(r, v, TPO_STAGES_MAX);
         for (int i = 0; i < recipe->n_stages && r->rc == TPO_OK; i++) stage_read(r, &recipe->stages[i], item(r, v, i));
-    } else return false;
+    } else
+        return false;
     return true;
 }
 
@@ -422,8 +480,10 @@ static int load(struct tpo_recipe **out, const char *path, const char *data, boo
     }
     yaml_parser_delete(&parser);
     fclose(f);
-    if (rc != TPO_OK) tpo_recipe_close(recipe);
-    else *out = recipe;
+    if (rc != TPO_OK)
+        tpo_recipe_close(recipe);
+    else
+        *out = recipe;
     return rc;
 }
 
@@ -453,7 +513,8 @@ int tpo_recipe_files(const struct tpo_recipe *r, struct tpo_error *err)
             const char *const paths[] = {d->annotations, d->instances, d->media};
             for (int p = 0; p < 3; p++)
                 if (paths[p] != NULL && access(paths[p], R_OK) != 0)
-                    return tpo_fail(err, TPO_NOT_FOUND, "annotations", "stage %s: %.180s cannot be read", r->stages[i].name, paths[p]);
+                    return tpo_fail(err, TPO_NOT_FOUND, "annotations", "stage %s: %.180s cannot be read", r->stages[i].name,
+                                    paths[p]);
         }
     return TPO_OK;
 }

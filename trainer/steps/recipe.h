@@ -31,14 +31,15 @@
 
 #define TPO_STAGES_MAX 16
 #define TPO_GROUPS_MAX 16
-#define TPO_DATA_MAX 8
+#define TPO_DATA_MAX   8
 #define TPO_LOSSES_MAX 8
 
 struct tpo_recipe_data {
     float share;
     int samples;
-    struct tpo_world_draw draw; /* word_id is the trainer's to set; with a source its n_frames (0: the model's), n_conversations and weight_end count */
-    const char *annotations;    /* NULL: the world; else the source's file, and what follows */
+    struct tpo_world_draw
+        draw; /* word_id is the trainer's to set; with a source its n_frames (0: the model's), n_conversations and weight_end count */
+    const char *annotations; /* NULL: the world; else the source's file, and what follows */
     enum tpo_annotation_source source;
     const char *instances, *media; /* instances NULL: beside the annotations */
     char split[32];                /* "": all */

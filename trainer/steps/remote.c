@@ -93,7 +93,8 @@ static int again_ms(const struct tpo_error *err, int tried, bool stream)
 {
     if (stream) return -1;
     if (err->code == TPO_UNAVAILABLE && tried == 0) return 50;
-    if (strcmp(err->reason, "queue_full") == 0 && err->retry_ms > 0 && tried < 100) return err->retry_ms < 1000 ? err->retry_ms : 1000;
+    if (strcmp(err->reason, "queue_full") == 0 && err->retry_ms > 0 && tried < 100)
+        return err->retry_ms < 1000 ? err->retry_ms : 1000;
     return -1;
 }
 
@@ -221,8 +222,10 @@ static int media_give(struct remote *r, const struct tpo_sample *samples, int n_
     int rc = TPO_OK;
     for (int i = 0; i < n_samples && rc == TPO_OK; i++) {
         bool again = samples[i].media_path == NULL;
-        for (int k = 0; k < i && !again; k++) again = samples[k].media_path != NULL && strcmp(samples[k].media_id, samples[i].media_id) == 0;
-        if (!again) rc = tpo_media_send(r->loop, r->peers, samples[i].media_id, samples[i].media_path, r->o.timeout_ms, r->o.stop, err);
+        for (int k = 0; k < i && !again; k++)
+            again = samples[k].media_path != NULL && strcmp(samples[k].media_id, samples[i].media_id) == 0;
+        if (!again)
+            rc = tpo_media_send(r->loop, r->peers, samples[i].media_id, samples[i].media_path, r->o.timeout_ms, r->o.stop, err);
     }
     return rc;
 }

@@ -37,7 +37,7 @@ struct run {
     struct tpo_model *models[TPO_PARTS]; /* one process: what is trained; over a mesh: the start of the stage */
     struct tpo_mesh mesh;
     bool remote;
-    int last; /* stages that are run, --stop-after heeded */
+    int last;                              /* stages that are run, --stop-after heeded */
     struct tpo_learner mirrors[TPO_PARTS]; /* over a mesh: of the models, to take in what a stage has learned */
     struct tpo_held *held;
     struct tpo_crew crew;
@@ -259,7 +259,8 @@ static int weights_fetch(struct stage *s, struct tpo_error *err)
     if (rc == TPO_OK) rc = tpo_checkpoint_find(s->dir, s->name, &s->at, err);
     for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++)
         if (s->at.step != step || s->at.has[p] != (r->crew.trainable[p] > 0))
-            rc = tpo_fail(err, TPO_INTERNAL, "checkpoint", "%.200s: what was written at step %d is not what is found (step %d)", s->dir, step, s->at.step);
+            rc = tpo_fail(err, TPO_INTERNAL, "checkpoint", "%.200s: what was written at step %d is not what is found (step %d)",
+                          s->dir, step, s->at.step);
     for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++) {
         struct tpo_learner *mirror = &r->mirrors[p];
         struct tpo_begun begun;
@@ -370,7 +371,8 @@ static int mirrors_open(struct run *r, struct tpo_error *err)
 
 static int stages_run(struct run *r, int first, struct tpo_error *err)
 {
-    const int n = r->recipe->n_stages, last = r->last = r->options->stop_after > 0 && r->options->stop_after < n ? r->options->stop_after : n;
+    const int n = r->recipe->n_stages,
+              last = r->last = r->options->stop_after > 0 && r->options->stop_after < n ? r->options->stop_after : n;
     char folder[4096];
     int rc = TPO_OK;
     for (int i = first; i < last && rc == TPO_OK; i++) rc = stage_run(r, i, i > first, err);

@@ -120,7 +120,8 @@ int tpo_shard_read(const char *path, struct tpo_learner *l, uint64_t version, st
 
 /* --- the start and the end of a stage -------------------------------------------------------------------------------------------------- */
 
-static int start_held(const struct tpo_param *p, const struct tpo_chunk *x, struct tpo_learner *l, bool *held, struct tpo_error *err)
+static int start_held(const struct tpo_param *p, const struct tpo_chunk *x, struct tpo_learner *l, bool *held,
+                      struct tpo_error *err)
 {
     uint8_t digest[TPO_SHA256_BYTES];
     *held = false;

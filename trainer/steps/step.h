@@ -20,7 +20,7 @@ struct tpo_step_report {
     float rate;                  /* share of every group's rate */
     float rates[TPO_GROUPS_MAX]; /* of each group, as the stage lists them */
     int samples, boxes;
-    bool reads;      /* whether files are read for it, and how many of their rows are passed over by then: the run's to say */
+    bool reads; /* whether files are read for it, and how many of their rows are passed over by then: the run's to say */
     int64_t skipped;
     bool aborted;
     struct tpo_timing timing;

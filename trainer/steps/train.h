@@ -7,15 +7,15 @@
 
 struct tpo_train_options {
     const char *recipe, *out;
-    const char *model;    /* "": the recipe's */
-    const char *data;     /* where relative paths of annotations and media start; "": the recipe's folder */
-    const char *mesh;     /* as --mesh (mesh.h); "": one process */
+    const char *model;         /* "": the recipe's */
+    const char *data;          /* where relative paths of annotations and media start; "": the recipe's folder */
+    const char *mesh;          /* as --mesh (mesh.h); "": one process */
     struct tpo_stream *stream; /* where this process computes; borrowed */
-    int threads;          /* of its compute team; 0 where the device has none */
-    int checkpoint_every; /* steps; 0: at the end of a stage only */
-    int log_every;        /* steps per line */
-    int publish_every;    /* steps, over a mesh; 0: never */
-    int stop_after;       /* stages; 0: all */
+    int threads;               /* of its compute team; 0 where the device has none */
+    int checkpoint_every;      /* steps; 0: at the end of a stage only */
+    int log_every;             /* steps per line */
+    int publish_every;         /* steps, over a mesh; 0: never */
+    int stop_after;            /* stages; 0: all */
     int lease_ms, call_ms;
     int wait_ms; /* how long a service may be away */
     bool quiet;  /* no progress bar */

@@ -54,7 +54,8 @@ int tpo_world_batch_fill(struct tpo_world_batch *b, const struct tpo_world *w, c
     if (threads <= 0) threads = tpo_cores();
     if (threads > 64) threads = 64;
     if (threads > n) threads = n > 0 ? n : 1;
-    if (tpo_world_batch_resize(b, n, threads) != TPO_OK) return tpo_fail(err, TPO_ENOMEM, "out_of_memory", "no memory for %d samples", n);
+    if (tpo_world_batch_resize(b, n, threads) != TPO_OK)
+        return tpo_fail(err, TPO_ENOMEM, "out_of_memory", "no memory for %d samples", n);
     for (int i = 0; i < threads; i++) {
         parts[i] = (struct part){.world = w, .draw = d, .batch = b, .first = first, .part = i, .n_parts = threads};
         started[i] = i > 0 && pthread_create(&ids[i], NULL, draw_part, &parts[i]) == 0;

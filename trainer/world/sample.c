@@ -16,7 +16,7 @@
 #define HEAD_OPTION  0
 #define LAYER_LETTER 1
 #define HEAD_LETTER  0
-#define COUNT_REST   4 /* objects */
+#define COUNT_REST   4  /* objects */
 #define AIDS_MAX     16 /* 1 target, 4 nouns, 2 of a count, 1 + 4 options */
 
 #define TRIES    24         /* of kinds, for one place in a sample */
@@ -146,7 +146,8 @@ static int grid_owner(const struct grid *g, int cell, float share)
 static int slot_of(const struct tpo_facts *f, int object, int n_slots)
 {
     const int rows = n_slots / TPO_WORLD_SLOT_COLUMNS;
-    return (int)(f->centre[object][1] * (float)rows) * TPO_WORLD_SLOT_COLUMNS + (int)(f->centre[object][0] * TPO_WORLD_SLOT_COLUMNS);
+    return (int)(f->centre[object][1] * (float)rows) * TPO_WORLD_SLOT_COLUMNS +
+           (int)(f->centre[object][0] * TPO_WORLD_SLOT_COLUMNS);
 }
 
 static void add_target(struct tpo_sample *s, struct tpo_named_tensor *list, const char *name, enum tpo_dtype dtype, int64_t rows,
@@ -277,8 +278,8 @@ static void add_attention(struct aids *w, const struct tpo_asked *q, unsigned wi
 /* --- conversations
  * ---------------------------------------------------------------------------------------------------------------------- */
 
-static int fill_conversation(struct tpo_conversation *c, struct tpo_arena *arena, const struct tpo_view *v, const struct tpo_world_draw *d,
-                             const struct tpo_asked *q)
+static int fill_conversation(struct tpo_conversation *c, struct tpo_arena *arena, const struct tpo_view *v,
+                             const struct tpo_world_draw *d, const struct tpo_asked *q)
 {
     struct tpo_turn *turn = tpo_arena_alloc(arena, sizeof(*turn));
     bool boxes = tpo_world_kind_boxes(q->kind);
@@ -293,7 +294,8 @@ static int fill_conversation(struct tpo_conversation *c, struct tpo_arena *arena
     }
     if (turn->question == NULL || turn->answer == NULL || (boxes && c->boxes == NULL)) return TPO_ENOMEM;
     if (d->aids == TPO_WORLD_AIDS_NONE || (d->aids == TPO_WORLD_AIDS_QUESTIONS && boxes)) return TPO_OK;
-    struct aids w = {arena, &v->facts, d->n_slots, tpo_arena_alloc(arena, sizeof(struct tpo_attention_target) * AIDS_MAX), 0, false};
+    struct aids w = {arena, &v->facts, d->n_slots, tpo_arena_alloc(arena, sizeof(struct tpo_attention_target) * AIDS_MAX),
+                     0,     false};
     if (w.list == NULL) return TPO_ENOMEM;
     add_attention(&w, q, d->without);
     c->attention = w.list;
@@ -340,9 +342,11 @@ static int check_draw(const struct tpo_world *w, const struct tpo_world_draw *d,
     }
     const bool by_slot = d->slots || d->aids != TPO_WORLD_AIDS_NONE;
     const int rows = d->n_slots / TPO_WORLD_SLOT_COLUMNS;
-    const bool whole = rows > 0 && d->n_slots % TPO_WORLD_SLOT_COLUMNS == 0 && w->options.side % rows == 0 && w->options.side % TPO_WORLD_SLOT_COLUMNS == 0;
+    const bool whole = rows > 0 && d->n_slots % TPO_WORLD_SLOT_COLUMNS == 0 && w->options.side % rows == 0 &&
+                       w->options.side % TPO_WORLD_SLOT_COLUMNS == 0;
     if (by_slot && !whole)
-        return tpo_fail(err, TPO_EINVAL, "bad_slots", "%d query tokens cut a picture of %d pixels into no grid of %d columns of whole pixels, as aids need it",
+        return tpo_fail(err, TPO_EINVAL, "bad_slots",
+                        "%d query tokens cut a picture of %d pixels into no grid of %d columns of whole pixels, as aids need it",
                         d->n_slots, w->options.side, TPO_WORLD_SLOT_COLUMNS);
     return TPO_OK;
 }

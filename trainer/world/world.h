@@ -114,12 +114,12 @@ struct tpo_world_draw {
     float outermost;            /* share of relations kept whose target is simply the outermost match, .2 as in items */
     enum tpo_world_aids aids;   /* attention targets */
     unsigned without;           /* of these, bits of enum tpo_world_aid that are left out: to see what each contributes */
-    bool dense; /* "dense.attributes" (T*patches, 4 or, on clips, 5) I32, -100 where no object covers; "dense.boxes" (T*patches, 4)
+    bool dense;  /* "dense.attributes" (T*patches, 4 or, on clips, 5) I32, -100 where no object covers; "dense.boxes" (T*patches, 4)
                    F32 */
     int n_slots; /* the model's query tokens, a multiple of 8 whose cells are whole pixels where aids or slots are wanted, 32 */
     bool slots;  /* "slot.words" (n_slots, 4 or, on clips, 5) I32 vocabulary ids, -100 where none; "slot.boxes" (n_slots, 4) F32;
                     "slot.centres" (n_slots, 2) F32: how many centres of small and of large objects lie in the cell */
-    int patch;  /* of dense targets, 12 */
+    int patch;   /* of dense targets, 12 */
     float weight_description;                      /* of a description's words, .5 */
     float weight_end;                              /* of the </s>, .2 */
     int (*word_id)(void *owner, const char *word); /* for slot.words: the id of the piece " word", -1 if it isn't one piece */

@@ -11,8 +11,9 @@
 
 #include "common/status.h"
 
-#define IO_BYTES    65536
-#define INDEX_BYTES ((size_t)64 << 20) /* the most a demuxer may take at once: a header that claims ten million samples wants more */
+#define IO_BYTES 65536
+#define INDEX_BYTES                                                                                                                \
+    ((size_t)64 << 20) /* the most a demuxer may take at once: a header that claims ten million samples wants more */
 #define STREAMS_MAX "32"
 #define DEPTH_MAX   16 /* of reordering, in any codec we take */
 
@@ -37,7 +38,7 @@ static const struct tpo_clip_kind {
 };
 
 /* format->codec_whitelist does not bind a decoder that we open ourselves, so this list does. */
-static const enum AVCodecID codecs[] = {AV_CODEC_ID_H264, AV_CODEC_ID_HEVC,  AV_CODEC_ID_AV1, AV_CODEC_ID_VP8, AV_CODEC_ID_VP9,
+static const enum AVCodecID codecs[] = {AV_CODEC_ID_H264,  AV_CODEC_ID_HEVC,  AV_CODEC_ID_AV1, AV_CODEC_ID_VP8, AV_CODEC_ID_VP9,
                                         AV_CODEC_ID_MPEG4, AV_CODEC_ID_MJPEG, AV_CODEC_ID_PNG, AV_CODEC_ID_GIF};
 
 int tpo_clip_fail(struct tpo_media_reply *reply, int code, const char *reason, const char *message)
@@ -51,7 +52,8 @@ int tpo_clip_fail(struct tpo_media_reply *reply, int code, const char *reason, c
 int tpo_clip_fail_av(struct tpo_media_reply *reply, int averror, const char *message)
 {
     if (averror == AVERROR(ENOMEM))
-        return tpo_clip_fail(reply, TPO_INVALID_ARGUMENT, "media_too_large", "decoding it takes more memory than one file may have");
+        return tpo_clip_fail(reply, TPO_INVALID_ARGUMENT, "media_too_large",
+                             "decoding it takes more memory than one file may have");
     return tpo_clip_fail(reply, TPO_INVALID_ARGUMENT, "media_unreadable", message);
 }
 
@@ -80,8 +82,10 @@ static int64_t on_seek(void *opaque, int64_t to, int whence)
     struct tpo_clip *c = opaque;
     if (whence & AVSEEK_SIZE) return c->size;
     whence &= ~AVSEEK_FORCE;
-    if (whence == SEEK_CUR) to += c->at;
-    else if (whence == SEEK_END) to += c->size;
+    if (whence == SEEK_CUR)
+        to += c->at;
+    else if (whence == SEEK_END)
+        to += c->size;
     if (to < 0) return AVERROR(EINVAL);
     return c->at = to;
 }
@@ -127,7 +131,8 @@ static int choose_stream(struct tpo_clip *c)
 {
     for (unsigned i = 0; i < c->format->nb_streams; i++) {
         AVStream *s = c->format->streams[i];
-        int wanted = c->stream == NULL && s->codecpar->codec_type == AVMEDIA_TYPE_VIDEO && !(s->disposition & AV_DISPOSITION_ATTACHED_PIC);
+        int wanted =
+            c->stream == NULL && s->codecpar->codec_type == AVMEDIA_TYPE_VIDEO && !(s->disposition & AV_DISPOSITION_ATTACHED_PIC);
         if (wanted) c->stream = s;
         s->discard = wanted ? AVDISCARD_DEFAULT : AVDISCARD_ALL;
     }
@@ -196,8 +201,10 @@ static int list_frames(struct tpo_clip *c)
     if (rc < 0) return rc;
     if (c->n == 0) return AVERROR_INVALIDDATA;
     qsort(c->pts, (size_t)c->n, sizeof(*c->pts), compare);
-    if (c->n_keys > 0) qsort(c->keys, (size_t)c->n_keys, sizeof(*c->keys), compare);
-    else c->linear = 1;
+    if (c->n_keys > 0)
+        qsort(c->keys, (size_t)c->n_keys, sizeof(*c->keys), compare);
+    else
+        c->linear = 1;
     return 0;
 }
 
@@ -291,7 +298,8 @@ static int settle_size(struct tpo_clip *c)
     double w = c->shown->width;
     if (shape.num > 0 && shape.den > 0) w = rint(w * shape.num / shape.den);
     if (w < 1) w = 1;
-    if (w > TPO_MEDIA_SIDE || c->shown->height > TPO_MEDIA_SIDE || w * c->shown->height > (double)c->max_pixels) return AVERROR(ERANGE);
+    if (w > TPO_MEDIA_SIDE || c->shown->height > TPO_MEDIA_SIDE || w * c->shown->height > (double)c->max_pixels)
+        return AVERROR(ERANGE);
     c->stored_w = (int)w;
     c->stored_h = c->shown->height;
     c->turn = tpo_turn_of(display_matrix(c));
@@ -317,8 +325,10 @@ static int open_stages(struct tpo_clip *c, const char **what)
     if (rc < 0) return rc;
     if (claimed_pixels(c) > c->max_pixels) return AVERROR(ERANGE);
     *what = "it holds no whole frame";
-    if (c->format != NULL) rc = list_frames(c);
-    else c->n = 1;
+    if (c->format != NULL)
+        rc = list_frames(c);
+    else
+        c->n = 1;
     if (rc < 0) return rc;
     c->image = c->format == NULL || (c->kind->codec == AV_CODEC_ID_GIF && c->n == 1);
     c->fps = c->image ? 1 : mean_rate(c);
@@ -358,7 +368,8 @@ int tpo_clip_open(struct tpo_clip **out, int fd, int64_t max_pixels, int64_t max
     if (c->packet != NULL && c->shown != NULL && c->ahead != NULL) rc = open_stages(c, &what);
     if (rc < 0) {
         tpo_clip_close(c);
-        if (rc == AVERROR(ERANGE)) return tpo_clip_fail(reply, TPO_INVALID_ARGUMENT, "media_too_large", "it has more pixels or frames than are taken");
+        if (rc == AVERROR(ERANGE))
+            return tpo_clip_fail(reply, TPO_INVALID_ARGUMENT, "media_too_large", "it has more pixels or frames than are taken");
         return tpo_clip_fail_av(reply, rc, what);
     }
     reply->image = c->image;

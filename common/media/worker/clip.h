@@ -52,9 +52,9 @@ void tpo_clip_close(struct tpo_clip *c); /* accepts NULL and the half-open */
 /* Private to clip.c and frame.c: what failed, in a reply's words; returns the code. */
 int tpo_clip_fail(struct tpo_media_reply *reply, int code, const char *reason, const char *message);
 int tpo_clip_fail_av(struct tpo_media_reply *reply, int averror, const char *message);
-double tpo_clip_seconds(const struct tpo_clip *c, int64_t index); /* of a timed clip, since its first frame */
-int tpo_clip_rewind(struct tpo_clip *c);   /* opens the file anew; 0 or a negative AVERROR */
+double tpo_clip_seconds(const struct tpo_clip *c, int64_t index);  /* of a timed clip, since its first frame */
+int tpo_clip_rewind(struct tpo_clip *c);                           /* opens the file anew; 0 or a negative AVERROR */
 int64_t tpo_clip_read(int fd, void *to, size_t bytes, int64_t at); /* as pread, but whole; short at the end of the file only */
-int tpo_clip_decode(struct tpo_clip *c, int64_t index); /* frame `index` becomes c->shown; 0 or a negative AVERROR */
+int tpo_clip_decode(struct tpo_clip *c, int64_t index);            /* frame `index` becomes c->shown; 0 or a negative AVERROR */
 
 #endif

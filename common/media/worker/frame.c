@@ -92,8 +92,10 @@ static int64_t keyframe_of(const struct tpo_clip *c, int64_t place)
     int64_t low = 0, high = c->n_keys;
     while (high - low > 1) {
         int64_t middle = low + (high - low) / 2;
-        if (c->keys[middle] <= place) low = middle;
-        else high = middle;
+        if (c->keys[middle] <= place)
+            low = middle;
+        else
+            high = middle;
     }
     return c->keys[low];
 }
@@ -140,13 +142,16 @@ int tpo_clip_decode(struct tpo_clip *c, int64_t index)
 int tpo_clip_frame(struct tpo_clip *c, int64_t index, uint8_t *dst, size_t dst_bytes, struct tpo_media_reply *reply)
 {
     if (index < 0 || index >= c->n) return tpo_clip_fail(reply, TPO_OUT_OF_RANGE, "media_frame", "there is no such frame");
-    if ((uint64_t)c->width * (uint64_t)c->height * 3 > dst_bytes) return tpo_clip_fail(reply, TPO_INTERNAL, "media_ring", "the ring is too small");
+    if ((uint64_t)c->width * (uint64_t)c->height * 3 > dst_bytes)
+        return tpo_clip_fail(reply, TPO_INTERNAL, "media_ring", "the ring is too small");
     int rc = tpo_clip_decode(c, index);
     /* A film may change its size on the way; it is shown at that of its first frame. */
     if (rc == 0 && (int64_t)c->shown->width * c->shown->height > c->max_pixels) rc = AVERROR(ENOMEM);
     if (rc == 0) rc = tpo_picture_render(&c->picture, dst, c->shown, c->turn, c->stored_w, c->stored_h);
     if (rc < 0) return tpo_clip_fail_av(reply, rc, "a frame cannot be decoded");
-    if (c->untimed) reply->time_s = (double)index / c->fps;
-    else reply->time_s = c->image ? 0 : tpo_clip_seconds(c, index);
+    if (c->untimed)
+        reply->time_s = (double)index / c->fps;
+    else
+        reply->time_s = c->image ? 0 : tpo_clip_seconds(c, index);
     return TPO_OK;
 }

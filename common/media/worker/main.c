@@ -61,8 +61,10 @@ static void serve(struct worker *w, const struct tpo_media_request *q, int fd, s
     }
     tpo_clip_close(w->clip);
     w->clip = NULL;
-    if (q->kind == TPO_MEDIA_OPEN && fd >= 0) tpo_clip_open(&w->clip, fd, q->max_pixels, q->max_frames, r);
-    else if (q->kind != TPO_MEDIA_CLOSE) tpo_clip_fail(r, TPO_INTERNAL, "media_protocol", "a request that cannot be");
+    if (q->kind == TPO_MEDIA_OPEN && fd >= 0)
+        tpo_clip_open(&w->clip, fd, q->max_pixels, q->max_frames, r);
+    else if (q->kind != TPO_MEDIA_CLOSE)
+        tpo_clip_fail(r, TPO_INTERNAL, "media_protocol", "a request that cannot be");
 }
 
 int main(void)

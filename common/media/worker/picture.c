@@ -23,12 +23,23 @@ struct tpo_turn tpo_turn_of(const int32_t *m)
 static int plain_format(int format, int *full)
 {
     switch (format) {
-    case AV_PIX_FMT_YUVJ420P: *full = 1; return AV_PIX_FMT_YUV420P;
-    case AV_PIX_FMT_YUVJ422P: *full = 1; return AV_PIX_FMT_YUV422P;
-    case AV_PIX_FMT_YUVJ444P: *full = 1; return AV_PIX_FMT_YUV444P;
-    case AV_PIX_FMT_YUVJ440P: *full = 1; return AV_PIX_FMT_YUV440P;
-    case AV_PIX_FMT_YUVJ411P: *full = 1; return AV_PIX_FMT_YUV411P;
-    default: return format;
+    case AV_PIX_FMT_YUVJ420P:
+        *full = 1;
+        return AV_PIX_FMT_YUV420P;
+    case AV_PIX_FMT_YUVJ422P:
+        *full = 1;
+        return AV_PIX_FMT_YUV422P;
+    case AV_PIX_FMT_YUVJ444P:
+        *full = 1;
+        return AV_PIX_FMT_YUV444P;
+    case AV_PIX_FMT_YUVJ440P:
+        *full = 1;
+        return AV_PIX_FMT_YUV440P;
+    case AV_PIX_FMT_YUVJ411P:
+        *full = 1;
+        return AV_PIX_FMT_YUV411P;
+    default:
+        return format;
     }
 }
 
@@ -48,8 +59,9 @@ static int prepare(struct tpo_picture *p, const AVFrame *f, int w, int h)
     int key[8] = {f->width, f->height, format, full, space, w, h, 1};
     if (p->sws != NULL && memcmp(key, p->key, sizeof(key)) == 0) return 0;
     sws_freeContext(p->sws);
-    p->sws = sws_getContext(f->width, f->height, format, w, h, AV_PIX_FMT_RGB24,
-                            SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INT | SWS_FULL_CHR_H_INP | SWS_BITEXACT, NULL, NULL, NULL);
+    p->sws =
+        sws_getContext(f->width, f->height, format, w, h, AV_PIX_FMT_RGB24,
+                       SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INT | SWS_FULL_CHR_H_INP | SWS_BITEXACT, NULL, NULL, NULL);
     if (p->sws == NULL) return AVERROR(ENOMEM);
     sws_setColorspaceDetails(p->sws, sws_getCoefficients(space), full, sws_getCoefficients(SWS_CS_DEFAULT), 1, 0, 1 << 16, 1 << 16);
     memcpy(p->key, key, sizeof(key));
@@ -86,7 +98,8 @@ int tpo_picture_render(struct tpo_picture *p, uint8_t *dst, const AVFrame *frame
         p->rgb_bytes = p->rgb != NULL ? bytes : 0;
         if (p->rgb == NULL) return AVERROR(ENOMEM);
     }
-    rc = sws_scale(p->sws, (const uint8_t *const *)frame->data, frame->linesize, 0, frame->height, (uint8_t *const[]){p->rgb}, (const int[]){stride});
+    rc = sws_scale(p->sws, (const uint8_t *const *)frame->data, frame->linesize, 0, frame->height, (uint8_t *const[]){p->rgb},
+                   (const int[]){stride});
     if (rc != stored_h) return rc < 0 ? rc : AVERROR_INVALIDDATA;
     turn_into(dst, p->rgb, stride, turn, stored_w, stored_h);
     return 0;

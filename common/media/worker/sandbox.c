@@ -48,11 +48,32 @@ static int limit_all(size_t ring_bytes)
 int tpo_sandbox_enter(size_t ring_bytes)
 {
     static const int allowed[] = {
-        SCMP_SYS(pread64),  SCMP_SYS(lseek),      SCMP_SYS(recvmsg), SCMP_SYS(sendto),    SCMP_SYS(close),         SCMP_SYS(brk),         SCMP_SYS(munmap),
-        SCMP_SYS(mremap),   SCMP_SYS(madvise),    SCMP_SYS(futex),   SCMP_SYS(setitimer), SCMP_SYS(clock_gettime), SCMP_SYS(exit_group),
+        SCMP_SYS(pread64),
+        SCMP_SYS(lseek),
+        SCMP_SYS(recvmsg),
+        SCMP_SYS(sendto),
+        SCMP_SYS(close),
+        SCMP_SYS(brk),
+        SCMP_SYS(munmap),
+        SCMP_SYS(mremap),
+        SCMP_SYS(madvise),
+        SCMP_SYS(futex),
+        SCMP_SYS(setitimer),
+        SCMP_SYS(clock_gettime),
+        SCMP_SYS(exit_group),
 #if SANITIZED
-        SCMP_SYS(write),    SCMP_SYS(getpid),     SCMP_SYS(gettid),  SCMP_SYS(sched_yield), SCMP_SYS(sigaltstack), SCMP_SYS(rt_sigprocmask),
-        SCMP_SYS(mprotect), SCMP_SYS(rt_sigaction), SCMP_SYS(readlink), SCMP_SYS(openat), SCMP_SYS(read), SCMP_SYS(prctl),
+        SCMP_SYS(write),
+        SCMP_SYS(getpid),
+        SCMP_SYS(gettid),
+        SCMP_SYS(sched_yield),
+        SCMP_SYS(sigaltstack),
+        SCMP_SYS(rt_sigprocmask),
+        SCMP_SYS(mprotect),
+        SCMP_SYS(rt_sigaction),
+        SCMP_SYS(readlink),
+        SCMP_SYS(openat),
+        SCMP_SYS(read),
+        SCMP_SYS(prctl),
 #endif
     };
     ask_ahead();

@@ -46,8 +46,10 @@ static inline void spill(const char *path, const void *data, size_t size)
 /* What ffmpeg shows: frames of rgb24, one after the other. */
 static inline uint8_t *shown_by_ffmpeg(const char *file, const char *filter, size_t *size)
 {
-    shell(FFMPEG "-i %s -map 0:v:0 -fps_mode passthrough %s -sws_flags bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact "
-                 "-pix_fmt rgb24 -f rawvideo oracle.raw", file, filter);
+    shell(FFMPEG
+          "-i %s -map 0:v:0 -fps_mode passthrough %s -sws_flags bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact "
+          "-pix_fmt rgb24 -f rawvideo oracle.raw",
+          file, filter);
     return slurp("oracle.raw", size);
 }
 

@@ -32,7 +32,8 @@ static void still_works(tpo_media_t *m)
 static tpo_media_t *begin(void)
 {
     shell(FFMPEG "-f lavfi -i testsrc2=size=32x16 -frames:v 1 good.png");
-    shell(FFMPEG "-f lavfi -i testsrc2=size=96x64:rate=25:duration=2 -c:v libx264 -g 10 -pix_fmt yuv420p -movflags faststart good.mp4");
+    shell(FFMPEG
+          "-f lavfi -i testsrc2=size=96x64:rate=25:duration=2 -c:v libx264 -g 10 -pix_fmt yuv420p -movflags faststart good.mp4");
     return workers(1, 0, 0);
 }
 
@@ -161,7 +162,8 @@ static void a_shape_that_is_too_large(void **state)
         const struct tpo_media_info *i = tpo_media_file_info(f);
         assert_true(i->width <= 65535 && (int64_t)i->width * i->height <= 1 << 26);
         tpo_media_file_close(f);
-    } else assert_string_equal(err.reason, "media_too_large");
+    } else
+        assert_string_equal(err.reason, "media_too_large");
     tpo_media_close(m);
 }
 

@@ -40,7 +40,8 @@ static void films_equal_ffmpeg(void **state)
     equals_ffmpeg(m, "a.mkv", "", 0, 96, 64, 50, 0);
     shell(FFMPEG "-i a.mp4 -c copy -movflags frag_keyframe+empty_moov frag.mp4");
     equals_ffmpeg(m, "frag.mp4", "", 0, 96, 64, 50, 0);
-    shell(FFMPEG SOURCE "-c:v libx264 -g 250 -x264-params open-gop=1:keyint=10:bframes=3:b-pyramid=normal -pix_fmt yuv420p -colorspace bt709 open.mov");
+    shell(FFMPEG SOURCE "-c:v libx264 -g 250 -x264-params open-gop=1:keyint=10:bframes=3:b-pyramid=normal -pix_fmt yuv420p "
+                        "-colorspace bt709 open.mov");
     equals_ffmpeg(m, "open.mov", "", 0, 96, 64, 50, 0);
     shell(FFMPEG SOURCE "-c:v libvpx-vp9 -b:v 200k -deadline realtime -cpu-used 8 -g 15 a.webm");
     equals_ffmpeg(m, "a.webm", "", 0, 96, 64, 50, 0);
@@ -70,7 +71,8 @@ static void stills_of_every_format(void **state)
     for (size_t i = 0; i < sizeof(formats) / sizeof(formats[0]); i++) {
         char name[32];
         snprintf(name, sizeof(name), "%s.png", formats[i]);
-        shell(FFMPEG "-f lavfi -i testsrc2=size=62x44 -vf format=rgb24,crop=61:43:0:0:exact=1 -frames:v 1 -pix_fmt %s %s", formats[i], name);
+        shell(FFMPEG "-f lavfi -i testsrc2=size=62x44 -vf format=rgb24,crop=61:43:0:0:exact=1 -frames:v 1 -pix_fmt %s %s",
+              formats[i], name);
         equals_ffmpeg(m, name, "", 1, 61, 43, 1, 0);
     }
     shell(FFMPEG "-f lavfi -i testsrc2=size=62x44 -vf format=rgb24,crop=61:43:0:0:exact=1 -frames:v 1 -pix_fmt yuvj420p a.jpg");
@@ -103,7 +105,8 @@ static void films_stand_upright(void **state)
     tpo_media_t *m = workers(1, 0, 0);
     shell(FFMPEG SOURCE "-t 0.4 -c:v libx264 -pix_fmt yuv444p flat.mp4");
     for (int degrees = 90; degrees < 360; degrees += 90) {
-        shell(FFMPEG "-display_rotation %d -i flat.mp4 -c copy turned%d.mp4 2>/dev/null || " FFMPEG "-i flat.mp4 -c copy -metadata:s:v rotate=%d turned%d.mp4",
+        shell(FFMPEG "-display_rotation %d -i flat.mp4 -c copy turned%d.mp4 2>/dev/null || " FFMPEG
+                     "-i flat.mp4 -c copy -metadata:s:v rotate=%d turned%d.mp4",
               degrees, degrees, degrees, degrees);
         char name[32];
         snprintf(name, sizeof(name), "turned%d.mp4", degrees);
@@ -127,8 +130,9 @@ static void oblong_pixels_become_square(void **state)
 /* The smallest Exif segment that holds an orientation, put behind the start of image. */
 static void with_orientation(const char *from, const char *to, int orientation)
 {
-    uint8_t exif[] = {0xff, 0xe1, 0, 34, 'E', 'x', 'i', 'f', 0, 0, 'M', 'M', 0, 42, 0, 0, 0, 8, 0, 1,
-                      0x01, 0x12, 0, 3, 0, 0, 0, 1, 0, (uint8_t)orientation, 0, 0, 0, 0, 0, 0};
+    uint8_t exif[] = {0xff, 0xe1, 0, 34, 'E', 'x',  'i',  'f', 0, 0, 'M', 'M', 0, 42, 0,
+                      0,    0,    8, 0,  1,   0x01, 0x12, 0,   3, 0, 0,   0,   1, 0,  (uint8_t)orientation,
+                      0,    0,    0, 0,  0,   0};
     size_t size;
     uint8_t *jpeg = slurp(from, &size), *out = malloc(size + sizeof(exif));
     memcpy(out, jpeg, 2);
@@ -159,7 +163,8 @@ static void photographs_stand_upright(void **state)
             for (int x = 0; x < w; x++) { /* the Exif standard's table: where row 0 and column 0 are shown */
                 int sx = o == 1 || o == 4 ? x : o == 2 || o == 3 ? W - 1 - x : o == 5 || o == 6 ? y : W - 1 - y;
                 int sy = o == 1 || o == 2 ? y : o == 3 || o == 4 ? H - 1 - y : o == 5 || o == 8 ? x : H - 1 - x;
-                if (memcmp(turned + (y * w + x) * 3, plain + (sy * W + sx) * 3, 3) != 0) fail_msg("orientation %d at %d, %d", o, x, y);
+                if (memcmp(turned + (y * w + x) * 3, plain + (sy * W + sx) * 3, 3) != 0)
+                    fail_msg("orientation %d at %d, %d", o, x, y);
             }
         tpo_media_file_close(f);
     }
@@ -361,9 +366,11 @@ static void a_missing_program_is_known_at_start(void **state)
     assert_null(m);
 }
 
-TPO_TESTS(cmocka_unit_test(films_equal_ffmpeg), cmocka_unit_test(gif_is_a_film_or_a_still), cmocka_unit_test(stills_of_every_format),
-          cmocka_unit_test(alpha_is_dropped_not_blended), cmocka_unit_test(films_stand_upright), cmocka_unit_test(oblong_pixels_become_square),
-          cmocka_unit_test(photographs_stand_upright), cmocka_unit_test(times_and_rates), cmocka_unit_test(an_edit_list_cuts_frames),
-          cmocka_unit_test(repeats_and_early_ends), cmocka_unit_test(a_ring_of_one_frame_is_enough), cmocka_unit_test(threads_share_a_pool),
-          cmocka_unit_test(a_busy_pool_is_a_timeout), cmocka_unit_test(a_dead_worker_costs_its_file), cmocka_unit_test(a_stopped_worker_is_a_timeout),
-          cmocka_unit_test(a_missing_program_is_known_at_start))
+TPO_TESTS(cmocka_unit_test(films_equal_ffmpeg), cmocka_unit_test(gif_is_a_film_or_a_still),
+          cmocka_unit_test(stills_of_every_format), cmocka_unit_test(alpha_is_dropped_not_blended),
+          cmocka_unit_test(films_stand_upright), cmocka_unit_test(oblong_pixels_become_square),
+          cmocka_unit_test(photographs_stand_upright), cmocka_unit_test(times_and_rates),
+          cmocka_unit_test(an_edit_list_cuts_frames), cmocka_unit_test(repeats_and_early_ends),
+          cmocka_unit_test(a_ring_of_one_frame_is_enough), cmocka_unit_test(threads_share_a_pool),
+          cmocka_unit_test(a_busy_pool_is_a_timeout), cmocka_unit_test(a_dead_worker_costs_its_file),
+          cmocka_unit_test(a_stopped_worker_is_a_timeout), cmocka_unit_test(a_missing_program_is_known_at_start))

@@ -16,7 +16,9 @@ static void middle_takes_the_centre_of_each_part(void **state)
     middle_is(16, 5, (int32_t[]){0, 1, 2, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4});
     middle_is(16, 100, (int32_t[]){2, 8, 14, 21, 27, 33, 39, 46, 52, 58, 64, 71, 77, 83, 89, 96});
     middle_is(16, 301, (int32_t[]){8, 27, 46, 65, 84, 102, 121, 140, 159, 178, 196, 215, 234, 253, 272, 291});
-    middle_is(16, 123457, (int32_t[]){3857, 11573, 19289, 27005, 34721, 42437, 50153, 57869, 65585, 73301, 81017, 88733, 96449, 104165, 111881, 119598});
+    middle_is(16, 123457,
+              (int32_t[]){3857, 11573, 19289, 27005, 34721, 42437, 50153, 57869, 65585, 73301, 81017, 88733, 96449, 104165, 111881,
+                          119598});
     middle_is(4, 333, (int32_t[]){41, 124, 207, 290});
     middle_is(1, 1, (int32_t[]){0});
     struct tpo_sampling s = {.rule = TPO_SAMPLE_MIDDLE, .n = 8};
@@ -61,7 +63,8 @@ static void refuses_other_rules(void **state)
 {
     (void)state;
     struct tpo_sampling s;
-    const char *bad[] = {"", "fps", "fps0", "fps-1", "fps1e9", "fps 8", "fpsinf", "fpsnan", "middle2", "fps8.0x", "fps1.2.3", "fps0x8", "rand"};
+    const char *bad[] = {"",       "fps",     "fps0",    "fps-1",    "fps1e9", "fps 8", "fpsinf",
+                         "fpsnan", "middle2", "fps8.0x", "fps1.2.3", "fps0x8", "rand"};
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         struct tpo_error err;
         assert_int_equal(tpo_sampling_parse(&s, bad[i], &err), TPO_INVALID_ARGUMENT);
@@ -79,5 +82,6 @@ static void seconds_have_one_decimal(void **state)
     assert_string_equal(tpo_sampling_second(out, sizeof(out), 6, 8), "0.8");
 }
 
-TPO_TESTS(cmocka_unit_test(middle_takes_the_centre_of_each_part), cmocka_unit_test(a_rate_takes_whole_groups), cmocka_unit_test(nothing_comes_of_nothing),
-          cmocka_unit_test(refuses_other_rules), cmocka_unit_test(seconds_have_one_decimal))
+TPO_TESTS(cmocka_unit_test(middle_takes_the_centre_of_each_part), cmocka_unit_test(a_rate_takes_whole_groups),
+          cmocka_unit_test(nothing_comes_of_nothing), cmocka_unit_test(refuses_other_rules),
+          cmocka_unit_test(seconds_have_one_decimal))

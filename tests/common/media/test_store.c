@@ -31,7 +31,8 @@ static int put(tpo_store_t *s, const char *expected, const void *data, size_t n,
     int64_t size;
     int rc = tpo_store_write(s, &w, expected, err);
     if (rc != TPO_OK) return rc;
-    for (size_t at = 0; at < n && rc == TPO_OK; at += 7) rc = tpo_store_add(w, (const char *)data + at, n - at < 7 ? n - at : 7, err);
+    for (size_t at = 0; at < n && rc == TPO_OK; at += 7)
+        rc = tpo_store_add(w, (const char *)data + at, n - at < 7 ? n - at : 7, err);
     if (rc != TPO_OK) {
         tpo_store_cancel(w);
         return rc;
@@ -70,7 +71,8 @@ static void what_is_wrong_leaves_nothing(void **state)
     tpo_store_t *s = store_in("d", 100, 50);
     struct tpo_error err;
     char id[TPO_SHA256_HEX], big[60] = {0};
-    assert_int_equal(put(s, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", "abd", 3, id, &err), TPO_INVALID_ARGUMENT);
+    assert_int_equal(put(s, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", "abd", 3, id, &err),
+                     TPO_INVALID_ARGUMENT);
     assert_string_equal(err.reason, "media_hash");
     assert_int_equal(put(s, "", "", 0, id, &err), TPO_INVALID_ARGUMENT);
     assert_string_equal(err.reason, "media_empty");

@@ -130,7 +130,10 @@ static void echo_mirror(void *owner, struct tpo_call *c, ProtobufCMessage *messa
 }
 
 static const struct tpo_method echo_methods[] = {
-    {.path = "/tpo.v1.Encoder/Encode", .request = &tpo__v1__encode_request__descriptor, .on_message = echo_encode, .on_cancel = echo_cancel},
+    {.path = "/tpo.v1.Encoder/Encode",
+     .request = &tpo__v1__encode_request__descriptor,
+     .on_message = echo_encode,
+     .on_cancel = echo_cancel},
     {.path = "/tpo.v1.Router/Generate",
      .request = &tpo__v1__generate_request__descriptor,
      .payload = true,
@@ -186,7 +189,8 @@ __attribute__((unused)) static void echo_stop(struct echo *e)
 }
 
 /* One Encode; the digest of the reply in `digest`. */
-__attribute__((unused)) static int echo_ask(struct tpo_peers *peers, const char *id, int timeout_ms, char digest[96], struct tpo_error *err)
+__attribute__((unused)) static int echo_ask(struct tpo_peers *peers, const char *id, int timeout_ms, char digest[96],
+                                            struct tpo_error *err)
 {
     Tpo__V1__EncodeRequest q = TPO__V1__ENCODE_REQUEST__INIT;
     struct tpo_rpc_start start = {.path = "/tpo.v1.Encoder/Encode",

@@ -42,8 +42,10 @@ static void on_writable(void *owner, struct tpo_rpc *r)
     struct heard *h = owner;
     Tpo__V1__MediaChunk chunk = TPO__V1__MEDIA_CHUNK__INIT;
     chunk.data = (ProtobufCBinaryData){sizeof(chunk_bytes), chunk_bytes};
-    if (h->to_send-- > 0) tpo_rpc_send(r, &chunk.base);
-    else tpo_rpc_send_end(r);
+    if (h->to_send-- > 0)
+        tpo_rpc_send(r, &chunk.base);
+    else
+        tpo_rpc_send_end(r);
 }
 
 static void wait_done(struct echo *e, struct heard *h)
@@ -55,7 +57,8 @@ static void wait_done(struct echo *e, struct heard *h)
 static struct tpo_rpc *generate(struct echo *e, struct heard *h, const char *task, uint32_t n, int timeout_ms)
 {
     Tpo__V1__GenerateRequest q = TPO__V1__GENERATE_REQUEST__INIT;
-    struct tpo_rpc_start start = {.path = "/tpo.v1.Router/Generate", .reply = &tpo__v1__generate_event__descriptor, .timeout_ms = timeout_ms};
+    struct tpo_rpc_start start = {
+        .path = "/tpo.v1.Router/Generate", .reply = &tpo__v1__generate_event__descriptor, .timeout_ms = timeout_ms};
     struct tpo_rpc_events on = {.owner = h, .on_message = on_message, .on_done = on_done};
     struct tpo_payload p;
     int64_t shape[] = {96, 768};
@@ -70,7 +73,8 @@ static struct tpo_rpc *generate(struct echo *e, struct heard *h, const char *tas
     return r;
 }
 
-static struct tpo_rpc *put(struct echo *e, struct heard *h, const char *path, const ProtobufCMessageDescriptor *reply, int timeout_ms)
+static struct tpo_rpc *put(struct echo *e, struct heard *h, const char *path, const ProtobufCMessageDescriptor *reply,
+                           int timeout_ms)
 {
     Tpo__V1__MediaChunk chunk = TPO__V1__MEDIA_CHUNK__INIT;
     struct tpo_rpc_start start = {.path = path, .reply = reply, .stream_in = true, .timeout_ms = timeout_ms};
@@ -195,10 +199,8 @@ static void a_silent_streamer_is_given_up(void **state)
     struct echo e;
     struct heard h = {0};
     Tpo__V1__MediaChunk chunk = TPO__V1__MEDIA_CHUNK__INIT;
-    struct tpo_rpc_start start = {.path = "/tpo.v1.Media/Put",
-                                  .reply = &tpo__v1__media_put_reply__descriptor,
-                                  .stream_in = true,
-                                  .timeout_ms = 20000};
+    struct tpo_rpc_start start = {
+        .path = "/tpo.v1.Media/Put", .reply = &tpo__v1__media_put_reply__descriptor, .stream_in = true, .timeout_ms = 20000};
     struct tpo_rpc_events on = {.owner = &h, .on_message = on_message, .on_done = on_done};
     echo_start(&e, (struct tpo_server_options){.stall_ms = 200});
     assert_non_null(tpo_rpc_open(e.peers, &start, &chunk.base, NULL, &on, NULL));
@@ -243,14 +245,16 @@ static void bad_messages_are_refused(void **state)
     assert_string_equal(err.reason, "utf8");
     /* Another message's bytes: field 1 is a length where a chunk has it, but 15 is no tensor. */
     Tpo__V1__MediaChunk wrong = TPO__V1__MEDIA_CHUNK__INIT;
-    struct tpo_rpc_start start = {.path = "/tpo.v1.Encoder/Nothing", .reply = &tpo__v1__encode_reply__descriptor, .timeout_ms = 5000};
+    struct tpo_rpc_start start = {
+        .path = "/tpo.v1.Encoder/Nothing", .reply = &tpo__v1__encode_reply__descriptor, .timeout_ms = 5000};
     ProtobufCMessage *reply;
     assert_int_equal(tpo_rpc_call(e.peers, &start, &wrong.base, NULL, &reply, NULL, &err), TPO_UNIMPLEMENTED);
     assert_string_equal(err.reason, "method");
     uint8_t cut[] = {0x7a, 0x7f, 0x01}; /* field 15 claims 127 bytes */
     wrong.data = (ProtobufCBinaryData){sizeof(cut), cut};
     wrong.base.n_unknown_fields = 1;
-    ProtobufCMessageUnknownField unknown = {.tag = 15, .wire_type = PROTOBUF_C_WIRE_TYPE_LENGTH_PREFIXED, .len = 2, .data = cut + 1};
+    ProtobufCMessageUnknownField unknown = {
+        .tag = 15, .wire_type = PROTOBUF_C_WIRE_TYPE_LENGTH_PREFIXED, .len = 2, .data = cut + 1};
     wrong.base.unknown_fields = &unknown;
     start.path = "/tpo.v1.Router/Generate";
     assert_int_equal(tpo_rpc_call(e.peers, &start, &wrong.base, NULL, &reply, NULL, &err), TPO_INVALID_ARGUMENT);
@@ -288,7 +292,8 @@ static void a_drain_lets_calls_finish(void **state)
     pthread_t thread;
     echo_start(&e, (struct tpo_server_options){0});
     Tpo__V1__EncodeRequest q = TPO__V1__ENCODE_REQUEST__INIT;
-    struct tpo_rpc_start start = {.path = "/tpo.v1.Encoder/Encode", .reply = &tpo__v1__encode_reply__descriptor, .reply_payload = true, .timeout_ms = 5000};
+    struct tpo_rpc_start start = {
+        .path = "/tpo.v1.Encoder/Encode", .reply = &tpo__v1__encode_reply__descriptor, .reply_payload = true, .timeout_ms = 5000};
     struct tpo_rpc_events on = {.owner = &h, .on_message = on_message, .on_done = on_done};
     q.media_id = "late";
     assert_non_null(tpo_rpc_open(e.peers, &start, &q.base, NULL, &on, NULL));
@@ -397,8 +402,8 @@ static void a_taken_port_is_an_error(void **state)
 TPO_TESTS(cmocka_unit_test(unary_answers_and_fails_as_told), cmocka_unit_test(a_deadline_ends_both_sides),
           cmocka_unit_test(server_streams_in_order), cmocka_unit_test(a_cancel_reaches_the_method),
           cmocka_unit_test(a_client_streams_megabytes), cmocka_unit_test(both_sides_stream),
-          cmocka_unit_test(an_abandoned_stream_is_cleaned_up), cmocka_unit_test(a_silent_streamer_is_given_up), cmocka_unit_test(limits_hold),
-          cmocka_unit_test(bad_messages_are_refused), cmocka_unit_test(health_is_told_and_watched),
+          cmocka_unit_test(an_abandoned_stream_is_cleaned_up), cmocka_unit_test(a_silent_streamer_is_given_up),
+          cmocka_unit_test(limits_hold), cmocka_unit_test(bad_messages_are_refused), cmocka_unit_test(health_is_told_and_watched),
           cmocka_unit_test(a_drain_lets_calls_finish), cmocka_unit_test(a_drain_gives_up_in_the_end),
           cmocka_unit_test(a_dead_peer_costs_nothing_where_another_is), cmocka_unit_test(equal_keys_meet_the_same_peer),
           cmocka_unit_test(no_peer_is_an_error_at_once), cmocka_unit_test(a_taken_port_is_an_error))

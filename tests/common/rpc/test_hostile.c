@@ -93,7 +93,8 @@ static void a_killed_peer_ends_its_calls_at_once(void **state)
     assert_int_equal(tpo_peers_open(&peers, loop, "encoder", address, TPO_PICK_LEAST, &err), TPO_OK);
     for (int i = 0; i < 500 && tpo_peers_ready(peers) == 0; i++) tpo_loop_wait(loop, 20);
     Tpo__V1__EncodeRequest q = TPO__V1__ENCODE_REQUEST__INIT;
-    struct tpo_rpc_start start = {.path = "/tpo.v1.Encoder/Encode", .reply = &tpo__v1__encode_reply__descriptor, .timeout_ms = 60000};
+    struct tpo_rpc_start start = {
+        .path = "/tpo.v1.Encoder/Encode", .reply = &tpo__v1__encode_reply__descriptor, .timeout_ms = 60000};
     struct tpo_rpc_events on = {.owner = &seen, .on_message = on_message, .on_done = on_done};
     q.media_id = "hang";
     assert_non_null(tpo_rpc_open(peers, &start, &q.base, NULL, &on, &err));
@@ -157,8 +158,10 @@ static void calls_cancelled_at_any_moment_leave_nothing(void **state)
     for (int i = 0; i < 200; i++) {
         static const char *const ids[] = {"hang", "late", "fail", "hello"};
         Tpo__V1__EncodeRequest q = TPO__V1__ENCODE_REQUEST__INIT;
-        struct tpo_rpc_start start = {
-            .path = "/tpo.v1.Encoder/Encode", .reply = &tpo__v1__encode_reply__descriptor, .reply_payload = true, .timeout_ms = 60000};
+        struct tpo_rpc_start start = {.path = "/tpo.v1.Encoder/Encode",
+                                      .reply = &tpo__v1__encode_reply__descriptor,
+                                      .reply_payload = true,
+                                      .timeout_ms = 60000};
         struct tpo_rpc_events on = {.owner = &seen[i], .on_message = on_message, .on_done = on_done};
         q.media_id = (char *)ids[i % 2 == 0 ? 0 : 2 + i % 4 / 2];
         seen[i] = -1;

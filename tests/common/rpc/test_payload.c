@@ -147,7 +147,8 @@ static void what_is_wrong_is_refused(void **state)
     (void)state;
     const ProtobufCMessageDescriptor *reply = &tpo__v1__encode_reply__descriptor;
     grpc_init();
-    refused(reply, (const uint8_t[]){0x7a, 8, 8, 1, 0x12, 1, 2, 0x1a, 1, 9}, 10, TPO_INVALID_ARGUMENT, "tensor_shape"); /* 2 floats in a byte */
+    refused(reply, (const uint8_t[]){0x7a, 8, 8, 1, 0x12, 1, 2, 0x1a, 1, 9}, 10, TPO_INVALID_ARGUMENT,
+            "tensor_shape"); /* 2 floats in a byte */
     refused(reply, (const uint8_t[]){0x7a, 7, 8, 99, 0x12, 1, 0, 0x1a, 0}, 9, TPO_INVALID_ARGUMENT, "tensor_shape");
     refused(reply, (const uint8_t[]){0x7a, 16, 8, 1, 0x12, 10, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1, 0x1a, 0}, 18,
             TPO_INVALID_ARGUMENT, "tensor_shape"); /* -1 rows */
@@ -241,8 +242,10 @@ static void damaged_bytes_are_survived(void **state)
         struct tpo_payload p;
         struct tpo_error err;
         int rc = unpack(&tpo__v1__encode_reply__descriptor, bad, length, round % 5 == 0 ? 16 : 4096, &m, &p, &err);
-        if (rc == TPO_OK) protobuf_c_message_free_unpacked(m, NULL);
-        else assert_true(rc == TPO_INVALID_ARGUMENT || rc == TPO_RESOURCE_EXHAUSTED);
+        if (rc == TPO_OK)
+            protobuf_c_message_free_unpacked(m, NULL);
+        else
+            assert_true(rc == TPO_INVALID_ARGUMENT || rc == TPO_RESOURCE_EXHAUSTED);
         tpo_payload_free(&p);
     }
     grpc_shutdown();

@@ -66,7 +66,8 @@ static void python_speaks_with_our_server(void **state)
     assert_true(fwrite(script, 1, sizeof(script) - 1, out) == sizeof(script) - 1);
     assert_int_equal(fclose(out), 0);
     snprintf(command, sizeof(command),
-             "cp /usr/share/grpc-proto/grpc/health/v1/health.proto . && protoc -I'%s/proto' -I. --python_out=. common.proto encoder.proto "
+             "cp /usr/share/grpc-proto/grpc/health/v1/health.proto . && protoc -I'%s/proto' -I. --python_out=. common.proto "
+             "encoder.proto "
              "gateway.proto media.proto router.proto health.proto && exec /usr/bin/python3 client.py 127.0.0.1:%d",
              tpo_test_source(), tpo_server_port(s));
     char *argv[] = {"sh", "-c", command, NULL};

@@ -58,7 +58,8 @@ static inline int live_stop(pid_t pid, int with)
 {
     int status = -1;
     kill(pid, with);
-    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {}
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+    }
     return status;
 }
 
@@ -77,10 +78,12 @@ static inline void live_redis(struct live *l)
 {
     char port[16];
     snprintf(port, sizeof(port), "%d", l->redis_port);
-    char *argv[] = {NULL, "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--logfile", "redis.log", NULL};
+    char *argv[] = {NULL, "--port",       port, "--bind",    "127.0.0.1", "--save",
+                    "",   "--appendonly", "no", "--logfile", "redis.log", NULL};
     l->redis = live_spawn("redis-server", argv);
     for (int i = 0; i < 1000; i++) {
-        struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)l->redis_port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        struct sockaddr_in a = {
+            .sin_family = AF_INET, .sin_port = htons((uint16_t)l->redis_port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
         int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), rc = connect(fd, (struct sockaddr *)&a, sizeof(a));
         close(fd);
         if (rc == 0) return;
@@ -97,7 +100,8 @@ static inline void live_model(struct live *l, const char *source)
     snprintf(from, sizeof(from), "%s/models/small", source);
     char *argv[] = {NULL, "model", "random", from, "model", "--seed", "7", NULL};
     pid_t pid = live_spawn(trainer, argv);
-    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {}
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+    }
     if (status != 0) live_die("tpo-trainer model random failed");
 }
 
@@ -107,14 +111,17 @@ static inline void live_encoder(struct live *l)
     snprintf(program, sizeof(program), "%s/tpo-encoder", l->build);
     snprintf(cache, sizeof(cache), "127.0.0.1:%d", l->redis_port);
     unlink("port");
-    char *argv[] = {NULL,      "--listen",      "127.0.0.1:0", "--port-file", "port", "--model", "model",       "--cache", cache,
-                    "--media-dir", "media", "--threads",   "1",           "--queue", "16", "--log-level", "warn",    l->train ? "--train" : NULL, NULL};
+    char *argv[] = {NULL,    "--listen", "127.0.0.1:0", "--port-file", "port",  "--model",
+                    "model", "--cache",  cache,         "--media-dir", "media", "--threads",
+                    "1",     "--queue",  "16",          "--log-level", "warn",  l->train ? "--train" : NULL,
+                    NULL};
     l->encoder = live_spawn(program, argv);
 }
 
 static inline int live_status(struct live *l, Tpo__V1__StatusReply **reply, struct tpo_error *err)
 {
-    const struct tpo_rpc_start start = {.path = "/tpo.v1.Status/Get", .reply = &tpo__v1__status_reply__descriptor, .timeout_ms = 5000};
+    const struct tpo_rpc_start start = {
+        .path = "/tpo.v1.Status/Get", .reply = &tpo__v1__status_reply__descriptor, .timeout_ms = 5000};
     Tpo__V1__StatusRequest q = TPO__V1__STATUS_REQUEST__INIT;
     return tpo_rpc_call(l->peers, &start, &q.base, NULL, (ProtobufCMessage **)reply, NULL, err);
 }
@@ -160,10 +167,14 @@ static inline double live_counter(struct live *l, const char *name, const char *
     return value;
 }
 
-static inline int live_encode(struct live *l, const char *id, Tpo__V1__EncodeReply **reply, struct tpo_payload *visual, struct tpo_error *err)
+static inline int live_encode(struct live *l, const char *id, Tpo__V1__EncodeReply **reply, struct tpo_payload *visual,
+                              struct tpo_error *err)
 {
-    const struct tpo_rpc_start start = {
-        .path = "/tpo.v1.Encoder/Encode", .reply = &tpo__v1__encode_reply__descriptor, .reply_payload = true, .timeout_ms = 240000, .key = id};
+    const struct tpo_rpc_start start = {.path = "/tpo.v1.Encoder/Encode",
+                                        .reply = &tpo__v1__encode_reply__descriptor,
+                                        .reply_payload = true,
+                                        .timeout_ms = 240000,
+                                        .key = id};
     Tpo__V1__EncodeRequest q = TPO__V1__ENCODE_REQUEST__INIT;
     q.media_id = (char *)id;
     *reply = NULL;
@@ -196,7 +207,8 @@ static inline void live_on_put_done(void *owner, struct tpo_rpc *r, int status, 
 /* Sends bytes as chunks of `step`. expected may be NULL. */
 static inline int live_put(struct live *l, const char *expected, const uint8_t *data, size_t n, size_t step, struct live_put *p)
 {
-    const struct tpo_rpc_start start = {.path = "/tpo.v1.Media/Put", .reply = &tpo__v1__media_put_reply__descriptor, .stream_in = true, .timeout_ms = 240000};
+    const struct tpo_rpc_start start = {
+        .path = "/tpo.v1.Media/Put", .reply = &tpo__v1__media_put_reply__descriptor, .stream_in = true, .timeout_ms = 240000};
     const struct tpo_rpc_events on = {.owner = p, .on_message = live_on_put_message, .on_done = live_on_put_done};
     Tpo__V1__MediaChunk chunk = TPO__V1__MEDIA_CHUNK__INIT;
     struct tpo_error err;

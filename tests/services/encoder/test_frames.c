@@ -118,5 +118,5 @@ static void the_rule_tells_configs_apart(void **state)
     assert_string_not_equal(tpo_frames_rule(one, sizeof(one), &a), tpo_frames_rule(two, sizeof(two), &b));
 }
 
-TPO_TESTS(cmocka_unit_test(a_film_gives_its_middles), cmocka_unit_test(a_short_film_repeats_its_last), cmocka_unit_test(an_image_is_one_frame_as_it_is),
-          cmocka_unit_test(the_rule_tells_configs_apart))
+TPO_TESTS(cmocka_unit_test(a_film_gives_its_middles), cmocka_unit_test(a_short_film_repeats_its_last),
+          cmocka_unit_test(an_image_is_one_frame_as_it_is), cmocka_unit_test(the_rule_tells_configs_apart))

@@ -94,7 +94,8 @@ static void import_aid(struct live *l, const char *run, uint64_t lease)
     q.key = &k, q.name = "ext.encoder.dense.box.bias", q.part = "start";
     q.shape = &shape, q.n_shape = 1;
     q.data = (ProtobufCBinaryData){sizeof(box), (uint8_t *)box};
-    if (call(l, "/tpo.v1.Learner/Import", &q.base, &tpo__v1__import_reply__descriptor, &reply, &err) != TPO_OK) fail_msg("%s", err.message);
+    if (call(l, "/tpo.v1.Learner/Import", &q.base, &tpo__v1__import_reply__descriptor, &reply, &err) != TPO_OK)
+        fail_msg("%s", err.message);
     protobuf_c_message_free_unpacked(&reply->base, NULL);
 }
 

@@ -58,7 +58,8 @@ static void refused(struct live *l, const char *id, int code, const char *reason
     struct tpo_payload visual = {0};
     struct tpo_error err = {0};
     int rc = live_encode(l, id, &reply, &visual, &err);
-    if (rc != code || strcmp(err.reason, reason) != 0) fail_msg("%s: %d %s (%s), want %d %s", id, rc, err.reason, err.message, code, reason);
+    if (rc != code || strcmp(err.reason, reason) != 0)
+        fail_msg("%s: %d %s (%s), want %d %s", id, rc, err.reason, err.message, code, reason);
     assert_null(reply);
 }
 
@@ -154,7 +155,10 @@ static void on_done(void *owner, struct tpo_rpc *r, int status, const struct tpo
 
 static struct tpo_rpc *ask_within(struct live *l, const char *id, struct asked *a, int timeout_ms)
 {
-    const struct tpo_rpc_start start = {.path = "/tpo.v1.Encoder/Encode", .reply = &tpo__v1__encode_reply__descriptor, .reply_payload = true, .timeout_ms = timeout_ms};
+    const struct tpo_rpc_start start = {.path = "/tpo.v1.Encoder/Encode",
+                                        .reply = &tpo__v1__encode_reply__descriptor,
+                                        .reply_payload = true,
+                                        .timeout_ms = timeout_ms};
     const struct tpo_rpc_events on = {.owner = a, .on_message = on_message, .on_done = on_done};
     Tpo__V1__EncodeRequest q = TPO__V1__ENCODE_REQUEST__INIT;
     struct tpo_error err;
@@ -354,7 +358,7 @@ static void bad_media_are_typed_errors(void **state)
     shell(FFMPEG "-f lavfi -i testsrc2=size=64x48 -frames:v 1 a.png");
     put_file(&l, "a.png", id);
     shell("pkill -KILL -P %d tpo-media", l.encoder); /* a decoder that dies is replaced */
-    for (int i = 0; i < 3; i++) { /* two workers may each have cost a request */
+    for (int i = 0; i < 3; i++) {                    /* two workers may each have cost a request */
         Tpo__V1__EncodeReply *reply;
         if (live_encode(&l, id, &reply, &visual, NULL) != TPO_OK) continue;
         protobuf_c_message_free_unpacked(&reply->base, NULL);
@@ -367,7 +371,8 @@ static void bad_media_are_typed_errors(void **state)
 
 static struct tpo_rpc *begin_put(struct live *l, struct live_put *p)
 {
-    const struct tpo_rpc_start start = {.path = "/tpo.v1.Media/Put", .reply = &tpo__v1__media_put_reply__descriptor, .stream_in = true, .timeout_ms = 30000};
+    const struct tpo_rpc_start start = {
+        .path = "/tpo.v1.Media/Put", .reply = &tpo__v1__media_put_reply__descriptor, .stream_in = true, .timeout_ms = 30000};
     const struct tpo_rpc_events on = {.owner = p, .on_message = live_on_put_message, .on_done = live_on_put_done};
     Tpo__V1__MediaChunk chunk = TPO__V1__MEDIA_CHUNK__INIT;
     static uint8_t bytes[100000];
@@ -461,8 +466,9 @@ static void what_is_in_flight_ends_before_the_process(void **state)
     end(&l);
 }
 
-TPO_TESTS(cmocka_unit_test(a_hit_gives_the_same_bits), cmocka_unit_test(equal_misses_encode_once), cmocka_unit_test(who_is_aboard_outlives_the_leader),
-          cmocka_unit_test(a_load_ends_with_the_deadline_of_who_waits), cmocka_unit_test(a_leaders_deadline_is_not_its_passengers),
-          cmocka_unit_test(nobody_waits_nothing_is_encoded), cmocka_unit_test(what_was_decoded_for_nobody_is_not_encoded),
-          cmocka_unit_test(bad_media_are_typed_errors), cmocka_unit_test(an_upload_that_ends_early_leaves_nothing),
-          cmocka_unit_test(a_full_queue_is_told_at_once), cmocka_unit_test(what_is_in_flight_ends_before_the_process))
+TPO_TESTS(cmocka_unit_test(a_hit_gives_the_same_bits), cmocka_unit_test(equal_misses_encode_once),
+          cmocka_unit_test(who_is_aboard_outlives_the_leader), cmocka_unit_test(a_load_ends_with_the_deadline_of_who_waits),
+          cmocka_unit_test(a_leaders_deadline_is_not_its_passengers), cmocka_unit_test(nobody_waits_nothing_is_encoded),
+          cmocka_unit_test(what_was_decoded_for_nobody_is_not_encoded), cmocka_unit_test(bad_media_are_typed_errors),
+          cmocka_unit_test(an_upload_that_ends_early_leaves_nothing), cmocka_unit_test(a_full_queue_is_told_at_once),
+          cmocka_unit_test(what_is_in_flight_ends_before_the_process))

@@ -56,7 +56,8 @@ static pid_t start(const char *flag, const char *value)
 {
     pid_t pid = fork();
     if (pid != 0) return pid;
-    char *argv[] = {"tpo-sleeper", "--listen", "127.0.0.1:0", "--port-file", "port", "--drain-ms", "10s", (char *)flag, (char *)value, NULL};
+    char *argv[] = {"tpo-sleeper", "--listen", "127.0.0.1:0", "--port-file", "port",
+                    "--drain-ms",  "10s",      (char *)flag,  (char *)value, NULL};
     _exit(tpo_host_main(&service, 9, argv));
 }
 
@@ -80,7 +81,8 @@ static void client_open(struct client *c)
     int port = 0;
     for (int i = 0; i < 1000 && port == 0; i++) {
         FILE *in = fopen("port", "r");
-        if (in == NULL) usleep(10000);
+        if (in == NULL)
+            usleep(10000);
         else {
             assert_int_equal(fscanf(in, "%d", &port), 1);
             fclose(in);

@@ -664,7 +664,8 @@ static void a_digest_asks_whether_a_tensor_is_held(void **state)
     protobuf_c_message_free_unpacked(&reply->base, NULL);
     tpo_sha256(digest, data, sizeof(data));
     m.digest = (ProtobufCBinaryData){sizeof(digest), digest};
-    refused(&w, call(&w, "/tpo.v1.Learner/Import", &m.base, &tpo__v1__import_reply__descriptor, &reply), TPO_INVALID_ARGUMENT, "import");
+    refused(&w, call(&w, "/tpo.v1.Learner/Import", &m.base, &tpo__v1__import_reply__descriptor, &reply), TPO_INVALID_ARGUMENT,
+            "import");
     m.data = (ProtobufCBinaryData){0, NULL};
     for (int other = 0; other < 2; other++) {
         digest[0] ^= (uint8_t)other;
@@ -673,10 +674,12 @@ static void a_digest_asks_whether_a_tensor_is_held(void **state)
         protobuf_c_message_free_unpacked(&reply->base, NULL);
     }
     m.digest.len--;
-    refused(&w, call(&w, "/tpo.v1.Learner/Import", &m.base, &tpo__v1__import_reply__descriptor, &reply), TPO_INVALID_ARGUMENT, "import");
+    refused(&w, call(&w, "/tpo.v1.Learner/Import", &m.base, &tpo__v1__import_reply__descriptor, &reply), TPO_INVALID_ARGUMENT,
+            "import");
     m.digest.len++;
     m.part = (char *)"weight";
-    refused(&w, call(&w, "/tpo.v1.Learner/Import", &m.base, &tpo__v1__import_reply__descriptor, &reply), TPO_INVALID_ARGUMENT, "import");
+    refused(&w, call(&w, "/tpo.v1.Learner/Import", &m.base, &tpo__v1__import_reply__descriptor, &reply), TPO_INVALID_ARGUMENT,
+            "import");
     mesh_close(&w);
 }
 
@@ -753,6 +756,6 @@ TPO_TESTS(cmocka_unit_test(the_mesh_gives_the_same_bits), cmocka_unit_test(what_
           cmocka_unit_test(a_share_is_gathered_and_scattered), cmocka_unit_test(state_comes_in_pieces),
           cmocka_unit_test(two_trainers_exclude_one_another), cmocka_unit_test(the_end_of_a_lease_frees_tapes),
           cmocka_unit_test(a_prepared_step_outlives_its_trainer), cmocka_unit_test(leases_are_not_given_twice),
-          cmocka_unit_test(what_does_not_fit_is_refused), cmocka_unit_test(a_digest_asks_whether_a_tensor_is_held), cmocka_unit_test(a_forward_of_a_gigabyte_is_refused),
-          cmocka_unit_test(without_train_nothing_learns), cmocka_unit_test(faults_kill_at_their_point),
-          cmocka_unit_test(an_unknown_fault_is_refused))
+          cmocka_unit_test(what_does_not_fit_is_refused), cmocka_unit_test(a_digest_asks_whether_a_tensor_is_held),
+          cmocka_unit_test(a_forward_of_a_gigabyte_is_refused), cmocka_unit_test(without_train_nothing_learns),
+          cmocka_unit_test(faults_kill_at_their_point), cmocka_unit_test(an_unknown_fault_is_refused))

@@ -13,12 +13,28 @@ static uint8_t pixels[2 * 3 * 4 * 3];
 
 static struct tpo_sample sample_of(struct tpo_conversation *c, struct tpo_named_tensor *target)
 {
-    *c = (struct tpo_conversation){.system = "Be brief.", .n_turns = 2, .turns = turns, .n_user_boxes = 1, .user_boxes = boxes, .n_boxes = 2,
-                                   .boxes = boxes, .weight = 1, .weight_end = .2f, .n_attention = 2, .attention = looks};
+    *c = (struct tpo_conversation){.system = "Be brief.",
+                                   .n_turns = 2,
+                                   .turns = turns,
+                                   .n_user_boxes = 1,
+                                   .user_boxes = boxes,
+                                   .n_boxes = 2,
+                                   .boxes = boxes,
+                                   .weight = 1,
+                                   .weight_end = .2f,
+                                   .n_attention = 2,
+                                   .attention = looks};
     *target = (struct tpo_named_tensor){.name = "slot.words", .dtype = TPO_I32, .n_dims = 2, .shape = {2, 2}, .data = words};
     for (size_t i = 0; i < sizeof(pixels); i++) pixels[i] = (uint8_t)(i * 7);
-    return (struct tpo_sample){.n_frames = 2, .height = 3, .width = 4, .pixels = pixels, .next_media_id = "ab", .n_conversations = 1,
-                               .conversations = c, .n_targets = 1, .targets = target};
+    return (struct tpo_sample){.n_frames = 2,
+                               .height = 3,
+                               .width = 4,
+                               .pixels = pixels,
+                               .next_media_id = "ab",
+                               .n_conversations = 1,
+                               .conversations = c,
+                               .n_targets = 1,
+                               .targets = target};
 }
 
 /* Through bytes, as on the wire. */
@@ -142,8 +158,9 @@ static void negative_slot(Tpo__V1__Sample *s)
 static void what_a_stranger_writes_is_refused(void **state)
 {
     (void)state;
-    static damage *const damages[] = {short_pixels, four_channels, negative_shape, huge_shape, float_pixels, unknown_type, box_outside,
-                                      box_of_nothing, no_turns, endless_weight, word_past_the_end, unknown_place, negative_slot};
+    static damage *const damages[] = {short_pixels,      four_channels, negative_shape, huge_shape, float_pixels,
+                                      unknown_type,      box_outside,   box_of_nothing, no_turns,   endless_weight,
+                                      word_past_the_end, unknown_place, negative_slot};
     struct tpo_arena a;
     struct tpo_conversation c;
     struct tpo_named_tensor target;
@@ -166,18 +183,32 @@ static void a_plan_survives(void **state)
     (void)state;
     static const char *const patterns[] = {"a.*", "b"};
     const struct tpo_group groups[] = {
-        {.name = "one", .patterns = patterns, .n_patterns = 2, .optimiser = TPO_MUON, .beta1 = .95f, .weight_decay = .05f, .split = 3},
+        {.name = "one",
+         .patterns = patterns,
+         .n_patterns = 2,
+         .optimiser = TPO_MUON,
+         .beta1 = .95f,
+         .weight_decay = .05f,
+         .split = 3},
         {.name = "two", .patterns = patterns, .n_patterns = 1, .beta1 = .9f, .beta2 = .98f, .eps = 1e-8f, .clipped = true}};
     const struct tpo_loss_weight losses[] = {{"region", 1.5f}};
-    const struct tpo_plan plan = {.seed = 1ULL << 60, .lanes = 4, .micro_batches = 8, .first_lane = 2, .own_lanes = 2, .groups = groups,
-                                  .n_groups = 2, .losses = losses, .n_losses = 1};
+    const struct tpo_plan plan = {.seed = 1ULL << 60,
+                                  .lanes = 4,
+                                  .micro_batches = 8,
+                                  .first_lane = 2,
+                                  .own_lanes = 2,
+                                  .groups = groups,
+                                  .n_groups = 2,
+                                  .losses = losses,
+                                  .n_losses = 1};
     struct tpo_arena a;
     struct tpo_plan back;
     struct tpo_error err = {0};
     tpo_arena_init(&a, 4096, 0);
     Tpo__V1__Plan *m = tpo_plan_pack(&a, &plan);
     assert_int_equal(tpo_plan_unpack(&back, &a, m, &err), TPO_OK);
-    assert_true(back.seed == plan.seed && back.lanes == 4 && back.micro_batches == 8 && back.first_lane == 2 && back.own_lanes == 2);
+    assert_true(back.seed == plan.seed && back.lanes == 4 && back.micro_batches == 8 && back.first_lane == 2 &&
+                back.own_lanes == 2);
     assert_int_equal(back.groups[0].optimiser, TPO_MUON);
     assert_int_equal(back.groups[0].split, 3);
     assert_string_equal(back.groups[0].patterns[1], "b");
@@ -192,4 +223,5 @@ static void a_plan_survives(void **state)
     tpo_arena_free(&a);
 }
 
-TPO_TESTS(cmocka_unit_test(a_sample_survives), cmocka_unit_test(what_a_stranger_writes_is_refused), cmocka_unit_test(a_plan_survives))
+TPO_TESTS(cmocka_unit_test(a_sample_survives), cmocka_unit_test(what_a_stranger_writes_is_refused),
+          cmocka_unit_test(a_plan_survives))

@@ -88,7 +88,8 @@ static struct tpo_recipe_stage stage(void)
 
 static struct tpo_step_report report(void)
 {
-    struct tpo_step_report r = {.n_losses = 2, .norm = 5, .norms = {3, 4, .5}, .clip = .25F, .rate = .5F, .rates = {.5F, 1}, .samples = 8};
+    struct tpo_step_report r = {
+        .n_losses = 2, .norm = 5, .norms = {3, 4, .5}, .clip = .25F, .rate = .5F, .rates = {.5F, 1}, .samples = 8};
     r.losses[0].name = "language";
     r.losses[0].value = 1.5;
     r.losses[1].name = "region";
@@ -127,11 +128,14 @@ static void what_was_written_is_read_back(void **state)
     static const struct {
         const char *tag;
         float value;
-    } wanted[] = {{"loss/language", 1.5F}, {"loss/region", 0},   {"rate/lora", .5F},    {"rate/head", 1},       {"norm/all", 5},
-                  {"norm/encoder", 3},     {"norm/router", 4},   {"norm/region", .5F},  {"clip", .25F},         {"aborted", 3},
-                  {"time/forward", .125F}, {"time/bubble", .0625F}, {"time/data", 0}, {"speed/samples_per_s", 4}};
+    } wanted[] = {{"loss/language", 1.5F}, {"loss/region", 0},        {"rate/lora", .5F},
+                  {"rate/head", 1},        {"norm/all", 5},           {"norm/encoder", 3},
+                  {"norm/router", 4},      {"norm/region", .5F},      {"clip", .25F},
+                  {"aborted", 3},          {"time/forward", .125F},   {"time/bubble", .0625F},
+                  {"time/data", 0},        {"speed/samples_per_s", 4}};
     for (size_t i = 0; i < sizeof(wanted) / sizeof(wanted[0]); i++)
-        if (value_of(events[1], wanted[i].tag) != wanted[i].value) fail_msg("%s is %g", wanted[i].tag, (double)value_of(events[1], wanted[i].tag));
+        if (value_of(events[1], wanted[i].tag) != wanted[i].value)
+            fail_msg("%s is %g", wanted[i].tag, (double)value_of(events[1], wanted[i].tag));
     assert_int_equal(events[1]->summary->n_value, 2 + 2 + 4 + 2 + TPO_PHASES + 2);
     for (int i = 0; i < 3; i++) tfevents__event__free_unpacked(events[i], NULL);
 }
@@ -195,5 +199,6 @@ static void no_folder_costs_records_only(void **state)
     tpo_events_step(NULL, &s, 1, &r, 0);
 }
 
-TPO_TESTS(cmocka_unit_test(crc_is_castagnoli), cmocka_unit_test(what_was_written_is_read_back), cmocka_unit_test(a_run_that_goes_on_begins_another_file),
-          cmocka_unit_test(a_full_disk_costs_records_only), cmocka_unit_test(no_folder_costs_records_only))
+TPO_TESTS(cmocka_unit_test(crc_is_castagnoli), cmocka_unit_test(what_was_written_is_read_back),
+          cmocka_unit_test(a_run_that_goes_on_begins_another_file), cmocka_unit_test(a_full_disk_costs_records_only),
+          cmocka_unit_test(no_folder_costs_records_only))

@@ -158,14 +158,17 @@ static void training_shuns_reserved_candidates(void **state)
             bool any = false;
             for (int o = 0; o < v.scene.n_objects; o++) {
                 const int *a = v.scene.objects[o].attributes;
-                any = any || ((q.matches >> o & 1) && o != q.target && tpo_world_is_reserved(a[TPO_WORLD_COLOUR], a[TPO_WORLD_SHAPE]));
+                any = any ||
+                      ((q.matches >> o & 1) && o != q.target && tpo_world_is_reserved(a[TPO_WORLD_COLOUR], a[TPO_WORLD_SHAPE]));
             }
             asked++;
             with_reserved += any;
         }
         assert_true(asked > 200);
-        if (split == TPO_WORLD_TRAIN) assert_int_equal(with_reserved, 0);
-        else assert_true(with_reserved > asked / 50);
+        if (split == TPO_WORLD_TRAIN)
+            assert_int_equal(with_reserved, 0);
+        else
+            assert_true(with_reserved > asked / 50);
         tpo_world_close(w);
     }
     tpo_arena_free(&arena);
@@ -194,4 +197,5 @@ static void cones_are_what_the_header_says(void **state)
     assert_int_equal(f.cone[0][TPO_SIDE_RIGHT] | f.cone[0][TPO_SIDE_BELOW], 0);
 }
 
-TPO_TESTS(cmocka_unit_test(expressions_match_one_object), cmocka_unit_test(training_shuns_reserved_candidates), cmocka_unit_test(cones_are_what_the_header_says))
+TPO_TESTS(cmocka_unit_test(expressions_match_one_object), cmocka_unit_test(training_shuns_reserved_candidates),
+          cmocka_unit_test(cones_are_what_the_header_says))
