@@ -131,15 +131,23 @@ static int grid_count(struct grid *g, struct tpo_arena *arena, const struct tpo_
     return TPO_OK;
 }
 
+/* That one of some objects which shows most of itself in a cell, and by how many pixels; -1 of none. */
+static int grid_most(const struct grid *g, int cell, uint8_t objects, int *pixels)
+{
+    const int16_t *n = g->pixels + cell * TPO_WORLD_OBJECTS_MAX;
+    int best = -1;
+    for (int o = 0; o < TPO_WORLD_OBJECTS_MAX; o++) {
+        if ((objects >> o & 1) && (best < 0 || n[o] > n[best])) best = o;
+    }
+    *pixels = best < 0 ? 0 : n[best];
+    return best;
+}
+
 /* The object that shows most of itself in a cell, or -1 when none fills that share of it. */
 static int grid_owner(const struct grid *g, int cell, float share)
 {
-    const int16_t *n = g->pixels + cell * TPO_WORLD_OBJECTS_MAX;
-    int best = 0;
-    for (int o = 1; o < TPO_WORLD_OBJECTS_MAX; o++) {
-        if (n[o] > n[best]) best = o;
-    }
-    return n[best] >= share * (float)(g->wide * g->high) ? best : -1;
+    int pixels, best = grid_most(g, cell, 0xff, &pixels);
+    return (float)pixels >= share * (float)(g->wide * g->high) ? best : -1;
 }
 
 /* The slot in whose cell an object's centre lies. */
@@ -148,6 +156,18 @@ static int slot_of(const struct tpo_facts *f, int object, int n_slots)
     const int rows = n_slots / TPO_WORLD_SLOT_COLUMNS;
     return (int)(f->centre[object][1] * (float)rows) * TPO_WORLD_SLOT_COLUMNS +
            (int)(f->centre[object][0] * TPO_WORLD_SLOT_COLUMNS);
+}
+
+/* The object that a slot is to tell of: one whose centre lies in its cell, since there the attention aids will look for it, even where
+ * another covers more of the cell; without one, the cell's owner. */
+static int slot_owner(const struct grid *g, const struct tpo_facts *f, int slot, int n_slots)
+{
+    uint8_t centred = 0;
+    int pixels;
+    for (int o = 0; o < f->n; o++) {
+        if (slot_of(f, o, n_slots) == slot) centred |= (uint8_t)(1 << o);
+    }
+    return centred != 0 ? grid_most(g, slot, centred, &pixels) : grid_owner(g, slot, FILLING);
 }
 
 static void add_target(struct tpo_sample *s, struct tpo_named_tensor *list, const char *name, enum tpo_dtype dtype, int64_t rows,
@@ -189,7 +209,7 @@ static int add_slots(struct tpo_sample *s, struct tpo_named_tensor *list, struct
         grid_count(&g, arena, scene, TPO_WORLD_SLOT_COLUMNS, d->n_slots / TPO_WORLD_SLOT_COLUMNS, 1) != TPO_OK)
         return TPO_ENOMEM;
     for (int q = 0; q < d->n_slots; q++) {
-        int o = grid_owner(&g, q, FILLING);
+        int o = slot_owner(&g, &v->facts, q, d->n_slots);
         for (int a = 0; a < A; a++) {
             int id = o < 0 ? -1 : d->word_id(d->owner, tpo_world_word(a, scene->objects[o].attributes[a]));
             words[q * A + a] = id < 0 ? -100 : id;
