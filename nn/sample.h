@@ -24,11 +24,11 @@ struct tpo_turn {
     const char *answer;   /* task tokens are written as in the templates: "<box_begin><boxes>" */
 };
 
-/* Where an attention target's row or goal is. Words are given by the byte offset of their first letter in the last turn's question;
- * the router finds the token that covers it. */
+/* Where an attention target's row or goal is. Words are given by the byte offset of their first letter in the last turn's question
+ * or answer; the router finds the token that covers it. */
 enum tpo_attention_place {
     TPO_AT_VECTOR, /* v_i's own position (the slot of the first task in the answer) */
-    TPO_AT_ANSWER, /* the position that predicts the answer's first token */
+    TPO_AT_ANSWER, /* the position that predicts a word of the answer (0: its first) */
     TPO_AT_WORD,   /* a word of the question */
     TPO_AT_SLOTS,  /* the visual rows; as goal only, with `slots` */
 };

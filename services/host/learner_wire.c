@@ -236,16 +236,23 @@ static Tpo__V1__Attention **attention_pack(struct tpo_arena *a, const struct tpo
     return list;
 }
 
+/* Bytes of the text that an offset at this place counts in. */
+static size_t bytes_at(const Tpo__V1__TrainingTurn *turn, uint32_t place)
+{
+    if (turn == NULL) return 0;
+    return strlen(place == TPO_AT_ANSWER ? turn->answer : turn->question);
+}
+
 static int attention_unpack(struct tpo_conversation *c, struct tpo_arena *a, const Tpo__V1__Conversation *m, struct tpo_error *err)
 {
     struct tpo_attention_target *out = tpo_arena_calloc(a, sizeof(*out) * (m->n_attention + 1));
-    const size_t length = m->n_turns > 0 ? strlen(m->turns[m->n_turns - 1]->question) : 0;
+    const Tpo__V1__TrainingTurn *last = m->n_turns > 0 ? m->turns[m->n_turns - 1] : NULL;
     if (m->n_attention > 4096) return REFUSE(err, "%zu attention targets in one conversation", m->n_attention);
     if (out == NULL) return NO_MEMORY(err);
     for (size_t i = 0; i < m->n_attention; i++) {
         const Tpo__V1__Attention *x = m->attention[i];
         if (x->layer > 4096 || x->head > 4096 || !isfinite(x->weight) || x->from > TPO_AT_SLOTS || x->to > TPO_AT_SLOTS ||
-            x->from_offset > length || x->to_offset > length || x->n_slots > 65536)
+            x->from_offset > bytes_at(last, x->from) || x->to_offset > bytes_at(last, x->to) || x->n_slots > 65536)
             return REFUSE(err, "attention target %zu: a number is out of range", i);
         for (size_t k = 0; k < x->n_slots; k++)
             if (!(x->slots[k] >= 0 && x->slots[k] <= 1.001f))

@@ -159,13 +159,14 @@ struct tpo_tensor *tpo_learn_slot_loss(struct tpo_tape *t, const struct tpo_lear
 /* Row of the sample that a place names; -1 when the conversation has none. */
 static int place_row(const struct tpo_packed *p, enum tpo_attention_place place, int offset)
 {
-    int row = -1;
+    int row = -1, said;
     switch (place) {
     case TPO_AT_VECTOR:
         row = p->prompt.n_slots > 0 ? p->prompt.slots[0].position : -1;
         break;
     case TPO_AT_ANSWER:
-        row = p->prompt.answer > p->prefix ? p->prompt.answer - 1 : -1;
+        said = tpo_prompt_answer_word(&p->prompt, offset);
+        row = said > p->prefix ? said - 1 : -1;
         break;
     case TPO_AT_WORD:
         row = tpo_prompt_word(&p->prompt, offset);

@@ -313,6 +313,13 @@ int tpo_prompt_word(const struct tpo_prompt *p, int byte_offset)
     return -1;
 }
 
+int tpo_prompt_answer_word(const struct tpo_prompt *p, int byte_offset)
+{
+    for (int i = 0; byte_offset >= 0 && i < p->piece.n && p->answer + i < p->n; i++)
+        if (p->piece.ends[i] > byte_offset) return p->answer + i;
+    return -1;
+}
+
 int tpo_prompt_template(struct tpo_prompt *p, const struct tpo_tokenizer *t, bool bos_per_segment, bool chat,
                         const char *media_kind, int queries, const char *message, const char *question, const char *answer_prefix,
                         struct tpo_error *err)

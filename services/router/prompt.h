@@ -38,7 +38,7 @@ struct tpo_prompt {
     int n_boxes;          /* <track_box> rows, each takes the next user box */
     struct tpo_ids words; /* the last question's segment; ends count from its first byte */
     int question_bytes;
-    struct tpo_ids piece; /* work space, like the capacities */
+    struct tpo_ids piece; /* work space; after tpo_prompt_train the last answer without its </s>, ends count from its first byte */
     int capacity, slot_capacity;
 };
 
@@ -70,6 +70,8 @@ int tpo_prompt_train(struct tpo_prompt *p, const struct tpo_tokenizer *t, const 
 
 /* The row whose token covers this byte of the last question; -1 when there is none (past its end, or cut off). */
 int tpo_prompt_word(const struct tpo_prompt *p, int byte_offset);
+/* After tpo_prompt_train: the same of the last answer. */
+int tpo_prompt_answer_word(const struct tpo_prompt *p, int byte_offset);
 
 /* The kit's vectors: templates, so added tokens count in `question` and `message`. `chat` joins both parts into one string and leaves the
  * last space out; `answer_prefix` is the chat form's. The demo form is cut at TPO_PROMPT_DEMO_MAX. */

@@ -240,7 +240,7 @@ static void finds_the_row_of_a_word(void **state)
     struct tpo_prompt p = {0};
     const char *question = "Where is the {box} dog?";
     static const float box[1][4] = {{0, 0, 1, 1}};
-    const struct tpo_turn turn = {question, "here"};
+    const struct tpo_turn turn = {question, "Where is the dog?"};
     const struct tpo_conversation talk = {
         .n_turns = 1, .turns = &turn, .n_user_boxes = 1, .user_boxes = box, .weight = 1, .weight_end = 1};
     open_kit();
@@ -249,6 +249,11 @@ static void finds_the_row_of_a_word(void **state)
     assert_int_equal(p.ids[tpo_prompt_word(&p, (int)(strstr(question, "{") - question))], 32006);
     assert_int_equal(p.ids[tpo_prompt_word(&p, (int)(strstr(question, "dog") - question))], 3914);
     assert_int_equal(tpo_prompt_word(&p, (int)strlen(question)), -1);
+    assert_int_equal(tpo_prompt_answer_word(&p, 0), p.answer);
+    assert_int_equal(p.ids[p.answer], 6926);
+    assert_int_equal(p.ids[tpo_prompt_answer_word(&p, (int)strlen("Where is the "))], 3914);
+    assert_int_equal(tpo_prompt_answer_word(&p, -1), -1);
+    assert_int_equal(tpo_prompt_answer_word(&p, (int)strlen(turn.answer)), -1);
     tpo_prompt_free(&p);
     close_kit();
 }

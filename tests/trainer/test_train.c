@@ -254,7 +254,7 @@ static void a_recipe_extends_another(void **state)
                               "    groups:\n      - {name: h, rate: .25, tensors: [def, ghi]}\n");
     FILE *f = fopen("more.yaml", "w");
     fputs("name: more\nextends: base.yaml\nstages:\n  - name: talk\n    steps: 4\n    losses: {language: 3}\n"
-          "    data:\n      - {frames: 1, without: [noun, choice]}\n",
+          "    data:\n      - {frames: 1, without: [noun, told]}\n",
           f);
     fclose(f);
     if (tpo_recipe_load(&r, "more.yaml", &err) != TPO_OK) fail_msg("%s", err.message);
@@ -272,7 +272,7 @@ static void a_recipe_extends_another(void **state)
     assert_float_equal(s->rates[0], .25f, 0);
     assert_string_equal(s->plan.groups[0].patterns[1], "ghi");
     assert_int_equal(s->n_data, 1);
-    assert_int_equal(s->data[0].draw.without, TPO_WORLD_AID_NOUN | TPO_WORLD_AID_CHOICE);
+    assert_int_equal(s->data[0].draw.without, TPO_WORLD_AID_NOUN | TPO_WORLD_AID_TOLD);
     tpo_recipe_close(r);
 
     refused("name: x\nextends: more.yaml\nstages:\n  - name: talk\n",

@@ -148,10 +148,10 @@ static bool mix_key(struct reader *r, void *self, const char *name, yaml_node_t 
 
 static unsigned aids_read(struct reader *r, yaml_node_t *n)
 {
-    static const char *const aids[] = {"target", "noun", "count", "choice"}; /* bit i: enum tpo_world_aid */
+    static const char *const aids[] = {"target", "noun", "count", "choice", "told"}; /* bit i: enum tpo_world_aid */
     unsigned set = 0;
-    const int count = length_of(r, n, 4);
-    for (int i = 0; i < count; i++) set |= 1u << word(r, item(r, n, i), aids, 4);
+    const int count = length_of(r, n, 5);
+    for (int i = 0; i < count; i++) set |= 1u << word(r, item(r, n, i), aids, 5);
     return set;
 }
 

@@ -6,7 +6,7 @@
  *       warmup: 50 (steps)     floor: .03 (the cosine ends at this share of the rate)   clip: 1 (global norm, 0: none)
  *       data:                  one is drawn per micro-batch, by share
  *         - {share: 1, frames: 1, samples: 16, conversations: 0, objects: 5, outermost: .2, keep: all|text|boxes, aids: none|questions|all,
- *            without: [target, noun, count, choice], dense: true, slots: false, description: .5, end: .2, mix: {"attribute box": .18, ...}}
+ *            without: [target, noun, count, choice, told], dense: true, slots: false, description: .5, end: .2, mix: {"attribute box": .18, ...}}
  *         - {share: 1, source: refcoco|videochat2|mvbench, annotations: FILE, instances: FILE (refcoco; else instances.json beside it),
  *            split: train (refcoco; else all), media: DIR, skip_most: .01 (share of bad rows that is passed over), frames: 4 (of a film, at most), samples: 16, conversations: 8 (of a row's questions,
  *            at most), end: .2}

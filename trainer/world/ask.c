@@ -333,12 +333,18 @@ static bool ask_description(struct fill *w)
     for (int i = 0; i < w->f->n; i++) {
         const int *a = w->f->scene->objects[order[i]].attributes;
         const char *colour = tpo_world_word(TPO_WORLD_COLOUR, a[TPO_WORLD_COLOUR]);
-        used += snprintf(q->answer + used, sizeof(q->answer) - (size_t)used, "%s%s %s %s%s",
+        used += snprintf(q->answer + used, sizeof(q->answer) - (size_t)used, "%s%s ",
                          i == 0            ? ""
                          : i < w->f->n - 1 ? ", "
                                            : " and ",
-                         strchr("aeiou", colour[0]) ? "an" : "a", colour, tpo_world_word(TPO_WORLD_SHAPE, a[TPO_WORLD_SHAPE]),
+                         strchr("aeiou", colour[0]) ? "an" : "a");
+        const int begin = used;
+        used += snprintf(q->answer + used, sizeof(q->answer) - (size_t)used, "%s %s%s", colour,
+                         tpo_world_word(TPO_WORLD_SHAPE, a[TPO_WORLD_SHAPE]),
                          w->f->scene->n_frames > 1 ? moves[a[TPO_WORLD_DIRECTION]] : "");
+        q->told[q->n_told].object = order[i];
+        q->told[q->n_told].begin = begin;
+        q->told[q->n_told++].end = used;
     }
     snprintf(q->answer + used, sizeof(q->answer) - (size_t)used, ".");
     return true;

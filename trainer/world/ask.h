@@ -25,6 +25,10 @@ struct tpo_asked {
     struct {
         int letter, word; /* offsets */
     } options[4];
+    int n_told; /* a description's objects, in its order */
+    struct {
+        int object, begin, end; /* the bytes of the answer that say what it is and does, its article left out */
+    } told[TPO_WORLD_OBJECTS_MAX];
 };
 
 /* False when the scene can't be asked this. */

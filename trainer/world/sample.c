@@ -17,7 +17,9 @@
 #define LAYER_LETTER 1
 #define HEAD_LETTER  0
 #define COUNT_REST   4  /* objects */
-#define AIDS_MAX     16 /* 1 target, 4 nouns, 2 of a count, 1 + 4 options */
+#define LAYER_TOLD   4
+#define HEAD_TOLD    2
+#define AIDS_MAX     32 /* a description: 4 words of each object; else 1 target, 4 nouns, 2 of a count, 1 + 4 options */
 
 #define TRIES    24         /* of kinds, for one place in a sample */
 #define COVERING (1 / 8.f)  /* share of a patch that an object must fill to be the patch's */
@@ -283,6 +285,17 @@ static void add_choice(struct aids *w, const struct tpo_asked *q)
     }
 }
 
+/* What a description says next of an object is read where that object is: of two red balls only the place tells which one moves. */
+static void add_told(struct aids *w, const struct tpo_asked *q)
+{
+    for (int i = 0; i < q->n_told; i++) {
+        for (int at = q->told[i].begin; at < q->told[i].end; at++) {
+            if (at > q->told[i].begin && q->answer[at - 1] != ' ') continue;
+            look_at_slots(w, LAYER_TOLD, HEAD_TOLD, .5f, TPO_AT_ANSWER, at, (uint8_t)(1 << q->told[i].object));
+        }
+    }
+}
+
 static void add_attention(struct aids *w, const struct tpo_asked *q, unsigned without)
 {
     enum tpo_attention_place place = tpo_world_kind_boxes(q->kind) ? TPO_AT_VECTOR : TPO_AT_ANSWER;
@@ -293,6 +306,7 @@ static void add_attention(struct aids *w, const struct tpo_asked *q, unsigned wi
     const bool counts = q->kind == TPO_KIND_COUNT || q->kind == TPO_KIND_EXIST || (q->kind == TPO_KIND_CHOICE && q->target < 0);
     if (counts && !(without & TPO_WORLD_AID_COUNT)) add_count(w, q);
     if (q->n_options > 0 && !(without & TPO_WORLD_AID_CHOICE)) add_choice(w, q);
+    if (!(without & TPO_WORLD_AID_TOLD)) add_told(w, q);
 }
 
 /* --- conversations

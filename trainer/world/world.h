@@ -102,6 +102,7 @@ enum tpo_world_aid {
     TPO_WORLD_AID_NOUN = 2,   /* a noun looks at all that match its words */
     TPO_WORLD_AID_COUNT = 4,  /* a count, or a "yes", looks at what it is about */
     TPO_WORLD_AID_CHOICE = 8, /* a choice looks at the right option, an option at its letter */
+    TPO_WORLD_AID_TOLD = 16,  /* each word of a description looks at the object that it is about */
 };
 enum tpo_world_keep { TPO_WORLD_KEEP_ALL, TPO_WORLD_KEEP_TEXT /* no boxes */, TPO_WORLD_KEEP_BOXES /* nothing else */ };
 

@@ -146,6 +146,10 @@ static void word_past_the_end(Tpo__V1__Sample *s)
 {
     s->conversations[0]->attention[0]->from_offset = 1000;
 }
+static void word_past_the_answer(Tpo__V1__Sample *s)
+{
+    s->conversations[0]->attention[1]->from_offset = 1000;
+}
 static void unknown_place(Tpo__V1__Sample *s)
 {
     s->conversations[0]->attention[0]->to = 17;
@@ -158,9 +162,9 @@ static void negative_slot(Tpo__V1__Sample *s)
 static void what_a_stranger_writes_is_refused(void **state)
 {
     (void)state;
-    static damage *const damages[] = {short_pixels,      four_channels, negative_shape, huge_shape, float_pixels,
-                                      unknown_type,      box_outside,   box_of_nothing, no_turns,   endless_weight,
-                                      word_past_the_end, unknown_place, negative_slot};
+    static damage *const damages[] = {short_pixels,      four_channels,        negative_shape, huge_shape,   float_pixels,
+                                      unknown_type,      box_outside,          box_of_nothing, no_turns,     endless_weight,
+                                      word_past_the_end, word_past_the_answer, unknown_place,  negative_slot};
     struct tpo_arena a;
     struct tpo_conversation c;
     struct tpo_named_tensor target;

@@ -47,10 +47,22 @@ static void check_slots(const float *slots, int n_slots, const float box[4])
     assert_true(fabsf(sum - 1) < 1e-4f);
 }
 
+/* "a red ball moving up, an orange cup moving left and a red cup standing still.": each word but articles and "and"; 0 for other answers. */
+static int words_told(const char *answer)
+{
+    char text[1024];
+    int n = 0;
+    snprintf(text, sizeof(text), "%s", answer);
+    if (strchr(text, ' ') == NULL) return 0;
+    for (char *save, *word = strtok_r(text, " ", &save); word != NULL; word = strtok_r(NULL, " ", &save))
+        n += strcmp(word, "a") != 0 && strcmp(word, "an") != 0 && strcmp(word, "and") != 0;
+    return n;
+}
+
 static void check_attention(const struct tpo_conversation *c)
 {
     const char *text = c->turns->question;
-    int vectors = 0, answers = 0, letters = 0, chosen = 0;
+    int vectors = 0, answers = 0, letters = 0, chosen = 0, told = 0;
     float counted = 0, rest = 0;
     for (int i = 0; i < c->n_attention; i++) {
         const struct tpo_attention_target *a = &c->attention[i];
@@ -75,6 +87,11 @@ static void check_attention(const struct tpo_conversation *c)
         } else if (a->to == TPO_AT_WORD) {
             chosen++;
             assert_int_equal(text[a->to_offset - 3], c->turns->answer[1]); /* "(B) " before it */
+        } else if (a->layer == 4 && a->head == 2) {
+            /* A word of a description. */
+            const char before = a->from_offset > 0 ? c->turns->answer[a->from_offset - 1] : 0;
+            told++;
+            assert_true(a->from == TPO_AT_ANSWER && a->weight == .5f && before == ' ');
         } else {
             answers++;
             assert_true(a->layer == 4 && a->head <= 1);
@@ -91,6 +108,7 @@ static void check_attention(const struct tpo_conversation *c)
     assert_int_equal(chosen, choice);
     assert_true(choice ? letters >= 2 : letters == 0);
     assert_true(answers <= 1);
+    assert_int_equal(told, words_told(c->turns->answer));
 }
 
 static void aids_point_where_they_should(void **state)
@@ -177,20 +195,23 @@ static bool is_aid(const struct tpo_attention_target *a, enum tpo_world_aid aid)
 {
     const bool slots = a->to == TPO_AT_SLOTS, noun = slots && a->from == TPO_AT_WORD, count = a->layer == 4 && a->head == 1;
     if (aid == TPO_WORLD_AID_NOUN) return noun;
+    const bool told = a->layer == 4 && a->head == 2;
     if (aid == TPO_WORLD_AID_COUNT) return count;
-    return aid == TPO_WORLD_AID_CHOICE ? !slots && !count : slots && !noun && !count;
+    if (aid == TPO_WORLD_AID_TOLD) return told;
+    return aid == TPO_WORLD_AID_CHOICE ? !slots && !count : slots && !noun && !count && !told;
 }
 
 static void each_aid_can_be_left_out_alone(void **state)
 {
     (void)state;
-    static const enum tpo_world_aid aids[] = {TPO_WORLD_AID_TARGET, TPO_WORLD_AID_NOUN, TPO_WORLD_AID_COUNT, TPO_WORLD_AID_CHOICE};
+    static const enum tpo_world_aid aids[] = {TPO_WORLD_AID_TARGET, TPO_WORLD_AID_NOUN, TPO_WORLD_AID_COUNT, TPO_WORLD_AID_CHOICE,
+                                              TPO_WORLD_AID_TOLD};
     struct tpo_world *w = open_world();
     struct tpo_arena arena;
     tpo_arena_init(&arena, 1 << 20, 0);
-    for (int without = 0; without < 4; without++) {
+    for (int without = 0; without < 5; without++) {
         struct tpo_world_draw d;
-        int n[4] = {0};
+        int n[5] = {0};
         tpo_world_draw_default(&d, 1);
         d.without = aids[without];
         for (uint64_t i = 0; i < 40; i++) {
@@ -199,9 +220,9 @@ static void each_aid_can_be_left_out_alone(void **state)
             assert_int_equal(tpo_world_sample(w, &arena, &d, i, &s, NULL), TPO_OK);
             for (int c = 0; c < s.n_conversations; c++)
                 for (int t = 0; t < s.conversations[c].n_attention; t++)
-                    for (int k = 0; k < 4; k++) n[k] += is_aid(&s.conversations[c].attention[t], aids[k]);
+                    for (int k = 0; k < 5; k++) n[k] += is_aid(&s.conversations[c].attention[t], aids[k]);
         }
-        for (int k = 0; k < 4; k++) assert_int_equal(n[k] > 0, k != without);
+        for (int k = 0; k < 5; k++) assert_int_equal(n[k] > 0, k != without);
     }
     tpo_arena_free(&arena);
     tpo_world_close(w);
@@ -308,13 +329,40 @@ static int check_slot_targets(const struct tpo_view *v, const struct tpo_sample 
     return covered;
 }
 
+/* Each colour and shape of a description is looked for in the cell at whose object it is true. Returns how many there were. */
+static int check_told(const struct tpo_view *v, const struct tpo_conversation *c, int n_slots)
+{
+    const int high = 8 * 96 / n_slots;
+    int n = 0;
+    for (int i = 0; i < c->n_attention; i++) {
+        const struct tpo_attention_target *a = &c->attention[i];
+        if (a->layer != 4 || a->head != 2) continue;
+        int slot = 0;
+        while (slot < n_slots && a->slots[slot] < 1) slot++;
+        assert_true(slot < n_slots);
+        const unsigned centred = centred_in(v, slot % 8 * 12, slot / 8 * high, 12, high);
+        bool known = false, found = false;
+        for (int o = 0; o < v->scene.n_objects; o++) {
+            for (int k = TPO_WORLD_SHAPE; k <= TPO_WORLD_COLOUR; k++) {
+                const char *word = tpo_world_word(k, v->scene.objects[o].attributes[k]), *said = c->turns->answer + a->from_offset;
+                const bool is = strncmp(said, word, strlen(word)) == 0;
+                known |= is;
+                found |= is && (centred >> o & 1);
+            }
+        }
+        assert_true(found || !known); /* a motion's words are no colour and no shape */
+        n += known;
+    }
+    return n;
+}
+
 static void targets_are_the_pixels(void **state)
 {
     (void)state;
     struct tpo_world *w = open_world();
     struct tpo_arena arena;
     tpo_arena_init(&arena, 1 << 20, 0);
-    int covered = 0;
+    int covered = 0, told = 0;
     for (int round = 0; round < 4; round++) {
         const int n_frames = round % 2 ? 4 : 1;
         struct tpo_world_draw d = full_draw(n_frames);
@@ -329,9 +377,10 @@ static void targets_are_the_pixels(void **state)
             assert_memory_equal(v.scene.pixels, s.pixels, (size_t)n_frames * 96 * 96 * 3);
             check_dense(&v, &s, n_frames > 1 ? 5 : 4);
             covered += check_slot_targets(&v, &s, d.n_slots, n_frames > 1 ? 5 : 4);
+            for (int c = 0; c < s.n_conversations; c++) told += check_told(&v, &s.conversations[c], d.n_slots);
         }
     }
-    assert_true(covered > 0);
+    assert_true(covered > 0 && told > 100);
     tpo_arena_free(&arena);
     tpo_world_close(w);
 }
