@@ -3,12 +3,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "cli/commands.h"
 #include "cli/http.h"
 #include "cli/picture.h"
+#include "common/clock.h"
 #include "common/settings.h"
 
 #define BOXES_MAX 64
@@ -45,13 +45,6 @@ struct answer {
     double begun_s, first_text_s;
 };
 
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
 static const char *text_at(const json_t *object, const char *key)
 {
     const char *text = json_string_value(json_object_get(object, key));
@@ -67,7 +60,7 @@ static void on_event(void *owner, const char *event, const json_t *data)
 {
     struct answer *a = owner;
     if (strcmp(event, "text") == 0 && !set.json) {
-        if (!a->printed_text) a->first_text_s = now_s() - a->begun_s;
+        if (!a->printed_text) a->first_text_s = tpo_now_s() - a->begun_s;
         fputs(text_at(json_object_get(data, "text"), "text"), stdout);
         fflush(stdout);
         a->printed_text = true;
@@ -169,7 +162,7 @@ static int draw(const struct answer *a, const char *file, struct tpo_error *err)
 /* Asks once more with all turns so far; the answer's text is added to them. */
 static int ask(const char *file, const char *media_id, json_t *turns, struct tpo_error *err)
 {
-    struct answer a = {.begun_s = now_s()};
+    struct answer a = {.begun_s = tpo_now_s()};
     json_t *request = make_request(media_id, turns, err);
     if (request == NULL) return TPO_INVALID_ARGUMENT;
     int rc = tpo_http_perceive(set.gateway, request, on_event, &a, err);

@@ -9,8 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "common/clock.h"
 #include "common/log.h"
 
 #define WAIT_MS        50
@@ -50,28 +50,13 @@ struct tpo_cache {
     pthread_cond_t queued, answered;
     struct op *gets, *puts;            /* oldest first; gets go before puts */
     int n_gets, n_puts, closing, down; /* down: gets need not wait */
-    int64_t close_until_ms;
+    int64_t close_until_us;
     double misses[MISSES_KEPT], wait_ms;
     int n_misses;
 
     redisContext *redis; /* the thread's */
-    int64_t retry_ms, backoff_ms;
+    int64_t retry_us, backoff_ms;
 };
-
-static int64_t now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
-
-static struct timespec at_ms(double ms)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    int64_t ns = t.tv_nsec + (int64_t)(ms * 1e6);
-    return (struct timespec){t.tv_sec + ns / 1000000000, ns % 1000000000};
-}
 
 static void count(tpo_cache_t *c, const char *metric, const char *result)
 {
@@ -114,7 +99,7 @@ static void lose(tpo_cache_t *c)
     tpo_log(TPO_LOG_WARN, "cache_lost", "cache=%s retry_ms=%d", c->name, (int)c->backoff_ms);
     if (c->redis != NULL) redisFree(c->redis);
     c->redis = NULL;
-    c->retry_ms = now_ms() + c->backoff_ms;
+    c->retry_us = tpo_now_us() + c->backoff_ms * 1000;
     c->backoff_ms = c->backoff_ms * 2 < BACKOFF_MAX_MS ? c->backoff_ms * 2 : BACKOFF_MAX_MS;
     set_down(c, 1);
 }
@@ -123,7 +108,7 @@ static int connected(tpo_cache_t *c)
 {
     const struct timeval limit = {0, COMMAND_MS * 1000};
     if (c->redis != NULL) return 1;
-    if (now_ms() < c->retry_ms) return 0;
+    if (tpo_now_us() < c->retry_us) return 0;
     c->redis = c->port != 0 ? redisConnectWithTimeout(c->host, c->port, limit) : redisConnectUnixWithTimeout(c->host, limit);
     if (c->redis == NULL || c->redis->err != 0 || redisSetTimeout(c->redis, limit) != REDIS_OK) {
         lose(c);
@@ -144,13 +129,13 @@ static const char *key_text(char out[KEY_TEXT], const struct tpo_cache_key *key)
  * memory, and without the replies that our commands never get: lists, whose claimed length hiredis 0.14 would allocate. */
 static redisReply *command(tpo_cache_t *c, int argc, const char **argv, const size_t *sizes)
 {
-    int64_t until = now_ms() + COMMAND_MS;
+    int64_t until_us = tpo_now_us() + COMMAND_MS * 1000;
     int sent = 0;
     void *reply = NULL;
     if (redisAppendCommandArgv(c->redis, argc, argv, sizes) != REDIS_OK) return NULL;
-    while (!sent && now_ms() < until)
+    while (!sent && tpo_now_us() < until_us)
         if (redisBufferWrite(c->redis, &sent) != REDIS_OK) return NULL;
-    while (sent && reply == NULL && now_ms() < until) {
+    while (sent && reply == NULL && tpo_now_us() < until_us) {
         redisReader *r = c->redis->reader;
         if (redisBufferRead(c->redis) != REDIS_OK || r->len > TPO_CACHE_BYTES_MAX + 65536) return NULL;
         if (r->ridx < 0 && r->pos < r->len && strchr("$+-:", r->buf[r->pos]) == NULL) return NULL;
@@ -199,7 +184,7 @@ static void run_put(tpo_cache_t *c, struct op *o)
 static struct op *next_op(tpo_cache_t *c, int *get, int *probe)
 {
     for (;;) {
-        int over = c->closing && (c->puts == NULL || now_ms() >= c->close_until_ms);
+        int over = c->closing && (c->puts == NULL || tpo_now_us() >= c->close_until_us);
         struct op *o = over ? NULL : take(&c->gets);
         *get = o != NULL;
         c->n_gets -= *get;
@@ -210,11 +195,11 @@ static struct op *next_op(tpo_cache_t *c, int *get, int *probe)
             pthread_cond_wait(&c->queued, &c->lock);
             continue;
         }
-        if (now_ms() >= c->retry_ms) {
+        if (tpo_now_us() >= c->retry_us) {
             *probe = 1;
             return NULL;
         }
-        struct timespec until = at_ms((double)(c->retry_ms - now_ms()) + 1);
+        struct timespec until = tpo_cond_until(c->retry_us);
         pthread_cond_timedwait(&c->queued, &c->lock, &until);
     }
 }
@@ -275,7 +260,7 @@ enum tpo_cache_result tpo_cache_get(tpo_cache_t *c, const struct tpo_cache_key *
     pthread_mutex_lock(&c->lock);
     if (o != NULL && !c->down && c->n_gets < READS_MAX) {
         int rc = 0;
-        struct timespec until = at_ms(c->wait_ms);
+        struct timespec until = tpo_cond_until(tpo_now_us() + (int64_t)(c->wait_ms * 1e3));
         o->key = *key;
         o->holders = 2;
         append(&c->gets, o);
@@ -362,7 +347,6 @@ static int read_address(tpo_cache_t *c, const char *address, struct tpo_error *e
 
 int tpo_cache_open(tpo_cache_t **out, const struct tpo_cache_options *options, struct tpo_error *err)
 {
-    pthread_condattr_t clock;
     *out = NULL;
     tpo_cache_t *c = calloc(1, sizeof(*c));
     if (c == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a cache");
@@ -378,11 +362,8 @@ int tpo_cache_open(tpo_cache_t **out, const struct tpo_cache_options *options, s
         return rc;
     }
     pthread_mutex_init(&c->lock, NULL);
-    pthread_condattr_init(&clock);
-    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
-    pthread_cond_init(&c->queued, &clock);
-    pthread_cond_init(&c->answered, &clock);
-    pthread_condattr_destroy(&clock);
+    tpo_cond_init(&c->queued);
+    tpo_cond_init(&c->answered);
     TPO_ASSERT(pthread_create(&c->thread, NULL, run, c) == 0);
     *out = c;
     return TPO_OK;
@@ -393,7 +374,7 @@ void tpo_cache_close(tpo_cache_t *c)
     if (c == NULL) return;
     pthread_mutex_lock(&c->lock);
     c->closing = 1;
-    c->close_until_ms = now_ms() + CLOSE_MS;
+    c->close_until_us = tpo_now_us() + CLOSE_MS * 1000;
     pthread_cond_signal(&c->queued);
     pthread_mutex_unlock(&c->lock);
     pthread_join(c->thread, NULL);

@@ -2,18 +2,12 @@
 #include "common/progress.h"
 
 #include <stdio.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "common/clock.h"
 
 #define QUIET_S 2.0
 #define WIDTH   30
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 /* 12345678 -> 12.3M */
 static void print_amount(double x, const char *unit)
@@ -26,7 +20,7 @@ static void print_amount(double x, const char *unit)
 
 void tpo_progress_show(struct tpo_progress *p, double done, double total)
 {
-    double now = now_s();
+    double now = tpo_now_s();
     if (p->begun_s == 0) p->begun_s = now;
     double seconds = now - p->begun_s;
     if (seconds < QUIET_S || now - p->shown_s < 0.2 || !isatty(STDERR_FILENO)) return;

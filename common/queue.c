@@ -4,7 +4,8 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
-#include <time.h>
+
+#include "common/clock.h"
 
 struct tpo_queue {
     pthread_mutex_t lock;
@@ -17,7 +18,6 @@ struct tpo_queue {
 int tpo_queue_open(struct tpo_queue **out, int capacity)
 {
     struct tpo_queue *q = calloc(1, sizeof(*q));
-    pthread_condattr_t monotonic;
     *out = NULL;
     if (q == NULL) return TPO_ENOMEM;
     q->capacity = capacity;
@@ -28,10 +28,7 @@ int tpo_queue_open(struct tpo_queue **out, int capacity)
         return TPO_ENOMEM;
     }
     pthread_mutex_init(&q->lock, NULL);
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&q->changed, &monotonic);
-    pthread_condattr_destroy(&monotonic);
+    tpo_cond_init(&q->changed);
     *out = q;
     return TPO_OK;
 }
@@ -69,19 +66,9 @@ void tpo_queue_put_back(struct tpo_queue *q, void *item)
     pthread_mutex_unlock(&q->lock);
 }
 
-static struct timespec deadline_of(int timeout_ms)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    t.tv_sec += timeout_ms / 1000;
-    t.tv_nsec += (long)(timeout_ms % 1000) * 1000000;
-    if (t.tv_nsec >= 1000000000) t.tv_sec++, t.tv_nsec -= 1000000000;
-    return t;
-}
-
 void *tpo_queue_take(struct tpo_queue *q, int timeout_ms)
 {
-    struct timespec until = timeout_ms > 0 ? deadline_of(timeout_ms) : (struct timespec){0};
+    const struct timespec until = tpo_cond_until(tpo_now_us() + (int64_t)timeout_ms * 1000);
     void *item = NULL;
     int late = 0;
     pthread_mutex_lock(&q->lock);

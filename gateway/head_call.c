@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/clock.h"
 #include "gateway/request_private.h"
 
 static void start_head(struct head_call *c);
@@ -51,7 +52,7 @@ static void on_head_message(void *owner, struct tpo_rpc *rpc, ProtobufCMessage *
         case TPO__V1__TASK_RESULT__KIND_DONE:
             if (c->end == NULL) {
                 c->end = result->done;
-                c->told_ms = now_ms();
+                c->told_ms = tpo_now_ms();
                 result->done = NULL;
             }
             break;
@@ -149,7 +150,7 @@ static void start_head(struct head_call *c)
     struct tpo_rpc_start start = tpo_request_hop(r, "/tpo.v1.Head/Run", &tpo__v1__task_result__descriptor);
     start.peer = c->peer;
     const struct tpo_rpc_events events = {.owner = c, .on_message = on_head_message, .on_done = on_head_done};
-    c->sent_ms = now_ms();
+    c->sent_ms = tpo_now_ms();
     c->rpc = tpo_rpc_open(c->peers, &start, &call.base, &e, &events, &err);
     if (c->rpc == NULL)
         refused(c, &err);

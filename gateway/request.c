@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/clock.h"
 #include "gateway/plan.h"
 #include "gateway/request_private.h"
 #include "gateway/trace.h"
@@ -92,7 +93,7 @@ static void stop_all(struct tpo_request *r)
 static void tell_done(struct tpo_request *r, const struct tpo_error *err)
 {
     if (r->detached) return;
-    double total_ms = now_ms() - r->started_ms;
+    double total_ms = tpo_now_ms() - r->started_ms;
     if (r->accepted) tpo_request_stages(r, err);
     tpo_answer_usage(&r->answer, r->generated != NULL ? r->generated->prompt_tokens : 0,
                      r->generated != NULL ? r->generated->completion_tokens : 0, total_ms);
@@ -160,7 +161,7 @@ void tpo_request_emit(struct tpo_request *r, Tpo__V1__PerceiveEvent__KindCase ki
 
 struct tpo_rpc_start tpo_request_hop(const struct tpo_request *r, const char *path, const ProtobufCMessageDescriptor *reply)
 {
-    double left = r->deadline_ms - now_ms();
+    double left = r->deadline_ms - tpo_now_ms();
     return (struct tpo_rpc_start){.path = path,
                                   .reply = reply,
                                   .timeout_ms = left < 1 ? 1 : (int)ceil(left),
@@ -234,7 +235,7 @@ static void text_delta(struct tpo_request *r, Tpo__V1__TextDelta *text)
     if (text->text[0] == '\0') return;
     if (!r->first_text_seen)
         tpo_metrics_observe(r->g->metrics, "tpo_time_to_first_token_seconds", "stage=\"gateway\"",
-                            (now_ms() - r->started_ms) * 1e-3);
+                            (tpo_now_ms() - r->started_ms) * 1e-3);
     r->first_text_seen = true;
     tpo_answer_text(&r->answer, text->text);
     tpo_request_emit(r, TPO__V1__PERCEIVE_EVENT__KIND_TEXT, text);
@@ -255,7 +256,7 @@ static void on_router_message(void *owner, struct tpo_rpc *rpc, ProtobufCMessage
         case TPO__V1__GENERATE_EVENT__KIND_DONE:
             if (r->generated == NULL) {
                 r->generated = event->done;
-                r->generate_told_ms = now_ms();
+                r->generate_told_ms = tpo_now_ms();
                 event->done = NULL;
             }
             break;
@@ -312,7 +313,7 @@ static void generate(struct tpo_request *r)
     struct tpo_rpc_start start = tpo_request_hop(r, "/tpo.v1.Router/Generate", &tpo__v1__generate_event__descriptor);
     start.reply_payload = true;
     const struct tpo_rpc_events events = {.owner = r, .on_message = on_router_message, .on_done = on_router_done};
-    r->generate_sent_ms = now_ms();
+    r->generate_sent_ms = tpo_now_ms();
     r->rpc = tpo_rpc_open(r->g->router, &start, &ask.base, r->visual.data != NULL ? &r->visual : NULL, &events, &err);
     if (r->rpc == NULL)
         refused(r, &err, "router");
@@ -332,7 +333,7 @@ static void on_encoder_message(void *owner, struct tpo_rpc *rpc, ProtobufCMessag
         return;
     }
     r->encoded = (Tpo__V1__EncodeReply *)message;
-    r->encode_told_ms = now_ms();
+    r->encode_told_ms = tpo_now_ms();
     if (payload != NULL) {
         r->visual = *payload;
         *payload = (struct tpo_payload){0};
@@ -343,7 +344,7 @@ static void on_put(void *owner, const struct tpo_error *err)
 {
     struct tpo_request *r = owner;
     r->put = NULL;
-    r->put_ms += now_ms() - r->put_started_ms;
+    r->put_ms += tpo_now_ms() - r->put_started_ms;
     if (err->code == TPO_OK)
         encode(r);
     else if (err->code == TPO_NOT_FOUND)
@@ -360,7 +361,7 @@ static bool put_for_encoder(struct tpo_request *r, const struct tpo_error *err)
     start.peer = r->peer;
     r->put = tpo_media_put_open(r->g, r->g->encoder, &start, r->media_id, on_put, r);
     if (r->put == NULL) return false;
-    r->put_started_ms = now_ms();
+    r->put_started_ms = tpo_now_ms();
     r->puts++;
     r->holds++;
     r->state = PUTTING;
@@ -423,7 +424,7 @@ static void encode(struct tpo_request *r)
     start.reply_payload = true;
     start.peer = r->peer; /* the one that was given the bytes, where one was */
     const struct tpo_rpc_events events = {.owner = r, .on_message = on_encoder_message, .on_done = on_encoder_done};
-    r->encode_sent_ms = now_ms();
+    r->encode_sent_ms = tpo_now_ms();
     r->rpc = tpo_rpc_open(r->g->encoder, &start, &ask.base, NULL, &events, &err);
     if (r->rpc == NULL)
         refused(r, &err, "encoder");
@@ -496,7 +497,7 @@ static void begin(struct tpo_request *r)
 static void on_turn(void *owner)
 {
     struct tpo_request *r = owner;
-    r->begun_ms = now_ms();
+    r->begun_ms = tpo_now_ms();
     tpo_metrics_observe(r->g->metrics, "tpo_queue_duration_seconds", "stage=\"gateway\"", (r->begun_ms - r->started_ms) * 1e-3);
     begin(r);
 }
@@ -523,7 +524,7 @@ static void on_deadline(uv_timer_t *timer)
 static void on_start(uv_timer_t *timer)
 {
     struct tpo_request *r = timer->data;
-    if (r->early.code == TPO_OK && r->deadline_ms <= now_ms())
+    if (r->early.code == TPO_OK && r->deadline_ms <= tpo_now_ms())
         tpo_fail(&r->early, TPO_DEADLINE_EXCEEDED, "deadline", "the deadline had passed before the request came");
     int turn = r->early.code == TPO_OK ? tpo_admission_enter(r->g->admission, &r->ticket, &r->early) : -1;
     if (turn < 0) {
@@ -532,7 +533,7 @@ static void on_start(uv_timer_t *timer)
     }
     r->accepted = true;
     tpo_metrics_add(r->g->metrics, "tpo_requests_accepted_total", "stage=\"gateway\"", 1);
-    double left = r->deadline_ms - now_ms();
+    double left = r->deadline_ms - tpo_now_ms();
     uv_timer_start(&r->timer, on_deadline, left < 1 ? 1 : (uint64_t)left, 0);
     if (turn > 0) on_turn(r);
 }
@@ -553,7 +554,7 @@ struct tpo_request *tpo_request_open(struct tpo_gateway *g, Tpo__V1__PerceiveReq
              q->request_id[0] != '\0' && strcmp(r->early.reason, "request_id") != 0 ? q->request_id : request_id);
     if (r->id[0] == '\0' || strcmp(r->id, "-") == 0) tpo_random_hex(r->id, 8);
     tpo_trace_choose(r->traceparent, traceparent);
-    r->started_ms = now_ms();
+    r->started_ms = tpo_now_ms();
     double timeout = q->timeout_ms != 0 ? (double)q->timeout_ms : (double)g->s.timeout_ms;
     r->deadline_ms = r->started_ms + (left_ms != 0 && left_ms < timeout ? left_ms : timeout);
     tpo_answer_init(&r->answer, r->id);

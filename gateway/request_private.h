@@ -69,11 +69,6 @@ struct tpo_request {
     struct tpo_answer answer;
 };
 
-static inline double now_ms(void)
-{
-    return (double)uv_hrtime() * 1e-6;
-}
-
 void tpo_request_finish(struct tpo_request *r, const struct tpo_error *err); /* NULL: whole */
 void tpo_request_fail(struct tpo_request *r, const struct tpo_error *err, const char *stage);
 void tpo_request_finish_if_done(struct tpo_request *r); /* the router and every head have ended */

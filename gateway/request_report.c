@@ -1,13 +1,14 @@
 /* This file owns what is told of a request at its end: its stages, counters and log line. */
 #include <string.h>
 
+#include "common/clock.h"
 #include "common/log.h"
 #include "gateway/request_private.h"
 
 void tpo_request_stages(struct tpo_request *r, const struct tpo_error *err)
 {
     const char *failed = err != NULL ? err->stage : "";
-    double begun_ms = r->begun_ms > 0 ? r->begun_ms : now_ms();
+    double begun_ms = r->begun_ms > 0 ? r->begun_ms : tpo_now_ms();
     tpo_answer_stage(&r->answer,
                      &(struct tpo_stage_result){.name = "gateway", .queue_ms = begun_ms - r->started_ms, .run_ms = r->put_ms});
     const Tpo__V1__EncodeReply *e = r->encoded;
@@ -39,7 +40,7 @@ void tpo_request_stages(struct tpo_request *r, const struct tpo_error *err)
 void tpo_request_count(struct tpo_request *r, int code)
 {
     char labels[64];
-    double total_ms = now_ms() - r->started_ms;
+    double total_ms = tpo_now_ms() - r->started_ms;
     if (!r->accepted) {
         tpo_metrics_labels(labels, sizeof(labels), "reason", r->early.reason[0] != '\0' ? r->early.reason : "cancelled", NULL);
         tpo_metrics_add(r->g->metrics, "tpo_admission_rejected_total", labels, 1);

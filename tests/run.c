@@ -16,8 +16,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "common/clock.h"
 
 #define MARK "TPO_TEST_CASE"
 
@@ -28,13 +29,6 @@ struct job {
     double started;
     char dir[64];
 };
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 static int remove_one(const char *path, const struct stat *st, int flag, struct FTW *ftw)
 {
@@ -79,7 +73,7 @@ static void start(struct job *j)
     if (realpath(j->program, path) == NULL) exit(2);
     snprintf(j->dir, sizeof(j->dir), "/tmp/tpo-test-XXXXXX");
     if (mkdtemp(j->dir) == NULL) exit(2);
-    j->started = now_s();
+    j->started = tpo_now_s();
     fflush(stdout);
     j->pid = fork();
     if (j->pid != 0) return;
@@ -134,7 +128,7 @@ static int finish(struct job *j, int status, int timed_out)
 {
     int ok = !timed_out && WIFEXITED(status) && WEXITSTATUS(status) == 0;
     const char *base = strrchr(j->program, '/');
-    printf("%-6s %s %s (%.2f s)%s\n", ok ? "ok" : "FAILED", base != NULL ? base + 1 : j->program, j->name, now_s() - j->started,
+    printf("%-6s %s %s (%.2f s)%s\n", ok ? "ok" : "FAILED", base != NULL ? base + 1 : j->program, j->name, tpo_now_s() - j->started,
            timed_out ? " time limit" : "");
     if (!ok) print_log(j);
     kill(-j->pid, SIGKILL);
@@ -169,7 +163,7 @@ int main(int argc, char **argv)
             int status = 0, timed_out = 0;
             if (jobs[k].pid == 0) continue;
             if (waitpid(jobs[k].pid, &status, WNOHANG) == 0) {
-                if (now_s() - jobs[k].started < limit_s) continue;
+                if (tpo_now_s() - jobs[k].started < limit_s) continue;
                 kill(-jobs[k].pid, SIGKILL);
                 waitpid(jobs[k].pid, &status, 0);
                 timed_out = 1;

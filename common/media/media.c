@@ -10,9 +10,9 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/media/process.h"
 
 #define WORKERS_MAX 64
@@ -46,7 +46,6 @@ static void beside_ourselves(char *out, size_t size)
 
 int tpo_media_open(tpo_media_t **out, const struct tpo_media_options *options, struct tpo_error *err)
 {
-    pthread_condattr_t clock;
     *out = NULL;
     struct tpo_media *m = calloc(1, sizeof(*m));
     if (m == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a pool of decoders");
@@ -63,10 +62,7 @@ int tpo_media_open(tpo_media_t **out, const struct tpo_media_options *options, s
     else
         beside_ourselves(m->program, sizeof(m->program));
     pthread_mutex_init(&m->lock, NULL);
-    pthread_condattr_init(&clock);
-    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
-    pthread_cond_init(&m->freed, &clock);
-    pthread_condattr_destroy(&clock);
+    tpo_cond_init(&m->freed);
     m->n_idle = o->n_workers;
     for (int i = 0; i < m->n_idle; i++) m->idle[i].socket = -1;
     /* The last of the stack is the first to be taken. */
@@ -89,9 +85,9 @@ void tpo_media_close(tpo_media_t *m)
     free(m);
 }
 
-static int take_worker(tpo_media_t *m, struct tpo_process *p, int64_t until_ms, struct tpo_error *err)
+static int take_worker(tpo_media_t *m, struct tpo_process *p, int64_t until_us, struct tpo_error *err)
 {
-    struct timespec until = {until_ms / 1000, until_ms % 1000 * 1000000};
+    const struct timespec until = tpo_cond_until(until_us);
     int rc = 0;
     pthread_mutex_lock(&m->lock);
     while (m->n_idle == 0 && rc == 0) rc = pthread_cond_timedwait(&m->freed, &m->lock, &until);
@@ -115,7 +111,7 @@ static void give_worker(tpo_media_t *m, struct tpo_process *p)
 
 static int64_t until(const tpo_media_t *m, int timeout_ms)
 {
-    return tpo_process_now_ms() + (timeout_ms > 0 ? timeout_ms : m->options.timeout_ms);
+    return tpo_now_us() + (int64_t)(timeout_ms > 0 ? timeout_ms : m->options.timeout_ms) * 1000;
 }
 
 /* An error that the worker reports, believed only as far as its code is one it may give. */
@@ -135,21 +131,21 @@ static int info_is_sane(const tpo_media_t *m, const struct tpo_media_reply *r)
            isfinite(r->fps) && r->fps > 0 && isfinite(r->duration_s) && r->duration_s >= 0;
 }
 
-static int ask(tpo_media_file_t *f, struct tpo_media_request *q, int fd, struct tpo_media_reply *r, int64_t until_ms,
+static int ask(tpo_media_file_t *f, struct tpo_media_request *q, int fd, struct tpo_media_reply *r, int64_t until_us,
                struct tpo_error *err)
 {
-    int rc = tpo_process_send(&f->process, q, fd, until_ms, err);
-    return rc == TPO_OK ? tpo_process_receive(&f->process, r, f->process.last_id, until_ms, err) : rc;
+    int rc = tpo_process_send(&f->process, q, fd, until_us, err);
+    return rc == TPO_OK ? tpo_process_receive(&f->process, r, f->process.last_id, until_us, err) : rc;
 }
 
-static int open_in_worker(tpo_media_file_t *f, int fd, int64_t until_ms, struct tpo_error *err)
+static int open_in_worker(tpo_media_file_t *f, int fd, int64_t until_us, struct tpo_error *err)
 {
     tpo_media_t *m = f->media;
     struct tpo_media_request q = {.kind = TPO_MEDIA_OPEN, .max_pixels = m->options.max_pixels, .max_frames = m->options.max_frames};
     struct tpo_media_reply r;
     int rc = TPO_OK;
     if (f->process.pid == 0) rc = tpo_process_start(&f->process, m->program, m->ring_bytes, err);
-    if (rc == TPO_OK) rc = ask(f, &q, fd, &r, until_ms, err);
+    if (rc == TPO_OK) rc = ask(f, &q, fd, &r, until_us, err);
     if (rc != TPO_OK) return rc;
     if (r.code != TPO_OK) return reported(&r, err);
     if (!info_is_sane(m, &r)) {
@@ -163,7 +159,7 @@ static int open_in_worker(tpo_media_file_t *f, int fd, int64_t until_ms, struct 
 int tpo_media_file_open_fd(tpo_media_t *m, tpo_media_file_t **out, int fd, int timeout_ms, struct tpo_error *err)
 {
     struct stat st;
-    int64_t until_ms = until(m, timeout_ms);
+    int64_t until_us = until(m, timeout_ms);
     *out = NULL;
     /* A pipe or a device would keep the worker waiting, or have effects. */
     if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
@@ -171,13 +167,13 @@ int tpo_media_file_open_fd(tpo_media_t *m, tpo_media_file_t **out, int fd, int t
     if (st.st_size == 0) return tpo_fail(err, TPO_INVALID_ARGUMENT, "media_unreadable", "the file is empty");
     tpo_media_file_t *f = calloc(1, sizeof(*f));
     if (f == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a file");
-    int rc = take_worker(m, &f->process, until_ms, err);
+    int rc = take_worker(m, &f->process, until_us, err);
     if (rc != TPO_OK) {
         free(f);
         return rc;
     }
     f->media = m;
-    rc = open_in_worker(f, fd, until_ms, err);
+    rc = open_in_worker(f, fd, until_us, err);
     if (rc != TPO_OK)
         tpo_media_file_close(f);
     else
@@ -229,14 +225,14 @@ static int repeated(const struct reading *r, int i)
     return i > 0 && r->indices[i] == r->indices[i - 1];
 }
 
-static int ask_ahead(tpo_media_file_t *f, struct reading *r, int64_t until_ms, struct tpo_error *err)
+static int ask_ahead(tpo_media_file_t *f, struct reading *r, int64_t until_us, struct tpo_error *err)
 {
     while (r->asked < r->n && r->n_asked - r->n_read < r->n_slots) {
         if (!repeated(r, r->asked)) {
             struct tpo_media_request q = {.kind = TPO_MEDIA_FRAME,
                                           .index = r->indices[r->asked],
                                           .offset = (size_t)(r->n_asked % r->n_slots) * r->frame_bytes};
-            int rc = tpo_process_send(&f->process, &q, -1, until_ms, err);
+            int rc = tpo_process_send(&f->process, &q, -1, until_us, err);
             if (rc != TPO_OK) return rc;
             r->n_asked++;
         }
@@ -246,14 +242,14 @@ static int ask_ahead(tpo_media_file_t *f, struct reading *r, int64_t until_ms, s
 }
 
 /* Replies on their way would be taken for those of the next call. */
-static void drain(tpo_media_file_t *f, struct reading *r, int64_t until_ms)
+static void drain(tpo_media_file_t *f, struct reading *r, int64_t until_us)
 {
     struct tpo_media_reply reply;
     while (f->process.pid != 0 && r->n_read < r->n_asked)
-        if (tpo_process_receive(&f->process, &reply, r->first_id + (uint32_t)r->n_read++, until_ms, NULL) != TPO_OK) return;
+        if (tpo_process_receive(&f->process, &reply, r->first_id + (uint32_t)r->n_read++, until_us, NULL) != TPO_OK) return;
 }
 
-static int read_frames(tpo_media_file_t *f, struct reading *r, tpo_media_on_frame *on_frame, void *arg, int64_t until_ms,
+static int read_frames(tpo_media_file_t *f, struct reading *r, tpo_media_on_frame *on_frame, void *arg, int64_t until_us,
                        struct tpo_error *err)
 {
     double time_s = 0;
@@ -261,10 +257,10 @@ static int read_frames(tpo_media_file_t *f, struct reading *r, tpo_media_on_fram
     for (int i = 0; i < r->n; i++) {
         if (!repeated(r, i)) {
             struct tpo_media_reply reply;
-            int rc = ask_ahead(f, r, until_ms, err);
+            int rc = ask_ahead(f, r, until_us, err);
             if (rc != TPO_OK) return rc;
             rgb = f->process.ring + (size_t)(r->n_read % r->n_slots) * r->frame_bytes;
-            rc = tpo_process_receive(&f->process, &reply, r->first_id + (uint32_t)r->n_read, until_ms, err);
+            rc = tpo_process_receive(&f->process, &reply, r->first_id + (uint32_t)r->n_read, until_us, err);
             if (rc != TPO_OK) return rc;
             r->n_read++;
             if (reply.code != TPO_OK) return reported(&reply, err);
@@ -280,7 +276,7 @@ int tpo_media_read(tpo_media_file_t *f, const int32_t *indices, int n, tpo_media
                    struct tpo_error *err)
 {
     struct reading r = {.indices = indices, .n = n, .frame_bytes = (size_t)f->info.width * (size_t)f->info.height * 3};
-    int64_t until_ms = until(f->media, timeout_ms);
+    int64_t until_us = until(f->media, timeout_ms);
     if (f->process.pid == 0) return tpo_fail(err, TPO_INVALID_ARGUMENT, "media_unreadable", "the decoder ended over this file");
     for (int i = 0; i < n; i++)
         if (indices[i] < 0 || indices[i] >= f->info.n_frames)
@@ -288,8 +284,8 @@ int tpo_media_read(tpo_media_file_t *f, const int32_t *indices, int n, tpo_media
     size_t room = f->process.ring_bytes / r.frame_bytes;
     r.n_slots = room > AHEAD ? AHEAD : (int)room;
     r.first_id = f->process.last_id + 1;
-    int rc = read_frames(f, &r, on_frame, arg, until_ms, err);
-    if (rc != TPO_OK) drain(f, &r, until_ms);
+    int rc = read_frames(f, &r, on_frame, arg, until_us, err);
+    if (rc != TPO_OK) drain(f, &r, until_us);
     return rc;
 }
 

@@ -12,21 +12,15 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "common/clock.h"
 
 #define START_MS 20000 /* a loaded machine may take its time over a hundred libraries */
 #define GRACE_MS 5000  /* the worker's own alarm rings after ours */
 #define FD_FLOOR 16    /* keeps our ends out of the way of the numbers the worker expects */
 
 extern char **environ;
-
-int64_t tpo_process_now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
 
 static int died(struct tpo_process *p, struct tpo_error *err)
 {
@@ -110,7 +104,7 @@ int tpo_process_start(struct tpo_process *p, const char *program, size_t ring_by
     close(pair[1]), close(ring);
     pair[1] = ring = -1;
     struct tpo_media_reply hello;
-    rc = tpo_process_receive(p, &hello, 0, tpo_process_now_ms() + START_MS, NULL);
+    rc = tpo_process_receive(p, &hello, 0, tpo_now_us() + START_MS * 1000, NULL);
     if (rc == TPO_OK) return TPO_OK;
     rc = tpo_fail(err, TPO_UNAVAILABLE, "media_worker", "%s does not come up", program);
 fail:
@@ -134,26 +128,26 @@ void tpo_process_kill(struct tpo_process *p)
 }
 
 /* TPO_OK when the socket is ready. */
-static int wait_for(struct tpo_process *p, short events, int64_t until_ms, struct tpo_error *err)
+static int wait_for(struct tpo_process *p, short events, int64_t until_us, struct tpo_error *err)
 {
     for (;;) {
-        int64_t left = until_ms - tpo_process_now_ms();
+        int64_t left_us = until_us - tpo_now_us();
         struct pollfd fd = {.fd = p->socket, .events = events};
-        if (left <= 0) return late(p, err);
-        int n = poll(&fd, 1, left > 60000 ? 60000 : (int)left);
+        if (left_us <= 0) return late(p, err);
+        int n = poll(&fd, 1, left_us > 60000000 ? 60000 : (int)(left_us / 1000) + 1);
         if (n > 0) return TPO_OK; /* a hang-up too: the call that follows tells */
         if (n < 0 && errno != EINTR) return died(p, err);
     }
 }
 
-int tpo_process_send(struct tpo_process *p, struct tpo_media_request *q, int fd, int64_t until_ms, struct tpo_error *err)
+int tpo_process_send(struct tpo_process *p, struct tpo_media_request *q, int fd, int64_t until_us, struct tpo_error *err)
 {
     char control[CMSG_SPACE(sizeof(int))] = {0};
     struct iovec iov = {q, sizeof(*q)};
     struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1};
-    int64_t left = until_ms - tpo_process_now_ms();
+    int64_t left_us = until_us - tpo_now_us();
     q->id = ++p->last_id;
-    q->timeout_ms = (int32_t)(left > 0 ? left : 0) + GRACE_MS;
+    q->timeout_ms = (int32_t)(left_us > 0 ? left_us / 1000 : 0) + GRACE_MS;
     if (fd >= 0) {
         m.msg_control = control;
         m.msg_controllen = sizeof(control);
@@ -163,14 +157,14 @@ int tpo_process_send(struct tpo_process *p, struct tpo_media_request *q, int fd,
         c->cmsg_len = CMSG_LEN(sizeof(int));
         memcpy(CMSG_DATA(c), &fd, sizeof(fd));
     }
-    int rc = wait_for(p, POLLOUT, until_ms, err);
+    int rc = wait_for(p, POLLOUT, until_us, err);
     if (rc != TPO_OK) return rc;
     return sendmsg(p->socket, &m, MSG_NOSIGNAL) == (ssize_t)sizeof(*q) ? TPO_OK : died(p, err);
 }
 
-int tpo_process_receive(struct tpo_process *p, struct tpo_media_reply *r, uint32_t id, int64_t until_ms, struct tpo_error *err)
+int tpo_process_receive(struct tpo_process *p, struct tpo_media_reply *r, uint32_t id, int64_t until_us, struct tpo_error *err)
 {
-    int rc = wait_for(p, POLLIN, until_ms, err);
+    int rc = wait_for(p, POLLIN, until_us, err);
     if (rc != TPO_OK) return rc;
     if (recv(p->socket, r, sizeof(*r), 0) != (ssize_t)sizeof(*r) || r->id != id) return died(p, err);
     r->reason[sizeof(r->reason) - 1] = r->message[sizeof(r->message) - 1] = '\0';

@@ -22,11 +22,9 @@ struct tpo_process {
 int tpo_process_start(struct tpo_process *p, const char *program, size_t ring_bytes, struct tpo_error *err);
 void tpo_process_kill(struct tpo_process *p); /* also for one that is not running */
 
-/* `fd` goes along where it is not -1. until_ms is a time of tpo_process_now_ms. TPO_OK, or what became of the process. */
-int tpo_process_send(struct tpo_process *p, struct tpo_media_request *q, int fd, int64_t until_ms, struct tpo_error *err);
+/* `fd` goes along where it is not -1. until_us is a time of tpo_now_us. TPO_OK, or what became of the process. */
+int tpo_process_send(struct tpo_process *p, struct tpo_media_request *q, int fd, int64_t until_us, struct tpo_error *err);
 /* The next reply, which must be to request `id`; a reply that carries an error is TPO_OK here. */
-int tpo_process_receive(struct tpo_process *p, struct tpo_media_reply *r, uint32_t id, int64_t until_ms, struct tpo_error *err);
-
-int64_t tpo_process_now_ms(void); /* monotonic */
+int tpo_process_receive(struct tpo_process *p, struct tpo_media_reply *r, uint32_t id, int64_t until_us, struct tpo_error *err);
 
 #endif

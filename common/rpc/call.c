@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/clock.h"
 #include "common/rpc/details.h"
 #include "common/rpc/server_private.h"
 

@@ -8,7 +8,8 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+
+#include "common/clock.h"
 
 #define TICK_US 100000
 
@@ -37,19 +38,6 @@ struct tpo_loop {
     struct tpo_tag **ticks, tick_tag;
     int n_ticks;
 };
-
-int64_t tpo_now_us(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
-}
-
-static struct timespec after_ms(int64_t ms)
-{
-    int64_t us = tpo_now_us() + ms * 1000;
-    return (struct timespec){.tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000};
-}
 
 void tpo_loop_give(struct tpo_loop *l)
 {
@@ -210,11 +198,7 @@ static int open_loop(struct tpo_loop **out, bool alone, void (*wake)(void *arg),
     pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
     pthread_mutex_init(&l->tick_lock, &recursive);
     pthread_mutexattr_destroy(&recursive);
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&l->changed, &monotonic);
-    pthread_condattr_destroy(&monotonic);
+    tpo_cond_init(&l->changed);
     l->queue = grpc_completion_queue_create_for_next(NULL);
     bool ok = l->queue != NULL && (wake != NULL || open_wake_call(l) == TPO_OK);
     if (ok && !l->direct) l->running = ok = pthread_create(&l->thread, NULL, loop_thread, l) == 0;
@@ -297,7 +281,7 @@ void tpo_loop_wait(struct tpo_loop *l, int timeout_ms)
         wait_direct(l, timeout_ms);
         return;
     }
-    struct timespec until = after_ms(timeout_ms);
+    struct timespec until = tpo_cond_until(tpo_now_us() + (int64_t)timeout_ms * 1000);
     pthread_mutex_lock(&l->lock);
     while (l->first == NULL && l->ready == NULL)
         if (pthread_cond_timedwait(&l->changed, &l->lock, &until) == ETIMEDOUT) break;
@@ -320,7 +304,7 @@ bool tpo_loop_wait_zero(struct tpo_loop *l, _Atomic int *condition, int64_t time
             tpo_loop_wait(l, 20);
             continue;
         }
-        struct timespec until = after_ms(20);
+        struct timespec until = tpo_cond_until(tpo_now_us() + 20000);
         pthread_mutex_lock(&l->lock);
         if (*condition != 0) pthread_cond_timedwait(&l->changed, &l->lock, &until);
         pthread_mutex_unlock(&l->lock);

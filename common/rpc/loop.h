@@ -38,6 +38,4 @@ void tpo_loop_tick_remove(struct tpo_loop *l, struct tpo_tag *tag);
 bool tpo_loop_wait_zero(struct tpo_loop *l, _Atomic int *condition, int64_t timeout_ms);
 void tpo_loop_notify(struct tpo_loop *l);
 
-int64_t tpo_now_us(void); /* monotonic */
-
 #endif

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/clock.h"
 #include "common/rpc/client_private.h"
 #include "grpc/health/v1/health.pb-c.h"
 
@@ -158,7 +159,7 @@ int tpo_peers_open(struct tpo_peers **out, struct tpo_loop *l, const char *stage
     p->pick = pick;
     p->tick_tag = (struct tpo_tag){.on_event = on_tick, .owner = p};
     pthread_mutex_init(&p->lock, NULL);
-    pthread_cond_init(&p->stop_changed, NULL);
+    tpo_cond_init(&p->stop_changed);
     p->names = strdup(addresses);
     if (p->names == NULL) goto fail;
     tpo_resolve(p->names, &found);

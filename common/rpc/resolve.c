@@ -5,8 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "common/clock.h"
 #include "common/rpc/client_private.h"
 
 #define AGAIN_S 10
@@ -90,9 +90,7 @@ static void *resolver_thread(void *arg)
     struct tpo_peers *p = arg;
     pthread_mutex_lock(&p->lock);
     while (!p->stop) {
-        struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_sec += AGAIN_S;
+        const struct timespec until = tpo_cond_until(tpo_now_us() + AGAIN_S * 1000000LL);
         while (!p->stop && pthread_cond_timedwait(&p->stop_changed, &p->lock, &until) != ETIMEDOUT) continue;
         if (p->stop) break;
         pthread_mutex_unlock(&p->lock);

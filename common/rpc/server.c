@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/clock.h"
 #include "common/rpc/server_private.h"
 
 #define MESSAGE_BYTES (64 << 20)

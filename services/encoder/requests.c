@@ -4,20 +4,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "common/clock.h"
 #include "common/log.h"
 #include "encoder.pb-c.h"
 #include "services/host/versions.h"
 
 #define RETRY_MS 200
-
-double tpo_requests_now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
-}
 
 int tpo_requests_open(struct tpo_requests *q, struct tpo_host *h, struct tpo_error *err)
 {
@@ -67,7 +60,7 @@ struct tpo_request *tpo_requests_new(struct tpo_requests *q, struct tpo_call *ca
         return NULL;
     }
     r->call = call;
-    r->came_ms = tpo_requests_now_ms();
+    r->came_ms = tpo_now_ms();
     return r;
 }
 
@@ -110,7 +103,7 @@ static void measure(struct tpo_requests *q, const struct tpo_request *r, const s
 {
     struct tpo_metrics *m = tpo_host_metrics(q->host);
     int code = err != NULL ? err->code : TPO_OK;
-    double ms = tpo_requests_now_ms() - r->came_ms;
+    double ms = tpo_now_ms() - r->came_ms;
     char labels[64];
     tpo_metrics_add(m, "tpo_requests_total", tpo_metrics_labels(labels, sizeof(labels), "code", tpo_status_name(code), NULL), 1);
     tpo_metrics_observe(m, "tpo_request_duration_seconds", "", ms * 1e-3);
@@ -154,7 +147,7 @@ static void answer(struct tpo_requests *q, struct tpo_request *r, const struct t
         reply.media = &media;
         reply.cache = (char *)cache;
         reply.queue_ms = began_ms > r->came_ms ? began_ms - r->came_ms : 0;
-        reply.run_ms = tpo_requests_now_ms() - (began_ms > r->came_ms ? began_ms : r->came_ms);
+        reply.run_ms = tpo_now_ms() - (began_ms > r->came_ms ? began_ms : r->came_ms);
         reply.digest = (char *)r->version->digest;
         reply.version = r->version->number;
         tpo_call_send_last(r->call, &reply.base, &visual);

@@ -21,7 +21,7 @@ struct tpo_request {
     struct tpo_cache_key key;
     char id[TPO_SHA256_HEX];
     struct tpo_version *version; /* held */
-    double came_ms;
+    double came_ms;              /* tpo_now_ms */
 };
 
 struct tpo_requests {
@@ -34,7 +34,6 @@ struct tpo_requests {
     bool closing;
 };
 
-double tpo_requests_now_ms(void); /* the clock of came_ms */
 int tpo_requests_open(struct tpo_requests *q, struct tpo_host *h, struct tpo_error *err);
 void tpo_requests_close(struct tpo_requests *q); /* none may be open */
 

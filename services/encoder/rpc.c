@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/cache.h"
+#include "common/clock.h"
 #include "common/media/put.h"
 #include "encoder.pb-c.h"
 #include "media.pb-c.h"
@@ -145,7 +146,7 @@ static void work_free(struct work *w)
 static void look(struct service *s, struct tpo_request *r, struct tpo_stream *stream)
 {
     struct tpo_error err = {0};
-    double began_ms = tpo_requests_now_ms();
+    double began_ms = tpo_now_ms();
     if (!tpo_flight_join(s->requests.flights, &r->key, &r->passenger)) return;
     if (tpo_requests_abandoned(&s->requests, r) || from_cache(s, r, began_ms)) return;
     struct work *w = calloc(1, sizeof(*w));
@@ -209,7 +210,7 @@ static int run_encode(void *self, struct tpo_job *job)
     tpo_metrics_add(tpo_host_metrics(s->host), "tpo_encoder_runs_total", "", 1);
     if (rc == TPO_OK && s->cache != NULL) {
         tpo_cache_put(s->cache, &w->leader->key, &v);
-        tpo_cache_missed(s->cache, tpo_requests_now_ms() - w->began_ms);
+        tpo_cache_missed(s->cache, tpo_now_ms() - w->began_ms);
     }
     tpo_requests_land(&s->requests, w->leader, rc == TPO_OK ? &v : NULL, s->cache != NULL ? "miss" : "off", "shared", w->began_ms,
                       &err);

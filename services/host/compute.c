@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/log.h"
-#include "common/rpc/loop.h"
 #include "services/host/host_private.h"
 #include "services/host/learner_rpc.h"
 

@@ -8,8 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/log.h"
-#include "common/rpc/loop.h"
 #include "services/host/fault.h"
 #include "services/host/host_private.h"
 #include "services/host/learner_rpc.h"

@@ -1,8 +1,8 @@
 /* This file owns a job's life: made on the completion-queue thread, queued, ended by whoever holds it. */
 #include <stdlib.h>
 
+#include "common/clock.h"
 #include "common/log.h"
-#include "common/rpc/loop.h"
 #include "services/host/host_private.h"
 
 int tpo_host_submit(struct tpo_host *h, struct tpo_job *job, struct tpo_error *err)

@@ -8,9 +8,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/cores.h"
 #include "common/log.h"
-#include "common/rpc/loop.h"
 #include "nn/config.h"
 #include "services/host/fault.h"
 #include "services/host/host_private.h"
@@ -112,11 +112,7 @@ static void *watch(void *arg)
     while (!l->closing) {
         const int64_t left_us = l->watch_us - tpo_now_us();
         const int64_t wait_us = left_us > 0 && left_us < 1000000 ? left_us : 1000000;
-        struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_nsec += wait_us % 1000000 * 1000;
-        until.tv_sec += wait_us / 1000000 + until.tv_nsec / 1000000000;
-        until.tv_nsec %= 1000000000;
+        const struct timespec until = tpo_cond_until(tpo_now_us() + wait_us);
         pthread_cond_timedwait(&l->changed, &l->lock, &until);
         if (l->closing || l->watch_us == 0 || tpo_now_us() < l->watch_us || l->asked) continue;
         l->asked = true;
@@ -523,7 +519,7 @@ int tpo_learner_rpc_open(struct tpo_learner_rpc **out, struct tpo_host *h, struc
     l->threads = h->settings.threads > 0 ? (int)h->settings.threads : tpo_cores();
     tpo_arena_init(&l->arena, (size_t)1 << 20, 0);
     pthread_mutex_init(&l->lock, NULL);
-    pthread_cond_init(&l->changed, NULL);
+    tpo_cond_init(&l->changed);
     int rc = tpo_config_hash(l->config, h->settings.model, err);
     if (rc == TPO_OK) rc = s->open_learner(s->self, &l->learner, err);
     if (rc == TPO_OK && pthread_create(&l->watch, NULL, watch, l) != 0)

@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/clock.h"
 #include "common/log.h"
-#include "common/rpc/loop.h"
 
 struct tpo_versions {
     pthread_mutex_t lock;

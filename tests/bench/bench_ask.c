@@ -11,9 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/text.h"
 
 #define QUESTIONS_MAX 64
@@ -31,13 +31,6 @@ struct question {
 static struct question questions[QUESTIONS_MAX];
 static int n_questions;
 static char base[128];
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 static void die(const char *what)
 {
@@ -149,9 +142,9 @@ static void *run_asker(void *arg)
         json_t *request =
             json_pack("{s:[{s:s}],s:[{s:s,s:s}]}", "media", "id", a->ids[at], "turns", "role", "user", "text", q->sentence);
         char *body = json_dumps(request, JSON_COMPACT);
-        double begun = now_s();
+        double begun = tpo_now_s();
         json_t *answer = post(c, "/v1/perceive", "application/json", body, strlen(body));
-        account(a, answer, now_s() - begun);
+        account(a, answer, tpo_now_s() - begun);
         if (a->step == 1) keep_answer(q, answer);
         json_decref(answer);
         json_decref(request);
@@ -172,7 +165,7 @@ static double run(const char *what, int n_askers, int total, const char (*ids)[6
 {
     struct asker *askers = calloc((size_t)n_askers, sizeof(*askers));
     double *latency = calloc((size_t)total, sizeof(*latency)), stage_s[STAGES] = {0}, stages_s = 0, hops_s = 0, sum_s = 0,
-           begun = now_s();
+           begun = tpo_now_s();
     int each = total / n_askers, n = 0;
     for (int i = 0; i < n_askers; i++) {
         askers[i] = (struct asker){.first = i, .n = each, .step = n_askers, .ids = ids, .latency_s = latency + i * each};
@@ -186,7 +179,7 @@ static double run(const char *what, int n_askers, int total, const char (*ids)[6
         sum_s += askers[i].total_s;
         n += askers[i].n_done;
     }
-    double seconds = now_s() - begun;
+    double seconds = tpo_now_s() - begun;
     qsort(latency, (size_t)n, sizeof(*latency), by_size);
     printf("%-22s %2d askers %8.1f answers/s  p50 %7.2f ms  p99 %7.2f ms  mean per stage:", what, n_askers, n / seconds,
            1e3 * latency[n / 2], 1e3 * latency[n * 99 / 100]);

@@ -5,8 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "common/clock.h"
 #include "kernels/ops.h"
 
 struct bench {
@@ -18,13 +18,6 @@ struct bench {
     struct tpo_paged_shape paged;
     int64_t n;
 };
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 static void check(int code, const char *what)
 {
@@ -66,13 +59,13 @@ static void line(struct bench *b, const char *name, int (*run)(struct bench *b),
 {
     for (int k = 0; k < 3; k++) check(run(b), name);
     check(tpo_stream_wait(b->s), name);
-    double begun = now_s(), took;
+    double begun = tpo_now_s(), took;
     int n = 0;
     for (int some = 1;; some *= 2) {
         for (int k = 0; k < some; k++) check(run(b), name);
         check(tpo_stream_wait(b->s), name);
         n += some;
-        took = now_s() - begun;
+        took = tpo_now_s() - begun;
         if (took > .25) break;
     }
     printf("%-36s %10.1f us %9.1f %s\n", name, took / n * 1e6, work * n / took / unit, rate);

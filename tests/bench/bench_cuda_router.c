@@ -7,8 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "common/clock.h"
 #include "kernels/vector.h"
 #include "services/router/batch.h"
 
@@ -17,13 +17,6 @@
 #define SEQS     TPO_MATVEC_ROWS
 #define PATTERN  ((int64_t)1 << 22) /* floats of one random block, which all tensors repeat */
 #define KV_BYTES ((size_t)4 << 30)
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 static void check(int code, const char *what)
 {
@@ -99,17 +92,17 @@ int main(void)
     for (int q = 0; q < SEQS; q++) {
         for (int i = 0; i < PROMPT; i++) rows[i] = (struct tpo_batch_row){.seq = q, .position = i};
         check(tpo_stream_wait(s), "wait");
-        const double begun = now_s();
+        const double begun = tpo_now_s();
         run(b, &d, rows, PROMPT, true);
         check(tpo_stream_wait(s), "wait");
-        if (q == 0 || now_s() - begun < prompt_s) prompt_s = now_s() - begun;
+        if (q == 0 || tpo_now_s() - begun < prompt_s) prompt_s = tpo_now_s() - begun;
     }
     printf("weights %.2f GB; prompt of %d: %.1f ms, %.0f tokens/s\n", bytes * 1e-9, PROMPT, prompt_s * 1e3, PROMPT / prompt_s);
     float *logits = malloc(sizeof(*logits) * SEQS * (size_t)c.llm.vocab_size);
     if (logits == NULL) check(TPO_ENOMEM, "memory");
     for (int k = 0; k < 3; k++) {
         int32_t wanted[SEQS];
-        const double begun = now_s();
+        const double begun = tpo_now_s();
         for (int step = 0; step < STEPS; step++) {
             for (int q = 0; q < counts[k]; q++) {
                 rows[q] = (struct tpo_batch_row){.seq = q, .position = PROMPT + k * STEPS + step};
@@ -118,7 +111,7 @@ int main(void)
             run(b, &d, rows, counts[k], false);
             check(tpo_batch_logits(b, wanted, counts[k], logits), "logits");
         }
-        const double took = now_s() - begun;
+        const double took = tpo_now_s() - begun;
         printf("%2d sequences: %.2f ms a pass, %.1f tokens/s, %.0f GB/s of weights; logit 0 is %g\n", counts[k], took / STEPS * 1e3,
                counts[k] * STEPS / took, bytes * STEPS / took * 1e-9, (double)logits[0]);
     }

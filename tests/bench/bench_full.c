@@ -11,9 +11,9 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/prefixes.h"
 #include "common/safetensors.h"
 #include "tests/support/http.h"
@@ -26,13 +26,6 @@
 
 static char run_dir[64];
 static const char *const processes[] = {"encoder-0", "router-0", "region-0", "gateway"};
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static void die(const char *what)
 {
@@ -70,14 +63,14 @@ static double bare_read(void)
     if (data == NULL) die("no memory to read");
     memset(data, 1, READ_BYTES);
     for (int round = 0; round < 8; round++) {
-        const double begun = now_s();
+        const double begun = tpo_now_s();
         for (int i = 0; i < cores; i++) {
             const size_t n = READ_BYTES / sizeof(*data) / (size_t)cores;
             readers[i] = (struct reader){.from = data + n * (size_t)i, .n = n};
             pthread_create(&readers[i].thread, NULL, read_all, &readers[i]);
         }
         for (int i = 0; i < cores; i++) pthread_join(readers[i].thread, NULL);
-        if (now_s() - begun < best_s) best_s = now_s() - begun;
+        if (tpo_now_s() - begun < best_s) best_s = tpo_now_s() - begun;
     }
     free(data);
     return (double)READ_BYTES / best_s;
@@ -164,9 +157,9 @@ static struct answer ask(const char *id, const char *question, const char *task,
              "{\"media\":[{\"id\":\"%s\"}],\"turns\":[{\"role\":\"user\",\"text\":\"%s\"}],\"task\":\"%s\",\"maxNewTokens\":%d,"
              "\"timeoutMs\":3600000}",
              id, question, task, tokens);
-    const double begun = now_s();
+    const double begun = tpo_now_s();
     const long http = http_post(run_dir, "/v1/perceive", body, strlen(body), &out);
-    a.wall_s = now_s() - begun;
+    a.wall_s = tpo_now_s() - begun;
     if (http != 200) die(out.data != NULL ? out.data : "no answer");
     json_t *root = json_loads(out.data, 0, NULL);
     json_array_foreach(json_object_get(root, "stages"), i, stage)
@@ -220,20 +213,20 @@ int main(void)
 {
     char command[1024];
     const bool there = access(FOLDER "/config.json", F_OK) == 0, keep = there || getenv("KEEP") != NULL;
-    const double begun = now_s();
+    const double begun = tpo_now_s();
     strcpy(run_dir, "/tmp/tpo-bench-XXXXXX");
     if (mkdtemp(run_dir) == NULL) die("no directory");
     if (!there && system("build/tpo model random models/published " FOLDER " --dtype bf16") != 0)
         die("the folder could not be written");
-    if (!there) printf("folder written in %.0f s\n", now_s() - begun);
+    if (!there) printf("folder written in %.0f s\n", tpo_now_s() - begun);
     /* A clip's prompt has more rows than the usual pool of keys holds at this width. */
     setenv("TPO_KV_BYTES", "256M", 0);
     setenv("TPO_TIMEOUT_MAX", "2h", 0);
-    const double started = now_s();
+    const double started = tpo_now_s();
     snprintf(command, sizeof(command), "build/tpo up --any-port --run-dir %s --model %s --dtype bf16 --wait-ms 1h >/dev/null",
              run_dir, FOLDER);
     if (system(command) != 0) die("the mesh did not start");
-    printf("all serve after %.1f s\n", now_s() - started);
+    printf("all serve after %.1f s\n", tpo_now_s() - started);
     fflush(stdout);
     ask_about("image", "crowd.png", "Where is the red cross?");
     ask_about("video", "walk.mp4", "Where is the white cross?");

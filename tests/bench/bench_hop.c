@@ -8,9 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/rpc/client.h"
 #include "common/rpc/server.h"
 #include "encoder.pb-c.h"
@@ -21,13 +21,6 @@
 #define WIDTH   768
 
 extern char **environ;
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 static void die(const char *what, const struct tpo_error *err)
 {
@@ -115,11 +108,11 @@ static double run_ours(struct tpo_loop *loop, struct tpo_peers *peers, bool larg
                                      .reply = large ? &tpo__v1__encode_reply__descriptor : &tpo__v1__media_chunk__descriptor,
                                      .reply_payload = large,
                                      .timeout_ms = 60000};
-    double begun = now_s();
+    double begun = tpo_now_s();
     for (int i = 0; i < outstanding; i++) start_one(&l);
     while (l.in_flight > 0) tpo_loop_wait(loop, 1000);
     if (l.failed > 0) die("calls failed", NULL);
-    return (now_s() - begun) / calls;
+    return (tpo_now_s() - begun) / calls;
 }
 
 /* --- the peer, and starting programs -------------------------------------------------------------------------------------------------------- */

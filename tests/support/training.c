@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "tests/support/test.h"
 
 extern char **environ;
@@ -19,13 +20,6 @@ static const char *const names[TRAINING_SERVICES] = {"encoder", "router", "regio
 static void nap(void)
 {
     nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
-}
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 static pid_t spawn(char *const argv[], const char *out, const char *err)
@@ -128,7 +122,7 @@ void training_recipe(const char *name, const char *stages)
 /* The port that the process took, once it serves; a log may tell of lives before. */
 static int ready_wait(const char *log, size_t from, pid_t pid)
 {
-    for (const double until = now_s() + 60; now_s() < until; nap()) {
+    for (const double until = tpo_now_s() + 60; tpo_now_s() < until; nap()) {
         size_t size = 0;
         char *text = access(log, R_OK) == 0 ? file_read(log, &size) : NULL;
         const char *at = text != NULL && size > from ? strstr(text + from, "event=listening port=") : NULL;
@@ -235,9 +229,9 @@ pid_t training_start(const char *recipe, const char *out, const struct training_
 int training_wait(pid_t pid, double limit_s)
 {
     int status = 0;
-    const double until = now_s() + limit_s;
+    const double until = tpo_now_s() + limit_s;
     while (waitpid(pid, &status, WNOHANG) == 0) {
-        if (now_s() > until) {
+        if (tpo_now_s() > until) {
             kill(pid, SIGKILL);
             waitpid(pid, &status, 0);
             fail_msg("a process did not end within %.0f s", limit_s);

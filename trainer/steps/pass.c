@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/clock.h"
+
 /* What all steps of a pass need. */
 struct way {
     const struct tpo_crew *crew;

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "trainer/steps/held.h"
 
 #define STATUS_EVERY_S 1.0

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/clock.h"
 #include "services/host/fault.h"
 #include "trainer/steps/collective.h"
 

@@ -2,16 +2,8 @@
 #include "trainer/steps/timing.h"
 
 #include <stdlib.h>
-#include <time.h>
 
 const char *const tpo_phase_names[TPO_PHASES] = {"data", "forward", "backward", "gather", "prepare", "commit", "checkpoint"};
-
-double tpo_now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static int by_begin(const void *a, const void *b)
 {

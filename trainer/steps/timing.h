@@ -32,8 +32,6 @@ struct tpo_span {
     double from_s, to_s;
 };
 
-double tpo_now_s(void); /* monotonic */
-
 /* Adds the spans of the time from begun_s to ended_s; orders them. */
 void tpo_timing_add(struct tpo_timing *t, const struct tpo_crew *crew, struct tpo_span *spans, int n, double begun_s,
                     double ended_s);

@@ -7,9 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/cores.h"
 #include "trainer/world/files.h"
 
@@ -259,21 +259,14 @@ static int write_annotations(struct export *e, struct tpo_error *err)
     return rc;
 }
 
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Redrawn five times a second, from the second second on. */
 static void show_progress(struct export *e)
 {
-    double start = now_s();
+    double start = tpo_now_s();
     bool shown = false;
     while (e->done < e->n && !e->failed) {
         usleep(200000);
-        double spent = now_s() - start, rate = e->done / spent;
+        double spent = tpo_now_s() - start, rate = e->done / spent;
         if (spent < 2 || rate <= 0) continue;
         int filled = (int)(30.0 * e->done / e->n);
         fprintf(stderr, "\r[%.*s%*s] %d/%d  %.0f/s  ETA %.0f s   ", filled, "##############################", 30 - filled, "",

@@ -13,9 +13,9 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/rpc/client.h"
 #include "common/sha256.h"
 #include "encoder.pb-c.h"
@@ -37,13 +37,6 @@ static inline _Noreturn void live_die(const char *what)
 {
     fprintf(stderr, "%s\n", what);
     exit(1);
-}
-
-static inline double live_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
 }
 
 static inline pid_t live_spawn(const char *program, char **argv)
