@@ -18,9 +18,9 @@
 #include "trainer/steps/events.h"
 #include "trainer/steps/feed.h"
 #include "trainer/steps/mesh.h"
-#include "trainer/steps/progress.h"
 #include "trainer/steps/publish.h"
 #include "trainer/steps/recover.h"
+#include "trainer/steps/run_log.h"
 #include "trainer/steps/shard.h"
 #include "trainer/steps/train.h"
 
@@ -42,7 +42,7 @@ struct run {
     struct tpo_learner mirrors[TPO_PARTS]; /* over a mesh: of the models, to take in what a stage has learned */
     struct tpo_held *held;
     struct tpo_crew crew;
-    struct tpo_progress *progress;
+    struct tpo_run_log *log;
 };
 
 /* One stage on its way. */
@@ -155,7 +155,7 @@ static void run_close(struct run *r)
     tpo_router_trainee_close(r->router);
     tpo_encoder_close(r->encoder);
     tpo_tokenizer_close(r->tokenizer);
-    tpo_progress_close(r->progress);
+    tpo_run_log_close(r->log);
     tpo_held_close(r->held);
     tpo_recipe_close(r->recipe);
 }
@@ -188,7 +188,7 @@ static int checkpoint(struct stage *s, struct tpo_error *err)
     if (rc == TPO_OK) return rc;
     if (strcmp(why.reason, "disk_full") == 0) {
         tpo_log(TPO_LOG_ERROR, "checkpoint_failed", "step=%d reason=disk_full", s->at.step);
-        tpo_progress_state(r->progress, "training", "the disk is full: the last checkpoint could not be written");
+        tpo_run_log_state(r->log, "training", "the disk is full: the last checkpoint could not be written");
         return TPO_OK;
     }
     if (err != NULL) *err = why;
@@ -234,7 +234,7 @@ static int step(struct stage *s, struct tpo_error *err)
     report.timing.bubble_s += drawn_s - begun_s + ended_s - stepped_s;
     report.reads = tpo_feed_reads(s->feed);
     report.skipped = tpo_feed_skipped(s->feed);
-    tpo_progress_step(r->progress, n, &report, r->crew.aborted);
+    tpo_run_log_step(r->log, n, &report, r->crew.aborted);
     tpo_events_step(s->events, s->recipe, n, &report, r->crew.aborted);
     return rc;
 }
@@ -301,7 +301,7 @@ static int recover(struct stage *s, bool fresh, struct tpo_error *err)
     printf("stage=%s event=begin first_step=%d steps=%d trainable=%d/%d/%d\n", s->recipe->name, s->at.step + 1, s->recipe->steps,
            r->crew.trainable[0], r->crew.trainable[1], r->crew.trainable[2]);
     fflush(stdout);
-    tpo_progress_stage(r->progress, r->recipe, s->index, s->at.step + 1);
+    tpo_run_log_stage(r->log, r->recipe, s->index, s->at.step + 1);
     return TPO_OK;
 }
 
@@ -315,7 +315,7 @@ static int advance(struct stage *s, bool *done, struct tpo_error *err)
     if (rc == TPO_OK) return rc;
     if (r->remote && tpo_recovery_helps(&why) && ++s->recoveries <= RECOVERIES_MAX) {
         tpo_log(TPO_LOG_WARN, "step_lost", "step=%d code=%s reason=%s", s->at.step + 1, tpo_status_name(why.code), why.reason);
-        tpo_progress_state(r->progress, "waiting", why.message);
+        tpo_run_log_state(r->log, "waiting", why.message);
         return recover(s, false, err);
     }
     if (err != NULL) *err = why;
@@ -392,7 +392,7 @@ static int run_open(struct run *r, int *first, struct tpo_error *err)
     if (rc == TPO_OK && mkdir(o->out, 0755) != 0 && errno != EEXIST)
         rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "out", "%.200s: %s", o->out, strerror(errno));
     if (rc == TPO_OK) rc = tpo_held_open(&r->held, o->out, err);
-    if (rc == TPO_OK) rc = tpo_progress_open(&r->progress, o->out, o->log_every, !o->quiet && isatty(STDERR_FILENO), err);
+    if (rc == TPO_OK) rc = tpo_run_log_open(&r->log, o->out, o->log_every, !o->quiet, err);
     if (rc == TPO_OK && r->remote) rc = tpo_mesh_read(&r->mesh, o->mesh, err);
     if (rc != TPO_OK) return rc;
     while (*first < r->recipe->n_stages && stage_model(r, *first, folder, sizeof(folder))) ++*first;
@@ -409,9 +409,9 @@ int tpo_train(const struct tpo_train_options *o, struct tpo_error *err)
     int rc = run_open(&r, &first, &why);
     if (rc == TPO_OK) rc = stages_run(&r, first, &why);
     if (rc == TPO_OK)
-        tpo_progress_state(r.progress, "done", "");
-    else if (r.progress != NULL)
-        tpo_progress_state(r.progress, "failed", why.message);
+        tpo_run_log_state(r.log, "done", "");
+    else if (r.log != NULL)
+        tpo_run_log_state(r.log, "failed", why.message);
     if (rc != TPO_OK && err != NULL) *err = why;
     run_close(&r);
     return rc;

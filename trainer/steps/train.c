@@ -7,7 +7,7 @@
 
 #include "common/settings.h"
 #include "services/host/fault.h"
-#include "trainer/steps/progress.h"
+#include "trainer/steps/run_log.h"
 
 static struct {
     const char *out, *model, *data, *mesh, *device, *fault;
@@ -68,7 +68,7 @@ int tpo_train_main(int argc, char **argv)
         return 2;
     }
     if (set.status) {
-        rc = tpo_progress_print(set.out, &err);
+        rc = tpo_run_log_print(set.out, &err);
     } else {
         /* A file that may not grow is a full disk, an error like others. */
         signal(SIGXFSZ, SIG_IGN);

@@ -9,8 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "common/clock.h"
 #include "common/cores.h"
+#include "common/progress.h"
 #include "trainer/world/files.h"
 
 #define FRAMES_PER_S 4
@@ -259,21 +259,11 @@ static int write_annotations(struct export *e, struct tpo_error *err)
     return rc;
 }
 
-/* Redrawn five times a second, from the second second on. */
 static void show_progress(struct export *e)
 {
-    double start = tpo_now_s();
-    bool shown = false;
-    while (e->done < e->n && !e->failed) {
-        usleep(200000);
-        double spent = tpo_now_s() - start, rate = e->done / spent;
-        if (spent < 2 || rate <= 0) continue;
-        int filled = (int)(30.0 * e->done / e->n);
-        fprintf(stderr, "\r[%.*s%*s] %d/%d  %.0f/s  ETA %.0f s   ", filled, "##############################", 30 - filled, "",
-                e->done, e->n, rate, (e->n - e->done) / rate);
-        shown = true;
-    }
-    if (shown) fputc('\n', stderr);
+    struct tpo_progress bar = {.what = "drawing", .unit = " files"};
+    for (; e->done < e->n && !e->failed; usleep(200000)) tpo_progress_show(&bar, e->done, e->n);
+    tpo_progress_end(&bar);
 }
 
 static int make_folders(const char *out, struct tpo_error *err)

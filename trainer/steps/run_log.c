@@ -1,5 +1,5 @@
 /* This file owns what a run tells about itself. */
-#include "trainer/steps/progress.h"
+#include "trainer/steps/run_log.h"
 
 #include <jansson.h>
 #include <stdio.h>
@@ -8,53 +8,57 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/progress.h"
 #include "trainer/steps/held.h"
 
 #define STATUS_EVERY_S 1.0
 
-struct tpo_progress {
+struct tpo_run_log {
     char path[4096];
     int log_every, first_step, line_step;
-    bool bar;
+    bool with_bar;
+    struct tpo_progress bar;
     char recipe[32], stage[32];
     double begun_s, line_s, written_s;
     int samples_at_line;
-    struct tpo_progress_line line;
+    struct tpo_run_log_line line;
     int n_losses[TPO_LOSSES_MAX];
 };
 
-int tpo_progress_open(struct tpo_progress **out, const char *dir, int log_every, bool bar, struct tpo_error *err)
+int tpo_run_log_open(struct tpo_run_log **out, const char *dir, int log_every, bool bar, struct tpo_error *err)
 {
-    struct tpo_progress *p = calloc(1, sizeof(*p));
-    if (p == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the run's progress");
-    snprintf(p->path, sizeof(p->path), "%s/status.json", dir);
-    p->log_every = log_every;
-    p->bar = bar;
-    *out = p;
+    struct tpo_run_log *log = calloc(1, sizeof(*log));
+    if (log == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the run's log");
+    snprintf(log->path, sizeof(log->path), "%s/status.json", dir);
+    log->log_every = log_every;
+    log->with_bar = bar;
+    *out = log;
     return TPO_OK;
 }
 
-void tpo_progress_close(struct tpo_progress *p)
+void tpo_run_log_close(struct tpo_run_log *log)
 {
-    free(p);
+    if (log != NULL) tpo_progress_end(&log->bar);
+    free(log);
 }
 
-void tpo_progress_stage(struct tpo_progress *p, const struct tpo_recipe *r, int stage, int first_step)
+void tpo_run_log_stage(struct tpo_run_log *log, const struct tpo_recipe *r, int stage, int first_step)
 {
-    snprintf(p->recipe, sizeof(p->recipe), "%s", r->name);
-    snprintf(p->stage, sizeof(p->stage), "%s", r->stages[stage].name);
-    p->line = (struct tpo_progress_line){.stage = p->stage, .step = first_step - 1, .steps = r->stages[stage].steps};
-    p->begun_s = p->line_s = tpo_now_s();
-    p->first_step = p->line_step = first_step - 1;
-    p->samples_at_line = 0;
-    tpo_progress_state(p, "training", "");
+    snprintf(log->recipe, sizeof(log->recipe), "%s", r->name);
+    snprintf(log->stage, sizeof(log->stage), "%s", r->stages[stage].name);
+    log->line = (struct tpo_run_log_line){.stage = log->stage, .step = first_step - 1, .steps = r->stages[stage].steps};
+    log->begun_s = log->line_s = tpo_now_s();
+    log->bar = (struct tpo_progress){.what = log->stage, .unit = " steps"};
+    log->first_step = log->line_step = first_step - 1;
+    log->samples_at_line = 0;
+    tpo_run_log_state(log, "training", "");
 }
 
 /* --- sums since the last line ---------------------------------------------------------------------------------------------------------- */
 
-static void losses_add(struct tpo_progress *p, const struct tpo_step_report *r)
+static void losses_add(struct tpo_run_log *log, const struct tpo_step_report *r)
 {
-    struct tpo_step_report *sum = &p->line.mean;
+    struct tpo_step_report *sum = &log->line.mean;
     for (int i = 0; i < r->n_losses; i++) {
         int k = 0;
         while (k < sum->n_losses && sum->losses[k].name != r->losses[i].name) k++;
@@ -62,10 +66,10 @@ static void losses_add(struct tpo_progress *p, const struct tpo_step_report *r)
         if (k == sum->n_losses) {
             sum->n_losses++;
             sum->losses[k] = r->losses[i];
-            p->n_losses[k] = 1;
+            log->n_losses[k] = 1;
         } else {
             sum->losses[k].value += r->losses[i].value;
-            p->n_losses[k]++;
+            log->n_losses[k]++;
         }
     }
 }
@@ -83,22 +87,22 @@ static void last_keep(struct tpo_step_report *mean, const struct tpo_step_report
     tpo_timing_sum(&mean->timing, &r->timing);
 }
 
-static void line_end(struct tpo_progress *p)
+static void line_end(struct tpo_run_log *log)
 {
-    struct tpo_progress_line *l = &p->line;
-    const double now = tpo_now_s(), took_s = now - p->line_s + 1e-9;
-    for (int k = 0; k < l->mean.n_losses; k++) l->mean.losses[k].value /= p->n_losses[k];
-    l->steps_per_s = (l->step - p->line_step) / took_s;
-    l->samples_per_s = (l->samples - p->samples_at_line) / took_s;
+    struct tpo_run_log_line *l = &log->line;
+    const double now = tpo_now_s(), took_s = now - log->line_s + 1e-9;
+    for (int k = 0; k < l->mean.n_losses; k++) l->mean.losses[k].value /= log->n_losses[k];
+    l->steps_per_s = (l->step - log->line_step) / took_s;
+    l->samples_per_s = (l->samples - log->samples_at_line) / took_s;
     l->eta_s = (l->steps - l->step) / (l->steps_per_s > 0 ? l->steps_per_s : 1);
-    p->line_s = now;
-    p->line_step = l->step;
-    p->samples_at_line = l->samples;
+    log->line_s = now;
+    log->line_step = l->step;
+    log->samples_at_line = l->samples;
 }
 
 /* --- where it goes ----------------------------------------------------------------------------------------------------------------------- */
 
-static void line_print(const struct tpo_progress_line *l)
+static void line_print(const struct tpo_run_log_line *l)
 {
     char losses[256] = "", phases[256] = "", skipped[32] = "";
     size_t at = 0, to = 0;
@@ -117,63 +121,50 @@ static void line_print(const struct tpo_progress_line *l)
     fflush(stdout);
 }
 
-static void bar_print(const struct tpo_progress *p)
-{
-    char bar[31];
-    const struct tpo_progress_line *l = &p->line;
-    const int full = (int)(30LL * l->step / l->steps);
-    const double rate = (l->step - p->first_step) / (tpo_now_s() - p->begun_s + 1e-9);
-    memset(bar, '.', sizeof(bar) - 1);
-    memset(bar, '#', (size_t)full);
-    bar[30] = '\0';
-    const int eta = (int)((l->steps - l->step) / (rate > 0 ? rate : 1));
-    fprintf(stderr, "\r%s [%s] %d/%d  %.1f steps/s  %d:%02d left ", l->stage, bar, l->step, l->steps, rate, eta / 60, eta % 60);
-    if (l->step == l->steps) fputc('\n', stderr);
-}
-
 /* A run goes on without its status file. */
-static void status_write(struct tpo_progress *p, const char *state, const char *detail)
+static void status_write(struct tpo_run_log *log, const char *state, const char *detail)
 {
-    const struct tpo_progress_line *l = &p->line;
+    const struct tpo_run_log_line *l = &log->line;
     const struct tpo_timing *t = &l->mean.timing;
-    const double rate = (l->step - p->first_step) / (tpo_now_s() - p->begun_s + 1e-9), wall_s = t->wall_s > 0 ? t->wall_s : 1;
+    const double rate = (l->step - log->first_step) / (tpo_now_s() - log->begun_s + 1e-9), wall_s = t->wall_s > 0 ? t->wall_s : 1;
     json_t *losses = json_object(), *busy = json_object();
     for (int k = 0; k < l->mean.n_losses; k++)
         json_object_set_new(losses, l->mean.losses[k].name, json_real(l->mean.losses[k].value));
     for (int i = 0; i < TPO_PARTS; i++) json_object_set_new(busy, tpo_part_names[i], json_real(100 * t->busy_s[i] / wall_s));
     json_t *j = json_pack("{s:s s:s s:i s:s s:s s:i s:i s:o s:o s:f s:f s:f s:I}", "state", state, "detail", detail, "pid",
-                          (int)getpid(), "recipe", p->recipe, "stage", p->stage, "step", l->step, "steps", l->steps, "losses",
+                          (int)getpid(), "recipe", log->recipe, "stage", log->stage, "step", l->step, "steps", l->steps, "losses",
                           losses, "busy", busy, "bubble", t->bubble_s / wall_s, "steps_per_s", rate, "eta_s",
                           rate > 0 ? (l->steps - l->step) / rate : 0, "aborted", (json_int_t)l->aborted);
     char *text = json_dumps(j, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
-    if (text != NULL) tpo_small_file(p->path, text, NULL);
+    if (text != NULL) tpo_small_file(log->path, text, NULL);
     free(text);
     json_decref(j);
-    p->written_s = tpo_now_s();
+    log->written_s = tpo_now_s();
 }
 
-void tpo_progress_state(struct tpo_progress *p, const char *state, const char *detail)
+void tpo_run_log_state(struct tpo_run_log *log, const char *state, const char *detail)
 {
-    status_write(p, state, detail);
+    status_write(log, state, detail);
 }
 
-const struct tpo_progress_line *tpo_progress_step(struct tpo_progress *p, int step, const struct tpo_step_report *report,
-                                                  uint64_t aborted)
+const struct tpo_run_log_line *tpo_run_log_step(struct tpo_run_log *log, int step, const struct tpo_step_report *report,
+                                                uint64_t aborted)
 {
-    struct tpo_progress_line *l = &p->line;
+    struct tpo_run_log_line *l = &log->line;
     if (l->n_steps == 0) l->mean = (struct tpo_step_report){0};
-    losses_add(p, report);
+    losses_add(log, report);
     last_keep(&l->mean, report);
     l->n_steps++;
     l->step = step;
     l->samples += report->samples;
     l->boxes += report->boxes;
     l->aborted = aborted;
-    const bool ends = step % p->log_every == 0 || step == l->steps;
-    if (ends) line_end(p);
+    const bool ends = step % log->log_every == 0 || step == l->steps;
+    if (ends) line_end(log);
+    if (ends) tpo_progress_end(&log->bar); /* the line would begin where the bar ends */
     if (ends) line_print(l);
-    if (p->bar) bar_print(p);
-    if (ends || tpo_now_s() - p->written_s > STATUS_EVERY_S) status_write(p, "training", "");
+    if (log->with_bar && step < l->steps) tpo_progress_show(&log->bar, step, l->steps);
+    if (ends || tpo_now_s() - log->written_s > STATUS_EVERY_S) status_write(log, "training", "");
     if (!ends) return NULL;
     l->n_steps = 0;
     return l;
@@ -197,7 +188,7 @@ static void pairs_print(const json_t *j, const char *key, const char *format)
     }
 }
 
-int tpo_progress_print(const char *dir, struct tpo_error *err)
+int tpo_run_log_print(const char *dir, struct tpo_error *err)
 {
     char path[4096];
     snprintf(path, sizeof(path), "%s/status.json", dir);
