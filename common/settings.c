@@ -321,7 +321,7 @@ static const char *value_word(const struct tpo_setting *row)
 
 void tpo_settings_help(const struct tpo_settings *s, FILE *out)
 {
-    fprintf(out, "usage: %s [flags]%s%s\n\n", s->program, s->arguments != NULL ? " " : "",
+    fprintf(out, "usage: %s%s%s%s\n\n", s->program, n_rows(s) > 0 ? " [flags]" : "", s->arguments != NULL ? " " : "",
             s->arguments != NULL ? s->arguments : "");
     print_wrapped(out, s->about, 0, 0);
     if (n_rows(s) > 0) fprintf(out, "\nflags (each is also read from the environment: --kv-bytes is TPO_KV_BYTES; a flag wins):\n");

@@ -77,9 +77,44 @@ static void what_nobody_knows_is_refused(void **state)
         if (status_of(commands[i].name, "--nonsense") != 2) fail_msg("%s --nonsense does not end with 2", commands[i].name);
         if (system("test -s err") != 0) fail_msg("%s --nonsense says nothing", commands[i].name);
     }
-    assert_int_equal(status_of("tpo eval", "nowhere --threads 4x"), 2);
-    assert_int_equal(status_of("tpo eval", "nowhere --threads 0"), 2);
-    assert_int_equal(status_of("tpo eval", "nowhere --n 1"), 2);
 }
 
-TPO_TESTS(cmocka_unit_test(help_names_the_flags), cmocka_unit_test(what_nobody_knows_is_refused))
+/* Status 2 and the sentence that says why. */
+static void refused(const char *command, const char *arguments, const char *why)
+{
+    char text[512];
+    assert_int_equal(status_of(command, arguments), 2);
+    snprintf(text, sizeof(text), "grep -qF -- '%s' err", why);
+    if (system(text) != 0) fail_msg("%s %s does not say: %s", command, arguments, why);
+}
+
+static void eval_tells_what_is_wrong(void **state)
+{
+    (void)state;
+    refused("tpo eval", "", "one MODEL folder is needed");
+    refused("tpo eval", "nowhere elsewhere", "one MODEL folder is needed");
+    refused("tpo eval", "nowhere --threads 4x", "--threads 4x: is not a number");
+    refused("tpo eval", "nowhere --threads 0", "--threads 0: must be 1 .. 256");
+    refused("tpo eval", "nowhere --n 1", "--n 1: must be 2 ..");
+    refused("tpo eval", "nowhere --frames 1", "--frames 1: must be 2 ..");
+    refused("tpo eval", "nowhere --kinds \"how many,how much\"", "no kind is named \"how much\"");
+    assert_int_equal(status_of("tpo eval", "nowhere --kinds \"how many,is there\" --images"), 1);
+}
+
+static void model_tells_what_is_wrong(void **state)
+{
+    (void)state;
+    refused("tpo model", "", "tpo model check DIR");
+    refused("tpo model", "nonsense", "there is no nonsense");
+    refused("tpo model check", "", "takes DIR");
+    refused("tpo model check", "nowhere elsewhere", "takes DIR");
+    refused("tpo model random", "from", "takes FROM DIR");
+    refused("tpo model random", "from to --seed -1", "--seed -1: must be 0 ..");
+    refused("tpo model random", "from to --dtype f16", "--dtype f16: must be one of f32|bf16");
+    refused("tpo model export", "from to --seed 1", "--seed: no such flag");
+    refused("tpo model import-peft", "model adapter", "takes MODEL ADAPTER DIR");
+    refused("tpo model export", "nowhere to", "tpo model: NOT_FOUND");
+}
+
+TPO_TESTS(cmocka_unit_test(help_names_the_flags), cmocka_unit_test(what_nobody_knows_is_refused),
+          cmocka_unit_test(eval_tells_what_is_wrong), cmocka_unit_test(model_tells_what_is_wrong))

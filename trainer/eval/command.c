@@ -1,26 +1,42 @@
 /* This file owns `tpo eval`: its arguments, the order of the rows, the progress it shows. */
-#include <getopt.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "common/progress.h"
+#include "common/settings.h"
 #include "trainer/eval/eval.h"
 
-static const char usage[] =
-    "tpo eval -- scores of a model folder on held-out scenes, through the code that serves\n"
-    "\n"
-    "  tpo eval MODEL\n"
-    "      --n N           questions per kind (default 500; relations get four times as many, so that over N are hard)\n"
-    "      --threads N     default 2\n"
-    "      --device NAME   cpu, cuda or auto: where to compute (auto)\n"
-    "      --out DIR       also writes DIR/scores.md and DIR/scores.json\n"
-    "      --images        images only\n"
-    "      --frames N      of a clip, 2..8 (default: as many as the model takes)\n"
-    "      --kinds A,B     of these kinds only, by their names in the table: \"relation box,how many\"\n"
-    "      --held-out      without the second split and the unseen phrasings\n"
-    "\n"
-    "exit status: 0 scored, 1 something failed, 2 wrong usage\n";
+static struct {
+    const char *device, *out, *kinds;
+    int64_t n, threads, frames;
+    bool images, held_out;
+} set;
+
+#define QUOTED(id, name, image, clip) " \"" name "\""
+static const struct tpo_setting rows[] = {
+    {"n", TPO_SET_INT, &set.n, "500", .min = 2, .max = 100000,
+     .help = "questions per kind; relations get four times as many, so that over N are hard"},
+    {"images", TPO_SET_BOOL, &set.images, "no", .help = "images only, no clips"},
+    {"frames", TPO_SET_INT, &set.frames, NULL, .min = 2, .max = 100000,
+     .help = "of a clip, 2..8; nothing: as many as the model takes"},
+    {"kinds", TPO_SET_TEXT, &set.kinds, NULL, .what = "A,B",
+     .help = "of these kinds only (nothing: of all), out of" TPO_WORLD_KIND_MAP(QUOTED)},
+    {"held-out", TPO_SET_BOOL, &set.held_out, "no", .help = "without the second split and the unseen phrasings"},
+    {"out", TPO_SET_TEXT, &set.out, NULL, .what = "DIR", .help = "write DIR/scores.md and DIR/scores.json, too"},
+    {"device", TPO_SET_TEXT, &set.device, "auto", .choices = "cpu|cuda|auto", .help = "where to compute"},
+    {"threads", TPO_SET_INT, &set.threads, "2", .min = 1, .max = 256, .help = "of the compute team"},
+};
+static const struct tpo_settings table = {
+    .program = "tpo eval",
+    .arguments = "MODEL",
+    .about =
+        "Scores a model folder on held-out scenes, through the code that serves: a table on stdout with a row for each kind of "
+        "question, each score beside what no look at the picture would score. Exit status: 0 scored, 1 something failed, 2 "
+        "wrong usage.",
+    .examples = "tpo eval models/small --n 500\n"
+                "tpo eval run/7-polish/model --images --n 200 --kinds \"relation box,how many\"",
+    .rows = rows,
+    .n_rows = sizeof(rows) / sizeof(rows[0])};
 
 struct walk {
     struct tpo_asker *asker;
@@ -44,21 +60,23 @@ static bool asked(const struct walk *w, enum tpo_world_kind kind, int medium)
            !(kind == TPO_KIND_ATTRIBUTE_RELATION && medium == 1);
 }
 
-/* "relation box,how many" as bits; 0 when a name is none of a kind. */
-static unsigned kinds_of(const char *text)
+/* "relation box,how many" as bits. */
+static int kinds_of(unsigned *kinds, const char *text, struct tpo_error *err)
 {
-    unsigned set = 0;
+    *kinds = 0;
     while (*text != '\0') {
-        const size_t length = strcspn(text, ",");
+        const int length = (int)strcspn(text, ",");
         int kind = 0;
-        while (kind < TPO_WORLD_KINDS &&
-               (strlen(tpo_world_kind_name(kind)) != length || memcmp(tpo_world_kind_name(kind), text, length) != 0))
+        while (kind < TPO_WORLD_KINDS && (strlen(tpo_world_kind_name(kind)) != (size_t)length ||
+                                          memcmp(tpo_world_kind_name(kind), text, (size_t)length) != 0))
             kind++;
-        if (kind == TPO_WORLD_KINDS) return 0;
-        set |= 1u << kind;
+        if (kind == TPO_WORLD_KINDS)
+            return tpo_fail(err, TPO_INVALID_ARGUMENT, "kinds", "--kinds: no kind is named \"%.*s\"; --help names them",
+                            length < 40 ? length : 40, text);
+        *kinds |= 1u << kind;
         text += length + (text[length] == ',');
     }
-    return set;
+    return TPO_OK;
 }
 
 /* Some 28 % of relations are hard ones, which are scored by themselves, too. */
@@ -103,72 +121,65 @@ static int write_all(const struct tpo_eval *e, const char *out)
 {
     char path[4096];
     int rc = tpo_eval_write_markdown(e, "-");
-    if (out == NULL || rc != 0) return rc;
+    if (out[0] == '\0' || rc != 0) return rc;
     snprintf(path, sizeof(path), "%s/scores.md", out);
     rc = tpo_eval_write_markdown(e, path);
     snprintf(path, sizeof(path), "%s/scores.json", out);
     return rc != 0 ? rc : tpo_eval_write_json(e, path);
 }
 
-/* -1 for what is no whole number within the bounds. */
-static int whole(const char *text, long low, long high)
+static int read_arguments(struct walk *w, int *argc, char **argv, struct tpo_error *err)
 {
-    char *end = NULL;
-    const long n = strtol(text, &end, 10);
-    return *text == '\0' || *end != '\0' || n < low || n > high ? -1 : (int)n;
+    int rc = tpo_settings_read(&table, argc, argv, err);
+    if (rc == TPO_OK && *argc != 2)
+        rc = tpo_fail(err, TPO_INVALID_ARGUMENT, "arguments", "one MODEL folder is needed (see --help)");
+    w->kinds = (1u << TPO_WORLD_KINDS) - 1;
+    if (rc == TPO_OK && set.kinds[0] != '\0') rc = kinds_of(&w->kinds, set.kinds, err);
+    if (rc != TPO_OK) return rc;
+    w->media = set.images ? 1 : 2;
+    w->held_out_only = set.held_out;
+    w->e->n = (int)set.n;
+    w->e->frames = (int)set.frames;
+    w->total = questions_of(w);
+    return TPO_OK;
+}
+
+static int score(struct walk *w, const char *model, struct tpo_error *err)
+{
+    struct tpo_eval *e = w->e;
+    struct tpo_stream *stream = NULL;
+    int rc = tpo_stream_open(&stream, set.device, (int)set.threads, err);
+    if (rc == TPO_OK) rc = tpo_asker_open(&w->asker, stream, model, err);
+    if (rc == TPO_OK && e->frames == 0) e->frames = tpo_asker_frames(w->asker);
+    if (rc == TPO_OK && w->media == 2 && e->frames > tpo_asker_frames(w->asker))
+        rc =
+            tpo_fail(err, TPO_INVALID_ARGUMENT, "frames", "%s takes clips of %d frames at most", model, tpo_asker_frames(w->asker));
+    if (rc == TPO_OK) {
+        tpo_asker_watch(w->asker, on_answered, w);
+        rc = walk_run(w, err);
+        tpo_progress_end(&w->bar);
+    }
+    tpo_asker_close(w->asker);
+    tpo_stream_close(stream);
+    return rc;
 }
 
 int tpo_eval_main(int argc, char **argv)
 {
-    static const struct option options[] = {{"n", required_argument, NULL, 'n'},      {"threads", required_argument, NULL, 't'},
-                                            {"device", required_argument, NULL, 'D'}, {"out", required_argument, NULL, 'o'},
-                                            {"images", no_argument, NULL, 'i'},       {"frames", required_argument, NULL, 'f'},
-                                            {"kinds", required_argument, NULL, 'k'},  {"held-out", no_argument, NULL, 'd'},
-                                            {"help", no_argument, NULL, 'h'},         {0}};
     static struct tpo_eval e;
-    const char *out = NULL;
-    struct walk w = {.e = &e, .kinds = (1u << TPO_WORLD_KINDS) - 1, .media = 2, .bar = {.what = "asking", .unit = " questions"}};
-    int threads = 2;
-    const char *device = "auto";
-    struct tpo_stream *stream = NULL;
-    e.n = 500;
-    for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
-        if (c == 'n') e.n = whole(optarg, 2, 100000);
-        if (c == 't') threads = whole(optarg, 1, 256);
-        if (c == 'D') device = optarg;
-        if (c == 'o') out = optarg;
-        if (c == 'i') w.media = 1;
-        if (c == 'd') w.held_out_only = true;
-        if (c == 'f') e.frames = whole(optarg, 2, 100000);
-        if (c == 'k') w.kinds = kinds_of(optarg);
-        if (c == 'h' || c == '?') {
-            fputs(usage, c == 'h' ? stdout : stderr);
-            return c == 'h' ? 0 : 2;
-        }
-    }
-    if (argc - optind != 1 || e.n < 0 || e.frames < 0 || w.kinds == 0 || threads < 0) {
-        fputs(usage, stderr);
+    struct walk w = {.e = &e, .bar = {.what = "asking", .unit = " questions"}};
+    struct tpo_error err = {0};
+    int rc = read_arguments(&w, &argc, argv, &err);
+    if (rc == TPO_CANCELLED) return 0;
+    if (rc != TPO_OK) {
+        fprintf(stderr, "tpo eval: %s\n", err.message);
         return 2;
     }
-    struct tpo_error err = {0};
-    w.total = questions_of(&w);
-    int rc = tpo_stream_open(&stream, device, threads, &err);
-    if (rc == TPO_OK) rc = tpo_asker_open(&w.asker, stream, argv[optind], &err);
-    if (rc == TPO_OK && e.frames == 0) e.frames = tpo_asker_frames(w.asker);
-    if (rc == TPO_OK && w.media == 2 && e.frames > tpo_asker_frames(w.asker))
-        rc = tpo_fail(&err, TPO_INVALID_ARGUMENT, "frames", "%s takes clips of %d frames at most", argv[optind],
-                      tpo_asker_frames(w.asker));
-    if (rc == TPO_OK) {
-        tpo_asker_watch(w.asker, on_answered, &w);
-        rc = walk_run(&w, &err);
-        tpo_progress_end(&w.bar);
-    }
-    tpo_asker_close(w.asker);
-    tpo_stream_close(stream);
-    if (rc == TPO_OK && write_all(&e, out) == 0) return 0;
+    rc = score(&w, argv[1], &err);
+    if (rc == TPO_OK && write_all(&e, set.out) == 0) return 0;
     if (rc != TPO_OK)
         fprintf(stderr, "tpo eval: %s: %s\n", tpo_status_name(err.code), err.message);
     else
-        fprintf(stderr, "tpo eval: the scores could not be written to %s\n", out != NULL ? out : "stdout");
+        fprintf(stderr, "tpo eval: the scores could not be written to %s\n", set.out[0] != '\0' ? set.out : "stdout");
     return 1;
 }
