@@ -73,7 +73,6 @@ static int try_port(int wanted)
     return port;
 }
 
-/* The usual port, or another where someone else has it. */
 /* A free port below those that the system lends to connections: one of the latter could be taken by anybody's call before our process listens on it. */
 static int free_port(void)
 {
@@ -85,6 +84,7 @@ static int free_port(void)
     return try_port(0);
 }
 
+/* The usual port, or another where someone else has it. */
 static int port_or_free(int port)
 {
     int usual = set.any_port ? 0 : try_port(port);
