@@ -22,8 +22,6 @@
 
 #define ANEW_MAX 4
 
-static void encode(struct tpo_request *r);
-static void generate(struct tpo_request *r);
 static void begin(struct tpo_request *r);
 
 /* --- the end ----------------------------------------------------------------------------------------------------------------------- */
@@ -209,8 +207,7 @@ bool tpo_request_start_anew(struct tpo_request *r)
     return true;
 }
 
-/* A stage that the answer can't do without failed, or has no peer for this version. */
-static void refused(struct tpo_request *r, const struct tpo_error *err, const char *stage)
+void tpo_request_refused(struct tpo_request *r, const struct tpo_error *err, const char *stage)
 {
     struct tpo_error told = *err;
     if (tpo_request_of_version(err) && tpo_request_start_anew(r)) return;
@@ -228,210 +225,6 @@ void tpo_request_finish_if_done(struct tpo_request *r)
     tpo_request_finish(r, NULL);
 }
 
-/* --- router ------------------------------------------------------------------------------------------------------------------------ */
-
-static void text_delta(struct tpo_request *r, Tpo__V1__TextDelta *text)
-{
-    if (text->text[0] == '\0') return;
-    if (!r->first_text_seen)
-        tpo_metrics_observe(r->g->metrics, "tpo_time_to_first_token_seconds", "stage=\"gateway\"",
-                            (tpo_now_ms() - r->started_ms) * 1e-3);
-    r->first_text_seen = true;
-    tpo_answer_text(&r->answer, text->text);
-    tpo_request_emit(r, TPO__V1__PERCEIVE_EVENT__KIND_TEXT, text);
-}
-
-static void on_router_message(void *owner, struct tpo_rpc *rpc, ProtobufCMessage *message, struct tpo_payload *payload)
-{
-    (void)rpc;
-    struct tpo_request *r = owner;
-    Tpo__V1__GenerateEvent *event = (Tpo__V1__GenerateEvent *)message;
-    if (r->state == GENERATING) switch (event->kind_case) {
-        case TPO__V1__GENERATE_EVENT__KIND_TEXT:
-            text_delta(r, event->text);
-            break;
-        case TPO__V1__GENERATE_EVENT__KIND_TASK:
-            tpo_head_call_open(r, event->task);
-            break;
-        case TPO__V1__GENERATE_EVENT__KIND_DONE:
-            if (r->generated == NULL) {
-                r->generated = event->done;
-                r->generate_told_ms = tpo_now_ms();
-                event->done = NULL;
-            }
-            break;
-        default:
-            break;
-        }
-    if (payload != NULL) tpo_payload_free(payload);
-    protobuf_c_message_free_unpacked(message, NULL);
-}
-
-static void on_router_done(void *owner, struct tpo_rpc *rpc, int status, const struct tpo_error *err)
-{
-    struct tpo_request *r = owner;
-    snprintf(r->router_instance, sizeof(r->router_instance), "%s", tpo_rpc_peer(rpc));
-    r->rpc = NULL;
-    if (r->state == GENERATING && status != TPO_OK) {
-        /* The visual tokens went with the call: another router gets them from the encoder's cache, so all starts anew. */
-        if (tpo_request_of_version(err)) tpo_version_refused(r->g->router, tpo_rpc_peer_index(rpc), r->version);
-        refused(r, err, "router");
-    } else if (r->state == GENERATING && r->generated == NULL) {
-        struct tpo_error silent;
-        tpo_fail(&silent, TPO_INTERNAL, "router_silent", "the router ended without saying it was done");
-        tpo_request_fail(r, &silent, "router");
-    } else if (r->state == GENERATING) {
-        r->state = HEADS;
-        tpo_request_finish_if_done(r);
-    }
-    tpo_request_release(r);
-}
-
-static void generate(struct tpo_request *r)
-{
-    const Tpo__V1__PerceiveRequest *q = r->q;
-    struct tpo_error err = {0};
-    Tpo__V1__Rect *boxes[64];
-    r->state = GENERATING;
-    Tpo__V1__GenerateRequest ask = TPO__V1__GENERATE_REQUEST__INIT;
-    ask.n_turns = q->n_turns;
-    ask.turns = q->turns;
-    ask.n_boxes = q->n_boxes;
-    for (size_t i = 0; i < q->n_boxes; i++) boxes[i] = &r->rects[i];
-    ask.boxes = boxes;
-    ask.task = q->task[0] != '\0' ? q->task : (char *)"auto";
-    ask.max_new_tokens = q->max_new_tokens != 0 ? q->max_new_tokens : 200;
-    ask.seed = q->seed != 0 ? q->seed : 1;
-    ask.temperature = q->temperature;
-    ask.top_p = q->top_p > 0 ? q->top_p : 1;
-    ask.version = r->version;
-    ask.media_kind = (char *)tpo_plan_media_kind(r->media);
-    if (r->media != NULL && strcmp(ask.media_kind, "video") == 0) {
-        ask.n_frames = r->media->n_frames;
-        ask.frames = r->media->frames;
-    }
-    struct tpo_rpc_start start = tpo_request_hop(r, "/tpo.v1.Router/Generate", &tpo__v1__generate_event__descriptor);
-    start.reply_payload = true;
-    const struct tpo_rpc_events events = {.owner = r, .on_message = on_router_message, .on_done = on_router_done};
-    r->generate_sent_ms = tpo_now_ms();
-    r->rpc = tpo_rpc_open(r->g->router, &start, &ask.base, r->visual.data != NULL ? &r->visual : NULL, &events, &err);
-    if (r->rpc == NULL)
-        refused(r, &err, "router");
-    else
-        r->holds++;
-}
-
-/* --- encoder ----------------------------------------------------------------------------------------------------------------------- */
-
-static void on_encoder_message(void *owner, struct tpo_rpc *rpc, ProtobufCMessage *message, struct tpo_payload *payload)
-{
-    (void)rpc;
-    struct tpo_request *r = owner;
-    if (r->encoded != NULL) {
-        protobuf_c_message_free_unpacked(message, NULL);
-        if (payload != NULL) tpo_payload_free(payload);
-        return;
-    }
-    r->encoded = (Tpo__V1__EncodeReply *)message;
-    r->encode_told_ms = tpo_now_ms();
-    if (payload != NULL) {
-        r->visual = *payload;
-        *payload = (struct tpo_payload){0};
-    }
-}
-
-static void on_put(void *owner, const struct tpo_error *err)
-{
-    struct tpo_request *r = owner;
-    r->put = NULL;
-    r->put_ms += tpo_now_ms() - r->put_started_ms;
-    if (err->code == TPO_OK)
-        encode(r);
-    else if (err->code == TPO_NOT_FOUND)
-        tpo_request_finish(r, err);
-    else
-        tpo_request_fail(r, err, "encoder");
-    tpo_request_release(r);
-}
-
-static bool put_for_encoder(struct tpo_request *r, const struct tpo_error *err)
-{
-    if (strcmp(err->reason, "media_missing") != 0 || r->puts >= PUTS_MAX) return false;
-    struct tpo_rpc_start start = tpo_request_hop(r, NULL, NULL);
-    start.peer = r->peer;
-    r->put = tpo_media_put_open(r->g, r->g->encoder, &start, r->media_id, on_put, r);
-    if (r->put == NULL) return false;
-    r->put_started_ms = tpo_now_ms();
-    r->puts++;
-    r->holds++;
-    r->state = PUTTING;
-    return true;
-}
-
-/* The answer's media and the user's boxes, now that the picture's size is known. */
-static int take_media(struct tpo_request *r, struct tpo_error *err)
-{
-    r->media = r->encoded->media;
-    if (r->media == NULL || r->visual.data == NULL)
-        return tpo_fail(err, TPO_INTERNAL, "encoder_silent", "the encoder told nothing of the media");
-    tpo_answer_media(&r->answer, r->media);
-    if (r->q->n_boxes == 0) return TPO_OK;
-    r->rects = calloc(r->q->n_boxes, sizeof(*r->rects));
-    if (r->rects == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "out of memory");
-    return tpo_plan_boxes(r->q, r->media, r->rects, err);
-}
-
-static void on_encoder_done(void *owner, struct tpo_rpc *rpc, int status, const struct tpo_error *err)
-{
-    struct tpo_request *r = owner;
-    struct tpo_error own;
-    snprintf(r->encoder_instance, sizeof(r->encoder_instance), "%s", tpo_rpc_peer(rpc));
-    r->peer = 1 + tpo_rpc_peer_index(rpc);
-    r->rpc = NULL;
-    if (r->state == ENCODING && status == TPO_OK && r->encoded == NULL) {
-        tpo_fail(&own, TPO_INTERNAL, "encoder_silent", "the encoder ended without a reply");
-        tpo_request_fail(r, &own, "encoder");
-    } else if (r->state == ENCODING && status == TPO_OK) {
-        if (take_media(r, &own) == TPO_OK)
-            generate(r);
-        else
-            tpo_request_fail(r, &own, "gateway");
-    } else if (r->state == ENCODING && tpo_request_of_version(err)) {
-        const int peer = r->peer - 1;
-        r->peer = 0;
-        if (tpo_version_refused(r->g->encoder, peer, r->version))
-            encode(r);
-        else
-            refused(r, err, "encoder");
-    } else if (r->state == ENCODING && !put_for_encoder(r, err)) {
-        tpo_request_fail(r, err, "encoder");
-    }
-    tpo_request_release(r);
-}
-
-static void encode(struct tpo_request *r)
-{
-    if (r->media_id[0] == '\0') {
-        generate(r);
-        return;
-    }
-    struct tpo_error err = {0};
-    r->state = ENCODING;
-    Tpo__V1__EncodeRequest ask = TPO__V1__ENCODE_REQUEST__INIT;
-    ask.media_id = r->media_id;
-    ask.version = r->version;
-    struct tpo_rpc_start start = tpo_request_hop(r, "/tpo.v1.Encoder/Encode", &tpo__v1__encode_reply__descriptor);
-    start.reply_payload = true;
-    start.peer = r->peer; /* the one that was given the bytes, where one was */
-    const struct tpo_rpc_events events = {.owner = r, .on_message = on_encoder_message, .on_done = on_encoder_done};
-    r->encode_sent_ms = tpo_now_ms();
-    r->rpc = tpo_rpc_open(r->g->encoder, &start, &ask.base, NULL, &events, &err);
-    if (r->rpc == NULL)
-        refused(r, &err, "encoder");
-    else
-        r->holds++;
-}
-
 /* --- the start --------------------------------------------------------------------------------------------------------------------- */
 
 static void on_stored(void *owner, const char *id, uint64_t size, const struct tpo_error *err)
@@ -441,7 +234,7 @@ static void on_stored(void *owner, const char *id, uint64_t size, const struct t
     r->upload = NULL;
     if (err->code == TPO_OK) {
         snprintf(r->media_id, sizeof(r->media_id), "%s", id);
-        encode(r);
+        tpo_encoder_call_open(r);
     } else {
         tpo_request_finish(r, err);
     }
@@ -455,7 +248,7 @@ static void store(struct tpo_request *r)
     if (m == NULL || m->id[0] != '\0') {
         if (m != NULL) snprintf(r->media_id, sizeof(r->media_id), "%s", m->id);
         if (m != NULL) tpo_media_touch(r->g->media, m->id);
-        encode(r);
+        tpo_encoder_call_open(r);
         return;
     }
     r->state = STORING;
@@ -489,7 +282,7 @@ static void begin(struct tpo_request *r)
     }
     snprintf(r->version_text, sizeof(r->version_text), "%llu", (unsigned long long)r->version);
     if (r->media_id[0] != '\0')
-        encode(r);
+        tpo_encoder_call_open(r);
     else
         store(r);
 }

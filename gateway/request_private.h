@@ -1,4 +1,4 @@
-/* request_private.h -- a request's state, for request.c, head_call.c and request_report.c alone. */
+/* request_private.h -- a request's state, for request.c, encoder_call.c, router_call.c, head_call.c and request_report.c alone. */
 #ifndef TPO_GATEWAY_REQUEST_PRIVATE_H
 #define TPO_GATEWAY_REQUEST_PRIVATE_H
 
@@ -71,6 +71,8 @@ struct tpo_request {
 
 void tpo_request_finish(struct tpo_request *r, const struct tpo_error *err); /* NULL: whole */
 void tpo_request_fail(struct tpo_request *r, const struct tpo_error *err, const char *stage);
+/* A stage that the answer can't do without failed, or has no peer for this version: begins anew where that can help. */
+void tpo_request_refused(struct tpo_request *r, const struct tpo_error *err, const char *stage);
 void tpo_request_finish_if_done(struct tpo_request *r); /* the router and every head have ended */
 void tpo_request_release(struct tpo_request *r);        /* one of its holds */
 void tpo_request_emit(struct tpo_request *r, Tpo__V1__PerceiveEvent__KindCase kind, void *part);
@@ -83,6 +85,11 @@ void tpo_request_version_gone(
     struct tpo_error *err); /* such an error as the caller gets it: ours to mend, so UNAVAILABLE; others stay */
 /* Asks the peers what they hold and begins anew when they have told and all that still runs has come back. False: too late for that. */
 bool tpo_request_start_anew(struct tpo_request *r);
+
+/* Asks the encoder for the request's medium, then the router; without a medium the router at once. */
+void tpo_encoder_call_open(struct tpo_request *r);
+/* Asks the router, with the visual tokens where there are any. */
+void tpo_router_call_open(struct tpo_request *r);
 
 /* A task call of the router's: it goes to its head at once. */
 void tpo_head_call_open(struct tpo_request *r, const Tpo__V1__TaskEmbedding *t);
