@@ -1,14 +1,10 @@
-/* This file owns the Learner service: messages in, calls of the learner, messages out, one lease. */
+/* This file owns the Learner service: messages in, calls of the learner, messages out. */
 #include "services/host/learner_rpc.h"
 
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
-#include "common/clock.h"
 #include "common/cores.h"
 #include "common/log.h"
 #include "nn/config.h"
@@ -16,9 +12,7 @@
 #include "services/host/host_private.h"
 #include "services/host/learner.h"
 #include "services/host/learner_wire.h"
-
-#define LEASE_MS_LEAST 100
-#define LEASE_MS_MOST  3600000
+#include "services/host/lease.h"
 
 struct tpo_learner_rpc {
     struct tpo_host *host;
@@ -27,22 +21,11 @@ struct tpo_learner_rpc {
     char config[TPO_SHA256_HEX];
     int threads;
 
-    char holder[64];
-    uint64_t lease; /* the last one given, or where they start */
-    int64_t lease_us, ends_us;
+    struct tpo_lease *lease;
     struct tpo_key open; /* of the last Forward; step 0: no step is open */
     bool prepared;
 
     struct tpo_job *gather; /* a Gather that waits for the last Backward */
-
-    /* The watch asks the compute thread to look at the lease when its time is over. */
-    pthread_t watch;
-    bool watched, closing;
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    _Atomic int64_t watch_us;
-    _Atomic bool asked;
-    struct tpo_job look;
 };
 
 /* --- a Gather that waits ------------------------------------------------------------------------------------------------------------------ */
@@ -62,40 +45,19 @@ static void gather_abort(struct tpo_learner_rpc *l, const char *why)
     gather_end(l, &err);
 }
 
-/* --- the lease ------------------------------------------------------------------------------------------------------------------------------ */
-
-static void lease_renew(struct tpo_learner_rpc *l)
-{
-    l->ends_us = tpo_now_us() + l->lease_us;
-    l->watch_us = l->ends_us;
-}
-
-static bool lease_runs(const struct tpo_learner_rpc *l)
-{
-    return tpo_now_us() < l->ends_us;
-}
+/* --- the end of a lease -------------------------------------------------------------------------------------------------------------------- */
 
 /* What a trainer whose lease is over has left behind. Whichever comes first calls it: the watch, or the next trainer's Begin. */
-static void lease_settle(struct tpo_learner_rpc *l)
+static void lease_settle(void *owner)
 {
-    if (lease_runs(l) || l->open.step == 0) return;
+    struct tpo_learner_rpc *l = owner;
+    if (tpo_lease_runs(l->lease) || l->open.step == 0) return;
     gather_abort(l, "the lease has ended");
     if (!l->prepared) {
         l->learner.abort(l->learner.self, &l->open, NULL);
         l->open.step = 0;
     }
-    tpo_log(TPO_LOG_WARN, "lease_ended", "holder=%.16s prepared=%d", l->holder, l->prepared);
-}
-
-/* Compute thread. A call may have renewed the lease between the watch's look at the clock and this. */
-static int on_look(void *self, struct tpo_job *job)
-{
-    struct tpo_learner_rpc *l = job->user;
-    (void)self;
-    l->asked = false;
-    if (lease_runs(l)) l->watch_us = l->ends_us;
-    lease_settle(l);
-    return TPO_OK;
+    tpo_log(TPO_LOG_WARN, "lease_ended", "holder=%.16s prepared=%d", tpo_lease_holder(l->lease), l->prepared);
 }
 
 /* The step that calls belong to, for the end of the lease. */
@@ -103,28 +65,6 @@ static void step_open(struct tpo_learner_rpc *l, const struct tpo_key *key)
 {
     if (l->open.step != key->step) l->prepared = false;
     l->open = *key;
-}
-
-static void *watch(void *arg)
-{
-    struct tpo_learner_rpc *l = arg;
-    pthread_mutex_lock(&l->lock);
-    while (!l->closing) {
-        const int64_t left_us = l->watch_us - tpo_now_us();
-        const int64_t wait_us = left_us > 0 && left_us < 1000000 ? left_us : 1000000;
-        const struct timespec until = tpo_cond_until(tpo_now_us() + wait_us);
-        pthread_cond_timedwait(&l->changed, &l->lock, &until);
-        if (l->closing || l->watch_us == 0 || tpo_now_us() < l->watch_us || l->asked) continue;
-        l->asked = true;
-        l->watch_us = 0;
-        l->look = (struct tpo_job){.run = on_look, .user = l};
-        if (tpo_host_submit(l->host, &l->look, NULL) != TPO_OK) {
-            l->asked = false;
-            l->watch_us = tpo_now_us() + 100000; /* the queue was full */
-        }
-    }
-    pthread_mutex_unlock(&l->lock);
-    return NULL;
 }
 
 /* --- calls that the lease covers ------------------------------------------------------------------------------------------------------------ */
@@ -140,20 +80,23 @@ struct visit {
     bool kept;            /* the job goes on: it is l->gather */
 };
 
+static int no_learner(struct visit *v)
+{
+    return tpo_fail(&v->err, TPO_UNIMPLEMENTED, "train", "this process was not started with --train");
+}
+
 static int enter(struct visit *v, struct tpo_job *job, const Tpo__V1__Key *m)
 {
     struct tpo_learner_rpc *l = job->host->learner;
     *v = (struct visit){.job = job, .l = l};
-    if (l == NULL) return tpo_fail(&v->err, TPO_UNIMPLEMENTED, "train", "this process was not started with --train");
+    if (l == NULL) return no_learner(v);
     v->x = &l->learner;
     tpo_arena_reset(&l->arena);
     int rc = tpo_key_unpack(&v->key, m, &v->err);
     if (rc != TPO_OK) return rc;
-    if (m->lease != l->lease || !lease_runs(l))
-        return tpo_fail(&v->err, TPO_FAILED_PRECONDITION, "lease", "lease %llu has ended: Begin again",
-                        (unsigned long long)m->lease);
-    lease_renew(l);
-    return TPO_OK;
+    rc = tpo_lease_check(l->lease, m->lease, &v->err);
+    if (rc == TPO_OK) tpo_lease_renew(l->lease);
+    return rc;
 }
 
 static int reply(struct visit *v, const ProtobufCMessage *message)
@@ -177,27 +120,13 @@ static int leave(struct visit *v, int rc)
     return TPO_OK;
 }
 
-static int begin_check(struct tpo_learner_rpc *l, const Tpo__V1__BeginRequest *m, struct tpo_error *err)
-{
-    if (l == NULL) return tpo_fail(err, TPO_UNIMPLEMENTED, "train", "this process was not started with --train");
-    if (m->holder[0] == '\0' || strlen(m->holder) >= sizeof(l->holder) || m->lease_ms < LEASE_MS_LEAST ||
-        m->lease_ms > LEASE_MS_MOST)
-        return tpo_fail(err, TPO_INVALID_ARGUMENT, "lease", "a holder of 1..%zu letters and a lease of %d..%d ms are needed",
-                        sizeof(l->holder) - 1, LEASE_MS_LEAST, LEASE_MS_MOST);
-    if (lease_runs(l) && strcmp(l->holder, m->holder) != 0) {
-        tpo_fail(err, TPO_FAILED_PRECONDITION, "leased", "another trainer holds %s", l->learner.stage);
-        err->retry_ms = (int)((l->ends_us - tpo_now_us()) / 1000) + 1;
-        return TPO_FAILED_PRECONDITION;
-    }
-    return TPO_OK;
-}
-
 static int begin(struct visit *v, const Tpo__V1__BeginRequest *m)
 {
     struct tpo_learner_rpc *l = v->l;
     struct tpo_plan plan;
     struct tpo_begun begun;
-    int rc = begin_check(l, m, &v->err);
+    if (l == NULL) return no_learner(v);
+    int rc = tpo_lease_allow(l->lease, m->holder, m->lease_ms, l->learner.stage, &v->err);
     if (rc != TPO_OK) return rc;
     lease_settle(l);
     tpo_arena_reset(&l->arena);
@@ -205,10 +134,7 @@ static int begin(struct visit *v, const Tpo__V1__BeginRequest *m)
     if (rc == TPO_OK) rc = l->learner.begin(l->learner.self, m->run, &plan, &begun, &v->err);
     if (rc != TPO_OK) return rc;
     gather_abort(l, "its trainer has begun again");
-    snprintf(l->holder, sizeof(l->holder), "%s", m->holder);
-    l->lease++;
-    l->lease_us = (int64_t)m->lease_ms * 1000;
-    lease_renew(l);
+    const uint64_t number = tpo_lease_take(l->lease, m->holder, m->lease_ms);
     l->prepared = begun.prepared_step != 0;
     Tpo__V1__BeginReply answer = TPO__V1__BEGIN_REPLY__INIT;
     answer.instance = begun.instance;
@@ -217,12 +143,12 @@ static int begin(struct visit *v, const Tpo__V1__BeginRequest *m)
     answer.committed_step = begun.committed_step;
     answer.tapes = (uint32_t)begun.tapes;
     answer.trainable = (uint32_t)begun.trainable;
-    answer.lease = l->lease;
+    answer.lease = number;
     answer.stage = (char *)l->learner.stage;
     answer.config = l->config;
     answer.threads = (uint32_t)l->threads;
     tpo_log(TPO_LOG_INFO, "begin", "run=%.63s version=%llu lease=%llu trainable=%d", m->run, (unsigned long long)begun.version,
-            (unsigned long long)l->lease, begun.trainable);
+            (unsigned long long)number, begun.trainable);
     return reply(v, &answer.base);
 }
 
@@ -262,7 +188,7 @@ static int forward(struct visit *v, const Tpo__V1__ForwardRequest *m)
                            (const char *const *)m->wants, (int)m->n_wants, &f, &v->err);
     if (rc != TPO_OK) return rc;
     step_open(v->l, &v->key);
-    lease_renew(v->l);
+    tpo_lease_renew(v->l->lease);
     tpo_fault_reach(TPO_FAULT_FORWARD_AFTER);
     return forward_reply(v, &f);
 }
@@ -275,7 +201,7 @@ static int backward(struct visit *v, const Tpo__V1__BackwardRequest *m)
     int rc = tpo_tensors_unpack(given, &v->l->arena, m->gradients, m->n_gradients, &v->err);
     if (rc == TPO_OK) rc = v->x->backward(v->x->self, &v->key, given, (int)m->n_gradients, wanted, &n_wanted, &v->err);
     if (rc != TPO_OK) return rc;
-    lease_renew(v->l);
+    tpo_lease_renew(v->l->lease);
     tpo_fault_reach(TPO_FAULT_BACKWARD_AFTER);
     answer.n_gradients = (size_t)n_wanted;
     answer.gradients = tpo_tensors_pack(&v->l->arena, wanted, n_wanted);
@@ -347,7 +273,7 @@ static int norms(struct visit *v, const Tpo__V1__StepRequest *m)
     int rc = v->x->norms(v->x->self, &v->key, &found, &n, &v->err);
     if (rc != TPO_OK) return rc;
     step_open(v->l, &v->key);
-    lease_renew(v->l);
+    tpo_lease_renew(v->l->lease);
     Tpo__V1__Norm *items = tpo_arena_alloc(&v->l->arena, sizeof(*items) * (size_t)(n + 1));
     answer.norms = tpo_arena_alloc(&v->l->arena, sizeof(*answer.norms) * (size_t)(n + 1));
     if (items == NULL || answer.norms == NULL) return no_memory(v);
@@ -367,7 +293,7 @@ static int prepare(struct visit *v, const Tpo__V1__PrepareRequest *m)
     if (rc != TPO_OK) return rc;
     v->l->open = v->key;
     v->l->prepared = true;
-    lease_renew(v->l);
+    tpo_lease_renew(v->l->lease);
     tpo_fault_reach(TPO_FAULT_PREPARE_AFTER);
     return TPO_OK;
 }
@@ -452,8 +378,7 @@ static int end(struct visit *v, const Tpo__V1__StepRequest *m)
     int rc = v->x->end(v->x->self, &v->err);
     if (rc != TPO_OK) return rc;
     step_ended(v->l, "the run has ended");
-    v->l->ends_us = 0; /* free for anybody */
-    v->l->watch_us = 0;
+    tpo_lease_end(v->l->lease);
     return TPO_OK;
 }
 
@@ -513,18 +438,11 @@ int tpo_learner_rpc_open(struct tpo_learner_rpc **out, struct tpo_host *h, struc
     struct tpo_learner_rpc *l = calloc(1, sizeof(*l));
     if (l == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the learner");
     l->host = h;
-    struct timespec now; /* microseconds: no number of an earlier process is given again */
-    clock_gettime(CLOCK_REALTIME, &now);
-    l->lease = (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
     l->threads = h->settings.threads > 0 ? (int)h->settings.threads : tpo_cores();
     tpo_arena_init(&l->arena, (size_t)1 << 20, 0);
-    pthread_mutex_init(&l->lock, NULL);
-    tpo_cond_init(&l->changed);
     int rc = tpo_config_hash(l->config, h->settings.model, err);
     if (rc == TPO_OK) rc = s->open_learner(s->self, &l->learner, err);
-    if (rc == TPO_OK && pthread_create(&l->watch, NULL, watch, l) != 0)
-        rc = tpo_fail(err, TPO_ENOMEM, "thread", "no thread for the lease");
-    l->watched = rc == TPO_OK;
+    if (rc == TPO_OK) rc = tpo_lease_open(&l->lease, h, lease_settle, l, err);
     if (rc == TPO_OK)
         *out = l;
     else
@@ -535,15 +453,9 @@ int tpo_learner_rpc_open(struct tpo_learner_rpc **out, struct tpo_host *h, struc
 void tpo_learner_rpc_close(struct tpo_learner_rpc *l)
 {
     if (l == NULL) return;
-    pthread_mutex_lock(&l->lock);
-    l->closing = true;
-    pthread_cond_signal(&l->changed);
-    pthread_mutex_unlock(&l->lock);
-    if (l->watched) pthread_join(l->watch, NULL);
+    tpo_lease_close(l->lease);
     gather_abort(l, "this process is shutting down");
     if (l->learner.close != NULL) l->learner.close(l->learner.self);
-    pthread_mutex_destroy(&l->lock);
-    pthread_cond_destroy(&l->changed);
     tpo_arena_free(&l->arena);
     free(l);
 }
