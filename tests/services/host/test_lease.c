@@ -1,0 +1,118 @@
+/* The lease of a learner over loopback: two trainers, what the end of it leaves, numbers. */
+#include "tests/services/host/toy_mesh.h"
+
+static void two_trainers_exclude_one_another(void **state)
+{
+    (void)state;
+    struct mesh w;
+    int rc;
+    const struct tpo_key key = key_of(1, 0, 0);
+    mesh_open(&w);
+    begin(&w);
+    const uint64_t first = w.lease;
+    assert_null(begin_share(&w, "other", 60000, 0, 0, &rc));
+    refused(&w, rc, TPO_FAILED_PRECONDITION, "leased");
+    assert_true(w.err.retry_ms > 0);
+    begin(&w); /* the same one may, and what it sent before is void */
+    assert_true(w.lease > first);
+    const uint64_t second = w.lease;
+    w.lease = first;
+    refused(&w, forward(&w, &key, NULL, NULL), TPO_FAILED_PRECONDITION, "lease");
+    w.lease = second;
+    assert_int_equal(forward(&w, &key, NULL, NULL), TPO_OK);
+    assert_int_equal(step_call(&w, "/tpo.v1.Learner/End", &key), TPO_OK);
+    Tpo__V1__BeginReply *reply = begin_share(&w, "other", 60000, 0, 0, &rc);
+    assert_int_equal(rc, TPO_OK);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    mesh_close(&w);
+}
+
+/* Another trainer, as soon as it gets in. */
+static Tpo__V1__BeginReply *take_over(struct mesh *w)
+{
+    Tpo__V1__BeginReply *reply = NULL;
+    int rc = TPO_FAILED_PRECONDITION;
+    for (int i = 0; i < 1000 && reply == NULL; i++) {
+        reply = begin_share(w, "other", 60000, 0, 0, &rc);
+        if (reply == NULL) usleep(10000);
+    }
+    assert_int_equal(rc, TPO_OK);
+    return reply;
+}
+
+static void the_end_of_a_lease_frees_tapes(void **state)
+{
+    (void)state;
+    struct mesh w;
+    struct tpo_key key = key_of(1, 0, 0);
+    int rc;
+    mesh_open(&w);
+    Tpo__V1__BeginReply *reply = begin_share(&w, "short", 3000, 0, 0, &rc);
+    assert_int_equal(rc, TPO_OK);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    assert_int_equal(forward(&w, &key, NULL, NULL), TPO_OK);
+    struct sums s;
+    gather(&w, &key, &s);
+    const uint64_t late = w.lease;
+    reply = take_over(&w);
+    gathered(&w, &s, TPO_ABORTED);
+    assert_int_equal(reply->version, 0);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    const uint64_t own = w.lease;
+    w.lease = late; /* the first one comes back */
+    refused(&w, backward(&w, &key, NULL), TPO_FAILED_PRECONDITION, "lease");
+    assert_null(begin_share(&w, "short", 3000, 0, 0, &rc));
+    refused(&w, rc, TPO_FAILED_PRECONDITION, "leased");
+    w.lease = own;
+    refused(&w, backward(&w, &key, NULL), TPO_FAILED_PRECONDITION, "no_forward");
+    mesh_close(&w);
+}
+
+static void a_prepared_step_outlives_its_trainer(void **state)
+{
+    (void)state;
+    struct mesh w;
+    struct tpo_key key = key_of(1, 0, 0);
+    double squared[3];
+    int rc;
+    mesh_open(&w);
+    Tpo__V1__BeginReply *reply = begin_share(&w, "short", 3000, 0, 0, &rc);
+    assert_int_equal(rc, TPO_OK);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    for (; key.micro_batch < 4; key.micro_batch++) {
+        assert_int_equal(forward(&w, &key, NULL, NULL), TPO_OK);
+        assert_int_equal(backward(&w, &key, NULL), TPO_OK);
+    }
+    assert_int_equal(norms(&w, &key, squared), TPO_OK);
+    assert_int_equal(prepare(&w, &key), TPO_OK);
+    reply = take_over(&w);
+    assert_int_equal(reply->prepared_step, 1);
+    assert_int_equal(reply->committed_step, 0);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    assert_int_equal(step_call(&w, "/tpo.v1.Learner/Commit", &key), TPO_OK);
+    begin_share(&w, "third", 60000, 0, 0, &rc);
+    refused(&w, rc, TPO_FAILED_PRECONDITION, "leased");
+    reply = begin_share(&w, "other", 60000, 0, 0, &rc);
+    assert_int_equal(reply->version, 1);
+    assert_int_equal(reply->committed_step, 1);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    mesh_close(&w);
+}
+
+/* A process that starts anew does not take the numbers of the one before for its own. */
+static void leases_are_not_given_twice(void **state)
+{
+    (void)state;
+    struct mesh one, two;
+    const pid_t first = start("port", "--train", ""), second = start("port2", "--train", "");
+    connect_to(&one, first, "port");
+    connect_to(&two, second, "port2");
+    begin(&one);
+    begin(&two);
+    assert_true(one.lease != two.lease);
+    mesh_close(&one);
+    mesh_close(&two);
+}
+
+TPO_TESTS(cmocka_unit_test(two_trainers_exclude_one_another), cmocka_unit_test(the_end_of_a_lease_frees_tapes),
+          cmocka_unit_test(a_prepared_step_outlives_its_trainer), cmocka_unit_test(leases_are_not_given_twice))
