@@ -22,13 +22,12 @@
 #include <jansson.h>
 
 #include "common/safetensors.h"
-#include "kernels/team.h"
 #include "services/router/router.h"
+#include "tests/bench/bare_read.h"
 #include "trainer/model_folder.h"
 
 #define TOKENS     8 /* of a round */
 #define ROUNDS_MAX 50
-#define PIECE      (256 << 10)                    /* bytes of one part of the read */
 #define FROM       "models/small"                 /* lends its tokenizer */
 #define PYTHON     "build/peers-llama/bin/python" /* its own name tells it where its packages are */
 
@@ -129,58 +128,15 @@ static void write_weights(const struct tpo_config *c)
 
 /* --- the bare read ---------------------------------------------------------------------------------------------------------------------- */
 
-#define PAGE (4096 / sizeof(wide))
-typedef uint64_t wide __attribute__((vector_size(32), aligned(32), may_alias));
-
-struct piece {
-    const wide *data;
-    size_t n; /* wide words */
-    uint64_t sum;
-};
-
-struct pieces {
-    struct piece *items;
-    int n;
-    double bytes; /* all that one token reads of the weights */
-};
-
-/* Four pages side by side while the next four are asked for: faster here than one stream of the same sums. */
-#if defined(__x86_64__)
-__attribute__((target_clones("avx2", "default")))
-#endif
-static void
-read_piece(void *arg, int part, int member)
-{
-    (void)member;
-    struct piece *p = &((struct piece *)arg)[part];
-    wide sums[8] = {0};
-    for (size_t block = 0; block < p->n; block += 4 * PAGE)
-        for (size_t i = block; i < block + PAGE; i += 2)
-#pragma GCC unroll 4
-            for (size_t k = 0; k < 4; k++) {
-                __builtin_prefetch(p->data + i + (k + 4) * PAGE);
-                sums[2 * k] += p->data[i + k * PAGE];
-                sums[2 * k + 1] += p->data[i + k * PAGE + 1];
-            }
-    for (int k = 1; k < 8; k++) sums[0] += sums[k];
-    p->sum = sums[0][0] + sums[0][1] + sums[0][2] + sums[0][3];
-}
-
 /* The products' weights as they are mapped. project_up is of the request's media and the box encoder of its boxes: a token reads neither. */
-static struct pieces pieces_of(const struct tpo_params *params)
+static struct bare_read pieces_of(const struct tpo_params *params)
 {
-    struct pieces all = {0};
+    struct bare_read all = {0};
     for (int i = 0; i < params->n; i++) {
         const struct tpo_param *p = params->items[i];
-        const size_t bytes = (size_t)p->size * 2;
         if (strncmp(p->name, "lm.", 3) != 0 || p->half == NULL || strstr(p->name, "embed_tokens") != NULL)
             continue; /* a row is read of that table */
-        if ((uintptr_t)p->half % sizeof(wide) != 0 || bytes % PIECE != 0) die("a weight lies crooked");
-        all.items = realloc(all.items, ((size_t)all.n + bytes / PIECE + 1) * sizeof(*all.items));
-        if (all.items == NULL) die("no memory");
-        for (size_t at = 0; at < bytes; at += PIECE, all.n++)
-            all.items[all.n] = (struct piece){(const wide *)(p->half + at / 2), PIECE / sizeof(wide), 0};
-        all.bytes += (double)bytes;
+        if (!bare_read_add(&all, p->half, (size_t)p->size * 2)) die("a weight lies crooked");
     }
     return all;
 }
@@ -190,7 +146,7 @@ static struct pieces pieces_of(const struct tpo_params *params)
 struct ours {
     struct tpo_stream *stream;
     struct tpo_router *router;
-    struct pieces pieces;
+    struct bare_read pieces; /* its bytes: all that one token reads of the weights */
 };
 
 /* A request whose prompt has been read. */
@@ -220,7 +176,7 @@ static struct took decode(struct ours *o)
 static struct took read_all(struct ours *o)
 {
     struct took start = now();
-    tpo_team_run(o->stream->team, read_piece, o->pieces.items, o->pieces.n);
+    bare_read_run(&o->pieces, o->stream->team);
     return since(start);
 }
 

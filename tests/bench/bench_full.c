@@ -8,21 +8,21 @@
  * kernel's to drop), and the peak of both (VmHWM). Random weights never stop: every answer is cut at a number of tokens. The time to the first token is what the
  * asker waits, encoder and every hop included, less what the router ran on after it (its log tells both: most of those tokens have no text). The bare read is the best of some passes of
  * all cores over memory of this process. */
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/cores.h"
 #include "common/prefixes.h"
 #include "common/safetensors.h"
+#include "tests/bench/bare_read.h"
 #include "tests/support/http.h"
 #include "tests/support/test.h"
 
 #define FOLDER     "build/published"
 #define TOKENS     16
 #define READ_BYTES ((size_t)512 << 20)
-#define CORES_MAX  64
 
 static char run_dir[64];
 static const char *const processes[] = {"encoder-0", "router-0", "region-0", "gateway"};
@@ -35,45 +35,28 @@ static void die(const char *what)
 
 /* --- the bare read ------------------------------------------------------------------------------------------------------------------------------ */
 
-struct reader {
-    pthread_t thread;
-    const uint64_t *from;
-    size_t n;
-    uint64_t sum;
-};
-
-static void *read_all(void *arg)
-{
-    struct reader *r = arg;
-    uint64_t sum[8] = {0};
-    for (size_t i = 0; i + 8 <= r->n; i += 8)
-        for (int k = 0; k < 8; k++) sum[k] += r->from[i + (size_t)k];
-    for (int k = 0; k < 8; k++) r->sum += sum[k];
-    return NULL;
-}
-
 /* Bytes a second. */
 static double bare_read(void)
 {
-    static struct reader readers[CORES_MAX];
-    const long online = sysconf(_SC_NPROCESSORS_ONLN);
-    const int cores = online > CORES_MAX ? CORES_MAX : (int)online;
-    uint64_t *data = malloc(READ_BYTES);
+    struct bare_read all = {0};
+    struct tpo_team *team;
+    struct tpo_error err;
+    void *data = aligned_alloc(4096, READ_BYTES);
+    const int cores = tpo_cores();
     double best_s = 1e9;
     if (data == NULL) die("no memory to read");
     memset(data, 1, READ_BYTES);
+    if (!bare_read_add(&all, data, READ_BYTES)) die("no memory to read");
+    if (tpo_team_open(&team, cores < TPO_TEAM_MAX ? cores : TPO_TEAM_MAX, &err) != TPO_OK) die(err.message);
     for (int round = 0; round < 8; round++) {
         const double begun = tpo_now_s();
-        for (int i = 0; i < cores; i++) {
-            const size_t n = READ_BYTES / sizeof(*data) / (size_t)cores;
-            readers[i] = (struct reader){.from = data + n * (size_t)i, .n = n};
-            pthread_create(&readers[i].thread, NULL, read_all, &readers[i]);
-        }
-        for (int i = 0; i < cores; i++) pthread_join(readers[i].thread, NULL);
+        bare_read_run(&all, team);
         if (tpo_now_s() - begun < best_s) best_s = tpo_now_s() - begun;
     }
+    tpo_team_close(team);
+    free(all.items);
     free(data);
-    return (double)READ_BYTES / best_s;
+    return all.bytes / best_s;
 }
 
 /* --- processes ------------------------------------------------------------------------------------------------------------------------------------ */
