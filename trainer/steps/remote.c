@@ -1,142 +1,13 @@
 /* This file owns the learner at the other end of a wire. */
-#include "trainer/steps/remote.h"
-
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-#include "common/rpc/client.h"
 #include "services/host/learner_wire.h"
 #include "trainer/steps/media_send.h"
+#include "trainer/steps/remote_private.h"
 
 #define GIVES_MAX 4 /* of one Forward's media */
-
-/* The answer to one kind of call: what it told lies in the message and the arena. */
-struct reply {
-    ProtobufCMessage *message;
-    struct tpo_arena arena;
-};
-
-struct remote {
-    struct tpo_remote_options o;
-    struct tpo_loop *loop;
-    struct tpo_peers *peers;
-    struct tpo_arena request;
-    struct reply forward, backward, norms, chunk;
-    char run[64];
-    uint64_t version;
-    double run_ms;
-};
-
-/* --- one call ------------------------------------------------------------------------------------------------------------------------ */
-
-struct waiting {
-    struct remote *remote;
-    ProtobufCMessage *reply;
-    int (*on_chunk)(void *arg, ProtobufCMessage *m, struct tpo_error *err); /* of a stream; NULL: one message */
-    void *arg;
-    struct tpo_error err;
-    bool done;
-};
-
-static void on_message(void *owner, struct tpo_rpc *r, ProtobufCMessage *message, struct tpo_payload *payload)
-{
-    struct waiting *w = owner;
-    tpo_payload_free(payload);
-    if (w->on_chunk == NULL && w->reply == NULL) {
-        w->reply = message;
-        return;
-    }
-    if (w->on_chunk != NULL && w->err.code == TPO_OK && w->on_chunk(w->arg, message, &w->err) != TPO_OK) tpo_rpc_cancel(r);
-    protobuf_c_message_free_unpacked(message, NULL);
-}
-
-static void on_done(void *owner, struct tpo_rpc *r, int status, const struct tpo_error *err)
-{
-    struct waiting *w = owner;
-    (void)r;
-    if (w->err.code == TPO_OK && status != TPO_OK) w->err = *err;
-    w->done = true;
-}
-
-static int call_once(struct remote *r, const struct tpo_rpc_start *start, const ProtobufCMessage *message, struct waiting *w,
-                     bool stoppable)
-{
-    const struct tpo_rpc_events on = {.owner = w, .on_message = on_message, .on_done = on_done};
-    bool cancelled = false;
-    struct tpo_rpc *rpc = tpo_rpc_open(r->peers, start, message, NULL, &on, &w->err);
-    if (rpc == NULL) return w->err.code;
-    while (!w->done) {
-        tpo_loop_wait(r->loop, 20);
-        if (!w->done && !cancelled && stoppable && r->o.stop != NULL && *r->o.stop) {
-            tpo_rpc_cancel(rpc);
-            cancelled = true;
-        }
-    }
-    if (w->err.code == TPO_OK && w->on_chunk == NULL && w->reply == NULL)
-        tpo_fail(&w->err, TPO_INTERNAL, "message_missing", "%s answered without a message", r->o.stage);
-    if (w->err.code != TPO_OK && w->reply != NULL) {
-        protobuf_c_message_free_unpacked(w->reply, NULL);
-        w->reply = NULL;
-    }
-    return w->err.code;
-}
-
-static void nap(int ms)
-{
-    nanosleep(&(struct timespec){ms / 1000, (long)(ms % 1000) * 1000000}, NULL);
-}
-
-/* How long to wait before the call is made again; -1: it is not. */
-static int again_ms(const struct tpo_error *err, int tried, bool stream)
-{
-    if (stream) return -1;
-    if (err->code == TPO_UNAVAILABLE && tried == 0) return 50;
-    if (strcmp(err->reason, "queue_full") == 0 && err->retry_ms > 0 && tried < 100)
-        return err->retry_ms < 1000 ? err->retry_ms : 1000;
-    return -1;
-}
-
-static int call(struct remote *r, const char *path, const ProtobufCMessageDescriptor *type, const ProtobufCMessage *message,
-                struct waiting *w, bool stoppable, struct tpo_error *err)
-{
-    const struct tpo_rpc_start start = {.path = path, .reply = type, .timeout_ms = r->o.timeout_ms};
-    int rc = TPO_OK;
-    for (int tried = 0, ms = 0; ms >= 0; tried++) {
-        if (ms > 0) nap(ms);
-        w->done = false;
-        w->err = (struct tpo_error){0};
-        rc = call_once(r, &start, message, w, stoppable);
-        ms = rc == TPO_OK ? -1 : again_ms(&w->err, tried, w->on_chunk != NULL);
-    }
-    if (rc == TPO_OK) return rc;
-    if (w->err.stage[0] == '\0') snprintf(w->err.stage, sizeof(w->err.stage), "%s", r->o.stage);
-    if (err != NULL) *err = w->err;
-    return rc;
-}
-
-/* A unary call whose reply says something; it replaces the one before of its kind. */
-static int ask(struct remote *r, struct reply *keep, const char *path, const ProtobufCMessageDescriptor *type,
-               const ProtobufCMessage *message, struct tpo_error *err)
-{
-    struct waiting w = {.remote = r};
-    int rc = call(r, path, type, message, &w, true, err);
-    if (rc != TPO_OK) return rc;
-    if (keep->message != NULL) protobuf_c_message_free_unpacked(keep->message, NULL);
-    keep->message = w.reply;
-    tpo_arena_reset(&keep->arena);
-    return TPO_OK;
-}
-
-/* A unary call that answers Empty. */
-static int tell(struct remote *r, const char *path, const ProtobufCMessage *message, bool stoppable, struct tpo_error *err)
-{
-    struct waiting w = {.remote = r};
-    int rc = call(r, path, &tpo__v1__empty__descriptor, message, &w, stoppable, err);
-    if (rc == TPO_OK) protobuf_c_message_free_unpacked(w.reply, NULL);
-    return rc;
-}
 
 static uint64_t lease_of(const struct remote *r)
 {
@@ -176,7 +47,7 @@ static void begun_read(struct tpo_begun *out, const Tpo__V1__BeginReply *m)
 static int remote_begin(void *self, const char *run, const struct tpo_plan *plan, struct tpo_begun *out, struct tpo_error *err)
 {
     struct remote *r = self;
-    struct waiting w = {.remote = r};
+    struct remote_call w = {0};
     Tpo__V1__BeginRequest m = TPO__V1__BEGIN_REQUEST__INIT;
     tpo_arena_reset(&r->request);
     m.run = (char *)run;
@@ -184,7 +55,7 @@ static int remote_begin(void *self, const char *run, const struct tpo_plan *plan
     m.holder = (char *)r->o.holder;
     m.plan = tpo_plan_pack(&r->request, plan);
     if (m.plan == NULL) return no_memory(r, err);
-    int rc = call(r, "/tpo.v1.Learner/Begin", &tpo__v1__begin_reply__descriptor, &m.base, &w, false, err);
+    int rc = tpo_remote_call(r, "/tpo.v1.Learner/Begin", &tpo__v1__begin_reply__descriptor, &m.base, &w, false, err);
     if (rc != TPO_OK) return rc;
     const Tpo__V1__BeginReply *reply = (const Tpo__V1__BeginReply *)w.reply;
     begun_read(out, reply);
@@ -248,11 +119,11 @@ static int remote_forward(void *self, const struct tpo_key *key, const struct tp
     m.wants = (char **)wants;
     if (m.samples == NULL || m.tensors == NULL) return no_memory(r, err);
     struct tpo_error why = {0};
-    int rc = ask(r, &r->forward, "/tpo.v1.Learner/Forward", &tpo__v1__forward_reply__descriptor, &m.base, &why);
+    int rc = tpo_remote_ask(r, &r->forward, "/tpo.v1.Learner/Forward", &tpo__v1__forward_reply__descriptor, &m.base, &why);
     /* More than once: what serving stores may push out what has just come. */
     for (int n = 0; n < GIVES_MAX && rc != TPO_OK && strcmp(why.reason, "media_missing") == 0; n++)
         if ((rc = media_give(r, samples, n_samples, &why)) == TPO_OK)
-            rc = ask(r, &r->forward, "/tpo.v1.Learner/Forward", &tpo__v1__forward_reply__descriptor, &m.base, &why);
+            rc = tpo_remote_ask(r, &r->forward, "/tpo.v1.Learner/Forward", &tpo__v1__forward_reply__descriptor, &m.base, &why);
     if (rc != TPO_OK && err != NULL) *err = why;
     return rc == TPO_OK ? forward_read(r, out, err) : rc;
 }
@@ -269,7 +140,7 @@ static int remote_backward(void *self, const struct tpo_key *key, const struct t
     m.n_gradients = (size_t)n_gradients;
     m.gradients = tpo_tensors_pack(&r->request, gradients, n_gradients);
     if (m.gradients == NULL) return no_memory(r, err);
-    int rc = ask(r, &r->backward, "/tpo.v1.Learner/Backward", &tpo__v1__backward_reply__descriptor, &m.base, err);
+    int rc = tpo_remote_ask(r, &r->backward, "/tpo.v1.Learner/Backward", &tpo__v1__backward_reply__descriptor, &m.base, err);
     if (rc != TPO_OK) return rc;
     const Tpo__V1__BackwardReply *reply = (const Tpo__V1__BackwardReply *)r->backward.message;
     r->run_ms = reply->run_ms;
@@ -309,11 +180,11 @@ static int remote_gather(void *self, const struct tpo_key *key, int (*sink)(void
 {
     struct remote *r = self;
     struct gathering g = {r, sink, arg};
-    struct waiting w = {.remote = r, .on_chunk = gathered, .arg = &g};
+    struct remote_call w = {.on_chunk = gathered, .arg = &g};
     Tpo__V1__Key k;
     Tpo__V1__StepRequest m;
     step_pack(r, &m, &k, key);
-    int rc = call(r, "/tpo.v1.Learner/Gather", &tpo__v1__chunk__descriptor, &m.base, &w, true, err);
+    int rc = tpo_remote_call(r, "/tpo.v1.Learner/Gather", &tpo__v1__chunk__descriptor, &m.base, &w, true, err);
     return rc == TPO_OK ? sink(arg, NULL) : rc;
 }
 
@@ -326,7 +197,7 @@ static int chunk_tell(struct remote *r, const char *path, const struct tpo_key *
     tpo_chunk_pack(&m, x, shape);
     tpo_key_pack(&k, key, lease_of(r));
     m.key = &k;
-    return tell(r, path, &m.base, true, err);
+    return tpo_remote_tell(r, path, &m.base, true, err);
 }
 
 static int remote_scatter(void *self, const struct tpo_key *key, const struct tpo_chunk *x, struct tpo_error *err)
@@ -342,7 +213,7 @@ static int remote_norms(void *self, const struct tpo_key *key, const struct tpo_
     Tpo__V1__Key k;
     Tpo__V1__StepRequest m;
     step_pack(r, &m, &k, key);
-    int rc = ask(r, &r->norms, "/tpo.v1.Learner/Norms", &tpo__v1__norms_reply__descriptor, &m.base, err);
+    int rc = tpo_remote_ask(r, &r->norms, "/tpo.v1.Learner/Norms", &tpo__v1__norms_reply__descriptor, &m.base, err);
     if (rc != TPO_OK) return rc;
     const Tpo__V1__NormsReply *reply = (const Tpo__V1__NormsReply *)r->norms.message;
     struct tpo_norm *norms = tpo_arena_alloc(&r->norms.arena, sizeof(*norms) * (reply->n_norms + 1));
@@ -365,7 +236,7 @@ static int remote_prepare(void *self, const struct tpo_key *key, float clip, con
     m.clip = clip;
     m.rates = (float *)rates;
     m.n_rates = (size_t)n_rates;
-    return tell(r, "/tpo.v1.Learner/Prepare", &m.base, true, err);
+    return tpo_remote_tell(r, "/tpo.v1.Learner/Prepare", &m.base, true, err);
 }
 
 static int remote_commit(void *self, const struct tpo_key *key, struct tpo_error *err)
@@ -374,7 +245,7 @@ static int remote_commit(void *self, const struct tpo_key *key, struct tpo_error
     Tpo__V1__Key k;
     Tpo__V1__StepRequest m;
     step_pack(r, &m, &k, key);
-    int rc = tell(r, "/tpo.v1.Learner/Commit", &m.base, true, err);
+    int rc = tpo_remote_tell(r, "/tpo.v1.Learner/Commit", &m.base, true, err);
     if (rc == TPO_OK) r->version = key->version + 1;
     return rc;
 }
@@ -385,7 +256,7 @@ static int remote_abort(void *self, const struct tpo_key *key, struct tpo_error 
     Tpo__V1__Key k;
     Tpo__V1__StepRequest m;
     step_pack(r, &m, &k, key);
-    return tell(r, "/tpo.v1.Learner/Abort", &m.base, false, err);
+    return tpo_remote_tell(r, "/tpo.v1.Learner/Abort", &m.base, false, err);
 }
 
 /* --- state --------------------------------------------------------------------------------------------------------------------------- */
@@ -408,7 +279,7 @@ static int remote_export(void *self, int at, int64_t offset, int64_t most, struc
     m.at = (uint32_t)at;
     m.offset = (uint64_t)offset;
     m.most = (uint32_t)most;
-    int rc = ask(r, &r->chunk, "/tpo.v1.Learner/Export", &tpo__v1__chunk__descriptor, &m.base, err);
+    int rc = tpo_remote_ask(r, &r->chunk, "/tpo.v1.Learner/Export", &tpo__v1__chunk__descriptor, &m.base, err);
     if (rc != TPO_OK) return rc;
     rc = tpo_chunk_unpack(out, &r->chunk.arena, (const Tpo__V1__Chunk *)r->chunk.message, err);
     if (rc != TPO_OK) return bad_reply(r, err);
@@ -430,7 +301,7 @@ static int remote_holds(void *self, const struct tpo_chunk *x, const uint8_t dig
 {
     struct remote *r = self;
     const struct tpo_key key = key_now(r, 0);
-    struct waiting w = {.remote = r};
+    struct remote_call w = {0};
     Tpo__V1__Key k;
     Tpo__V1__Chunk m;
     int64_t shape[TPO_DIMS_MAX];
@@ -438,7 +309,7 @@ static int remote_holds(void *self, const struct tpo_chunk *x, const uint8_t dig
     tpo_key_pack(&k, &key, lease_of(r));
     m.key = &k;
     m.digest = (ProtobufCBinaryData){TPO_SHA256_BYTES, (uint8_t *)digest};
-    int rc = call(r, "/tpo.v1.Learner/Import", &tpo__v1__import_reply__descriptor, &m.base, &w, true, err);
+    int rc = tpo_remote_call(r, "/tpo.v1.Learner/Import", &tpo__v1__import_reply__descriptor, &m.base, &w, true, err);
     if (rc != TPO_OK) return rc;
     *held = ((const Tpo__V1__ImportReply *)w.reply)->held;
     protobuf_c_message_free_unpacked(w.reply, NULL);
@@ -453,7 +324,7 @@ static int remote_publish(void *self, const struct tpo_key *key, uint64_t versio
     tpo_key_pack(&k, key, lease_of(r));
     m.key = &k;
     m.version = version;
-    return tell(r, "/tpo.v1.Learner/Publish", &m.base, true, err);
+    return tpo_remote_tell(r, "/tpo.v1.Learner/Publish", &m.base, true, err);
 }
 
 static int remote_end(void *self, struct tpo_error *err)
@@ -463,7 +334,7 @@ static int remote_end(void *self, struct tpo_error *err)
     Tpo__V1__Key k;
     Tpo__V1__StepRequest m;
     step_pack(r, &m, &k, &key);
-    return tell(r, "/tpo.v1.Learner/End", &m.base, true, err);
+    return tpo_remote_tell(r, "/tpo.v1.Learner/End", &m.base, true, err);
 }
 
 /* --- opening ------------------------------------------------------------------------------------------------------------------------- */
@@ -473,7 +344,7 @@ static double remote_run_ms(void *self)
     return ((struct remote *)self)->run_ms;
 }
 
-static void reply_free(struct reply *x)
+static void reply_free(struct remote_reply *x)
 {
     if (x->message != NULL) protobuf_c_message_free_unpacked(x->message, NULL);
     tpo_arena_free(&x->arena);

@@ -1,0 +1,98 @@
+/* This file owns one call to a service's learner: sent, waited for, made again where that can help. */
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "learner.pb-c.h"
+#include "trainer/steps/remote_private.h"
+
+static void on_message(void *owner, struct tpo_rpc *r, ProtobufCMessage *message, struct tpo_payload *payload)
+{
+    struct remote_call *w = owner;
+    tpo_payload_free(payload);
+    if (w->on_chunk == NULL && w->reply == NULL) {
+        w->reply = message;
+        return;
+    }
+    if (w->on_chunk != NULL && w->err.code == TPO_OK && w->on_chunk(w->arg, message, &w->err) != TPO_OK) tpo_rpc_cancel(r);
+    protobuf_c_message_free_unpacked(message, NULL);
+}
+
+static void on_done(void *owner, struct tpo_rpc *r, int status, const struct tpo_error *err)
+{
+    struct remote_call *w = owner;
+    (void)r;
+    if (w->err.code == TPO_OK && status != TPO_OK) w->err = *err;
+    w->done = true;
+}
+
+static int call_once(struct remote *r, const struct tpo_rpc_start *start, const ProtobufCMessage *message, struct remote_call *w,
+                     bool stoppable)
+{
+    const struct tpo_rpc_events on = {.owner = w, .on_message = on_message, .on_done = on_done};
+    bool cancelled = false;
+    struct tpo_rpc *rpc = tpo_rpc_open(r->peers, start, message, NULL, &on, &w->err);
+    if (rpc == NULL) return w->err.code;
+    while (!w->done) {
+        tpo_loop_wait(r->loop, 20);
+        if (!w->done && !cancelled && stoppable && r->o.stop != NULL && *r->o.stop) {
+            tpo_rpc_cancel(rpc);
+            cancelled = true;
+        }
+    }
+    if (w->err.code == TPO_OK && w->on_chunk == NULL && w->reply == NULL)
+        tpo_fail(&w->err, TPO_INTERNAL, "message_missing", "%s answered without a message", r->o.stage);
+    if (w->err.code != TPO_OK && w->reply != NULL) {
+        protobuf_c_message_free_unpacked(w->reply, NULL);
+        w->reply = NULL;
+    }
+    return w->err.code;
+}
+
+/* How long to wait before the call is made again; -1: it is not. */
+static int again_ms(const struct tpo_error *err, int tried, bool stream)
+{
+    if (stream) return -1;
+    if (err->code == TPO_UNAVAILABLE && tried == 0) return 50;
+    if (strcmp(err->reason, "queue_full") == 0 && err->retry_ms > 0 && tried < 100)
+        return err->retry_ms < 1000 ? err->retry_ms : 1000;
+    return -1;
+}
+
+int tpo_remote_call(struct remote *r, const char *path, const ProtobufCMessageDescriptor *type, const ProtobufCMessage *message,
+                    struct remote_call *w, bool stoppable, struct tpo_error *err)
+{
+    const struct tpo_rpc_start start = {.path = path, .reply = type, .timeout_ms = r->o.timeout_ms};
+    int rc = TPO_OK;
+    for (int tried = 0, ms = 0; ms >= 0; tried++) {
+        if (ms > 0) usleep((useconds_t)ms * 1000);
+        w->done = false;
+        w->err = (struct tpo_error){0};
+        rc = call_once(r, &start, message, w, stoppable);
+        ms = rc == TPO_OK ? -1 : again_ms(&w->err, tried, w->on_chunk != NULL);
+    }
+    if (rc == TPO_OK) return rc;
+    if (w->err.stage[0] == '\0') snprintf(w->err.stage, sizeof(w->err.stage), "%s", r->o.stage);
+    if (err != NULL) *err = w->err;
+    return rc;
+}
+
+int tpo_remote_ask(struct remote *r, struct remote_reply *keep, const char *path, const ProtobufCMessageDescriptor *type,
+                   const ProtobufCMessage *message, struct tpo_error *err)
+{
+    struct remote_call w = {0};
+    int rc = tpo_remote_call(r, path, type, message, &w, true, err);
+    if (rc != TPO_OK) return rc;
+    if (keep->message != NULL) protobuf_c_message_free_unpacked(keep->message, NULL);
+    keep->message = w.reply;
+    tpo_arena_reset(&keep->arena);
+    return TPO_OK;
+}
+
+int tpo_remote_tell(struct remote *r, const char *path, const ProtobufCMessage *message, bool stoppable, struct tpo_error *err)
+{
+    struct remote_call w = {0};
+    int rc = tpo_remote_call(r, path, &tpo__v1__empty__descriptor, message, &w, stoppable, err);
+    if (rc == TPO_OK) protobuf_c_message_free_unpacked(w.reply, NULL);
+    return rc;
+}
