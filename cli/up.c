@@ -7,7 +7,6 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "cli/commands.h"
@@ -52,11 +51,6 @@ static const struct {
     int port;
 } services[] = {{"encoder", 8430}, {"router", 8440}, {"region", 8450}};
 #define N_SERVICES 3
-
-static void nap(int ms)
-{
-    nanosleep(&(struct timespec){ms / 1000, (long)(ms % 1000) * 1000000}, NULL);
-}
 
 /* `wanted` if it can be bound, 0 if not; 0 asks for any. */
 static int try_port(int wanted)
@@ -270,7 +264,7 @@ static int wait_ready(const char *base, struct tpo_error *err)
         if (ready) return TPO_OK;
         if (isatty(STDERR_FILENO) && waited % 1000 == 0)
             fprintf(stderr, "\rwaiting until all serve, %lld s ", (long long)waited / 1000);
-        nap(100);
+        usleep(100000);
     }
     return tpo_fail(err, TPO_DEADLINE_EXCEEDED, "not_ready", "not ready after %lld s; the logs are in %s",
                     (long long)set.wait_ms / 1000, set.run_dir);

@@ -9,7 +9,6 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 /* Two short stages: the encoder alone, then all; so every point is reached, and a stage begins where another ended. */
@@ -34,11 +33,6 @@ static const char stages[] = "  - name: see\n"
 
 static const char *const often[] = {"--checkpoint-every", "2", NULL};
 
-static void nap(void)
-{
-    nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
-}
-
 /* The recipe, its unkilled run "whole", and a mesh of n replicas each. */
 static void prepare(struct training_mesh *m, int n)
 {
@@ -59,7 +53,7 @@ static int train_through(struct training_mesh *m, const char *out, const char *c
 {
     int died = 0, status = 0;
     pid_t pid = training_start("r.yaml", out, m, more);
-    for (int waited = 0; waitpid(pid, &status, WNOHANG) == 0; nap(), waited++) {
+    for (int waited = 0; waitpid(pid, &status, WNOHANG) == 0; usleep(5000), waited++) {
         if (waited > 60 * 200) {
             kill(pid, SIGKILL);
             fail_msg("%s: no end within a minute", out);
@@ -179,7 +173,7 @@ static pid_t door_open(const struct training_mesh *m)
              "$! >door.pid",
              tpo_test_build(), m->ports[TRAINING_ENCODER][0], m->ports[TRAINING_ROUTER][0], m->ports[TRAINING_REGION][0]);
     assert_int_equal(system(command), 0);
-    while (access("door/ports", R_OK) != 0) nap();
+    while (access("door/ports", R_OK) != 0) usleep(5000);
     FILE *f = fopen("door/ports", "r");
     assert_non_null(fgets(ports, sizeof(ports), f));
     fclose(f);
@@ -231,7 +225,7 @@ static void serves(const struct training_mesh *m, long version)
     long served = -1;
     assert_true(version > 0);
     http_upload_sample("door", "crowd.png", id);
-    for (int tries = 0; served != version; tries++, nap()) {
+    for (int tries = 0; served != version; tries++, usleep(5000)) {
         served = version_served(id);
         if (tries == 2000) fail_msg("version %ld is served, not %ld", served, version);
     }

@@ -17,11 +17,6 @@ extern char **environ;
 
 static const char *const names[TRAINING_SERVICES] = {"encoder", "router", "region"};
 
-static void nap(void)
-{
-    nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
-}
-
 static pid_t spawn(char *const argv[], const char *out, const char *err)
 {
     posix_spawn_file_actions_t files;
@@ -122,7 +117,7 @@ void training_recipe(const char *name, const char *stages)
 /* The port that the process took, once it serves; a log may tell of lives before. */
 static int ready_wait(const char *log, size_t from, pid_t pid)
 {
-    for (const double until = tpo_now_s() + 60; tpo_now_s() < until; nap()) {
+    for (const double until = tpo_now_s() + 60; tpo_now_s() < until; usleep(5000)) {
         size_t size = 0;
         char *text = access(log, R_OK) == 0 ? file_read(log, &size) : NULL;
         const char *at = text != NULL && size > from ? strstr(text + from, "event=listening port=") : NULL;
@@ -236,7 +231,7 @@ int training_wait(pid_t pid, double limit_s)
             waitpid(pid, &status, 0);
             fail_msg("a process did not end within %.0f s", limit_s);
         }
-        nap();
+        usleep(5000);
     }
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }

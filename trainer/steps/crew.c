@@ -199,3 +199,15 @@ int tpo_crew_abort(struct tpo_crew *t, struct tpo_error *err)
 {
     return tpo_crew_each(t, abort_one, NULL, err);
 }
+
+static int end_one(struct tpo_crew *t, int part, int replica, void *arg, struct tpo_error *err)
+{
+    struct tpo_learner *l = &t->replicas[part][replica].learner;
+    (void)arg;
+    return l->end(l->self, err);
+}
+
+int tpo_crew_end(struct tpo_crew *t, struct tpo_error *err)
+{
+    return tpo_crew_each(t, end_one, NULL, err);
+}

@@ -70,5 +70,7 @@ int tpo_crew_each(struct tpo_crew *t, tpo_replica_job job, void *arg, struct tpo
 int tpo_crew_begin(struct tpo_crew *t, const struct tpo_recipe *r, int stage, const char *run, struct tpo_error *err);
 /* Gives up whatever step is open, everywhere; the first error. */
 int tpo_crew_abort(struct tpo_crew *t, struct tpo_error *err);
+/* Ends the run everywhere; the first error. */
+int tpo_crew_end(struct tpo_crew *t, struct tpo_error *err);
 
 #endif

@@ -193,18 +193,11 @@ static int go_on(const struct tpo_recovery *r, uint64_t step, struct tpo_checkpo
     return TPO_OK;
 }
 
-static int end_one(struct tpo_crew *t, int part, int replica, void *arg, struct tpo_error *err)
-{
-    struct tpo_learner *l = &t->replicas[part][replica].learner;
-    (void)arg;
-    return l->end(l->self, err);
-}
-
 /* What was begun and cannot go on keeps nobody out; what it held is not this run's any more. */
 static void release(const struct tpo_recovery *r)
 {
     if (r->same_memory || tpo_held_note(r->held, r->crew, false, NULL) != TPO_OK) return;
-    tpo_crew_each(r->crew, end_one, NULL, NULL);
+    tpo_crew_end(r->crew, NULL);
 }
 
 int tpo_recovery_run(const struct tpo_recovery *r, bool fresh, struct tpo_checkpoint *c, struct tpo_error *err)

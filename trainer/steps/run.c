@@ -241,13 +241,6 @@ static int step(struct stage *s, struct tpo_error *err)
 
 /* --- the end of a stage --------------------------------------------------------------------------------------------------------------- */
 
-static int end_one(struct tpo_crew *t, int part, int replica, void *arg, struct tpo_error *err)
-{
-    struct tpo_learner *l = &t->replicas[part][replica].learner;
-    (void)arg;
-    return l->end(l->self, err);
-}
-
 /* What the services have learned, into the models of this process, by way of a last checkpoint: the models hold the start of the stage until all
  * of it is here, since a service may still die. */
 static int weights_fetch(struct stage *s, struct tpo_error *err)
@@ -280,12 +273,12 @@ static int stage_finish(struct stage *s, struct tpo_error *err)
     struct run *r = s->run;
     const bool last = s->index + 1 == r->last;
     int rc = s->published < s->recipe->steps ? publish(s, last, err) : TPO_OK;
-    if (rc == TPO_OK) rc = r->remote ? weights_fetch(s, err) : tpo_crew_each(&r->crew, end_one, NULL, err);
+    if (rc == TPO_OK) rc = r->remote ? weights_fetch(s, err) : tpo_crew_end(&r->crew, err);
     if (rc != TPO_OK) return rc;
     tpo_fault_reach(TPO_FAULT_STAGE_END);
     rc = tpo_checkpoint_finish(s->dir, r->recipe->model, r->options->stream, r->models, TPO_PARTS, err);
     /* Between stages the mesh stays ours: the next Begin ends what was. */
-    if (rc == TPO_OK && r->remote && last) tpo_crew_each(&r->crew, end_one, NULL, NULL);
+    if (rc == TPO_OK && r->remote && last) tpo_crew_end(&r->crew, NULL);
     s->ended = rc == TPO_OK;
     return rc;
 }
