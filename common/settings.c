@@ -160,10 +160,36 @@ static void clear_value(const struct tpo_setting *row)
 
 /* --- where values come from ----------------------------------------------------------------------------------------------------------------- */
 
+/* What list_split made is pointed to for as long as the process lives; the list lets a leak checker see that. */
+struct kept {
+    struct kept *next;
+    char text[];
+};
+static struct kept *kept_texts;
+
+/* Splits "a;b;c" in place of a copy that is never freed (settings live as long as the process). Empty items are dropped; at most max. */
+static int list_split(const char *text, const char **items, int max)
+{
+    size_t size = strlen(text) + 1;
+    struct kept *k = malloc(sizeof(*k) + size);
+    int n = 0;
+    if (k == NULL) return 0;
+    memcpy(k->text, text, size);
+    k->next = kept_texts;
+    kept_texts = k;
+    for (char *at = k->text; at != NULL && n < max;) {
+        char *end = strchr(at, ';');
+        if (end != NULL) *end = '\0';
+        if (at[0] != '\0') items[n++] = at;
+        at = end != NULL ? end + 1 : NULL;
+    }
+    return n;
+}
+
 static int read_list(const struct tpo_setting *row, const char *text, const char *from, struct tpo_error *err)
 {
     const char *items[TPO_SETTING_LIST_MAX];
-    int n = tpo_settings_split(text, ';', items, TPO_SETTING_LIST_MAX), rc = TPO_OK;
+    int n = list_split(text, items, TPO_SETTING_LIST_MAX), rc = TPO_OK;
     clear_value(row);
     for (int i = 0; i < n && rc == TPO_OK; i++) rc = set_value(row, items[i], from, err);
     return rc;
@@ -382,29 +408,4 @@ void tpo_settings_log(const struct tpo_settings *s)
         tpo_log(TPO_LOG_INFO, "setting", "name=%s value=%s%s", row->name,
                 row->secret ? "***" : tpo_log_quote(quoted, sizeof(quoted), value), preset ? " default=yes" : "");
     }
-}
-
-/* What split made is pointed to for as long as the process lives; the list lets a leak checker see that. */
-struct kept {
-    struct kept *next;
-    char text[];
-};
-static struct kept *kept_texts;
-
-int tpo_settings_split(const char *text, char separator, const char **items, int max)
-{
-    size_t size = strlen(text) + 1;
-    struct kept *k = malloc(sizeof(*k) + size);
-    int n = 0;
-    if (k == NULL) return 0;
-    memcpy(k->text, text, size);
-    k->next = kept_texts;
-    kept_texts = k;
-    for (char *at = k->text; at != NULL && n < max;) {
-        char *end = strchr(at, separator);
-        if (end != NULL) *end = '\0';
-        if (at[0] != '\0') items[n++] = at;
-        at = end != NULL ? end + 1 : NULL;
-    }
-    return n;
 }

@@ -63,7 +63,4 @@ void tpo_settings_help(const struct tpo_settings *s, FILE *out);
 /* One log line per setting, event=setting, with where it came from. */
 void tpo_settings_log(const struct tpo_settings *s);
 
-/* Splits "a,b,c" in place of a copy that is never freed (settings live as long as the process). Empty items are dropped; at most max. */
-int tpo_settings_split(const char *text, char separator, const char **items, int max);
-
 #endif

@@ -71,7 +71,4 @@ void tpo_http_stream_begin(struct tpo_http *x, const char *type);
 void tpo_http_stream_write(struct tpo_http *x, const void *data, size_t size);
 void tpo_http_stream_end(struct tpo_http *x);
 
-/* {"error":{...}} as contracts define it. */
-void tpo_http_error_json(struct tpo_text *out, const struct tpo_error *err, const char *request_id);
-
 #endif

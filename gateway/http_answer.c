@@ -123,7 +123,8 @@ void tpo_http_reply(struct tpo_http *x, int status, const char *type, const void
     tpo_http_after_answer(x);
 }
 
-void tpo_http_error_json(struct tpo_text *out, const struct tpo_error *err, const char *request_id)
+/* {"error":{...}} as contracts define it. */
+static void error_json(struct tpo_text *out, const struct tpo_error *err, const char *request_id)
 {
     const struct {
         const char *key, *text;
@@ -149,7 +150,7 @@ void tpo_http_answer_error(struct tpo_http *x, int status, const struct tpo_erro
 {
     struct tpo_text body = {0};
     char retry[128];
-    tpo_http_error_json(&body, err, request_id != NULL ? request_id : x->request_id);
+    error_json(&body, err, request_id != NULL ? request_id : x->request_id);
     snprintf(retry, sizeof(retry), "Retry-After: %d\r\n", (err->retry_ms + 999) / 1000);
     tpo_http_reply(x, status, "application/json", body.data, body.size, err->retry_ms > 0 ? retry : headers);
     tpo_text_free(&body);

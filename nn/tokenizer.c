@@ -25,7 +25,7 @@ struct tpo_tokenizer {
     int n_added, vocabulary;
 };
 
-int tpo_ids_reserve(struct tpo_ids *list, int more)
+static int ids_reserve(struct tpo_ids *list, int more)
 {
     if (list->capacity - list->n >= more) return TPO_OK;
     int capacity = list->n + more + list->capacity;
@@ -41,7 +41,7 @@ int tpo_ids_reserve(struct tpo_ids *list, int more)
 
 int tpo_ids_push(struct tpo_ids *list, int32_t id, int32_t end)
 {
-    if (tpo_ids_reserve(list, 1) != TPO_OK) return TPO_ENOMEM;
+    if (ids_reserve(list, 1) != TPO_OK) return TPO_ENOMEM;
     list->ids[list->n] = id;
     list->ends[list->n++] = end;
     return TPO_OK;
@@ -172,11 +172,11 @@ static int encode_piece(const struct tpo_tokenizer *t, struct tpo_ids *out, cons
 {
     if (begin == end) return TPO_OK;
     int room = (int)(end - begin) + 8; /* a byte gives one id at most, besides the prefix */
-    if (tpo_ids_reserve(out, room) != TPO_OK) return TPO_ENOMEM;
+    if (ids_reserve(out, room) != TPO_OK) return TPO_ENOMEM;
     int n = tpo_sp_encode(t->sp, text + begin, end - begin, out->ids + out->n, out->ends + out->n, room);
     if (n < 0) return TPO_ENOMEM;
     if (n > room) { /* pieces of a normaliser that makes text longer */
-        if (tpo_ids_reserve(out, n) != TPO_OK) return TPO_ENOMEM;
+        if (ids_reserve(out, n) != TPO_OK) return TPO_ENOMEM;
         n = tpo_sp_encode(t->sp, text + begin, end - begin, out->ids + out->n, out->ends + out->n, n);
         if (n < 0) return TPO_ENOMEM;
     }

@@ -26,7 +26,6 @@ struct tpo_ids {
     int32_t *ids, *ends;
     int n, capacity;
 };
-int tpo_ids_reserve(struct tpo_ids *list, int more);
 int tpo_ids_push(struct tpo_ids *list, int32_t id, int32_t end);
 void tpo_ids_free(struct tpo_ids *list);
 

@@ -217,8 +217,9 @@ static int row_make(struct making *m, const json_t *row, struct tpo_sample *out)
     return out->media_id != NULL ? TPO_OK : tpo_fail(m->err, TPO_ENOMEM, "memory", "no memory for a row");
 }
 
-int tpo_annotation_row_parse(const struct tpo_annotations *a, struct tpo_arena *arena, const char *text, size_t n,
-                             struct tpo_sample *out, enum tpo_annotation_fault *fault, struct tpo_error *err)
+/* One row's text. TPO_OK and a sample, TPO_CANCELLED for one that is left out, or the fault in *fault and a sentence in err. */
+static int row_parse(const struct tpo_annotations *a, struct tpo_arena *arena, const char *text, size_t n, struct tpo_sample *out,
+                     enum tpo_annotation_fault *fault, struct tpo_error *err)
 {
     json_error_t why;
     struct making m = {.a = a, .arena = arena, .fault = fault, .err = err};
@@ -247,7 +248,7 @@ static int row_add(struct scan *s, size_t from, size_t to, uint32_t line, struct
     struct tpo_sample sample;
     struct tpo_error why = {0};
     tpo_arena_reset(&s->arena);
-    const int rc = tpo_annotation_row_parse(a, &s->arena, a->text + from, to - from, &sample, &fault, &why);
+    const int rc = row_parse(a, &s->arena, a->text + from, to - from, &sample, &fault, &why);
     if (rc == TPO_CANCELLED) {
         a->left_out++;
         return TPO_OK;
@@ -422,7 +423,7 @@ int tpo_annotations_row(const struct tpo_annotations *a, struct tpo_arena *arena
 {
     const struct row *r = &a->rows[row];
     enum tpo_annotation_fault fault = TPO_FAULT_ROW_BROKEN;
-    const int rc = tpo_annotation_row_parse(a, arena, a->text + r->offset, r->length, out, &fault, err);
+    const int rc = row_parse(a, arena, a->text + r->offset, r->length, out, &fault, err);
     if (rc == TPO_OK || rc == TPO_ENOMEM) return rc;
     if (fault == TPO_FAULT_ROW_MEDIA) return tpo_fail(err, TPO_NOT_FOUND, "annotations", "its medium is gone");
     return tpo_fail(err, TPO_DATA_LOSS, "annotations", "%.200s changed during the run", a->path);

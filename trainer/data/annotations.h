@@ -63,8 +63,4 @@ int64_t tpo_annotations_pick(const struct tpo_annotations *a, uint64_t index);
 int tpo_annotations_row(const struct tpo_annotations *a, struct tpo_arena *arena, int64_t row, struct tpo_sample *out,
                         struct tpo_error *err);
 
-/* The fuzzer's door: one row's text. TPO_OK and a sample, TPO_CANCELLED for one that is left out, or the fault in *fault and a sentence in err. */
-int tpo_annotation_row_parse(const struct tpo_annotations *a, struct tpo_arena *arena, const char *text, size_t n,
-                             struct tpo_sample *out, enum tpo_annotation_fault *fault, struct tpo_error *err);
-
 #endif

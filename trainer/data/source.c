@@ -224,9 +224,15 @@ static void *part_draw(void *arg)
 
 /* --- a batch ------------------------------------------------------------------------------------------------------------------------------ */
 
+/* Of the file and its split, bad ones too. */
+static int64_t rows_of(const struct tpo_source *s)
+{
+    return tpo_annotations_rows(s->rows) + tpo_annotations_all_bad(s->rows);
+}
+
 static int share_check(const struct tpo_source *s, struct tpo_error *err)
 {
-    const int64_t bad = tpo_source_skipped(s), all = tpo_source_rows(s);
+    const int64_t bad = tpo_source_skipped(s), all = rows_of(s);
     if ((double)bad <= s->o.rows.skip_most * (double)all) return TPO_OK;
     return tpo_fail(err, TPO_INVALID_ARGUMENT, "annotations", "%lld of %lld rows are bad, %lld for their media: %.200s",
                     (long long)bad, (long long)all, (long long)s->n_marked, s->first);
@@ -294,8 +300,8 @@ static void summary_log(const struct tpo_source *s)
                                    tpo_annotation_fault_name((enum tpo_annotation_fault)f), (long long)n);
     }
     tpo_log_quote(path, sizeof(path), s->o.rows.annotations);
-    tpo_log(TPO_LOG_INFO, "source", "file=%s rows=%lld left_out=%lld skipped=%lld faults=\"%s\"", path,
-            (long long)tpo_source_rows(s), (long long)tpo_annotations_left_out(s->rows), (long long)tpo_source_skipped(s), faults);
+    tpo_log(TPO_LOG_INFO, "source", "file=%s rows=%lld left_out=%lld skipped=%lld faults=\"%s\"", path, (long long)rows_of(s),
+            (long long)tpo_annotations_left_out(s->rows), (long long)tpo_source_skipped(s), faults);
 }
 
 int tpo_source_open(struct tpo_source **out, const struct tpo_source_options *o, struct tpo_error *err)
@@ -337,11 +343,6 @@ void tpo_source_close(struct tpo_source *s)
     free(s->marks);
     free(s->seen);
     free(s);
-}
-
-int64_t tpo_source_rows(const struct tpo_source *s)
-{
-    return tpo_annotations_rows(s->rows) + tpo_annotations_all_bad(s->rows);
 }
 
 int64_t tpo_source_skipped(const struct tpo_source *s)

@@ -40,7 +40,6 @@ void tpo_source_close(struct tpo_source *s); /* accepts NULL */
  * bad, or when 64 rows drawn for one sample are; what is not a row's fault (no decoder, no memory, a file that changed) as it is. */
 int tpo_source_fill(struct tpo_source *s, struct tpo_world_batch *b, uint64_t first, int n, struct tpo_error *err);
 
-int64_t tpo_source_rows(const struct tpo_source *s);    /* of the file and its split, bad ones too */
 int64_t tpo_source_skipped(const struct tpo_source *s); /* bad ones that are known by now */
 
 #endif

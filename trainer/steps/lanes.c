@@ -33,14 +33,15 @@ struct stroll {
     int line;
 };
 
-int tpo_lane_of(const struct tpo_plan *plan, int micro_batch)
+static int lane_of(const struct tpo_plan *plan, int micro_batch)
 {
     return (int)((int64_t)micro_batch * plan->lanes / plan->micro_batches);
 }
 
-int tpo_lane_replica(const struct tpo_crew *t, const struct tpo_plan *plan, int part, int micro_batch)
+/* Which replica of a service a micro-batch meets. */
+static int lane_replica(const struct tpo_crew *t, const struct tpo_plan *plan, int part, int micro_batch)
 {
-    return tpo_lane_of(plan, micro_batch) * t->options.n_replicas[part] / plan->lanes;
+    return lane_of(plan, micro_batch) * t->options.n_replicas[part] / plan->lanes;
 }
 
 bool tpo_lanes_gathers(const struct tpo_crew *t, int part)
@@ -66,8 +67,8 @@ static void fail(struct walk *w, int rc, const struct tpo_error *err)
 static int turn_wait(void *arg, int part, int m, bool skip)
 {
     struct walk *w = arg;
-    const int lane = tpo_lane_of(&w->stage->plan, m),
-              replica = w->crew->options.n_replicas[part] > 0 ? tpo_lane_replica(w->crew, &w->stage->plan, part, m) : 0;
+    const int lane = lane_of(&w->stage->plan, m),
+              replica = w->crew->options.n_replicas[part] > 0 ? lane_replica(w->crew, &w->stage->plan, part, m) : 0;
     pthread_mutex_lock(&w->lock);
     while (w->turn[part][lane] != m && w->rc == TPO_OK) pthread_cond_wait(&w->changed, &w->lock);
     const int rc = w->rc;
@@ -86,7 +87,7 @@ static void turn_end(void *arg, int part, int m)
 {
     struct walk *w = arg;
     pthread_mutex_lock(&w->lock);
-    w->turn[part][tpo_lane_of(&w->stage->plan, m)] = m + 1;
+    w->turn[part][lane_of(&w->stage->plan, m)] = m + 1;
     pthread_cond_broadcast(&w->changed);
     pthread_mutex_unlock(&w->lock);
 }
@@ -145,12 +146,12 @@ static void walk_init(struct walk *w)
     pthread_cond_init(&w->changed, NULL);
     w->forwards_left = plan->micro_batches;
     for (int m = plan->micro_batches - 1; m >= 0; m--) {
-        const int line = tpo_lane_of(plan, m) * w->crew->n_lines / plan->lanes;
+        const int line = lane_of(plan, m) * w->crew->n_lines / plan->lanes;
         w->next[line] = m;
         if (w->end[line] == 0) w->end[line] = m + 1;
         for (int p = 0; p < TPO_PARTS; p++) {
-            w->turn[p][tpo_lane_of(plan, m)] = m;
-            if (w->crew->options.n_replicas[p] > 0) w->left[p][tpo_lane_replica(w->crew, plan, p, m)]++;
+            w->turn[p][lane_of(plan, m)] = m;
+            if (w->crew->options.n_replicas[p] > 0) w->left[p][lane_replica(w->crew, plan, p, m)]++;
         }
     }
 }

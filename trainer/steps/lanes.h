@@ -22,10 +22,6 @@ struct tpo_pass {
     int n_spans;
 };
 
-int tpo_lane_of(const struct tpo_plan *plan, int micro_batch);
-/* Which replica of a service a micro-batch meets. */
-int tpo_lane_replica(const struct tpo_crew *t, const struct tpo_plan *plan, int part, int micro_batch);
-
 /* Forward and Backward of all micro-batches, passes[M]; where a service has replicas, their sums are on their way (t->collective) when it returns TPO_OK. On
  * failure nothing is on its way any more. The first error that happened. */
 int tpo_lanes_walk(struct tpo_crew *t, const struct tpo_recipe_stage *s, const struct tpo_key *key,

@@ -7,6 +7,7 @@
 
 static const char *const plurals[6] = {"balls", "squares", "triangles", "stars", "crosses", "cups"};
 static const char *const attribute_names[TPO_NAMED] = {"shape", "colour", "size", "pattern"};
+static const char *const letters[4] = {"(A)", "(B)", "(C)", "(D)"}; /* of options */
 static const char *const media_words[2][2] = {{"picture", "image"}, {"video", "clip"}};
 
 /* What a phrasing's braces are filled with. */
@@ -78,7 +79,7 @@ static void put_options(struct fill *w)
     for (int i = 0; i < q->n_options; i++) {
         if (i > 0) put(w, " ");
         q->options[i].letter = w->length;
-        put(w, "%s ", tpo_ask_letter(i));
+        put(w, "%s ", letters[i]);
         q->options[i].word = w->length;
         put(w, "%s", w->options[i]);
     }
@@ -138,12 +139,6 @@ static void put_sentence(struct fill *w, enum tpo_phrase_kind kind)
     if (tpo_rng_chance(w->rng, .15f) && text[0] >= 'A' && text[0] <= 'Z') text[0] = (char)(text[0] - 'A' + 'a');
     char *last = &text[w->length - 1];
     if (tpo_rng_chance(w->rng, .15f) && (*last == '.' || *last == '?')) *last = '\0';
-}
-
-const char *tpo_ask_letter(int option)
-{
-    static const char *const letters[4] = {"(A)", "(B)", "(C)", "(D)"};
-    return letters[option];
 }
 
 static void answer(struct tpo_asked *q, const char *text)
@@ -291,7 +286,7 @@ static void choose_options(struct fill *w)
     for (int i = 0; i < n; i++) {
         if (strcmp(all[i], q->answer) == 0) w->options[q->right] = all[i];
     }
-    answer(q, tpo_ask_letter(q->right));
+    answer(q, letters[q->right]);
 }
 
 static bool ask_choice(struct fill *w, struct tpo_reference *ref, struct tpo_noun *noun)

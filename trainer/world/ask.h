@@ -38,8 +38,6 @@ bool tpo_ask(struct tpo_asked *out, const struct tpo_facts *f, const struct tpo_
 /* The bare phrase of a kind that asks for a box, "the star left of the large cup", as `question`. */
 bool tpo_ask_expression(struct tpo_asked *out, const struct tpo_facts *f, struct tpo_rng *r, enum tpo_world_kind kind);
 
-/* "(A)" .. "(D)" */
-const char *tpo_ask_letter(int option);
 /* The objects of a description, in its order: left to right. */
 void tpo_ask_order(const struct tpo_facts *f, int order[TPO_WORLD_OBJECTS_MAX]);
 

@@ -64,7 +64,7 @@ static const char *next_word(const char *text, char *word, size_t size)
 }
 
 /* A colour, the shape that follows it, and the direction said before the next colour. */
-int tpo_world_tuples_parse(const char *text, struct tpo_world_tuple *out, int max)
+static int tuples_parse(const char *text, struct tpo_world_tuple *out, int max)
 {
     char word[24];
     int n = 0, colour = -1;
@@ -99,7 +99,7 @@ struct tpo_world_f1 tpo_world_description_score(const struct tpo_world_item *ite
     struct tpo_world_tuple said[4 * TPO_WORLD_OBJECTS_MAX];
     struct tpo_world_f1 f = {.real = item->n_tuples};
     bool used[TPO_WORLD_OBJECTS_MAX] = {false};
-    f.said = tpo_world_tuples_parse(text, said, 4 * TPO_WORLD_OBJECTS_MAX);
+    f.said = tuples_parse(text, said, 4 * TPO_WORLD_OBJECTS_MAX);
     for (int i = 0; i < f.said; i++) {
         if (item->n_frames == 1) said[i].direction = -1;
         for (int j = 0; j < f.real; j++) {

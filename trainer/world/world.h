@@ -200,7 +200,6 @@ struct tpo_world_f1 {
 };
 /* Parses the tuples out of a description (what isn't a tuple is passed over) and compares. */
 struct tpo_world_f1 tpo_world_description_score(const struct tpo_world_item *item, const char *text);
-int tpo_world_tuples_parse(const char *text, struct tpo_world_tuple *out, int max);
 
 float tpo_world_iou(const float a[4], const float b[4]);
 
