@@ -8,6 +8,7 @@
 
 #include "common/clock.h"
 #include "kernels/ops.h"
+#include "tests/bench/check.h"
 
 struct bench {
     struct tpo_stream *s;
@@ -18,13 +19,6 @@ struct bench {
     struct tpo_paged_shape paged;
     int64_t n;
 };
-
-static void check(int code, const char *what)
-{
-    if (code == TPO_OK) return;
-    fprintf(stderr, "bench_cuda: %s: %s\n", what, tpo_status_sentence(code));
-    exit(1);
-}
 
 static float *floats(struct bench *b, int64_t n)
 {

@@ -11,19 +11,13 @@
 #include "common/clock.h"
 #include "kernels/vector.h"
 #include "services/router/batch.h"
+#include "tests/bench/check.h"
 
 #define PROMPT   512
 #define STEPS    64
 #define SEQS     TPO_MATVEC_ROWS
 #define PATTERN  ((int64_t)1 << 22) /* floats of one random block, which all tensors repeat */
 #define KV_BYTES ((size_t)4 << 30)
-
-static void check(int code, const char *what)
-{
-    if (code == TPO_OK) return;
-    fprintf(stderr, "bench_cuda_router: %s: %s\n", what, tpo_status_sentence(code));
-    exit(1);
-}
 
 /* Fills a tensor from the pattern, scaled so that what runs through 32 layers stays finite. Product weights become bf16. */
 static double fill(struct tpo_stream *s, struct tpo_param *p, const float *pattern, float *scaled)
