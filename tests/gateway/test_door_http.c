@@ -17,6 +17,7 @@ struct rig {
     uv_async_t stop;
     pthread_t thread;
     int port;
+    int slow_ms; /* how long /slow takes, 0: 100 */
     atomic_int gone, slow_started, answered;
 };
 
@@ -84,7 +85,7 @@ static void slow_end(struct tpo_http *x)
     s->x = x;
     s->timer.data = s;
     uv_timer_init(&rig.loop, &s->timer);
-    uv_timer_start(&s->timer, slow_fire, 100, 0);
+    uv_timer_start(&s->timer, slow_fire, rig.slow_ms > 0 ? (uint64_t)rig.slow_ms : 100, 0);
     tpo_http_set_state(x, s);
     rig.slow_started++;
 }
@@ -370,6 +371,7 @@ static void a_slow_client_gets_408_and_holds_up_nobody(void **state)
 static void a_client_that_leaves_is_noticed(void **state)
 {
     (void)state;
+    rig.slow_ms = 3600000; /* the answer never wins, however late this thread runs */
     start(0, 0);
     int fd = dial();
     say(fd, "GET /slow HTTP/1.1\r\nHost: x\r\n\r\n", 31);
