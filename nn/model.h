@@ -46,6 +46,8 @@ struct tpo_model {
     struct tpo_params *params;
     /* Adds outputs and losses to *f; the error is also the tape's. */
     int (*forward)(void *self, struct tpo_tape *tape, struct tpo_forward *f, struct tpo_error *err);
+    /* Another run has begun, or weights came in: what the model keeps of its weights' values is out of date. NULL: it keeps nothing. */
+    void (*replaced)(void *self);
 };
 
 /* Ports by name; NULL when absent. */

@@ -66,20 +66,54 @@ static void digest_add(tpo_sha256_t *h, const struct tpo_param *item, const floa
     tpo_sha256_add(h, tpo_sha256_hex(text, digest), 64);
 }
 
-/* By way of the host, since that is where the digest is made. */
+/* A tensor on the host, where digests are made, the caller's to free. */
+static int read_out(float **out, struct tpo_stream *s, const struct tpo_param *item, const float *data)
+{
+    const size_t bytes = (size_t)item->size * sizeof(float);
+    *out = malloc(bytes);
+    int rc = *out != NULL ? tpo_copy_out(s, *out, data, bytes) : TPO_ENOMEM;
+    return rc == TPO_OK ? tpo_stream_wait(s) : rc;
+}
+
 static int copy(struct tpo_snapshot *x, int i, struct tpo_stream *s, const struct tpo_param *item, const float *data,
                 tpo_sha256_t *h)
 {
     const size_t bytes = (size_t)item->size * sizeof(float);
-    float *host = malloc(bytes), *own = tpo_device_alloc(s, bytes);
+    float *host = NULL, *own = tpo_device_alloc(s, bytes);
     if (own != NULL) x->data[i] = x->owned[x->n_owned++] = own;
-    int rc = host != NULL && own != NULL ? tpo_copy_out(s, host, data, bytes) : TPO_ENOMEM;
-    if (rc == TPO_OK) rc = tpo_stream_wait(s);
+    int rc = own != NULL ? read_out(&host, s, item, data) : TPO_ENOMEM;
     if (rc == TPO_OK) rc = tpo_copy_in(s, own, host, bytes);
     if (rc == TPO_OK) rc = tpo_stream_wait(s);
     if (rc == TPO_OK) digest_add(h, item, host);
     free(host);
     return rc;
+}
+
+int tpo_snapshot_digest_trained(char out[72], struct tpo_stream *s, const char *loaded, const struct tpo_params *trainee,
+                                const struct tpo_snapshot *untrained, struct tpo_error *err)
+{
+    uint8_t digest[TPO_SHA256_BYTES];
+    int rc = TPO_OK, n_changed = 0;
+    tpo_sha256_t *h = tpo_sha256_open();
+    TPO_ASSERT(trainee->n == untrained->n);
+    tpo_sha256_add(h, loaded, strlen(loaded) + 1);
+    for (int i = 0; i < trainee->n && rc == TPO_OK; i++) {
+        const struct tpo_param *item = trainee->items[i];
+        float *host = NULL;
+        if (item->ignored || tpo_param_is_aid(item) || item->data == untrained->data[i]) continue;
+        rc = read_out(&host, s, item, item->data);
+        if (rc == TPO_OK) digest_add(h, item, host);
+        n_changed++;
+        free(host);
+    }
+    tpo_sha256_end(h, digest);
+    tpo_sha256_close(h);
+    if (rc != TPO_OK) return tpo_fail(err, rc, "memory", "no memory for a digest of the weights");
+    if (n_changed > 0)
+        tpo_sha256_hex(out, digest);
+    else
+        snprintf(out, 72, "%s", loaded);
+    return TPO_OK;
 }
 
 int tpo_snapshot_of_trained(struct tpo_snapshot **out, struct tpo_stream *s, const struct tpo_params *p,

@@ -26,6 +26,9 @@ int tpo_snapshot_open(struct tpo_snapshot **out, const struct tpo_params *p, con
 int tpo_snapshot_of_trained(struct tpo_snapshot **out, struct tpo_stream *s, const struct tpo_params *p,
                             const struct tpo_snapshot *loaded, const struct tpo_params *trainee,
                             const struct tpo_snapshot *untrained, struct tpo_error *err);
+/* The digest that a snapshot of trained weights would have, nothing copied: serving's key for them, published or not. out: 72 letters. TPO_ENOMEM. */
+int tpo_snapshot_digest_trained(char out[72], struct tpo_stream *s, const char *loaded, const struct tpo_params *trainee,
+                                const struct tpo_snapshot *untrained, struct tpo_error *err);
 void tpo_snapshot_close(struct tpo_snapshot *x, struct tpo_stream *s); /* accepts NULL; no pass with it may be under way */
 
 /* Turns the model whose schema p is to these weights. */

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "nn/snapshot.h"
 #include "services/encoder/frames.h"
 
 #define SLOTS   32 /* more than threads, so that one can always be freed */
@@ -26,9 +27,10 @@ struct slot {
 
 struct tpo_recorded {
     struct tpo_recorded_options o;
-    char digest[TPO_SHA256_HEX], rule[96];
+    char loaded[72], digest[72],
+        rule[96]; /* digests of the weights: the folder's; as they are, "" where nobody has asked since they were replaced */
     struct tpo_model model, *inner;
-    const float **loaded; /* where each parameter's weights lay when the folder was read */
+    struct tpo_snapshot *untrained; /* where the weights lay when the folder was read */
 
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -139,12 +141,17 @@ static int take(struct tpo_recorded *r, const char *id, struct tpo_frames *out, 
 
 /* --- a frozen encoder ------------------------------------------------------------------------------------------------------------------------ */
 
-/* The training-only heads are not in a frozen pass: a trainer may bring its own. */
-static bool as_loaded(const struct tpo_recorded *r)
+static void recorded_replaced(void *self)
 {
-    for (int i = 0; i < r->inner->params->n; i++)
-        if (r->inner->params->items[i]->data != r->loaded[i] && !tpo_param_is_aid(r->inner->params->items[i])) return false;
-    return true;
+    struct tpo_recorded *r = self;
+    r->digest[0] = '\0';
+}
+
+/* Of the weights as they are, made once for a frozen stage. The training-only heads are not in a frozen pass and do not count. */
+static int digest_make(struct tpo_recorded *r, struct tpo_stream *s, struct tpo_error *err)
+{
+    if (r->digest[0] != '\0') return TPO_OK;
+    return tpo_snapshot_digest_trained(r->digest, s, r->loaded, r->inner->params, r->untrained, err);
 }
 
 static bool from_cache(struct tpo_recorded *r, const struct tpo_cache_key *key, float *visual, int rows, int cols)
@@ -187,6 +194,8 @@ static int frozen_forward(struct tpo_recorded *r, struct tpo_tape *t, struct tpo
     float *visual = tpo_arena_alloc(tpo_tape_arena(t), sizeof(*visual) * (size_t)f->n_samples * (size_t)rows * (size_t)cols);
     int n_computed = 0;
     if (visual == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for visual tokens");
+    int rc = digest_make(r, tpo_tape_stream(t), err);
+    if (rc != TPO_OK) return rc;
     for (int i = 0; i < f->n_samples; i++) {
         const char *id = f->samples[i].media_id;
         float *own = visual + (int64_t)i * rows * cols;
@@ -194,7 +203,7 @@ static int frozen_forward(struct tpo_recorded *r, struct tpo_tape *t, struct tpo
         const char *const parts[] = {"encoder", id, r->rule, r->digest, r->o.config->keep_bf16 ? "bf16" : "f32"};
         tpo_cache_key_make(&key, parts, 5);
         const bool hit = tpo_sha256_is_hex(id) && from_cache(r, &key, own, rows, cols);
-        const int rc = hit ? TPO_OK : computed(r, id, &key, own, rows, cols, err);
+        rc = hit ? TPO_OK : computed(r, id, &key, own, rows, cols, err);
         if (rc != TPO_OK) return rc;
         n_computed += !hit;
         tpo_metrics_add(r->o.metrics, "tpo_training_visual_total", hit ? "source=\"cache\"" : "source=\"encoder\"", 1);
@@ -240,7 +249,7 @@ static int recorded_forward(void *self, struct tpo_tape *t, struct tpo_forward *
     for (int i = 0; i < f->n_samples; i++) n_recorded += f->samples[i].media_id != NULL;
     if (n_recorded == 0) return r->inner->forward(r->inner->self, t, f, err);
     const bool dense = f->wants_loss != NULL && f->wants_loss(f->plan, "dense");
-    if (n_recorded == f->n_samples && !f->training && !dense && as_loaded(r)) return frozen_forward(r, t, f, err);
+    if (n_recorded == f->n_samples && !f->training && !dense) return frozen_forward(r, t, f, err);
     return decoded_forward(r, t, f, err);
 }
 
@@ -261,11 +270,10 @@ int tpo_recorded_open(struct tpo_recorded **out, const struct tpo_recorded_optio
     r->model = *r->inner;
     r->model.self = r;
     r->model.forward = recorded_forward;
-    snprintf(r->digest, sizeof(r->digest), "%s", o->digest);
+    r->model.replaced = recorded_replaced;
+    snprintf(r->loaded, sizeof(r->loaded), "%s", o->digest);
     tpo_frames_rule(r->rule, sizeof(r->rule), o->config);
-    r->loaded = calloc((size_t)r->inner->params->n + 1, sizeof(*r->loaded));
-    int rc = r->loaded != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for recorded samples");
-    for (int i = 0; i < r->inner->params->n && rc == TPO_OK; i++) r->loaded[i] = r->inner->params->items[i]->data;
+    int rc = tpo_snapshot_open(&r->untrained, r->inner->params, o->digest, err);
     while (rc == TPO_OK && r->n_threads < o->threads && r->n_threads < THREADS &&
            pthread_create(&r->threads[r->n_threads], NULL, decode_thread, r) == 0)
         r->n_threads++;
@@ -287,6 +295,6 @@ void tpo_recorded_close(struct tpo_recorded *r)
     for (int i = 0; i < SLOTS; i++) tpo_frames_free(&r->slots[i].frames);
     pthread_mutex_destroy(&r->lock);
     pthread_cond_destroy(&r->changed);
-    free(r->loaded);
+    tpo_snapshot_close(r->untrained, NULL);
     free(r);
 }

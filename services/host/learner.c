@@ -85,6 +85,7 @@ static int direct_begin(void *self, const char *run, const struct tpo_plan *plan
         return tpo_fail(err, TPO_INVALID_ARGUMENT, "run", "the run's name is longer than %zu", sizeof(d->run) - 1);
     if (!d->begun || strcmp(run, d->run) != 0) {
         rc = run_end(d);
+        tpo_direct_replaced(d);
         if (rc == TPO_OK) rc = tpo_plan_copy(&d->plan, &d->plan_arena, plan);
         if (rc != TPO_OK) return tpo_fail(err, rc, "begin", "no memory for run %s", run);
         rc = tpo_learner_state_open(&d->state, d->stream, d->model->params, &d->plan, err);

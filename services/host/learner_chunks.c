@@ -207,6 +207,11 @@ int tpo_direct_holds(void *self, const struct tpo_chunk *x, const uint8_t digest
     return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "import", "%s: the device failed", x->name);
 }
 
+void tpo_direct_replaced(const struct tpo_direct *d)
+{
+    if (d->model->replaced != NULL) d->model->replaced(d->model->self);
+}
+
 int tpo_direct_import(void *self, uint64_t version, const struct tpo_chunk *x, struct tpo_error *err)
 {
     struct tpo_direct *d = self;
@@ -229,6 +234,7 @@ int tpo_direct_import(void *self, uint64_t version, const struct tpo_chunk *x, s
     float *data = own == NULL ? frozen_own(d, frozen) : part_of(d, own, start ? "weight" : x->part);
     if (data == NULL) return tpo_fail(err, TPO_INVALID_ARGUMENT, "import", "%.96s has no part \"%.16s\"", x->name, x->part);
     int rc = tpo_copy_in(d->stream, data + x->offset, x->data, sizeof(float) * (size_t)x->count);
+    tpo_direct_replaced(d);
     if (rc == TPO_OK && own != NULL && start) rc = moments_clear(d, own);
     return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "import", "%s: the device failed", x->name);
 }

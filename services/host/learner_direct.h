@@ -60,6 +60,8 @@ float tpo_plan_loss_weight(const struct tpo_plan *plan, const char *name); /* 0 
 int tpo_direct_key_check(const struct tpo_direct *d, const struct tpo_key *key, struct tpo_error *err);
 int tpo_direct_step_close(struct tpo_direct *d); /* forgets the open step; weights stay as they are */
 
+void tpo_direct_replaced(const struct tpo_direct *d); /* tells the model that its weights may be others */
+
 /* Of struct tpo_learner. */
 int tpo_direct_gather(void *self, const struct tpo_key *key, int (*sink)(void *arg, const struct tpo_chunk *x), void *arg,
                       struct tpo_error *err);

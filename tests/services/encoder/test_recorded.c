@@ -79,11 +79,10 @@ static int forward(struct live *l, const struct tpo_key *key, uint64_t lease, co
     return rc;
 }
 
-/* A trainer's own values of a training-only head, as the start of a stage brings them. */
-static void import_aid(struct live *l, const char *run, uint64_t lease)
+/* A trainer's own values of a vector, as the start of a stage brings them: all of them `value`. */
+static void import_start(struct live *l, const char *run, uint64_t lease, const char *name, int64_t shape, float value)
 {
-    float box[4] = {.1f, .2f, .3f, .4f};
-    int64_t shape = 4;
+    float data[128];
     struct tpo_error err = {0};
     struct tpo_key key = {0};
     Tpo__V1__Key k;
@@ -91,9 +90,10 @@ static void import_aid(struct live *l, const char *run, uint64_t lease)
     Tpo__V1__ImportReply *reply;
     snprintf(key.run, sizeof(key.run), "%s", run);
     tpo_key_pack(&k, &key, lease);
-    q.key = &k, q.name = "ext.encoder.dense.box.bias", q.part = "start";
+    for (int i = 0; i < 128; i++) data[i] = value;
+    q.key = &k, q.name = (char *)name, q.part = "start";
     q.shape = &shape, q.n_shape = 1;
-    q.data = (ProtobufCBinaryData){sizeof(box), (uint8_t *)box};
+    q.data = (ProtobufCBinaryData){sizeof(float) * (size_t)shape, (uint8_t *)data};
     if (call(l, "/tpo.v1.Learner/Import", &q.base, &tpo__v1__import_reply__descriptor, &reply, &err) != TPO_OK)
         fail_msg("%s", err.message);
     protobuf_c_message_free_unpacked(&reply->base, NULL);
@@ -152,7 +152,7 @@ static void a_frozen_encoder_shares_the_cache(void **state)
 
     /* What serving has kept is taken; what it lacks is computed and kept for serving. */
     const uint64_t lease = begin_run(&l, "frozen", "");
-    import_aid(&l, "frozen", lease);
+    import_start(&l, "frozen", lease, "ext.encoder.dense.box.bias", 4, .1f);
     struct tpo_key key = {.run = "frozen", .step = 1};
     const struct tpo_sample both[] = {{.media_id = image, .next_media_id = film}, {.media_id = film}};
     float *x = visual(&l, &key, lease, both, 2);
@@ -165,6 +165,59 @@ static void a_frozen_encoder_shares_the_cache(void **state)
     assert_true(live_counter(&l, "tpo_encoder_runs_total", NULL) == runs);
     tpo_payload_free(&served);
     free(x);
+    end(&l);
+}
+
+static void publish(struct live *l, const char *run, uint64_t lease, uint64_t version)
+{
+    struct tpo_error err = {0};
+    struct tpo_key key = {0};
+    Tpo__V1__Key k;
+    Tpo__V1__PublishRequest q = TPO__V1__PUBLISH_REQUEST__INIT;
+    Tpo__V1__Empty *reply;
+    snprintf(key.run, sizeof(key.run), "%s", run);
+    tpo_key_pack(&k, &key, lease);
+    q.key = &k, q.version = version;
+    if (call(l, "/tpo.v1.Learner/Publish", &q.base, &tpo__v1__empty__descriptor, &reply, &err) != TPO_OK)
+        fail_msg("%s", err.message);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+}
+
+#define PATCH_BIAS "vision_encoder.encoder.patch_embed.proj.bias"
+
+/* Whatever trained or replaced its weights before: the key holds the digest of what they are now, as serving's does once they are published. */
+static void a_frozen_encoder_shares_the_cache_after_it_has_learned(void **state)
+{
+    (void)state;
+    struct live l;
+    struct tpo_payload served = {0};
+    char image[TPO_SHA256_HEX];
+    begin(&l);
+    shell(FFMPEG "-f lavfi -i testsrc2=size=64x48 -frames:v 1 a.png");
+    put_file(&l, "a.png", image);
+    const struct tpo_sample sample = {.media_id = image};
+    begin_run(&l, "learned", "vision_encoder.*");
+    const uint64_t lease = begin_run(&l, "frozen", "");
+    import_start(&l, "frozen", lease, PATCH_BIAS, 128, .5f);
+    struct tpo_key key = {.run = "frozen", .step = 1};
+    float *first = visual(&l, &key, lease, &sample, 1);
+    assert_true(live_counter(&l, "tpo_training_visual_total", "source=encoder") == 1);
+    publish(&l, "frozen", lease, 7);
+    becomes_hit(&l, image, &served);
+    assert_memory_equal(first, served.data, served.size_bytes);
+    key.micro_batch = 1;
+    float *again = visual(&l, &key, lease, &sample, 1);
+    assert_true(live_counter(&l, "tpo_training_visual_total", "source=cache") == 1);
+    assert_memory_equal(again, served.data, served.size_bytes);
+
+    /* Other weights, in the same place. */
+    import_start(&l, "frozen", lease, PATCH_BIAS, 128, -.5f);
+    key.micro_batch = 2;
+    float *other = visual(&l, &key, lease, &sample, 1);
+    assert_true(live_counter(&l, "tpo_training_visual_total", "source=encoder") == 2);
+    assert_memory_not_equal(other, served.data, served.size_bytes);
+    tpo_payload_free(&served);
+    free(first), free(again), free(other);
     end(&l);
 }
 
@@ -238,5 +291,6 @@ static void missing_bytes_are_told_and_may_come(void **state)
     end(&l);
 }
 
-TPO_TESTS(cmocka_unit_test(a_frozen_encoder_shares_the_cache), cmocka_unit_test(one_that_learns_decodes_ahead),
+TPO_TESTS(cmocka_unit_test(a_frozen_encoder_shares_the_cache),
+          cmocka_unit_test(a_frozen_encoder_shares_the_cache_after_it_has_learned), cmocka_unit_test(one_that_learns_decodes_ahead),
           cmocka_unit_test(missing_bytes_are_told_and_may_come))
