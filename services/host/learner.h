@@ -57,6 +57,7 @@ struct tpo_begun {
     char config[65]; /* SHA-256 of its model folder's config.json, in hex, */
     int threads;     /* of its compute team: bits depend on it */
     uint64_t lease;  /* one more with every Begin, whoever's; 0: there are none here */
+    uint64_t served; /* the newest version that is served there; 0: the folder's */
 };
 
 /* What Forward answers: tensors and losses, readable until Commit, Abort or End. */

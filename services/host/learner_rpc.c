@@ -13,6 +13,7 @@
 #include "services/host/learner.h"
 #include "services/host/learner_wire.h"
 #include "services/host/lease.h"
+#include "services/host/versions.h"
 
 struct tpo_learner_rpc {
     struct tpo_host *host;
@@ -120,6 +121,12 @@ static int leave(struct visit *v, int rc)
     return TPO_OK;
 }
 
+static uint64_t served_now(struct tpo_learner_rpc *l)
+{
+    uint64_t held[TPO_VERSIONS_HELD];
+    return tpo_versions_list(tpo_host_versions(l->host), held) > 0 ? held[0] : 0;
+}
+
 static int begin(struct visit *v, const Tpo__V1__BeginRequest *m)
 {
     struct tpo_learner_rpc *l = v->l;
@@ -147,6 +154,7 @@ static int begin(struct visit *v, const Tpo__V1__BeginRequest *m)
     answer.stage = (char *)l->learner.stage;
     answer.config = l->config;
     answer.threads = (uint32_t)l->threads;
+    answer.served = served_now(l);
     tpo_log(TPO_LOG_INFO, "begin", "run=%.63s version=%llu lease=%llu trainable=%d", m->run, (unsigned long long)begun.version,
             (unsigned long long)number, begun.trainable);
     return reply(v, &answer.base);

@@ -4,6 +4,7 @@
 #include <pthread.h>
 
 #include "trainer/steps/collective.h"
+#include "trainer/steps/publish.h"
 #include "trainer/steps/step.h"
 
 #define M 8
@@ -15,13 +16,15 @@ struct fake {
     int forwards, backwards, last, live, most_live, norms, prepared, committed, aborted;
     int order_broken;
     double squared;
+    uint64_t served;
 };
 static struct fake fakes[TPO_REPLICAS_MAX];
 
 static int fake_begin(void *self, const char *run, const struct tpo_plan *plan, struct tpo_begun *out, struct tpo_error *err)
 {
-    (void)self, (void)run, (void)plan, (void)err;
-    *out = (struct tpo_begun){.instance = "one", .tapes = 2, .trainable = 1};
+    const struct fake *f = self;
+    (void)run, (void)plan, (void)err;
+    *out = (struct tpo_begun){.instance = "one", .tapes = 2, .trainable = 1, .served = f->served};
     return TPO_OK;
 }
 
@@ -88,6 +91,15 @@ static int fake_abort(void *self, const struct tpo_key *key, struct tpo_error *e
     return TPO_OK;
 }
 
+static int fake_publish(void *self, const struct tpo_key *key, uint64_t version, struct tpo_error *err)
+{
+    struct fake *f = self;
+    (void)key, (void)err;
+    assert_true(version > f->served);
+    f->served = version;
+    return TPO_OK;
+}
+
 static int fake_open(void *owner, int part, int replica, struct tpo_learner *out, struct tpo_error *err)
 {
     (void)owner, (void)part, (void)err;
@@ -99,7 +111,8 @@ static int fake_open(void *owner, int part, int replica, struct tpo_learner *out
                                 .norms = fake_norms,
                                 .prepare = fake_prepare,
                                 .commit = fake_commit,
-                                .abort = fake_abort};
+                                .abort = fake_abort,
+                                .publish = fake_publish};
     return TPO_OK;
 }
 
@@ -208,6 +221,30 @@ static void replicas_that_disagree_commit_nothing(void **state)
     }
 }
 
+/* The clock stands before the version that one of them serves. */
+static void numbers_of_versions_grow_though_the_clock_goes_back(void **state)
+{
+    (void)state;
+    static const struct tpo_config config;
+    const struct tpo_crew_options o = {.config = &config, .n_replicas = {2, 0, 0}, .threaded = true, .open = fake_open};
+    const uint64_t ahead = UINT64_C(1) << 62;
+    struct tpo_crew crew;
+    struct tpo_error err = {0};
+    struct tpo_recipe *r = recipe_of(2);
+    uint64_t version;
+    memset(fakes, 0, sizeof(fakes));
+    fakes[1].served = ahead;
+    assert_int_equal(tpo_crew_open(&crew, &o, &err), TPO_OK);
+    assert_int_equal(tpo_crew_begin(&crew, r, 0, "run", &err), TPO_OK);
+    for (uint64_t n = 1; n <= 2; n++) {
+        assert_int_equal(tpo_crew_publish(&crew, 1, 0, false, &version, &err), TPO_OK);
+        assert_true(version == ahead + n);
+        assert_true(fakes[0].served == version && fakes[1].served == version);
+    }
+    tpo_crew_close(&crew);
+    free(r);
+}
+
 static void sums_add_as_a_tree(void **state)
 {
     (void)state;
@@ -231,4 +268,5 @@ static void odd_numbers_of_replicas_are_refused(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(replicas_share_a_step), cmocka_unit_test(replicas_that_disagree_commit_nothing),
-          cmocka_unit_test(sums_add_as_a_tree), cmocka_unit_test(odd_numbers_of_replicas_are_refused))
+          cmocka_unit_test(numbers_of_versions_grow_though_the_clock_goes_back), cmocka_unit_test(sums_add_as_a_tree),
+          cmocka_unit_test(odd_numbers_of_replicas_are_refused))

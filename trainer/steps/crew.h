@@ -52,7 +52,8 @@ struct tpo_crew {
     int trainable[TPO_PARTS]; /* tensors, from Begin */
     char run[64];             /* what the services call it */
     uint64_t version;
-    uint64_t aborted; /* steps given up because something was not finite */
+    uint64_t aborted;   /* steps given up because something was not finite */
+    uint64_t published; /* the number that a publish used last, whatever became of it */
 };
 
 extern const char *const tpo_part_names[TPO_PARTS];

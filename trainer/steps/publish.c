@@ -12,14 +12,19 @@
 
 #define RETRY_MS 200
 
-static uint64_t next_number(void)
+/* Above what was published last and what is served anywhere: a clock may have been set back since. */
+static uint64_t next_number(struct tpo_crew *t)
 {
-    static uint64_t last;
-    struct timespec t;
-    clock_gettime(CLOCK_REALTIME, &t);
-    const uint64_t now = (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
-    last = now > last ? now : last + 1;
-    return last;
+    struct timespec clock;
+    clock_gettime(CLOCK_REALTIME, &clock);
+    const uint64_t now = (uint64_t)clock.tv_sec * 1000 + (uint64_t)clock.tv_nsec / 1000000;
+    for (int p = 0; p < TPO_PARTS; p++)
+        for (int r = 0; r < t->options.n_replicas[p]; r++) {
+            const uint64_t served = t->replicas[p][r].begun.served;
+            if (served > t->published) t->published = served;
+        }
+    t->published = now > t->published ? now : t->published + 1;
+    return t->published;
 }
 
 static bool must_wait(const struct tpo_error *err)
@@ -30,7 +35,7 @@ static bool must_wait(const struct tpo_error *err)
 int tpo_crew_publish(struct tpo_crew *t, int step, int wait_ms, bool patient, uint64_t *version, struct tpo_error *err)
 {
     struct tpo_key key = {.step = (uint64_t)step, .version = t->version};
-    const uint64_t number = next_number();
+    const uint64_t number = next_number(t);
     const double until_s = tpo_now_s() + wait_ms * 1e-3;
     bool taken = false, said = false;
     snprintf(key.run, sizeof(key.run), "%s", t->run);

@@ -38,7 +38,8 @@ static void begun_read(struct tpo_begun *out, const Tpo__V1__BeginReply *m)
                               .tapes = m->tapes < 1024 ? (int)m->tapes : 1024,
                               .trainable = m->trainable < INT32_MAX ? (int)m->trainable : INT32_MAX,
                               .threads = m->threads < 4096 ? (int)m->threads : 4096,
-                              .lease = m->lease};
+                              .lease = m->lease,
+                              .served = m->served};
     snprintf(out->instance, sizeof(out->instance), "%s", m->instance);
     snprintf(out->stage, sizeof(out->stage), "%s", m->stage);
     snprintf(out->config, sizeof(out->config), "%s", m->config);

@@ -43,6 +43,8 @@ static int call(struct live *l, const char *path, const ProtobufCMessage *m, con
     return tpo_rpc_call(l->peers, &how, m, NULL, (ProtobufCMessage **)reply, NULL, err);
 }
 
+static uint64_t newest; /* that is served, as Begin told it last */
+
 /* Begins a run in which `pattern` learns ("": nothing); the lease. */
 static uint64_t begin_run(struct live *l, const char *run, const char *pattern)
 {
@@ -59,6 +61,7 @@ static uint64_t begin_run(struct live *l, const char *run, const char *pattern)
     if (call(l, "/tpo.v1.Learner/Begin", &q.base, &tpo__v1__begin_reply__descriptor, &reply, &err) != TPO_OK)
         fail_msg("%s", err.message);
     const uint64_t lease = reply->lease;
+    newest = reply->served;
     protobuf_c_message_free_unpacked(&reply->base, NULL);
     tpo_arena_free(&a);
     return lease;
@@ -197,7 +200,8 @@ static void a_frozen_encoder_shares_the_cache_after_it_has_learned(void **state)
     put_file(&l, "a.png", image);
     const struct tpo_sample sample = {.media_id = image};
     begin_run(&l, "learned", "vision_encoder.*");
-    const uint64_t lease = begin_run(&l, "frozen", "");
+    uint64_t lease = begin_run(&l, "frozen", "");
+    assert_true(newest == 0);
     import_start(&l, "frozen", lease, PATCH_BIAS, 128, .5f);
     struct tpo_key key = {.run = "frozen", .step = 1};
     float *first = visual(&l, &key, lease, &sample, 1);
@@ -205,6 +209,8 @@ static void a_frozen_encoder_shares_the_cache_after_it_has_learned(void **state)
     publish(&l, "frozen", lease, 7);
     becomes_hit(&l, image, &served);
     assert_memory_equal(first, served.data, served.size_bytes);
+    lease = begin_run(&l, "frozen", ""); /* the same one: nothing has changed */
+    assert_true(newest == 7);
     key.micro_batch = 1;
     float *again = visual(&l, &key, lease, &sample, 1);
     assert_true(live_counter(&l, "tpo_training_visual_total", "source=cache") == 1);
