@@ -54,9 +54,9 @@ static int train_through(struct training_mesh *m, const char *out, const char *c
     int died = 0, status = 0;
     pid_t pid = training_start("r.yaml", out, m, more);
     for (int waited = 0; waitpid(pid, &status, WNOHANG) == 0; usleep(5000), waited++) {
-        if (waited > 60 * 200) {
+        if (waited > 120 * 200) {
             kill(pid, SIGKILL);
-            fail_msg("%s: no end within a minute", out);
+            fail_msg("%s: no end within two minutes", out);
         }
         for (int s = 0; s < TRAINING_SERVICES; s++)
             for (int r = 0; r < m->n[s]; r++)
@@ -291,6 +291,50 @@ static void region_killed_as_it_publishes(void **state)
     services_killed_as_they_publish(TRAINING_REGION, points);
 }
 
+/* How often a step's version of the last stage was given out; with `numbers` under how many numbers. */
+static int published(const char *log, int step, bool numbers)
+{
+    char command[256], line[32] = "";
+    snprintf(command, sizeof(command), "grep -o 'stage=talk event=published step=%d version=[0-9]*' %s %s | wc -l", step, log,
+             numbers ? "| sort -u" : "");
+    FILE *f = popen(command, "r");
+    assert_non_null(f);
+    assert_non_null(fgets(line, sizeof(line), f));
+    pclose(f);
+    return atoi(line);
+}
+
+/* A router that dies and comes back holds the folder's weights alone. It does not wait for the next version: what the others serve is given to it where the
+ * run comes to that step again, and where none was published in this stage, after the first step. */
+static void a_router_that_comes_back_serves_with_the_others(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *point, *publish_every;         /* of the router's forwards, two a step */
+        int twice, once;                           /* steps whose version is given out so often, under one number; 0: none */
+    } cases[] = {{"forward_before:5", "2", 2, 4},  /* the checkpoint that all go back to is of the step that is served */
+                 {"forward_before:7", "1", 3, 2},  /* or of the one before: serving does not go back */
+                 {"forward_before:2", "9", 0, 1}}; /* none was published in this stage */
+    struct training_mesh m;
+    setenv("TPO_VERSION_HOLD", "0ms", 1);
+    prepare(&m, 1);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        const char *const more[] = {"--checkpoint-every", "2", "--publish-every", cases[i].publish_every, NULL};
+        char out[64], log[80];
+        snprintf(out, sizeof(out), "killed-%zu", i);
+        snprintf(log, sizeof(log), "%s.log", out);
+        training_mesh_renew(&m, TRAINING_ROUTER, 0, cases[i].point);
+        assert_int_equal(train_through(&m, out, more), 1);
+        whole(out);
+        assert_int_equal(published(log, cases[i].once, false), 1);
+        if (cases[i].twice == 0) continue;
+        assert_int_equal(published(log, cases[i].twice, false), 2);
+        assert_int_equal(published(log, cases[i].twice, true), 1);
+        serves(&m, last_published(out));
+    }
+    training_mesh_stop(&m);
+}
+
 /* --- the trainer ------------------------------------------------------------------------------------------------------------------------------ */
 
 static void trainer_killed_at(int replicas, const char *const *points)
@@ -350,6 +394,7 @@ static void a_service_dies_while_others_hold_a_prepared_step(void **state)
 TPO_TESTS(cmocka_unit_test(encoder_killed), cmocka_unit_test(encoder_killed_late_in_a_step), cmocka_unit_test(router_killed),
           cmocka_unit_test(replicas_killed), cmocka_unit_test(region_killed), cmocka_unit_test(killed_at_abort),
           cmocka_unit_test(encoder_killed_as_it_publishes), cmocka_unit_test(router_killed_as_it_publishes),
-          cmocka_unit_test(region_killed_as_it_publishes), cmocka_unit_test(trainer_killed_as_it_publishes),
-          cmocka_unit_test(trainer_killed), cmocka_unit_test(trainer_killed_between_steps),
-          cmocka_unit_test(trainer_of_replicas_killed), cmocka_unit_test(a_service_dies_while_others_hold_a_prepared_step))
+          cmocka_unit_test(region_killed_as_it_publishes), cmocka_unit_test(a_router_that_comes_back_serves_with_the_others),
+          cmocka_unit_test(trainer_killed_as_it_publishes), cmocka_unit_test(trainer_killed),
+          cmocka_unit_test(trainer_killed_between_steps), cmocka_unit_test(trainer_of_replicas_killed),
+          cmocka_unit_test(a_service_dies_while_others_hold_a_prepared_step))

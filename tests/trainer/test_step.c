@@ -17,6 +17,7 @@ struct fake {
     int order_broken;
     double squared;
     uint64_t served;
+    bool full; /* it has no room for another version */
 };
 static struct fake fakes[TPO_REPLICAS_MAX];
 
@@ -94,8 +95,9 @@ static int fake_abort(void *self, const struct tpo_key *key, struct tpo_error *e
 static int fake_publish(void *self, const struct tpo_key *key, uint64_t version, struct tpo_error *err)
 {
     struct fake *f = self;
-    (void)key, (void)err;
-    assert_true(version > f->served);
+    (void)key;
+    assert_true(version >= f->served);
+    if (f->full && version > f->served) return tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "versions", "both are needed");
     f->served = version;
     return TPO_OK;
 }
@@ -221,28 +223,62 @@ static void replicas_that_disagree_commit_nothing(void **state)
     }
 }
 
+static void crew_of_two(struct tpo_crew *crew, uint64_t first, uint64_t second)
+{
+    static const struct tpo_config config;
+    const struct tpo_crew_options o = {.config = &config, .n_replicas = {2, 0, 0}, .threaded = true, .open = fake_open};
+    struct tpo_error err = {0};
+    struct tpo_recipe *r = recipe_of(2);
+    memset(fakes, 0, sizeof(fakes));
+    fakes[0].served = first;
+    fakes[1].served = second;
+    assert_int_equal(tpo_crew_open(crew, &o, &err), TPO_OK);
+    assert_int_equal(tpo_crew_begin(crew, r, 0, "run", &err), TPO_OK);
+    free(r);
+}
+
+/* The first one was started again; the second still needs both versions that it holds. */
+static void who_lost_a_version_gets_it_again(void **state)
+{
+    (void)state;
+    struct tpo_crew crew;
+    struct tpo_error err = {0};
+    uint64_t version = 0;
+    crew_of_two(&crew, 0, 7);
+    fakes[1].full = true;
+    assert_true(tpo_crew_serves_apart(&crew));
+    /* A new number: nobody takes it, so that nobody must wait for the others. */
+    assert_int_equal(tpo_crew_publish(&crew, 1, 0, false, &version, &err), TPO_OK);
+    assert_true(version == 0 && fakes[0].served == 0);
+    /* What the other one serves needs no room there. */
+    version = 7;
+    assert_int_equal(tpo_crew_publish(&crew, 1, 0, false, &version, &err), TPO_OK);
+    assert_true(version == 7 && fakes[0].served == 7 && fakes[1].served == 7);
+    assert_false(tpo_crew_serves_apart(&crew));
+    tpo_crew_close(&crew);
+
+    /* A number that something newer has followed is not given again. */
+    crew_of_two(&crew, 0, 9);
+    assert_int_equal(tpo_crew_publish(&crew, 1, 0, false, &version, &err), TPO_OK);
+    assert_true(version > 9 && fakes[0].served == version && fakes[1].served == version);
+    tpo_crew_close(&crew);
+}
+
 /* The clock stands before the version that one of them serves. */
 static void numbers_of_versions_grow_though_the_clock_goes_back(void **state)
 {
     (void)state;
-    static const struct tpo_config config;
-    const struct tpo_crew_options o = {.config = &config, .n_replicas = {2, 0, 0}, .threaded = true, .open = fake_open};
     const uint64_t ahead = UINT64_C(1) << 62;
     struct tpo_crew crew;
     struct tpo_error err = {0};
-    struct tpo_recipe *r = recipe_of(2);
-    uint64_t version;
-    memset(fakes, 0, sizeof(fakes));
-    fakes[1].served = ahead;
-    assert_int_equal(tpo_crew_open(&crew, &o, &err), TPO_OK);
-    assert_int_equal(tpo_crew_begin(&crew, r, 0, "run", &err), TPO_OK);
+    crew_of_two(&crew, 0, ahead);
     for (uint64_t n = 1; n <= 2; n++) {
+        uint64_t version = 0;
         assert_int_equal(tpo_crew_publish(&crew, 1, 0, false, &version, &err), TPO_OK);
         assert_true(version == ahead + n);
         assert_true(fakes[0].served == version && fakes[1].served == version);
     }
     tpo_crew_close(&crew);
-    free(r);
 }
 
 static void sums_add_as_a_tree(void **state)
@@ -268,5 +304,5 @@ static void odd_numbers_of_replicas_are_refused(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(replicas_share_a_step), cmocka_unit_test(replicas_that_disagree_commit_nothing),
-          cmocka_unit_test(numbers_of_versions_grow_though_the_clock_goes_back), cmocka_unit_test(sums_add_as_a_tree),
-          cmocka_unit_test(odd_numbers_of_replicas_are_refused))
+          cmocka_unit_test(who_lost_a_version_gets_it_again), cmocka_unit_test(numbers_of_versions_grow_though_the_clock_goes_back),
+          cmocka_unit_test(sums_add_as_a_tree), cmocka_unit_test(odd_numbers_of_replicas_are_refused))

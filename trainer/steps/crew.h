@@ -53,7 +53,7 @@ struct tpo_crew {
     char run[64];             /* what the services call it */
     uint64_t version;
     uint64_t aborted;   /* steps given up because something was not finite */
-    uint64_t published; /* the number that a publish used last, whatever became of it */
+    uint64_t published; /* the highest number of a version that any of them may serve */
 };
 
 extern const char *const tpo_part_names[TPO_PARTS];

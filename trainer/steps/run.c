@@ -56,8 +56,10 @@ struct stage {
     struct tpo_feed *feed;
     struct tpo_events *events;
     int recoveries;
-    int published; /* the step that serving took last; 0: none by this process */
-    bool ended;    /* its model folder is written */
+    int published;    /* the step that serving took last; 0: none by this process */
+    uint64_t version; /* the number it has there */
+    bool apart;       /* a service serves another version than the others: no request gets theirs until it is published again */
+    bool ended;       /* its model folder is written */
 };
 
 /* --- models -------------------------------------------------------------------------------------------------------------------------- */
@@ -195,16 +197,20 @@ static int checkpoint(struct stage *s, struct tpo_error *err)
     return rc;
 }
 
-/* Serving goes on from the committed step; where it cannot take a version yet it takes a later one, and waits for the last. */
+/* Serving goes on from the committed step; where it cannot take a version yet it takes a later one, and waits for the last. Steps that are done once more
+ * change nothing there; the one that is served, reached again, is given to a service that has lost it. */
 static int publish(struct stage *s, bool patient, struct tpo_error *err)
 {
     struct run *r = s->run;
     const int every = r->options->publish_every, n = s->at.step;
-    uint64_t version = 0;
-    if (!r->remote || every == 0 || (n % every != 0 && n < s->recipe->steps)) return TPO_OK;
+    uint64_t version = n == s->published ? s->version : 0;
+    if (!r->remote || every == 0 || n == 0 || n < s->published) return TPO_OK;
+    if (!s->apart && n % every != 0 && n < s->recipe->steps) return TPO_OK;
     int rc = tpo_crew_publish(&r->crew, n, r->options->wait_ms, patient, &version, err);
     if (rc == TPO_OK && version != 0) {
         s->published = n;
+        s->version = version;
+        s->apart = false;
         printf("stage=%s event=published step=%d version=%llu\n", s->recipe->name, n, (unsigned long long)version);
         fflush(stdout);
     }
@@ -272,7 +278,7 @@ static int stage_finish(struct stage *s, struct tpo_error *err)
 {
     struct run *r = s->run;
     const bool last = s->index + 1 == r->last;
-    int rc = s->published < s->recipe->steps ? publish(s, last, err) : TPO_OK;
+    int rc = s->published < s->recipe->steps || s->apart ? publish(s, last, err) : TPO_OK;
     if (rc == TPO_OK) rc = r->remote ? weights_fetch(s, err) : tpo_crew_end(&r->crew, err);
     if (rc != TPO_OK) return rc;
     tpo_fault_reach(TPO_FAULT_STAGE_END);
@@ -285,6 +291,18 @@ static int stage_finish(struct stage *s, struct tpo_error *err)
 
 /* --- a stage --------------------------------------------------------------------------------------------------------------------------- */
 
+/* A service that was started again serves its folder's weights. It gets what the others serve as soon as the run is there again, not when the next version
+ * is due. One that goes away meanwhile is the next step's to find. */
+static int rejoin(struct stage *s, struct tpo_error *err)
+{
+    struct tpo_error why = {0};
+    s->apart = tpo_crew_serves_apart(&s->run->crew);
+    const int rc = s->apart ? publish(s, false, &why) : TPO_OK;
+    if (rc == TPO_OK || tpo_recovery_helps(&why)) return TPO_OK;
+    if (err != NULL) *err = why;
+    return rc;
+}
+
 static int recover(struct stage *s, bool fresh, struct tpo_error *err)
 {
     struct run *r = s->run;
@@ -295,7 +313,7 @@ static int recover(struct stage *s, bool fresh, struct tpo_error *err)
            r->crew.trainable[0], r->crew.trainable[1], r->crew.trainable[2]);
     fflush(stdout);
     tpo_run_log_stage(r->log, r->recipe, s->index, s->at.step + 1);
-    return TPO_OK;
+    return rejoin(s, err);
 }
 
 /* One step, or the end of the stage; *done once that is reached. A service that went away is waited for, and all go on from where they agree. */
