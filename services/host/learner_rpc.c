@@ -52,7 +52,7 @@ static void gather_abort(struct tpo_learner_rpc *l, const char *why)
 static void lease_settle(void *owner)
 {
     struct tpo_learner_rpc *l = owner;
-    if (tpo_lease_runs(l->lease) || l->open.step == 0) return;
+    if (l->open.step == 0) return;
     gather_abort(l, "the lease has ended");
     if (!l->prepared) {
         l->learner.abort(l->learner.self, &l->open, NULL);
@@ -77,6 +77,7 @@ struct visit {
     const struct tpo_learner *x;
     struct tpo_key key;
     struct tpo_error err; /* means something where a function answered an error */
+    bool entered;         /* under the lease, which is renewed when it leaves */
     bool replied;         /* by the act; else Empty is the reply */
     bool kept;            /* the job goes on: it is l->gather */
 };
@@ -95,8 +96,8 @@ static int enter(struct visit *v, struct tpo_job *job, const Tpo__V1__Key *m)
     tpo_arena_reset(&l->arena);
     int rc = tpo_key_unpack(&v->key, m, &v->err);
     if (rc != TPO_OK) return rc;
-    rc = tpo_lease_check(l->lease, m->lease, &v->err);
-    if (rc == TPO_OK) tpo_lease_renew(l->lease);
+    rc = tpo_lease_check(l->lease, m->lease, job->queued_us, &v->err);
+    v->entered = rc == TPO_OK;
     return rc;
 }
 
@@ -112,9 +113,11 @@ static int no_memory(struct visit *v)
     return tpo_fail(&v->err, TPO_ENOMEM, "memory", "no memory for a reply");
 }
 
+/* The lease lasts from the end of the work, however long that took. */
 static int leave(struct visit *v, int rc)
 {
     static const Tpo__V1__Empty empty = TPO__V1__EMPTY__INIT;
+    if (v->entered) tpo_lease_renew(v->l->lease);
     if (v->kept) return TPO_OK;
     if (rc == TPO_OK && !v->replied) reply(v, &empty.base);
     tpo_job_finish(v->job, rc != TPO_OK ? &v->err : NULL);
@@ -133,9 +136,9 @@ static int begin(struct visit *v, const Tpo__V1__BeginRequest *m)
     struct tpo_plan plan;
     struct tpo_begun begun;
     if (l == NULL) return no_learner(v);
-    int rc = tpo_lease_allow(l->lease, m->holder, m->lease_ms, l->learner.stage, &v->err);
+    int rc = tpo_lease_allow(l->lease, m->holder, m->lease_ms, v->job->queued_us, l->learner.stage, &v->err);
     if (rc != TPO_OK) return rc;
-    lease_settle(l);
+    if (!tpo_lease_ran(l->lease, v->job->queued_us)) lease_settle(l);
     tpo_arena_reset(&l->arena);
     rc = tpo_plan_unpack(&plan, &l->arena, m->plan, &v->err);
     if (rc == TPO_OK) rc = l->learner.begin(l->learner.self, m->run, &plan, &begun, &v->err);
@@ -196,7 +199,6 @@ static int forward(struct visit *v, const Tpo__V1__ForwardRequest *m)
                            (const char *const *)m->wants, (int)m->n_wants, &f, &v->err);
     if (rc != TPO_OK) return rc;
     step_open(v->l, &v->key);
-    tpo_lease_renew(v->l->lease);
     tpo_fault_reach(TPO_FAULT_FORWARD_AFTER);
     return forward_reply(v, &f);
 }
@@ -209,7 +211,6 @@ static int backward(struct visit *v, const Tpo__V1__BackwardRequest *m)
     int rc = tpo_tensors_unpack(given, &v->l->arena, m->gradients, m->n_gradients, &v->err);
     if (rc == TPO_OK) rc = v->x->backward(v->x->self, &v->key, given, (int)m->n_gradients, wanted, &n_wanted, &v->err);
     if (rc != TPO_OK) return rc;
-    tpo_lease_renew(v->l->lease);
     tpo_fault_reach(TPO_FAULT_BACKWARD_AFTER);
     answer.n_gradients = (size_t)n_wanted;
     answer.gradients = tpo_tensors_pack(&v->l->arena, wanted, n_wanted);
@@ -281,7 +282,6 @@ static int norms(struct visit *v, const Tpo__V1__StepRequest *m)
     int rc = v->x->norms(v->x->self, &v->key, &found, &n, &v->err);
     if (rc != TPO_OK) return rc;
     step_open(v->l, &v->key);
-    tpo_lease_renew(v->l->lease);
     Tpo__V1__Norm *items = tpo_arena_alloc(&v->l->arena, sizeof(*items) * (size_t)(n + 1));
     answer.norms = tpo_arena_alloc(&v->l->arena, sizeof(*answer.norms) * (size_t)(n + 1));
     if (items == NULL || answer.norms == NULL) return no_memory(v);
@@ -301,7 +301,6 @@ static int prepare(struct visit *v, const Tpo__V1__PrepareRequest *m)
     if (rc != TPO_OK) return rc;
     v->l->open = v->key;
     v->l->prepared = true;
-    tpo_lease_renew(v->l->lease);
     tpo_fault_reach(TPO_FAULT_PREPARE_AFTER);
     return TPO_OK;
 }

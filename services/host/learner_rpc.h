@@ -2,9 +2,11 @@
  *
  * Everything runs as jobs on the compute thread, beside serving, so nothing here is locked. Without --train every method answers UNIMPLEMENTED "train".
  *
- *   free --Begin--> leased (holder H, number L) --any call with L--> leased, the time starts anew
+ *   free --Begin--> leased (holder H, number L) --any call with L--> leased, the time starts anew when it has been answered
  *   leased --Begin by H--> leased, L + 1 (calls of before are refused)      leased --Begin by another--> FAILED_PRECONDITION "leased"
- *   leased --time over--> free: tapes of the open step go, a prepared step stays; calls with L: FAILED_PRECONDITION "lease" */
+ *   leased --time over--> free: tapes of the open step go, a prepared step stays; calls with L: FAILED_PRECONDITION "lease"
+ *
+ * Calls, Begin among them, are judged by when they came: neither the work of one nor the wait behind others takes the lease from its holder. */
 #ifndef TPO_SERVICES_HOST_LEARNER_RPC_H
 #define TPO_SERVICES_HOST_LEARNER_RPC_H
 

@@ -31,9 +31,9 @@ struct tpo_lease {
     struct tpo_job look;
 };
 
-bool tpo_lease_runs(const struct tpo_lease *l)
+bool tpo_lease_ran(const struct tpo_lease *l, int64_t at_us)
 {
-    return tpo_now_us() < l->ends_us;
+    return at_us < l->ends_us;
 }
 
 const char *tpo_lease_holder(const struct tpo_lease *l)
@@ -41,20 +41,28 @@ const char *tpo_lease_holder(const struct tpo_lease *l)
     return l->holder;
 }
 
-void tpo_lease_renew(struct tpo_lease *l)
+static void lease_start(struct tpo_lease *l)
 {
     l->ends_us = tpo_now_us() + l->lease_us;
     l->watch_us = l->ends_us;
 }
 
-int tpo_lease_allow(const struct tpo_lease *l, const char *holder, uint32_t ms, const char *stage, struct tpo_error *err)
+void tpo_lease_renew(struct tpo_lease *l)
+{
+    if (l->ends_us == 0) return;
+    lease_start(l);
+}
+
+int tpo_lease_allow(const struct tpo_lease *l, const char *holder, uint32_t ms, int64_t came_us, const char *stage,
+                    struct tpo_error *err)
 {
     if (holder[0] == '\0' || strlen(holder) >= sizeof(l->holder) || ms < LEASE_MS_LEAST || ms > LEASE_MS_MOST)
         return tpo_fail(err, TPO_INVALID_ARGUMENT, "lease", "a holder of 1..%zu letters and a lease of %d..%d ms are needed",
                         sizeof(l->holder) - 1, LEASE_MS_LEAST, LEASE_MS_MOST);
-    if (tpo_lease_runs(l) && strcmp(l->holder, holder) != 0) {
+    if (tpo_lease_ran(l, came_us) && strcmp(l->holder, holder) != 0) {
+        const int64_t left_us = l->ends_us - tpo_now_us();
         tpo_fail(err, TPO_FAILED_PRECONDITION, "leased", "another trainer holds %s", stage);
-        err->retry_ms = (int)((l->ends_us - tpo_now_us()) / 1000) + 1;
+        err->retry_ms = left_us > 0 ? (int)(left_us / 1000) + 1 : 1;
         return TPO_FAILED_PRECONDITION;
     }
     return TPO_OK;
@@ -65,13 +73,13 @@ uint64_t tpo_lease_take(struct tpo_lease *l, const char *holder, uint32_t ms)
     snprintf(l->holder, sizeof(l->holder), "%s", holder);
     l->number++;
     l->lease_us = (int64_t)ms * 1000;
-    tpo_lease_renew(l);
+    lease_start(l);
     return l->number;
 }
 
-int tpo_lease_check(const struct tpo_lease *l, uint64_t number, struct tpo_error *err)
+int tpo_lease_check(const struct tpo_lease *l, uint64_t number, int64_t came_us, struct tpo_error *err)
 {
-    if (number == l->number && tpo_lease_runs(l)) return TPO_OK;
+    if (number == l->number && tpo_lease_ran(l, came_us)) return TPO_OK;
     return tpo_fail(err, TPO_FAILED_PRECONDITION, "lease", "lease %llu has ended: Begin again", (unsigned long long)number);
 }
 
@@ -89,7 +97,7 @@ static int on_look(void *self, struct tpo_job *job)
     struct tpo_lease *l = job->user;
     (void)self;
     l->asked = false;
-    if (tpo_lease_runs(l))
+    if (tpo_lease_ran(l, tpo_now_us()))
         l->watch_us = l->ends_us;
     else
         l->on_over(l->owner);

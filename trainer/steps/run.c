@@ -346,7 +346,8 @@ static void recovery_init(struct stage *s)
                                         .same_memory = !r->remote,
                                         .config = r->config_hash,
                                         .threads = r->options->threads,
-                                        .wait_ms = r->options->wait_ms};
+                                        .wait_ms = r->options->wait_ms,
+                                        .keep_ms = r->options->lease_ms / 4};
 }
 
 static int stage_run(struct run *r, int index, bool fresh, struct tpo_error *err)

@@ -68,6 +68,84 @@ static void the_end_of_a_lease_frees_tapes(void **state)
     mesh_close(&w);
 }
 
+#define LEASE_MS 3000
+#define WORK_MS  3500 /* longer than the lease */
+
+static int publish_slowly(void *self, uint64_t version, struct tpo_error *err)
+{
+    (void)self, (void)version, (void)err;
+    usleep(WORK_MS * 1000);
+    return TPO_OK;
+}
+
+/* What serving asks of the same thread. */
+static int on_work(void *self, struct tpo_job *job)
+{
+    static const Tpo__V1__Empty empty = TPO__V1__EMPTY__INIT;
+    (void)self;
+    usleep(WORK_MS * 1000);
+    tpo_call_send(job->call, &empty.base, NULL);
+    tpo_job_finish(job, NULL);
+    return TPO_OK;
+}
+
+static void on_worked(void *owner, struct tpo_rpc *r, ProtobufCMessage *message, struct tpo_payload *payload)
+{
+    (void)owner, (void)r;
+    protobuf_c_message_free_unpacked(message, NULL);
+    tpo_payload_free(payload);
+}
+
+static void work_begin(struct mesh *w, struct sums *s)
+{
+    static const Tpo__V1__Empty empty = TPO__V1__EMPTY__INIT;
+    const struct tpo_rpc_start how = {.path = "/toy.Toy/Work", .reply = &tpo__v1__empty__descriptor, .timeout_ms = 60000};
+    const struct tpo_rpc_events on = {.owner = s, .on_message = on_worked, .on_done = on_sums_done};
+    *s = (struct sums){0};
+    assert_non_null(tpo_rpc_open(w->peers, &how, &empty.base, NULL, &on, NULL));
+}
+
+/* Work for the holder and work before its call take longer than the lease; it is not lost, nor are its tapes, nor can another trainer come in. */
+static void long_work_does_not_cost_the_lease(void **state)
+{
+    (void)state;
+    static const struct tpo_host_method methods[] = {{"/toy.Toy/Work", &tpo__v1__empty__descriptor, false, on_work}};
+    struct mesh w;
+    struct sums s;
+    struct tpo_key key = key_of(1, 0, 0);
+    Tpo__V1__PublishRequest q = TPO__V1__PUBLISH_REQUEST__INIT;
+    Tpo__V1__Empty *answer;
+    Tpo__V1__Key k;
+    int rc;
+    service.publish = publish_slowly;
+    service.methods = methods;
+    service.n_methods = 1;
+    mesh_open(&w);
+    Tpo__V1__BeginReply *reply = begin_share(&w, "short", LEASE_MS, 0, 0, &rc);
+    assert_int_equal(rc, TPO_OK);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+
+    assert_int_equal(forward(&w, &key, NULL, NULL), TPO_OK);
+    tpo_key_pack(&k, &key, w.lease);
+    q.key = &k, q.version = 1;
+    assert_int_equal(call(&w, "/tpo.v1.Learner/Publish", &q.base, &tpo__v1__empty__descriptor, &answer), TPO_OK);
+    protobuf_c_message_free_unpacked(&answer->base, NULL);
+    assert_int_equal(backward(&w, &key, NULL), TPO_OK);
+
+    key.micro_batch = 1;
+    assert_int_equal(forward(&w, &key, NULL, NULL), TPO_OK);
+    work_begin(&w, &s);
+    assert_int_equal(backward(&w, &key, NULL), TPO_OK);
+    gathered(&w, &s, TPO_OK);
+
+    work_begin(&w, &s);
+    assert_null(begin_share(&w, "other", 60000, 0, 0, &rc));
+    refused(&w, rc, TPO_FAILED_PRECONDITION, "leased");
+    assert_true(w.err.retry_ms > 0);
+    gathered(&w, &s, TPO_OK);
+    mesh_close(&w);
+}
+
 static void a_prepared_step_outlives_its_trainer(void **state)
 {
     (void)state;
@@ -115,4 +193,5 @@ static void leases_are_not_given_twice(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(two_trainers_exclude_one_another), cmocka_unit_test(the_end_of_a_lease_frees_tapes),
-          cmocka_unit_test(a_prepared_step_outlives_its_trainer), cmocka_unit_test(leases_are_not_given_twice))
+          cmocka_unit_test(long_work_does_not_cost_the_lease), cmocka_unit_test(a_prepared_step_outlives_its_trainer),
+          cmocka_unit_test(leases_are_not_given_twice))

@@ -38,12 +38,13 @@ static void close_model(void *self)
     tpo_stream_close(served.stream);
 }
 
-static const struct tpo_host_service service = {.stage = "toy",
-                                                .about = "Learns.",
-                                                .default_port = 8498,
-                                                .open = open_model,
-                                                .open_learner = open_learner,
-                                                .close = close_model};
+/* A case may give it more before it starts. */
+static struct tpo_host_service service = {.stage = "toy",
+                                          .about = "Learns.",
+                                          .default_port = 8498,
+                                          .open = open_model,
+                                          .open_learner = open_learner,
+                                          .close = close_model};
 
 struct mesh {
     pid_t pid;
