@@ -7,18 +7,37 @@
 
 #include "common/status.h"
 
-#define TPO_FAULT_MAP(X)                                                                                                           \
-    X(FORWARD_BEFORE, "forward_before")                                                                                            \
-    X(FORWARD_AFTER, "forward_after")                                                                                              \
-    X(BACKWARD_BEFORE, "backward_before")                                                                                          \
-    X(BACKWARD_AFTER, "backward_after") X(GATHER, "gather") X(SCATTER, "scatter") X(NORMS, "norms")                                \
-        X(PREPARE_BEFORE, "prepare_before") X(PREPARE_AFTER, "prepare_after") X(COMMIT_BEFORE, "commit_before")                    \
-            X(COMMIT_AFTER, "commit_after") X(ABORT, "abort") X(EXPORT, "export") X(IMPORT, "import") X(PUBLISH, "publish")        \
-                X(BEGIN, "begin") X(AFTER_FORWARD, "after_forward") X(AFTER_BACKWARD, "after_backward")                            \
-                    X(AFTER_NORMS, "after_norms") X(MID_PREPARE, "mid_prepare") X(AFTER_PREPARE, "after_prepare")                  \
-                        X(MID_COMMIT, "mid_commit") X(AFTER_COMMIT, "after_commit") X(SHARD_WRITTEN, "shard_written")              \
-                            X(BEFORE_MANIFEST, "before_manifest") X(AFTER_MANIFEST, "after_manifest") X(STAGE_END, "stage_end")    \
-                                X(MID_PUBLISH, "mid_publish")
+/* clang-format off */
+#define TPO_FAULT_MAP(X) \
+    X(FORWARD_BEFORE, "forward_before")   \
+    X(FORWARD_AFTER, "forward_after")     \
+    X(BACKWARD_BEFORE, "backward_before") \
+    X(BACKWARD_AFTER, "backward_after")   \
+    X(GATHER, "gather")                   \
+    X(SCATTER, "scatter")                 \
+    X(NORMS, "norms")                     \
+    X(PREPARE_BEFORE, "prepare_before")   \
+    X(PREPARE_AFTER, "prepare_after")     \
+    X(COMMIT_BEFORE, "commit_before")     \
+    X(COMMIT_AFTER, "commit_after")       \
+    X(ABORT, "abort")                     \
+    X(EXPORT, "export")                   \
+    X(IMPORT, "import")                   \
+    X(PUBLISH, "publish")                 \
+    X(BEGIN, "begin")                     \
+    X(AFTER_FORWARD, "after_forward")     \
+    X(AFTER_BACKWARD, "after_backward")   \
+    X(AFTER_NORMS, "after_norms")         \
+    X(MID_PREPARE, "mid_prepare")         \
+    X(AFTER_PREPARE, "after_prepare")     \
+    X(MID_COMMIT, "mid_commit")           \
+    X(AFTER_COMMIT, "after_commit")       \
+    X(SHARD_WRITTEN, "shard_written")     \
+    X(BEFORE_MANIFEST, "before_manifest") \
+    X(AFTER_MANIFEST, "after_manifest")   \
+    X(STAGE_END, "stage_end")             \
+    X(MID_PUBLISH, "mid_publish")
+/* clang-format on */
 enum tpo_fault {
 #define X(id, name) TPO_FAULT_##id,
     TPO_FAULT_MAP(X)

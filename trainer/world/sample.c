@@ -16,7 +16,7 @@
 #define HEAD_OPTION  0
 #define LAYER_LETTER 1
 #define HEAD_LETTER  0
-#define COUNT_REST   4  /* objects */
+#define COUNT_REST   4 /* objects */
 #define LAYER_TOLD   4
 #define HEAD_TOLD    2
 #define AIDS_MAX     32 /* a description: 4 words of each object; else 1 target, 4 nouns, 2 of a count, 1 + 4 options */
