@@ -1,82 +1,13 @@
 /* The event file, parsed back by its specification: framing, both checksums, tags and values; and troubles of the disk that cost records only. */
+#include "tests/support/events.h"
 #include "tests/support/test.h"
 
-#include <dirent.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "tfevents.pb-c.h"
 #include "trainer/steps/events.h"
-
-/* The checksum bit by bit, from the polynomial. */
-static uint32_t crc_slow(const uint8_t *p, size_t n)
-{
-    uint32_t crc = 0xffffffff;
-    for (size_t i = 0; i < n; i++) {
-        crc ^= p[i];
-        for (int k = 0; k < 8; k++) crc = crc & 1 ? (crc >> 1) ^ 0x82f63b78 : crc >> 1;
-    }
-    crc = ~crc;
-    return ((crc >> 15) | (crc << 17)) + 0xa282ead8;
-}
-
-static uint64_t little(const uint8_t *p, int bytes)
-{
-    uint64_t x = 0;
-    for (int i = bytes - 1; i >= 0; i--) x = x << 8 | p[i];
-    return x;
-}
-
-static size_t file_read(const char *dir, int which, uint8_t *out, size_t most)
-{
-    struct dirent **names;
-    char path[512];
-    const int n = scandir(dir, &names, NULL, alphasort);
-    size_t size = 0;
-    for (int i = 0, k = 0; i < n; i++) {
-        if (strncmp(names[i]->d_name, "events.out.tfevents.", 20) == 0 && k++ == which) {
-            snprintf(path, sizeof(path), "%s/%s", dir, names[i]->d_name);
-            FILE *f = fopen(path, "rb");
-            size = fread(out, 1, most, f);
-            fclose(f);
-        }
-        free(names[i]);
-    }
-    free(names);
-    return size;
-}
-
-/* The events of a file; fails on a checksum or a torn end. */
-static int events_read(const uint8_t *p, size_t n, Tfevents__Event **out, int most)
-{
-    size_t at = 0;
-    int count = 0;
-    while (at < n && count < most) {
-        assert_true(n - at >= 16);
-        const uint64_t length = little(p + at, 8);
-        assert_true(length <= n - at - 16);
-        assert_int_equal(little(p + at + 8, 4), crc_slow(p + at, 8));
-        assert_int_equal(little(p + at + 12 + length, 4), crc_slow(p + at + 12, length));
-        out[count] = tfevents__event__unpack(NULL, length, p + at + 12);
-        assert_non_null(out[count++]);
-        at += length + 16;
-    }
-    assert_int_equal(at, n);
-    return count;
-}
-
-static float value_of(const Tfevents__Event *e, const char *tag)
-{
-    for (size_t i = 0; i < e->summary->n_value; i++)
-        if (strcmp(e->summary->value[i]->tag, tag) == 0) {
-            assert_int_equal(e->summary->value[i]->value_case, TFEVENTS__SUMMARY__VALUE__VALUE_SIMPLE_VALUE);
-            return e->summary->value[i]->simple_value;
-        }
-    fail_msg("no tag %s", tag);
-    return 0;
-}
 
 static struct tpo_recipe_stage stage(void)
 {
@@ -111,8 +42,7 @@ static void crc_is_castagnoli(void **state)
 static void what_was_written_is_read_back(void **state)
 {
     (void)state;
-    static uint8_t bytes[1 << 16];
-    Tfevents__Event *events[8];
+    struct test_events read;
     const struct tpo_recipe_stage s = stage();
     const struct tpo_step_report r = report();
     mkdir("stage", 0755);
@@ -121,10 +51,11 @@ static void what_was_written_is_read_back(void **state)
     tpo_events_step(e, &s, 8, &r, 3);
     assert_int_equal(tpo_events_lost(e), 0);
     tpo_events_close(e);
-    assert_int_equal(events_read(bytes, file_read("stage", 0, bytes, sizeof(bytes)), events, 8), 3);
-    assert_string_equal(events[0]->file_version, "brain.Event:2");
-    assert_int_equal(events[1]->step, 7);
-    assert_int_equal(events[2]->step, 8);
+    test_events_read(&read, "stage", 0);
+    assert_int_equal(read.n, 3);
+    assert_string_equal(read.all[0]->file_version, "brain.Event:2");
+    assert_int_equal(read.all[1]->step, 7);
+    assert_int_equal(read.all[2]->step, 8);
     static const struct {
         const char *tag;
         float value;
@@ -134,17 +65,16 @@ static void what_was_written_is_read_back(void **state)
                   {"aborted", 3},          {"time/forward", .125F},   {"time/bubble", .0625F},
                   {"time/data", 0},        {"speed/samples_per_s", 4}};
     for (size_t i = 0; i < sizeof(wanted) / sizeof(wanted[0]); i++)
-        if (value_of(events[1], wanted[i].tag) != wanted[i].value)
-            fail_msg("%s is %g", wanted[i].tag, (double)value_of(events[1], wanted[i].tag));
-    assert_int_equal(events[1]->summary->n_value, 2 + 2 + 4 + 2 + TPO_PHASES + 2);
-    for (int i = 0; i < 3; i++) tfevents__event__free_unpacked(events[i], NULL);
+        if (test_events_value(read.all[1], wanted[i].tag) != wanted[i].value)
+            fail_msg("%s is %g", wanted[i].tag, (double)test_events_value(read.all[1], wanted[i].tag));
+    assert_int_equal(read.all[1]->summary->n_value, 2 + 2 + 4 + 2 + TPO_PHASES + 2);
+    test_events_free(&read);
 }
 
 static void a_run_that_goes_on_begins_another_file(void **state)
 {
     (void)state;
-    static uint8_t bytes[1 << 16];
-    Tfevents__Event *events[8];
+    struct test_events read;
     const struct tpo_recipe_stage s = stage();
     const struct tpo_step_report r = report();
     mkdir("stage", 0755);
@@ -154,17 +84,17 @@ static void a_run_that_goes_on_begins_another_file(void **state)
         tpo_events_close(e);
     }
     for (int k = 0; k < 2; k++) {
-        assert_int_equal(events_read(bytes, file_read("stage", k, bytes, sizeof(bytes)), events, 8), 2);
-        assert_int_equal(events[1]->step, k + 1);
-        for (int i = 0; i < 2; i++) tfevents__event__free_unpacked(events[i], NULL);
+        test_events_read(&read, "stage", k);
+        assert_int_equal(read.n, 2);
+        assert_int_equal(read.all[1]->step, k + 1);
+        test_events_free(&read);
     }
 }
 
 static void a_full_disk_costs_records_only(void **state)
 {
     (void)state;
-    static uint8_t bytes[1 << 16];
-    Tfevents__Event *events[64];
+    struct test_events read;
     const struct tpo_recipe_stage s = stage();
     const struct tpo_step_report r = report();
     struct rlimit old, small = {.rlim_cur = 1500, .rlim_max = RLIM_INFINITY};
@@ -180,10 +110,10 @@ static void a_full_disk_costs_records_only(void **state)
     assert_in_range(lost, 1, 9);
     tpo_events_step(e, &s, 11, &r, 0); /* there is room again: what follows can be read */
     tpo_events_close(e);
-    const int n = events_read(bytes, file_read("stage", 0, bytes, sizeof(bytes)), events, 64);
-    assert_int_equal(n, 1 + 10 - (int)lost + 1);
-    assert_int_equal(events[n - 1]->step, 11);
-    for (int i = 0; i < n; i++) tfevents__event__free_unpacked(events[i], NULL);
+    test_events_read(&read, "stage", 0);
+    assert_int_equal(read.n, 1 + 10 - (int)lost + 1);
+    assert_int_equal(read.all[read.n - 1]->step, 11);
+    test_events_free(&read);
 }
 
 static void no_folder_costs_records_only(void **state)
