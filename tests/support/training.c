@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "tests/support/events.h"
 #include "tests/support/test.h"
 
 extern char **environ;
@@ -289,6 +290,48 @@ void training_same_lines(const char *out_a, const char *out_b)
     assert_null(step_line(&next_b));
     free(a);
     free(b);
+}
+
+/* What the arithmetic made; seconds and samples per second are left out. */
+static bool is_sum(const char *tag)
+{
+    static const char *const begins[] = {"loss/", "norm/", "rate/", "clip"};
+    for (size_t i = 0; i < sizeof(begins) / sizeof(begins[0]); i++)
+        if (strncmp(tag, begins[i], strlen(begins[i])) == 0) return true;
+    return false;
+}
+
+static void same_bits(const Tfevents__Event *a, const Tfevents__Event *b, const char *out_a, const char *out_b)
+{
+    int losses = 0;
+    assert_int_equal(a->summary->n_value, b->summary->n_value);
+    for (size_t i = 0; i < a->summary->n_value; i++) {
+        const char *tag = a->summary->value[i]->tag;
+        const float x = test_events_value(a, tag), y = test_events_value(b, tag);
+        losses += strncmp(tag, "loss/", 5) == 0;
+        if (is_sum(tag) && memcmp(&x, &y, sizeof(x)) != 0)
+            fail_msg("step %d, %s: %a in %s, %a in %s", (int)a->step, tag, (double)x, out_a, (double)y, out_b);
+    }
+    assert_true(losses > 0);
+}
+
+void training_same_bits(const char *out_a, const char *out_b, const char *stage, int steps)
+{
+    struct test_events a, b;
+    char dir[256];
+    snprintf(dir, sizeof(dir), "%s/%s", out_a, stage);
+    test_events_read(&a, dir, 0);
+    snprintf(dir, sizeof(dir), "%s/%s", out_b, stage);
+    test_events_read(&b, dir, 0);
+    assert_int_equal(a.n, 1 + steps);
+    assert_int_equal(b.n, 1 + steps);
+    for (int step = 1; step <= steps; step++) {
+        assert_int_equal(a.all[step]->step, step);
+        assert_int_equal(b.all[step]->step, step);
+        same_bits(a.all[step], b.all[step], out_a, out_b);
+    }
+    test_events_free(&a);
+    test_events_free(&b);
 }
 
 bool training_says(const char *path, const char *text)

@@ -45,6 +45,9 @@ void training_run(const char *recipe, const char *out, const struct training_mes
 void training_same_model(const char *out_a, const char *out_b, const char *stage);
 /* Every step's line tells the same losses, norms, clip and rate. */
 void training_same_lines(const char *out_a, const char *out_b);
+/* Every one of the stage's `steps` steps tells the same losses, norms, clip and rates by their f32 bits, as its event file holds them. A loss there is the
+ * mean of the step's micro-batches. */
+void training_same_bits(const char *out_a, const char *out_b, const char *stage, int steps);
 /* Whether a file holds a text. */
 bool training_says(const char *path, const char *text);
 
