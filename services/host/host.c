@@ -277,8 +277,8 @@ int tpo_host_main(const struct tpo_host_service *service, int argc, char **argv)
         {"version-hold", TPO_SET_MS, &set->version_hold_ms, "10m", .min = 0, .max = 86400000,
          .help = "with --train: how long the version before the published one is kept for, at least; the longest time a request "
                  "may have"},
-        {"fault", TPO_SET_TEXT, &set->fault, "", .what = "POINT[:N]",
-         .help = "for tests: kill this process when it reaches a named point of a training step"},
+        {"fault", TPO_SET_TEXT, &set->fault, "", .what = "POINT[:N[:stop]]",
+         .help = "for tests: kill or stop this process when it reaches a named point of a training step"},
         {"log-level", TPO_SET_TEXT, &set->log_level, "info", .choices = "debug|info|warn|error", .help = "what is worth a line"},
     };
     const struct tpo_settings table = {.program = program,

@@ -166,24 +166,112 @@ static void a_second_trainer_is_refused(void **state)
     training_mesh_stop(&m);
 }
 
-/* The first trainer sleeps past its lease; another trains something else in the same processes meanwhile, to its end. */
-static void a_trainer_comes_back_after_its_lease(void **state)
+/* --- a lease that ended ----------------------------------------------------------------------------------------------------------------- */
+
+/* A run that stands still at `point`, once it does. */
+static pid_t stopped_at(const struct training_mesh *m, const char *out, const char *lease, const char *point)
+{
+    const char *const more[] = {"--checkpoint-every", "2", "--lease-ms", lease, "--fault", point, NULL};
+    int status = 0;
+    const pid_t pid = training_start("r.yaml", out, m, more);
+    assert_int_equal(waitpid(pid, &status, WUNTRACED), pid);
+    if (!WIFSTOPPED(status)) fail_msg("%s ended with %d and never stood at %s", out, status, point);
+    return pid;
+}
+
+/* A mesh whose trainer, run "first", sleeps at `point` of its fourth step, until every service has let go of it. */
+static pid_t asleep_past_its_lease(struct training_mesh *m, const char *point, bool prepared)
+{
+    static const char *const logs[] = {"encoder-0.log", "router-0.log", "region-0.log"};
+    prepare(m);
+    const pid_t pid = stopped_at(m, "first", "3s", point);
+    for (int i = 0; i < 3; i++) {
+        says_wait(logs[i], "event=lease_ended");
+        assert_true(training_says(logs[i], prepared ? " prepared=1" : " prepared=0"));
+    }
+    return pid;
+}
+
+/* Its next call tells it, which is of step `lost`; `way` is how it goes on from there. */
+static void comes_back(pid_t first, int lost, const char *way)
+{
+    char command[256], line[256] = "";
+    kill(first, SIGCONT);
+    assert_int_equal(training_wait(first, 60), 0);
+    snprintf(command, sizeof(command),
+             "sed -n '/event=step_lost step=%d code=FAILED_PRECONDITION reason=lease/,$p' first.log | "
+             "grep -m 1 -o 'event=\\(agreed\\|restored\\) .*'",
+             lost);
+    FILE *f = popen(command, "r");
+    assert_non_null(f);
+    if (fgets(line, sizeof(line), f) != NULL) line[strcspn(line, "\n")] = '\0';
+    pclose(f);
+    assert_string_equal(line, way);
+    training_same_model("whole", "first", "1-talk");
+}
+
+/* While nobody came the services hold all that was committed: an open step is done again, and nothing else. */
+static void nobody_came_while_a_step_was_open(void **state)
 {
     (void)state;
     struct training_mesh m;
-    /* Brief, and yet longer than a call takes on a machine that has much else to do: the first has to get through in the end. */
-    const char *const brief[] = {"--checkpoint-every", "2", "--lease-ms", "3000", NULL};
+    const pid_t first = asleep_past_its_lease(&m, "after_backward:4:stop", false);
+    comes_back(first, 4, "event=agreed step=3 version=3");
+    training_mesh_stop(&m);
+}
+
+/* Nobody has committed it, so it is given up. */
+static void nobody_came_while_a_step_was_prepared(void **state)
+{
+    (void)state;
+    struct training_mesh m;
+    const pid_t first = asleep_past_its_lease(&m, "after_prepare:4:stop", true);
+    comes_back(first, 4, "event=agreed step=3 version=3");
+    training_mesh_stop(&m);
+}
+
+/* No step is open, so no service says that the lease is over. */
+static void nobody_came_between_steps(void **state)
+{
+    (void)state;
+    struct training_mesh m;
     prepare(&m);
-    const pid_t first = training_start("r.yaml", "first", &m, brief);
-    says_wait("first.log", "step=1/8");
-    kill(first, SIGSTOP);
-    nanosleep(&(struct timespec){.tv_sec = 4}, NULL);
-    training_run("r.yaml", "second", &m, often);
+    const pid_t first = stopped_at(&m, "first", "3s", "after_commit:4:stop");
+    nanosleep(&(struct timespec){.tv_sec = 3, .tv_nsec = 100000000}, NULL);
+    comes_back(first, 5, "event=agreed step=4 version=4");
+    training_mesh_stop(&m);
+}
+
+/* Who comes back ends, and the other, which is in the middle of its run, notices nothing. */
+static void another_trainer_is_at_work(void **state)
+{
+    (void)state;
+    struct training_mesh m;
+    const pid_t first = asleep_past_its_lease(&m, "after_backward:4:stop", false);
+    const pid_t second = stopped_at(&m, "second", "60s", "after_norms:3:stop");
     kill(first, SIGCONT);
-    assert_int_equal(training_wait(first, 60), 0);
-    assert_true(training_says("first.log", "event=step_lost"));
+    assert_int_equal(training_wait(first, 60), 1);
+    assert_true(training_says("first.log", "event=step_lost step=4 code=FAILED_PRECONDITION reason=lease"));
+    assert_true(training_says("first.err", "another trainer holds"));
+    kill(second, SIGCONT);
+    assert_int_equal(training_wait(second, 60), 0);
+    assert_false(training_says("second.log", "event=step_lost"));
     training_same_model("whole", "second", "1-talk");
+    training_run("r.yaml", "first", &m, often);
+    assert_true(training_says("first.log", "event=restored step=2 version=2 from=checkpoint"));
     training_same_model("whole", "first", "1-talk");
+    training_mesh_stop(&m);
+}
+
+/* The services hold another run's state: back to the last manifest, and the prepared step is gone. */
+static void another_trainer_has_come_and_gone(void **state)
+{
+    (void)state;
+    struct training_mesh m;
+    const pid_t first = asleep_past_its_lease(&m, "after_prepare:4:stop", true);
+    training_run("r.yaml", "second", &m, often);
+    comes_back(first, 4, "event=restored step=2 version=2 from=checkpoint");
+    training_same_model("whole", "second", "1-talk");
     training_mesh_stop(&m);
 }
 
@@ -255,6 +343,8 @@ static void status_is_told_to_others(void **state)
 
 TPO_TESTS(cmocka_unit_test(damaged_checkpoints_are_refused_by_their_hash), cmocka_unit_test(later_folders_of_others_are_left_alone),
           cmocka_unit_test(a_recipe_without_its_model_is_refused), cmocka_unit_test(a_full_disk_leaves_the_checkpoint_before),
-          cmocka_unit_test(a_second_trainer_is_refused), cmocka_unit_test(a_trainer_comes_back_after_its_lease),
+          cmocka_unit_test(a_second_trainer_is_refused), cmocka_unit_test(nobody_came_while_a_step_was_open),
+          cmocka_unit_test(nobody_came_while_a_step_was_prepared), cmocka_unit_test(nobody_came_between_steps),
+          cmocka_unit_test(another_trainer_is_at_work), cmocka_unit_test(another_trainer_has_come_and_gone),
           cmocka_unit_test(other_models_and_addresses_are_refused), cmocka_unit_test(fewer_lanes_than_replicas_are_refused),
           cmocka_unit_test(status_is_told_to_others))

@@ -327,7 +327,8 @@ static void faults_kill_at_their_point(void **state)
 static void an_unknown_fault_is_refused(void **state)
 {
     (void)state;
-    static const char *const wrong[] = {"coffee", "norms:0", "norms:x", "norms:1x", ":1", "norm"};
+    static const char *const wrong[] = {"coffee", "norms:0",  "norms:x",      "norms:1x",  ":1",
+                                        "norm",   "norms:1:", "norms:1:halt", "norms:stop"};
     for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
         int status = -1;
         const pid_t pid = start("port", "--train", wrong[i]);
