@@ -29,7 +29,7 @@ static const struct tpo_setting rows[] = {
     {"threads", TPO_SET_INT, &set.threads, "2", .min = 1, .max = 256, .what = "N", .help = "of the compute team, without --mesh"},
     {"checkpoint-every", TPO_SET_INT, &set.checkpoint_every, "500", .min = 0, .max = 1 << 30, .what = "N",
      .help = "steps; 0: at the end of a stage only"},
-    {"log-every", TPO_SET_INT, &set.log_every, "50", .min = 1, .max = 1 << 30, .what = "N", .help = "steps per printed line"},
+    {"log-every", TPO_SET_INT, &set.log_every, "1", .min = 1, .max = 1 << 30, .what = "N", .help = "steps per printed line"},
     {"publish-every", TPO_SET_INT, &set.publish_every, "0", .min = 0, .max = 1 << 30, .what = "N",
      .help = "steps: what is learned goes into the mesh that serves, and at the end of each stage; 0: never"},
     {"stop-after", TPO_SET_INT, &set.stop_after, "0", .min = 0, .max = TPO_STAGES_MAX, .what = "N", .help = "stages; 0: all"},
