@@ -92,16 +92,19 @@ void tpo_lease_end(struct tpo_lease *l)
 
 /* --- the watch ------------------------------------------------------------------------------------------------------------------------------ */
 
-/* Compute thread. A call may have renewed the lease between the watch's look at the clock and this. */
+/* Compute thread. A call may have renewed the lease between the watch's look at the clock and this. A lease that is found over is over for all that come
+ * after: a call may have been stamped before this and queued behind it. */
 static int on_look(void *self, struct tpo_job *job)
 {
     struct tpo_lease *l = job->user;
     (void)self;
     l->asked = false;
-    if (tpo_lease_ran(l, tpo_now_us()))
+    if (tpo_lease_ran(l, tpo_now_us())) {
         l->watch_us = l->ends_us;
-    else
+    } else if (l->ends_us != 0) {
+        tpo_lease_end(l);
         l->on_over(l->owner);
+    }
     return TPO_OK;
 }
 

@@ -27,7 +27,7 @@ uint64_t tpo_lease_take(struct tpo_lease *l, const char *holder, uint32_t ms);
 /* FAILED_PRECONDITION "lease" when it is not this one that ran then. */
 int tpo_lease_check(const struct tpo_lease *l, uint64_t number, int64_t came_us, struct tpo_error *err);
 void tpo_lease_renew(struct tpo_lease *l); /* the time starts anew; after tpo_lease_end there is none to start */
-void tpo_lease_end(struct tpo_lease *l);   /* free for anybody; on_over does not come */
+void tpo_lease_end(struct tpo_lease *l);   /* free for anybody; on_over does not come for what was ended so */
 
 bool tpo_lease_ran(const struct tpo_lease *l, int64_t at_us); /* whether it had not ended at that moment */
 const char *tpo_lease_holder(const struct tpo_lease *l);      /* the last one, "" before the first */
