@@ -44,6 +44,7 @@ void tpo_run_log_close(struct tpo_run_log *log)
 
 void tpo_run_log_stage(struct tpo_run_log *log, const struct tpo_recipe *r, int stage, int first_step)
 {
+    tpo_progress_end(&log->bar);
     snprintf(log->recipe, sizeof(log->recipe), "%s", r->name);
     snprintf(log->stage, sizeof(log->stage), "%s", r->stages[stage].name);
     log->line = (struct tpo_run_log_line){.stage = log->stage, .step = first_step - 1, .steps = r->stages[stage].steps};
@@ -144,6 +145,7 @@ static void status_write(struct tpo_run_log *log, const char *state, const char 
 
 void tpo_run_log_state(struct tpo_run_log *log, const char *state, const char *detail)
 {
+    tpo_progress_end(&log->bar);
     status_write(log, state, detail);
 }
 
