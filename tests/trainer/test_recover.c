@@ -58,7 +58,8 @@ static void who_waits_for_others_keeps_its_lease(void **state)
     static struct tpo_params none;
     static struct tpo_model empty = {.stage = "encoder", .params = &none};
     struct tpo_model *const models[TPO_PARTS] = {&empty, &empty, &empty};
-    const struct tpo_crew_options o = {.config = &config, .n_replicas = {2, 0, 0}, .threaded = true, .open = fake_open};
+    const struct tpo_crew_options o = {
+        .config = &config, .n_replicas = {2, 0, 0}, .threaded = true, .keep_ms = 10, .open = fake_open};
     struct tpo_recipe *recipe = calloc(1, sizeof(*recipe));
     struct tpo_recipe_stage *s = &recipe->stages[0];
     struct tpo_checkpoint at = {.lanes = 2, .micro_batches = 2};
@@ -70,14 +71,8 @@ static void who_waits_for_others_keeps_its_lease(void **state)
     s->plan = (struct tpo_plan){.lanes = 2, .micro_batches = 2, .losses = s->losses, .n_losses = 1};
     assert_int_equal(tpo_held_open(&held, ".", &err), TPO_OK);
     assert_int_equal(tpo_crew_open(&crew, &o, &err), TPO_OK);
-    const struct tpo_recovery r = {.crew = &crew,
-                                   .held = held,
-                                   .recipe = recipe,
-                                   .stage_dir = ".",
-                                   .name = "recipe/see",
-                                   .models = models,
-                                   .config = "",
-                                   .keep_ms = 10};
+    const struct tpo_recovery r = {
+        .crew = &crew, .held = held, .recipe = recipe, .stage_dir = ".", .name = "recipe/see", .models = models, .config = ""};
     if (tpo_recovery_run(&r, false, &at, &err) != TPO_OK) fail_msg("%s", err.message);
     assert_true(calls >= CALLS);
     assert_true(imported >= 2);

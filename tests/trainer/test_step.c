@@ -17,7 +17,9 @@ struct fake {
     int order_broken;
     double squared;
     uint64_t served;
-    bool full; /* it has no room for another version */
+    int full;  /* so often it has no room for another version */
+    int kept;  /* calls for the lease's sake */
+    bool away; /* it does not answer */
 };
 static struct fake fakes[TPO_REPLICAS_MAX];
 
@@ -97,8 +99,18 @@ static int fake_publish(void *self, const struct tpo_key *key, uint64_t version,
     struct fake *f = self;
     (void)key;
     assert_true(version >= f->served);
-    if (f->full && version > f->served) return tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "versions", "both are needed");
+    if (f->away) return tpo_fail(err, TPO_UNAVAILABLE, "away", "nobody answers");
+    if (f->full && version > f->served && f->full-- > 0)
+        return tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "versions", "both are needed");
     f->served = version;
+    return TPO_OK;
+}
+
+static int fake_export(void *self, int at, int64_t offset, int64_t most, struct tpo_chunk *out, struct tpo_error *err)
+{
+    (void)at, (void)offset, (void)most, (void)err;
+    ((struct fake *)self)->kept++;
+    *out = (struct tpo_chunk){0};
     return TPO_OK;
 }
 
@@ -114,6 +126,7 @@ static int fake_open(void *owner, int part, int replica, struct tpo_learner *out
                                 .prepare = fake_prepare,
                                 .commit = fake_commit,
                                 .abort = fake_abort,
+                                .export_state = fake_export,
                                 .publish = fake_publish};
     return TPO_OK;
 }
@@ -226,7 +239,8 @@ static void replicas_that_disagree_commit_nothing(void **state)
 static void crew_of_two(struct tpo_crew *crew, uint64_t first, uint64_t second)
 {
     static const struct tpo_config config;
-    const struct tpo_crew_options o = {.config = &config, .n_replicas = {2, 0, 0}, .threaded = true, .open = fake_open};
+    const struct tpo_crew_options o = {
+        .config = &config, .n_replicas = {2, 0, 0}, .threaded = true, .keep_ms = 10, .open = fake_open};
     struct tpo_error err = {0};
     struct tpo_recipe *r = recipe_of(2);
     memset(fakes, 0, sizeof(fakes));
@@ -245,7 +259,7 @@ static void who_lost_a_version_gets_it_again(void **state)
     struct tpo_error err = {0};
     uint64_t version = 0;
     crew_of_two(&crew, 0, 7);
-    fakes[1].full = true;
+    fakes[1].full = 1000;
     assert_true(tpo_crew_serves_apart(&crew));
     /* A new number: nobody takes it, so that nobody must wait for the others. */
     assert_int_equal(tpo_crew_publish(&crew, 1, 0, false, &version, &err), TPO_OK);
@@ -261,6 +275,63 @@ static void who_lost_a_version_gets_it_again(void **state)
     crew_of_two(&crew, 0, 9);
     assert_int_equal(tpo_crew_publish(&crew, 1, 0, false, &version, &err), TPO_OK);
     assert_true(version > 9 && fakes[0].served == version && fakes[1].served == version);
+    tpo_crew_close(&crew);
+}
+
+static void begin_again(struct tpo_crew *crew)
+{
+    struct tpo_error err = {0};
+    struct tpo_recipe *r = recipe_of(2);
+    assert_int_equal(tpo_crew_begin(crew, r, 0, "run", &err), TPO_OK);
+    free(r);
+}
+
+/* What a failure left half given is given to the rest under the same number: another one would find no room where that one lies. */
+static void a_publish_that_failed_is_completed(void **state)
+{
+    (void)state;
+    struct tpo_crew crew;
+    struct tpo_error err = {0};
+    uint64_t version = 0;
+    crew_of_two(&crew, 7, 7);
+    fakes[1].away = true;
+    assert_int_equal(tpo_crew_publish(&crew, 1, 0, false, &version, &err), TPO_UNAVAILABLE);
+    const uint64_t number = version;
+    assert_true(number > 7 && fakes[0].served == number && fakes[1].served == 7);
+    fakes[0].full = 1000;
+    fakes[1].away = false;
+    begin_again(&crew);
+    assert_int_equal(tpo_crew_publish(&crew, 1, 0, false, &version, &err), TPO_OK);
+    assert_true(version == number && fakes[1].served == number);
+    tpo_crew_close(&crew);
+
+    /* A number that nobody took is in nobody's way. */
+    crew_of_two(&crew, 7, 7);
+    fakes[0].away = true;
+    version = 0;
+    assert_int_equal(tpo_crew_publish(&crew, 2, 0, false, &version, &err), TPO_UNAVAILABLE);
+    fakes[0].away = false;
+    fakes[0].served = 0;
+    fakes[1].full = 1000;
+    begin_again(&crew);
+    version = 7;
+    assert_int_equal(tpo_crew_publish(&crew, 1, 0, false, &version, &err), TPO_OK);
+    assert_true(version == 7 && fakes[0].served == 7);
+    tpo_crew_close(&crew);
+}
+
+/* The second one has no room for a while; the first must not lose its lease to that. */
+static void leases_last_while_a_publish_waits(void **state)
+{
+    (void)state;
+    struct tpo_crew crew;
+    struct tpo_error err = {0};
+    uint64_t version = 0;
+    crew_of_two(&crew, 7, 7);
+    fakes[1].full = 3;
+    assert_int_equal(tpo_crew_publish(&crew, 1, 60000, false, &version, &err), TPO_OK);
+    assert_true(version > 7 && fakes[0].served == version && fakes[1].served == version);
+    assert_true(fakes[0].kept > 0 && fakes[1].kept > 0);
     tpo_crew_close(&crew);
 }
 
@@ -304,5 +375,7 @@ static void odd_numbers_of_replicas_are_refused(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(replicas_share_a_step), cmocka_unit_test(replicas_that_disagree_commit_nothing),
-          cmocka_unit_test(who_lost_a_version_gets_it_again), cmocka_unit_test(numbers_of_versions_grow_though_the_clock_goes_back),
-          cmocka_unit_test(sums_add_as_a_tree), cmocka_unit_test(odd_numbers_of_replicas_are_refused))
+          cmocka_unit_test(who_lost_a_version_gets_it_again), cmocka_unit_test(a_publish_that_failed_is_completed),
+          cmocka_unit_test(leases_last_while_a_publish_waits),
+          cmocka_unit_test(numbers_of_versions_grow_though_the_clock_goes_back), cmocka_unit_test(sums_add_as_a_tree),
+          cmocka_unit_test(odd_numbers_of_replicas_are_refused))

@@ -12,15 +12,14 @@
 
 #define RETRY_MS 200
 
-/* The highest number that was used last or is served anywhere. */
-static uint64_t highest(struct tpo_crew *t)
+/* The newest version that is served anywhere, as far as is known. */
+static uint64_t newest_served(const struct tpo_crew *t)
 {
+    uint64_t newest = 0;
     for (int p = 0; p < TPO_PARTS; p++)
-        for (int r = 0; r < t->options.n_replicas[p]; r++) {
-            const uint64_t served = t->replicas[p][r].begun.served;
-            if (served > t->published) t->published = served;
-        }
-    return t->published;
+        for (int r = 0; r < t->options.n_replicas[p]; r++)
+            if (t->replicas[p][r].begun.served > newest) newest = t->replicas[p][r].begun.served;
+    return newest;
 }
 
 /* A clock may have been set back since the number before. */
@@ -39,13 +38,24 @@ static bool must_wait(const struct tpo_error *err)
 
 /* A publish on its way round the services. */
 struct giving {
+    struct tpo_crew *crew;
     struct tpo_key key;
     uint64_t number;
     int wait_ms;
-    double until_s;
+    double until_s, keep_s; /* when waiting ends, when leases are due */
     bool patient, taken, said;
     bool later; /* none has room for it, and none has it */
 };
+
+/* Some time of waiting for one service, in which the others must not lose their leases. */
+static int wait_some(struct giving *g, struct tpo_error *err)
+{
+    const double every_s = g->crew->options.keep_ms * 1e-3;
+    nanosleep(&(struct timespec){0, RETRY_MS * 1000000L}, NULL);
+    if (every_s <= 0 || tpo_now_s() < g->keep_s) return TPO_OK;
+    g->keep_s = tpo_now_s() + every_s;
+    return tpo_crew_keep(g->crew, err);
+}
 
 static int give(struct giving *g, int part, struct tpo_replica *x, struct tpo_error *err)
 {
@@ -71,7 +81,8 @@ static int give(struct giving *g, int part, struct tpo_replica *x, struct tpo_er
         if (!g->said)
             tpo_log(TPO_LOG_INFO, "publish_waits", "for=%s step=%d wait_ms=%d", tpo_part_names[part], (int)g->key.step, g->wait_ms);
         g->said = true;
-        nanosleep(&(struct timespec){0, RETRY_MS * 1000000L}, NULL);
+        const int kept = wait_some(g, err);
+        if (kept != TPO_OK) return kept;
     }
 }
 
@@ -86,23 +97,24 @@ bool tpo_crew_serves_apart(struct tpo_crew *t)
 
 int tpo_crew_publish(struct tpo_crew *t, int step, int wait_ms, bool patient, uint64_t *version, struct tpo_error *err)
 {
-    const uint64_t last = highest(t);
-    struct giving g = {.key = {.step = (uint64_t)step, .version = t->version},
-                       .number = *version != 0 && *version == last ? last : number_above(last),
+    const uint64_t newest = newest_served(t), used = newest > t->published ? newest : t->published;
+    struct giving g = {.crew = t,
+                       .key = {.step = (uint64_t)step, .version = t->version},
+                       .number = *version != 0 && *version == newest ? newest : number_above(used),
                        .wait_ms = wait_ms,
                        .until_s = tpo_now_s() + wait_ms * 1e-3,
+                       .keep_s = tpo_now_s() + t->options.keep_ms * 1e-3,
                        .patient = patient};
     int rc = TPO_OK;
     snprintf(g.key.run, sizeof(g.key.run), "%s", t->run);
-    *version = 0;
     /* Who serves the newest first: one that lost its versions has room when others have none, and once it has taken this they must. */
     for (int pass = 0; pass < 2; pass++)
         for (int p = 0; p < TPO_PARTS; p++)
             for (int r = 0; r < t->options.n_replicas[p] && rc == TPO_OK && !g.later; r++) {
                 struct tpo_replica *x = &t->replicas[p][r];
-                if (pass == 0 ? x->begun.served == last : x->begun.served != g.number) rc = give(&g, p, x, err);
+                if (pass == 0 ? x->begun.served == newest : x->begun.served != g.number) rc = give(&g, p, x, err);
             }
     if (g.taken || rc != TPO_OK) t->published = g.number;
-    if (rc == TPO_OK && !g.later) *version = g.number;
+    *version = rc == TPO_OK && g.later ? 0 : g.number;
     return rc;
 }

@@ -111,7 +111,7 @@ struct sending {
  * ended, another trainer could come in; and what was imported is not believed after another Begin, so that all would be sent once more, and again. */
 static int lease_keep(const struct sending *s, struct tpo_learner *l, struct tpo_error *err)
 {
-    const double every_s = s->recovery->keep_ms * 1e-3;
+    const double every_s = s->recovery->crew->options.keep_ms * 1e-3;
     double next_s = tpo_now_s() + every_s;
     int rc = TPO_OK;
     while (every_s > 0 && s->recovery->crew->options.threaded && s->left > 0 && rc == TPO_OK) {

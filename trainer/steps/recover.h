@@ -20,7 +20,6 @@ struct tpo_recovery {
     const char *config;              /* SHA-256 of config.json that services must have; "": any */
     int threads;                     /* of one process, where Begin does not tell */
     int wait_ms;                     /* how long a service may be away */
-    int keep_ms; /* how often a service is called that waits until others have taken in their state, so that its lease lasts; 0: never */
 };
 
 /* A service is away or has lost what it knew of the step: recovery helps, and other errors it does not. */

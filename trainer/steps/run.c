@@ -42,6 +42,7 @@ struct run {
     struct tpo_learner mirrors[TPO_PARTS]; /* over a mesh: of the models, to take in what a stage has learned */
     struct tpo_held *held;
     struct tpo_crew crew;
+    uint64_t version; /* the number under which serving has what the next stage begins with; 0: none */
     struct tpo_run_log *log;
 };
 
@@ -58,8 +59,8 @@ struct stage {
     int recoveries;
     int published;    /* the step that serving took last; 0: none by this process */
     uint64_t version; /* the number it has there */
-    bool apart;       /* a service serves another version than the others: no request gets theirs until it is published again */
-    bool ended;       /* its model folder is written */
+    bool apart; /* a service serves another version than the others, or may: no request gets theirs until it is published again */
+    bool ended; /* its model folder is written */
 };
 
 /* --- models -------------------------------------------------------------------------------------------------------------------------- */
@@ -139,6 +140,7 @@ static int crew_open(struct run *r, struct tpo_error *err)
         r->mesh.call_ms = r->options->call_ms;
         memcpy(o.n_replicas, r->mesh.n_replicas, sizeof(o.n_replicas));
         o.threaded = true;
+        o.keep_ms = r->options->lease_ms / 4;
         o.open = tpo_mesh_handle;
         o.owner = &r->mesh;
     }
@@ -204,16 +206,15 @@ static int publish(struct stage *s, bool patient, struct tpo_error *err)
     struct run *r = s->run;
     const int every = r->options->publish_every, n = s->at.step;
     uint64_t version = n == s->published ? s->version : 0;
-    if (!r->remote || every == 0 || n == 0 || n < s->published) return TPO_OK;
+    if (!r->remote || every == 0 || n < s->published || (n == 0 && version == 0)) return TPO_OK;
     if (!s->apart && n % every != 0 && n < s->recipe->steps) return TPO_OK;
     int rc = tpo_crew_publish(&r->crew, n, r->options->wait_ms, patient, &version, err);
-    if (rc == TPO_OK && version != 0) {
-        s->published = n;
-        s->version = version;
-        s->apart = false;
-        printf("stage=%s event=published step=%d version=%llu\n", s->recipe->name, n, (unsigned long long)version);
-        fflush(stdout);
-    }
+    if (version == 0) return rc;
+    s->published = n;
+    s->version = version;
+    s->apart = rc != TPO_OK;
+    if (rc == TPO_OK) printf("stage=%s event=published step=%d version=%llu\n", s->recipe->name, n, (unsigned long long)version);
+    fflush(stdout);
     return rc;
 }
 
@@ -286,19 +287,21 @@ static int stage_finish(struct stage *s, struct tpo_error *err)
     /* Between stages the mesh stays ours: the next Begin ends what was. */
     if (rc == TPO_OK && r->remote && last) tpo_crew_end(&r->crew, NULL);
     s->ended = rc == TPO_OK;
+    r->version = s->published == s->recipe->steps ? s->version : 0;
     return rc;
 }
 
 /* --- a stage --------------------------------------------------------------------------------------------------------------------------- */
 
 /* A service that was started again serves its folder's weights. It gets what the others serve as soon as the run is there again, not when the next version
- * is due. One that goes away meanwhile is the next step's to find. */
+ * is due. */
 static int rejoin(struct stage *s, struct tpo_error *err)
 {
     struct tpo_error why = {0};
-    s->apart = tpo_crew_serves_apart(&s->run->crew);
+    s->apart = s->apart || tpo_crew_serves_apart(&s->run->crew);
     const int rc = s->apart ? publish(s, false, &why) : TPO_OK;
-    if (rc == TPO_OK || tpo_recovery_helps(&why)) return TPO_OK;
+    /* What has no room yet is given with a later step, what went away is the next step's to find. */
+    if (rc == TPO_OK || tpo_recovery_helps(&why) || why.code == TPO_RESOURCE_EXHAUSTED) return TPO_OK;
     if (err != NULL) *err = why;
     return rc;
 }
@@ -309,10 +312,10 @@ static int recover(struct stage *s, bool fresh, struct tpo_error *err)
     int rc = tpo_recovery_run(&s->recovery, fresh, &s->at, err);
     if (rc == TPO_OK) rc = feed_reopen(s, err);
     if (rc != TPO_OK) return rc;
+    tpo_run_log_stage(r->log, r->recipe, s->index, s->at.step + 1);
     printf("stage=%s event=begin first_step=%d steps=%d trainable=%d/%d/%d\n", s->recipe->name, s->at.step + 1, s->recipe->steps,
            r->crew.trainable[0], r->crew.trainable[1], r->crew.trainable[2]);
     fflush(stdout);
-    tpo_run_log_stage(r->log, r->recipe, s->index, s->at.step + 1);
     return rejoin(s, err);
 }
 
@@ -346,14 +349,13 @@ static void recovery_init(struct stage *s)
                                         .same_memory = !r->remote,
                                         .config = r->config_hash,
                                         .threads = r->options->threads,
-                                        .wait_ms = r->options->wait_ms,
-                                        .keep_ms = r->options->lease_ms / 4};
+                                        .wait_ms = r->options->wait_ms};
 }
 
 static int stage_run(struct run *r, int index, bool fresh, struct tpo_error *err)
 {
     const struct tpo_recipe_stage *recipe = &r->recipe->stages[index];
-    struct stage s = {.run = r, .index = index, .recipe = recipe};
+    struct stage s = {.run = r, .index = index, .recipe = recipe, .version = r->version};
     bool done = false;
     s.at = (struct tpo_checkpoint){.recipe_seed = r->recipe->seed,
                                    .generator_seed = recipe->plan.seed,
