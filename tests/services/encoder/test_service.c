@@ -436,7 +436,7 @@ static void a_full_queue_is_told_at_once(void **state)
     }
     free(film);
     int n_ok = 0, n_full = 0;
-    for (int i = 0; i < N; i++) ask(&l, ids[i], &asked[i]);
+    for (int i = 0; i < N; i++) ask_within(&l, ids[i], &asked[i], 300000);
     for (int i = 0; i < N; i++) {
         while (!asked[i].done) tpo_loop_wait(l.loop, 1000);
         n_ok += asked[i].status == TPO_OK;
