@@ -1,105 +1,51 @@
-/* This file owns `tpo world`. */
-#include <errno.h>
+/* This file owns `tpo world`: its arguments, and questions as text. */
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
+#include "common/settings.h"
 #include "trainer/world/files.h"
 
-static struct settings {
+static struct {
     const char *out, *split, *corpus;
-    long seed, images, clips, frames, side, zoom, sentences, show;
+    int64_t seed, images, clips, frames, side, zoom, sentences, show;
 } set;
-static const struct settings preset = {.split = "train", .images = 100, .frames = 4, .side = 96, .zoom = 1, .sentences = 6};
 
-static const char usage[] = "tpo world -- draws Shellgame, a world of shapes whose truth is known\n"
-                            "\n"
-                            "  tpo world --out DIR        pictures and videos with boxes, masks, expressions, questions and "
-                            "descriptions, in the layouts of\n"
-                            "                             RefCOCO (instances.json, refs.json), VideoChat2-IT (image_it.json, "
-                            "video_it.json), MVBench (mvbench/)\n"
-                            "  tpo world --show N         print N questions of each kind with their answers\n"
-                            "  tpo world --corpus FILE    the sentences that the small model's tokenizer learns from\n"
-                            "\n"
-                            "  --images N       pictures to write (100)\n"
-                            "  --clips N        videos to write (0); needs the ffmpeg program\n"
-                            "  --frames N       frames of a video, four a second, 2..8 (4)\n"
-                            "  --size PIXELS    width and height, 48..448 (96)\n"
-                            "  --zoom N         draw every pixel N times as wide and high in the files, 1..8 (1)\n"
-                            "  --sentences N    most expressions, and most questions, about one picture, 0..64 (6)\n"
-                            "  --split NAME     train, val, test or combinations (train): no two share a scene; in `combinations` "
-                            "every target is of a colour\n"
-                            "                   and a shape that train never asks for together\n"
-                            "  --seed N         counted from the first seed of the split (0)\n"
-                            "\n"
-                            "Training draws the same scenes in memory and needs none of these files. They are for looking at, and "
-                            "for programs that read those\n"
-                            "layouts. A picture depends on split, seed and its number alone.\n"
-                            "\n"
-                            "  tpo world --out /tmp/world --images 1000 --clips 200\n";
+static const struct tpo_setting rows[] = {
+    {"out", TPO_SET_TEXT, &set.out, NULL, .what = "DIR",
+     .help = "write pictures and videos with boxes, masks, expressions, questions and descriptions, in the layouts of RefCOCO "
+             "(instances.json, refs.json), VideoChat2-IT (image_it.json, video_it.json) and MVBench (mvbench/)"},
+    {"show", TPO_SET_INT, &set.show, "0", .min = 0, .max = 100000, .help = "print this many questions of each kind with answers"},
+    {"corpus", TPO_SET_TEXT, &set.corpus, NULL, .what = "FILE",
+     .help = "write the sentences that the small model's tokenizer learns from"},
+    {"images", TPO_SET_INT, &set.images, "100", .min = 0, .max = 1000000, .help = "pictures to write"},
+    {"clips", TPO_SET_INT, &set.clips, "0", .min = 0, .max = 1000000, .help = "videos to write; needs the ffmpeg program"},
+    {"frames", TPO_SET_INT, &set.frames, "4", .min = 2, .max = TPO_WORLD_FRAMES_MAX, .help = "of a video, four a second, 2..8"},
+    {"size", TPO_SET_INT, &set.side, "96", .min = 48, .max = 448, .what = "PIXELS", .help = "width and height, 48..448"},
+    {"zoom", TPO_SET_INT, &set.zoom, "1", .min = 1, .max = 8,
+     .help = "draw every pixel so many times as wide and high in the files, 1..8"},
+    {"sentences", TPO_SET_INT, &set.sentences, "6", .min = 0, .max = 64,
+     .help = "most expressions, and most questions, about one picture, 0..64"},
+    {"split", TPO_SET_TEXT, &set.split, "train", .choices = "train|val|test|combinations",
+     .help = "no two share a scene; in combinations every target is of a colour and a shape that train never asks for together"},
+    {"seed", TPO_SET_INT, &set.seed, "0", .min = 0, .max = 1 << 30, .help = "counted from the first seed of the split"},
+};
+static const struct tpo_settings table = {
+    .program = "tpo world",
+    .about = "Draws Shellgame, a world of shapes whose truth is known. Training draws the same scenes in memory and needs none of "
+             "these files: they are for looking at, and for programs that read those layouts. A picture depends on split, seed "
+             "and its number alone. Exit status: 0 done, 1 something failed, 2 wrong usage.",
+    .examples = "tpo world --out /tmp/world --images 1000 --clips 200\n"
+                "tpo world --show 3",
+    .rows = rows,
+    .n_rows = sizeof(rows) / sizeof(rows[0])};
 
-static const struct number {
-    const char *name;
-    long *value;
-    long low, high;
-} numbers[] = {
-    {"images", &set.images, 0, 1000000}, {"clips", &set.clips, 0, 1000000}, {"frames", &set.frames, 2, TPO_WORLD_FRAMES_MAX},
-    {"size", &set.side, 48, 448},        {"zoom", &set.zoom, 1, 8},         {"sentences", &set.sentences, 0, 64},
-    {"seed", &set.seed, 0, 1l << 30},    {"show", &set.show, 0, 100000}};
-static const struct {
-    const char *name, **value;
-} texts[] = {{"out", &set.out}, {"split", &set.split}, {"corpus", &set.corpus}};
-
-static int read_number(const struct number *n, const char *text, struct tpo_error *err)
-{
-    char *end;
-    errno = 0;
-    long value = strtol(text, &end, 10);
-    if (errno != 0 || end == text || *end != '\0' || value < n->low || value > n->high) {
-        return tpo_fail(err, TPO_EINVAL, "bad_flag", "--%s %s: must be %ld .. %ld", n->name, text, n->low, n->high);
-    }
-    *n->value = value;
-    return TPO_OK;
-}
-
-static int read_flag(const char *name, const char *value, struct tpo_error *err)
-{
-    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
-        if (strcmp(numbers[i].name, name) == 0) return read_number(&numbers[i], value, err);
-    }
-    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
-        if (strcmp(texts[i].name, name) != 0) continue;
-        *texts[i].value = value;
-        return TPO_OK;
-    }
-    return tpo_fail(err, TPO_EINVAL, "bad_flag", "--%s: there is no such flag; --help lists them", name);
-}
-
-/* --name value or --name=value, and nothing else. */
-static int read_flags(int argc, char **argv, struct tpo_error *err)
-{
-    int rc = TPO_OK;
-    for (int i = 1; i < argc && rc == TPO_OK; i++) {
-        char name[32];
-        const char *equals = strchr(argv[i], '=');
-        if (strncmp(argv[i], "--", 2) != 0)
-            return tpo_fail(err, TPO_EINVAL, "bad_flag", "%s: flags only; --help lists them", argv[i]);
-        snprintf(name, sizeof(name), "%.*s", (int)(equals != NULL ? equals - argv[i] - 2 : 30), argv[i] + 2);
-        if (equals == NULL && i + 1 == argc) return tpo_fail(err, TPO_EINVAL, "bad_flag", "%s: needs a value", argv[i]);
-        rc = read_flag(name, equals != NULL ? equals + 1 : argv[++i], err);
-    }
-    return rc;
-}
-
-static int split_of(const char *name, enum tpo_world_split *split, struct tpo_error *err)
+static enum tpo_world_split split_of(const char *name)
 {
     static const char *const names[TPO_WORLD_SPLITS] = {"train", "val", "test", "combinations"};
-    for (int i = 0; i < TPO_WORLD_SPLITS; i++) {
-        *split = (enum tpo_world_split)i;
-        if (strcmp(name, names[i]) == 0) return TPO_OK;
-    }
-    return tpo_fail(err, TPO_EINVAL, "bad_flag", "--split %s: must be train, val, test or combinations", name);
+    int i = 0;
+    while (strcmp(name, names[i]) != 0) i++; /* the table lets no other through */
+    return (enum tpo_world_split)i;
 }
 
 static void show_item(const struct tpo_world_item *item)
@@ -123,7 +69,7 @@ static int show(enum tpo_world_split split, struct tpo_error *err)
     tpo_arena_init(&arena, 1 << 18, 0);
     for (int kind = 0; kind < TPO_WORLD_KINDS && rc == TPO_OK; kind++) {
         int n_frames = kind == TPO_KIND_DIRECTION ? (int)set.frames : 1;
-        for (long i = 0; i < set.show && rc == TPO_OK; i++) {
+        for (int64_t i = 0; i < set.show && rc == TPO_OK; i++) {
             struct tpo_world_item item;
             tpo_arena_reset(&arena);
             rc = tpo_world_item(w, &arena, kind, n_frames, TPO_WORLD_ANY_PHRASING, (uint64_t)i, &item, err);
@@ -152,29 +98,23 @@ static int export_files(enum tpo_world_split split, struct tpo_error *err)
     return rc;
 }
 
+static int make(enum tpo_world_split split, struct tpo_error *err)
+{
+    if (set.corpus[0] != '\0') return tpo_world_corpus(set.corpus, err);
+    if (set.show > 0) return show(split, err);
+    if (set.out[0] != '\0') return export_files(split, err);
+    return tpo_fail(err, TPO_INVALID_ARGUMENT, "nothing_to_do",
+                    "say what to make: --out DIR, --show N or --corpus FILE; --help tells more");
+}
+
 int tpo_world_main(int argc, char **argv)
 {
     struct tpo_error err = {0};
-    enum tpo_world_split split = TPO_WORLD_TRAIN;
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--help") != 0) continue;
-        fputs(usage, stdout);
-        return 0;
-    }
-    set = preset;
-    int rc = read_flags(argc, argv, &err);
-    if (rc == TPO_OK) rc = split_of(set.split, &split, &err);
+    int rc = tpo_settings_read(&table, &argc, argv, &err);
+    if (rc == TPO_CANCELLED) return 0;
     signal(SIGPIPE, SIG_IGN); /* an ffmpeg that died is a sentence, not a signal */
-    if (rc == TPO_OK && set.out == NULL && set.corpus == NULL && set.show == 0) {
-        rc = tpo_fail(&err, TPO_EINVAL, "nothing_to_do",
-                      "say what to make: --out DIR, --show N or --corpus FILE; --help tells more");
-    }
-    if (rc == TPO_OK && set.corpus != NULL)
-        rc = tpo_world_corpus(set.corpus, &err);
-    else if (rc == TPO_OK && set.show > 0)
-        rc = show(split, &err);
-    else if (rc == TPO_OK)
-        rc = export_files(split, &err);
-    if (rc != TPO_OK) fprintf(stderr, "tpo world: %s\n", err.message);
-    return rc == TPO_OK ? 0 : rc == TPO_EINVAL ? 2 : 1;
+    if (rc == TPO_OK) rc = make(split_of(set.split), &err);
+    if (rc == TPO_OK) return 0;
+    fprintf(stderr, "tpo world: %s\n", err.message);
+    return rc == TPO_INVALID_ARGUMENT ? 2 : 1;
 }
