@@ -3,7 +3,7 @@
  *   HEADERS --headers complete--> BODY --message complete--> ANSWER --answer given--> HEADERS (kept alive) or LINGER
  *      |                            |                           |
  *      +--malformed, too large, too late: our own answer--------+--> LINGER (read and drop, so that the answer isn't lost to a
- *      +--client gone--> CLOSED                                           reset) --> CLOSED
+ *      +--client gone, or too far behind--> CLOSED                        reset) --> CLOSED
  *
  * A handler may answer in BODY too: the rest of the body is then dropped by LINGER. */
 #include "gateway/door_http.h"
@@ -51,13 +51,21 @@ void tpo_http_close(struct tpo_http *x)
     if (tell && x->route->on_gone != NULL) x->route->on_gone(x);
 }
 
+void tpo_http_lose(struct tpo_http *x)
+{
+    if (x->state == CLOSED || x->lost) return;
+    tpo_http_arm(x, 0);
+    x->lost = true;
+    tpo_http_set_reading(x);
+}
+
 /* --- time ------------------------------------------------------------------------------------------------------------------------- */
 
 static void on_time(uv_timer_t *timer)
 {
     struct tpo_http *x = timer->data;
-    if (x->state == HEADERS && x->head_bytes == 0 && x->url.size == 0)
-        tpo_http_close(x); /* idle */
+    if (x->lost || (x->state == HEADERS && x->head_bytes == 0 && x->url.size == 0))
+        tpo_http_close(x); /* cut off, idle */
     else if (x->state == HEADERS)
         tpo_http_refuse(x, 408, TPO_DEADLINE_EXCEEDED, "header_timeout", "the headers took too long");
     else if (x->state == BODY && !x->answered && !x->streaming)
@@ -68,12 +76,12 @@ static void on_time(uv_timer_t *timer)
 
 void tpo_http_arm(struct tpo_http *x, int ms)
 {
-    if (x->state != CLOSED) uv_timer_start(&x->timer, on_time, (uint64_t)ms, 0);
+    if (x->state != CLOSED && !x->lost) uv_timer_start(&x->timer, on_time, (uint64_t)ms, 0);
 }
 
 void tpo_http_disarm(struct tpo_http *x)
 {
-    if (x->state != CLOSED) uv_timer_stop(&x->timer);
+    if (x->state != CLOSED && !x->lost) uv_timer_stop(&x->timer);
 }
 
 /* --- reading ---------------------------------------------------------------------------------------------------------------------- */
@@ -98,7 +106,7 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 void tpo_http_set_reading(struct tpo_http *x)
 {
     if (x->state == CLOSED) return;
-    bool want = x->state == LINGER || (!x->paused && x->pending.size < PENDING_BYTES);
+    bool want = !x->lost && (x->state == LINGER || (!x->paused && x->pending.size < PENDING_BYTES));
     if (want == x->reading) return;
     x->reading = want;
     if (want)
@@ -149,8 +157,8 @@ void tpo_http_after_answer(struct tpo_http *x)
 {
     x->begun = false;
     x->handler = NULL;
-    if (x->state == CLOSED) return;
-    if (!x->keep_alive) {
+    if (x->state == CLOSED || x->lost) return;
+    if (!x->keep_alive || x->door->draining) {
         linger(x);
         return;
     }

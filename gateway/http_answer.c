@@ -21,22 +21,23 @@ static void on_written(uv_write_t *req, int status)
         return;
     }
     bool empty = uv_stream_get_write_queue_size((uv_stream_t *)&x->tcp) == 0;
-    if (x->state == ANSWER || (x->state == BODY && x->streaming)) {
-        if (empty)
-            tpo_http_disarm(x);
-        else
-            tpo_http_arm(x, WRITE_MS);
+    if (x->state != ANSWER && !(x->state == BODY && x->streaming)) return;
+    if (!empty) {
+        tpo_http_arm(x, WRITE_MS);
+        return;
     }
+    tpo_http_disarm(x);
+    if (x->answered) tpo_http_after_answer(x); /* the next request may have waited for this */
 }
 
 void tpo_http_write(struct tpo_http *x, const char *a, size_t n_a, const void *b, size_t n_b, const char *tail)
 {
-    if (x->state == CLOSED || n_a + n_b == 0) return;
+    if (x->state == CLOSED || x->lost || n_a + n_b == 0) return;
     size_t n_tail = strlen(tail);
     struct write *w = malloc(sizeof(*w) + n_a + n_b + n_tail);
     if (w == NULL || uv_stream_get_write_queue_size((uv_stream_t *)&x->tcp) > QUEUE_BYTES) {
         free(w);
-        tpo_http_close(x);
+        tpo_http_lose(x);
         return;
     }
     memcpy(w->data, a, n_a);
@@ -46,7 +47,7 @@ void tpo_http_write(struct tpo_http *x, const char *a, size_t n_a, const void *b
     w->req.data = x;
     if (uv_write(&w->req, (uv_stream_t *)&x->tcp, &buf, 1, on_written) < 0) {
         free(w);
-        tpo_http_close(x);
+        tpo_http_lose(x);
         return;
     }
     if (uv_stream_get_write_queue_size((uv_stream_t *)&x->tcp) > 0 && !uv_is_active((uv_handle_t *)&x->timer))
@@ -108,7 +109,7 @@ static void write_head(struct tpo_http *x, int status, const char *type, const c
         tpo_text_puts(&t, "Connection: keep-alive\r\n");
     tpo_text_puts(&t, "\r\n");
     if (t.failed)
-        tpo_http_close(x);
+        tpo_http_lose(x);
     else
         tpo_http_write(x, t.data, t.size, body, body != NULL ? (size_t)length : 0, "");
     tpo_text_free(&t);
@@ -163,7 +164,7 @@ void tpo_http_reply_error(struct tpo_http *x, const struct tpo_error *err, const
 
 void tpo_http_refuse(struct tpo_http *x, int status, int code, const char *reason, const char *message)
 {
-    if (x->state == CLOSED || x->state == LINGER || x->answered) return;
+    if (x->state == CLOSED || x->state == LINGER || x->lost || x->answered) return;
     bool tell = x->begun;
     x->begun = false;
     if (tell && x->route->on_gone != NULL) x->route->on_gone(x);

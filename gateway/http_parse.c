@@ -9,6 +9,13 @@
 
 #define HEADER_BYTES 16384
 #define URL_BYTES    8192
+#define UNREAD_BYTES 65536 /* a client that takes no answers gets no further one */
+
+/* Nothing more is read of this connection. */
+static bool over(const struct tpo_http *x)
+{
+    return x->state == CLOSED || x->state == LINGER || x->lost;
+}
 
 static int on_message_begin(llhttp_t *p)
 {
@@ -185,7 +192,7 @@ static bool check_body(struct tpo_http *x)
     }
     if (x->parser.http_minor > 0 && (chunked || x->parser.content_length > 0))
         tpo_http_write(x, "HTTP/1.1 100 Continue\r\n\r\n", 25, NULL, 0, "");
-    return x->state != CLOSED;
+    return !x->lost;
 }
 
 static int on_headers_complete(llhttp_t *p)
@@ -198,13 +205,13 @@ static int on_headers_complete(llhttp_t *p)
     /* Nothing to read: what is refused from here on costs no connection. */
     bool empty = (p->flags & F_CHUNKED) == 0 && p->content_length == 0;
     x->complete = empty;
-    if (!choose_route(x) || !check_body(x)) return x->state == CLOSED || x->state == LINGER ? -1 : 0;
+    if (!choose_route(x) || !check_body(x)) return over(x) ? -1 : 0;
     x->complete = false;
     x->state = BODY;
     tpo_http_arm(x, x->door->s.body_timeout_ms);
     x->begun = true;
     if (x->route->on_begin != NULL) x->route->on_begin(x, x->door->s.owner);
-    return x->state == CLOSED || x->state == LINGER ? -1 : 0;
+    return over(x) ? -1 : 0;
 }
 
 static int on_body(llhttp_t *p, const char *at, size_t n)
@@ -218,20 +225,20 @@ static int on_body(llhttp_t *p, const char *at, size_t n)
     }
     if (!x->paused) tpo_http_arm(x, x->door->s.body_timeout_ms);
     if (x->begun && x->route->on_body != NULL) x->route->on_body(x, at, n);
-    return x->state == CLOSED || x->state == LINGER ? -1 : 0;
+    return over(x) ? -1 : 0;
 }
 
 static int on_message_complete(llhttp_t *p)
 {
     struct tpo_http *x = p->data;
     x->complete = true;
-    if (x->state == CLOSED || x->state == LINGER) return -1;
+    if (over(x)) return -1;
     if (!x->answered) {
         x->state = ANSWER;
         tpo_http_disarm(x);
         if (x->begun) x->route->on_end(x);
     }
-    if (x->state == CLOSED || x->state == LINGER) return -1;
+    if (over(x)) return -1;
     /* The next request waits until this one's answer has been given. */
     return HPE_PAUSED;
 }
@@ -278,8 +285,9 @@ static void feed(struct tpo_http *x, const char *data, size_t size)
 
 void tpo_http_go_on(struct tpo_http *x)
 {
-    while (x->state != CLOSED && x->state != LINGER && x->answered && x->complete) {
-        if (!x->keep_alive || x->door->draining) return;
+    while (!over(x) && x->answered && x->complete) {
+        if (!x->keep_alive) return;
+        if (uv_stream_get_write_queue_size((uv_stream_t *)&x->tcp) > UNREAD_BYTES) return; /* on_written goes on */
         x->state = HEADERS;
         x->begun = x->answered = x->complete = x->streaming = false;
         x->head_bytes = 0;

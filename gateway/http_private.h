@@ -25,6 +25,7 @@ struct tpo_http {
     enum state state;
     llhttp_t parser;
     bool reading, paused, in_execute;
+    bool lost; /* can't be written to: nothing is read, told or written any more, and the timer closes it */
 
     /* the request at hand */
     struct tpo_text head; /* names and values, each with a NUL */
@@ -57,6 +58,8 @@ struct tpo_http_door {
 
 /* door_http.c: a connection's life */
 void tpo_http_close(struct tpo_http *x);
+/* As soon as the loop comes round: a handler is in the middle of its answer and must not hear on_gone from within. */
+void tpo_http_lose(struct tpo_http *x);
 void tpo_http_arm(struct tpo_http *x, int ms);
 void tpo_http_disarm(struct tpo_http *x);
 void tpo_http_set_reading(struct tpo_http *x);

@@ -63,7 +63,7 @@ static void write_event(struct perceive *p, const Tpo__V1__PerceiveEvent *event)
     p->streaming = true;
     tpo_text_reset(&p->out);
     struct tpo_error err;
-    if (p->x != NULL && tpo_sse_event(&p->out, event, &err) == TPO_OK) tpo_http_stream_write(p->x, p->out.data, p->out.size);
+    if (tpo_sse_event(&p->out, event, &err) == TPO_OK) tpo_http_stream_write(p->x, p->out.data, p->out.size);
 }
 
 static void on_event(void *owner, const Tpo__V1__PerceiveEvent *event)
@@ -79,7 +79,7 @@ static void on_done(void *owner, const Tpo__V1__PerceiveEvent *event, const stru
     p->request = NULL;
     if (x != NULL && (p->streaming || (p->stream && err == NULL))) {
         write_event(p, event);
-        if (p->x != NULL) tpo_http_stream_end(x);
+        tpo_http_stream_end(x);
     } else if (x != NULL && err != NULL) {
         tpo_http_reply_error(x, err, event->done->request_id);
     } else if (x != NULL) {

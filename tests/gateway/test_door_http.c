@@ -18,6 +18,7 @@ struct rig {
     pthread_t thread;
     int port;
     int slow_ms; /* how long /slow takes, 0: 100 */
+    bool in_handler;
     atomic_int gone, slow_started, answered;
 };
 
@@ -105,6 +106,32 @@ static void stream_end(struct tpo_http *x)
     tpo_http_stream_end(x);
 }
 
+static void large(struct tpo_http *x)
+{
+    static char text[65536];
+    memset(text, 'x', sizeof(text));
+    tpo_http_reply(x, 200, "text/plain", text, sizeof(text), NULL);
+}
+
+/* More than the door keeps for a client that doesn't read. */
+static void flood_end(struct tpo_http *x)
+{
+    enum { PIECE = 1 << 20 };
+    char *piece = calloc(1, PIECE);
+    rig.in_handler = true;
+    tpo_http_stream_begin(x, "text/event-stream");
+    for (int i = 0; i < 64; i++) tpo_http_stream_write(x, piece, PIECE);
+    rig.in_handler = false;
+    free(piece);
+}
+
+static void flood_gone(struct tpo_http *x)
+{
+    (void)x;
+    if (rig.in_handler) abort();
+    rig.gone++;
+}
+
 static void early_begin(struct tpo_http *x, void *owner)
 {
     (void)owner;
@@ -128,6 +155,8 @@ static const struct tpo_http_route routes[] = {
      .on_gone = echo_gone},
     {.method = "GET", .path = "/slow", .on_end = slow_end, .on_gone = slow_gone},
     {.method = "GET", .path = "/stream", .on_end = stream_end},
+    {.method = "GET", .path = "/large", .on_end = large},
+    {.method = "GET", .path = "/flood", .on_end = flood_end, .on_gone = flood_gone},
     {.method = "POST", .path = "/early", .body_max = 1 << 30, .on_begin = early_begin, .on_end = never},
     {0},
 };
@@ -345,6 +374,25 @@ static void pipelined_requests_are_answered_in_order(void **state)
     stop();
 }
 
+static void who_takes_no_answers_gets_no_further_one(void **state)
+{
+    (void)state;
+    enum { N = 300 }; /* answers of 64 KiB: more than twice what sockets and the door may hold */
+    start(0, 0);
+    int fd = dial();
+    static const char more[] = "GET /large HTTP/1.1\r\nHost: x\r\n\r\n", last[] = "GET /large HTTP/1.1\r\n" CLOSE;
+    for (int i = 0; i < N - 1; i++) say(fd, more, sizeof(more) - 1);
+    say(fd, last, sizeof(last) - 1);
+    usleep(200000); /* time for a door that answers on and on to run into its limit */
+    assert_true(rig.answered < N);
+    char *answer = hear(fd);
+    int n = 0;
+    for (const char *at = answer; (at = strstr(at, "HTTP/1.1 200 ")) != NULL; at++) n++;
+    assert_int_equal(n, N);
+    free(answer);
+    stop();
+}
+
 static void a_slow_client_gets_408_and_holds_up_nobody(void **state)
 {
     (void)state;
@@ -387,6 +435,20 @@ static void a_client_that_leaves_is_noticed(void **state)
     close(fd);
 }
 
+static void a_reader_too_far_behind_is_gone_once_the_handler_is_done(void **state)
+{
+    (void)state;
+    start(0, 0);
+    int fd = dial();
+    say(fd, "GET /flood HTTP/1.1\r\nHost: x\r\n\r\nGET /hello HTTP/1.1\r\nHost: x\r\n\r\n", 64);
+    while (rig.gone == 0) usleep(1000);
+    char *answer = hear(fd);
+    assert_null(strstr(answer, "hello"));
+    free(answer);
+    stop();
+    assert_int_equal(rig.gone, 1);
+}
+
 static void bytes_may_come_one_at_a_time(void **state)
 {
     (void)state;
@@ -422,5 +484,7 @@ static void too_many_connections_get_503(void **state)
 
 TPO_TESTS(cmocka_unit_test(the_plain_things_work), cmocka_unit_test(what_is_not_http_is_refused),
           cmocka_unit_test(what_is_too_large_is_refused), cmocka_unit_test(pipelined_requests_are_answered_in_order),
-          cmocka_unit_test(a_slow_client_gets_408_and_holds_up_nobody), cmocka_unit_test(a_client_that_leaves_is_noticed),
+          cmocka_unit_test(who_takes_no_answers_gets_no_further_one), cmocka_unit_test(a_slow_client_gets_408_and_holds_up_nobody),
+          cmocka_unit_test(a_client_that_leaves_is_noticed),
+          cmocka_unit_test(a_reader_too_far_behind_is_gone_once_the_handler_is_done),
           cmocka_unit_test(bytes_may_come_one_at_a_time), cmocka_unit_test(too_many_connections_get_503))
