@@ -64,7 +64,7 @@ void tpo_http_lose(struct tpo_http *x)
 static void on_time(uv_timer_t *timer)
 {
     struct tpo_http *x = timer->data;
-    if (x->lost || (x->state == HEADERS && x->head_bytes == 0 && x->url.size == 0))
+    if (x->lost || (x->state == HEADERS && !x->started))
         tpo_http_close(x); /* cut off, idle */
     else if (x->state == HEADERS)
         tpo_http_refuse(x, 408, TPO_DEADLINE_EXCEEDED, "header_timeout", "the headers took too long");
@@ -96,6 +96,12 @@ static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
 static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 {
     struct tpo_http *x = stream->data;
+    if (n == UV_EOF && x->state == LINGER && uv_stream_get_write_queue_size(stream) > 0) {
+        uv_read_stop(stream); /* it has said all it had to say, and still listens: on_written closes */
+        x->reading = false;
+        x->ended = true;
+        return;
+    }
     if (n < 0) {
         tpo_http_close(x);
         return;
@@ -284,6 +290,11 @@ void *tpo_http_state(const struct tpo_http *x)
 void *tpo_http_owner(const struct tpo_http *x)
 {
     return x->door->s.owner;
+}
+
+void tpo_http_name(struct tpo_http *x, const char *request_id)
+{
+    snprintf(x->request_id, sizeof(x->request_id), "%s", request_id);
 }
 
 const char *tpo_http_request_id(const struct tpo_http *x)

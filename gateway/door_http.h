@@ -58,6 +58,7 @@ void *tpo_http_owner(const struct tpo_http *x);
 const char *tpo_http_header(const struct tpo_http *x, const char *name); /* lower case; NULL when absent; the first of several */
 const char *
 tpo_http_request_id(const struct tpo_http *x); /* the client's (tpo-request-id, x-request-id) where valid, else made here */
+void tpo_http_name(struct tpo_http *x, const char *request_id); /* a valid one from the body, which counts before the headers' */
 /* No on_body until resume: back-pressure on an upload. One piece that was read already may still come. */
 void tpo_http_pause(struct tpo_http *x);
 void tpo_http_resume(struct tpo_http *x);

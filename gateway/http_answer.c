@@ -21,6 +21,10 @@ static void on_written(uv_write_t *req, int status)
         return;
     }
     bool empty = uv_stream_get_write_queue_size((uv_stream_t *)&x->tcp) == 0;
+    if (empty && x->ended) {
+        tpo_http_close(x);
+        return;
+    }
     if (x->state != ANSWER && !(x->state == BODY && x->streaming)) return;
     if (!empty) {
         tpo_http_arm(x, WRITE_MS);

@@ -9,6 +9,7 @@
 
 #define HEADER_BYTES 16384
 #define URL_BYTES    8192
+#define BODY_LEAST   16384 /* bytes that a body has to bring for more time */
 #define UNREAD_BYTES 65536 /* a client that takes no answers gets no further one */
 
 /* Nothing more is read of this connection. */
@@ -26,11 +27,12 @@ static int on_message_begin(llhttp_t *p)
     x->in_value = false;
     x->head_bytes = 0;
     x->body_bytes = 0;
+    x->enough_bytes = BODY_LEAST;
     x->route = NULL;
     x->handler = NULL;
     x->request_id[0] = '\0';
     x->begun = x->complete = x->answered = x->streaming = x->chunked = x->head_only = false;
-    x->keep_alive = true;
+    x->started = x->keep_alive = true;
     tpo_http_arm(x, x->door->s.header_timeout_ms);
     return 0;
 }
@@ -106,18 +108,11 @@ static int count_headers(const struct tpo_http *x, const char *name)
     return n;
 }
 
-static bool id_valid(const char *id)
-{
-    static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
-    size_t n = id != NULL ? strlen(id) : 0;
-    return n > 0 && n <= 64 && strspn(id, allowed) == n;
-}
-
 static void choose_request_id(struct tpo_http *x)
 {
     const char *given = tpo_http_header(x, "tpo-request-id");
-    if (!id_valid(given)) given = tpo_http_header(x, "x-request-id");
-    if (id_valid(given)) {
+    if (!tpo_id_valid(given, TPO_REQUEST_ID_MAX)) given = tpo_http_header(x, "x-request-id");
+    if (tpo_id_valid(given, TPO_REQUEST_ID_MAX)) {
         snprintf(x->request_id, sizeof(x->request_id), "%s", given);
         return;
     }
@@ -158,22 +153,42 @@ static bool choose_route(struct tpo_http *x)
     return false;
 }
 
+static void refuse_version(struct tpo_http *x)
+{
+    x->parser.http_minor = 1;
+    tpo_http_refuse(x, 505, TPO_UNIMPLEMENTED, "http_version", "HTTP 1.0 or 1.1 only");
+}
+
 /* What the parser lets through and we do not; false after an answer. */
 static bool check_head(struct tpo_http *x)
 {
     int version = x->parser.http_major * 10 + x->parser.http_minor;
     if (version != 10 && version != 11) {
-        x->parser.http_minor = 1;
-        tpo_http_refuse(x, 505, TPO_UNIMPLEMENTED, "http_version", "HTTP 1.0 or 1.1 only");
+        refuse_version(x);
     } else if (version == 11 && count_headers(x, "host") != 1) {
         tpo_http_refuse(x, 400, TPO_INVALID_ARGUMENT, "http", "exactly one Host header is needed");
-    } else if (x->parser.upgrade) {
-        tpo_http_refuse(x, 501, TPO_UNIMPLEMENTED, "upgrade", "no upgrade, no CONNECT");
+    } else if (x->parser.method == HTTP_CONNECT) {
+        tpo_http_refuse(x, 501, TPO_UNIMPLEMENTED, "connect", "this is no proxy");
     } else if (x->head.failed || x->url.failed || x->pending.failed) {
         tpo_http_refuse(x, 503, TPO_RESOURCE_EXHAUSTED, "memory", "out of memory");
     } else {
+        x->parser.upgrade = 0; /* an offer that may be passed over (RFC 9110, 7.8) */
         return true;
     }
+    return false;
+}
+
+/* How the body is framed, and that nobody between may see it framed otherwise (RFC 9112, 6.1). */
+static bool check_framing(struct tpo_http *x)
+{
+    const int n = count_headers(x, "transfer-encoding");
+    if (n == 0) return true;
+    if (x->parser.http_minor == 0)
+        tpo_http_refuse(x, 400, TPO_INVALID_ARGUMENT, "http", "Transfer-Encoding in HTTP 1.0");
+    else if (n > 1 || strcasecmp(tpo_http_header(x, "transfer-encoding"), "chunked") != 0)
+        tpo_http_refuse(x, 501, TPO_UNIMPLEMENTED, "transfer_encoding", "no other transfer coding than chunked");
+    else
+        return true;
     return false;
 }
 
@@ -200,7 +215,7 @@ static int on_headers_complete(llhttp_t *p)
     struct tpo_http *x = p->data;
     tpo_text_add(&x->head, "\0", 1);
     choose_request_id(x);
-    if (!check_head(x)) return -1;
+    if (!check_head(x) || !check_framing(x)) return -1;
     x->keep_alive = llhttp_should_keep_alive(p);
     /* Nothing to read: what is refused from here on costs no connection. */
     bool empty = (p->flags & F_CHUNKED) == 0 && p->content_length == 0;
@@ -223,7 +238,10 @@ static int on_body(llhttp_t *p, const char *at, size_t n)
         tpo_http_refuse(x, 413, TPO_INVALID_ARGUMENT, "body_too_large", "the body is over this path's limit");
         return -1;
     }
-    if (!x->paused) tpo_http_arm(x, x->door->s.body_timeout_ms);
+    if (!x->paused && x->body_bytes >= x->enough_bytes) {
+        tpo_http_arm(x, x->door->s.body_timeout_ms);
+        x->enough_bytes = x->body_bytes + BODY_LEAST;
+    }
     if (x->begun && x->route->on_body != NULL) x->route->on_body(x, at, n);
     return over(x) ? -1 : 0;
 }
@@ -257,9 +275,8 @@ static const llhttp_settings_t parser_settings = {
 
 static void refuse_malformed(struct tpo_http *x, llhttp_errno_t rc)
 {
-    if (rc == HPE_INVALID_VERSION) {
-        x->parser.http_minor = 1;
-        tpo_http_refuse(x, 505, TPO_UNIMPLEMENTED, "http_version", "HTTP 1.0 or 1.1 only");
+    if (rc == HPE_INVALID_VERSION || rc == HPE_PAUSED_H2_UPGRADE) {
+        refuse_version(x);
         return;
     }
     char message[160];
@@ -268,8 +285,26 @@ static void refuse_malformed(struct tpo_http *x, llhttp_errno_t rc)
     tpo_http_refuse(x, 400, TPO_INVALID_ARGUMENT, "http", message);
 }
 
+/* The parser takes RTSP/ and ICE/ for HTTP/ with some methods, and does not tell: the last word of the request line does. */
+static bool line_is_http(struct tpo_http *x, const char *data, size_t size)
+{
+    for (size_t i = 0; i < size && !x->line_read; i++) {
+        if (data[i] == ' ')
+            x->n_word = 0;
+        else if (data[i] == '\n')
+            x->line_read = x->n_word > 0;
+        else if (data[i] != '\r' && x->n_word < (int)sizeof(x->word))
+            x->word[x->n_word++] = data[i];
+    }
+    return !x->line_read || (strncmp(x->word, "RTSP/", 5) != 0 && strncmp(x->word, "ICE/", 4) != 0);
+}
+
 static void feed(struct tpo_http *x, const char *data, size_t size)
 {
+    if (!line_is_http(x, data, size)) {
+        refuse_version(x);
+        return;
+    }
     x->in_execute = true;
     llhttp_errno_t rc = llhttp_execute(&x->parser, data, size);
     x->in_execute = false;
@@ -289,9 +324,8 @@ void tpo_http_go_on(struct tpo_http *x)
         if (!x->keep_alive) return;
         if (uv_stream_get_write_queue_size((uv_stream_t *)&x->tcp) > UNREAD_BYTES) return; /* on_written goes on */
         x->state = HEADERS;
-        x->begun = x->answered = x->complete = x->streaming = false;
-        x->head_bytes = 0;
-        tpo_text_reset(&x->url);
+        x->begun = x->answered = x->complete = x->streaming = x->started = x->line_read = false;
+        x->n_word = 0;
         x->request_id[0] = '\0';
         tpo_http_arm(x, x->door->s.idle_timeout_ms);
         llhttp_resume(&x->parser);

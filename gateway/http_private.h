@@ -25,7 +25,8 @@ struct tpo_http {
     enum state state;
     llhttp_t parser;
     bool reading, paused, in_execute;
-    bool lost; /* can't be written to: nothing is read, told or written any more, and the timer closes it */
+    bool ended; /* the client has sent its last byte while the answer was on its way */
+    bool lost;  /* can't be written to: nothing is read, told or written any more, and the timer closes it */
 
     /* the request at hand */
     struct tpo_text head; /* names and values, each with a NUL */
@@ -34,7 +35,11 @@ struct tpo_http {
     int n_headers;
     bool in_value;
     size_t head_bytes;
-    uint64_t body_bytes;
+    uint64_t body_bytes, enough_bytes; /* of the body: read, and to be read for the timer to start anew */
+    bool started;                      /* the first byte has come */
+    bool line_read;                    /* the request line has; its last word is in `word` */
+    char word[8];
+    int n_word;
     const struct tpo_http_route *route;
     void *handler;
     char request_id[65];

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/sha256.h"
+#include "gateway/trace.h"
 
 #define TURNS_MAX 256
 #define BOXES_MAX 64
@@ -71,11 +72,9 @@ static int check_boxes(const Tpo__V1__PerceiveRequest *q, struct tpo_error *err)
 
 static int check_numbers(const Tpo__V1__PerceiveRequest *q, const struct tpo_gateway_settings *s, struct tpo_error *err)
 {
-    static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
-    if (strlen(q->request_id) > 64 || strspn(q->request_id, allowed) != strlen(q->request_id))
+    if (q->request_id[0] != '\0' && !tpo_id_valid(q->request_id, TPO_REQUEST_ID_MAX))
         return bad(err, "request_id", "requestId: at most 64 of [A-Za-z0-9._-]");
-    if (strlen(q->task) > 31 || strspn(q->task, allowed) != strlen(q->task))
-        return bad(err, "task", "task: auto, none or a task's name");
+    if (q->task[0] != '\0' && !tpo_id_valid(q->task, 31)) return bad(err, "task", "task: auto, none or a task's name");
     if (q->max_new_tokens > s->tokens_max)
         return tpo_fail(err, TPO_INVALID_ARGUMENT, "max_new_tokens", "maxNewTokens: at most %u", s->tokens_max);
     if (!(q->temperature >= 0 && q->temperature <= 100)) return bad(err, "temperature", "temperature: 0 .. 100");

@@ -343,8 +343,7 @@ struct tpo_request *tpo_request_open(struct tpo_gateway *g, Tpo__V1__PerceiveReq
     r->q = q;
     r->on = *on;
     tpo_plan_check(q, &g->s, &r->early);
-    snprintf(r->id, sizeof(r->id), "%s",
-             q->request_id[0] != '\0' && strcmp(r->early.reason, "request_id") != 0 ? q->request_id : request_id);
+    snprintf(r->id, sizeof(r->id), "%s", tpo_id_valid(q->request_id, TPO_REQUEST_ID_MAX) ? q->request_id : request_id);
     if (r->id[0] == '\0' || strcmp(r->id, "-") == 0) tpo_random_hex(r->id, 8);
     tpo_trace_choose(r->traceparent, traceparent);
     r->started_ms = tpo_now_ms();

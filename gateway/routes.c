@@ -7,6 +7,7 @@
 #include "common/protojson.h"
 #include "gateway/request.h"
 #include "gateway/sse.h"
+#include "gateway/trace.h"
 #include "media.pb-c.h"
 
 #define PARSE_INLINE 65536 /* a larger body is parsed by a work thread */
@@ -100,6 +101,7 @@ static void open_request(struct perceive *p)
     const struct tpo_request_events on = {.owner = p, .on_event = q->stream ? on_event : NULL, .on_done = on_done};
     p->stream = q->stream;
     body_drop(p);
+    if (tpo_id_valid(q->request_id, TPO_REQUEST_ID_MAX)) tpo_http_name(p->x, q->request_id);
     p->request = tpo_request_open(p->g, q, 0, tpo_http_request_id(p->x), tpo_http_header(p->x, "traceparent"), &on);
     if (p->request != NULL) return;
     reply_no_memory(p->x);

@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "common/clock.h"
 
@@ -177,6 +178,15 @@ static int open_wake_call(struct tpo_loop *l)
     return l->wake_call != NULL ? TPO_OK : TPO_ENOMEM;
 }
 
+/* Once it has found no descriptor left, a listener of gRPC 1.51 accepts nothing any more: we take all that the system lets us have. */
+static void raise_files(void)
+{
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) != 0 || files.rlim_cur >= files.rlim_max) return;
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+}
+
 static int open_loop(struct tpo_loop **out, bool alone, void (*wake)(void *arg), void *arg, struct tpo_error *err)
 {
     struct tpo_loop *l = calloc(1, sizeof(*l));
@@ -184,6 +194,7 @@ static int open_loop(struct tpo_loop **out, bool alone, void (*wake)(void *arg),
     /* Messages of megabytes come and go: without this each one costs thousands of page faults. 32 MiB is the most glibc takes. */
     mallopt(M_MMAP_THRESHOLD, 32 << 20);
     mallopt(M_TRIM_THRESHOLD, 256 << 20);
+    raise_files();
     grpc_init();
     l->alone = alone;
     l->wake = wake;

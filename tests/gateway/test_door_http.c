@@ -132,6 +132,26 @@ static void flood_gone(struct tpo_http *x)
     rig.gone++;
 }
 
+/* A stream that ends when somebody has told the door to close after the answers under way. */
+static void tail_fire(uv_timer_t *t)
+{
+    struct slow *s = t->data;
+    tpo_http_door_drain(rig.door);
+    tpo_http_stream_write(s->x, "tail", 4);
+    tpo_http_stream_end(s->x);
+    uv_close((uv_handle_t *)t, slow_closed);
+}
+
+static void tail_end(struct tpo_http *x)
+{
+    struct slow *s = calloc(1, sizeof(*s));
+    s->x = x;
+    s->timer.data = s;
+    tpo_http_stream_begin(x, "text/plain");
+    uv_timer_init(&rig.loop, &s->timer);
+    uv_timer_start(&s->timer, tail_fire, 1, 0);
+}
+
 static void early_begin(struct tpo_http *x, void *owner)
 {
     (void)owner;
@@ -157,6 +177,7 @@ static const struct tpo_http_route routes[] = {
     {.method = "GET", .path = "/stream", .on_end = stream_end},
     {.method = "GET", .path = "/large", .on_end = large},
     {.method = "GET", .path = "/flood", .on_end = flood_end, .on_gone = flood_gone},
+    {.method = "GET", .path = "/tail", .on_end = tail_end},
     {.method = "POST", .path = "/early", .body_max = 1 << 30, .on_begin = early_begin, .on_end = never},
     {0},
 };
@@ -260,6 +281,9 @@ static void the_plain_things_work(void **state)
     expect("GET /stream HTTP/1.1\r\n" CLOSE, 0, "200", "4\r\none\n\r\n4\r\ntwo\n\r\n0\r\n\r\n");
     expect("GET /stream HTTP/1.0\r\n\r\n", 0, "200", "\r\n\r\none\ntwo\n");
     expect("GET /hello HTTP/1.1\r\ntpo-request-id: my.id-1\r\n" CLOSE, 0, "200", "tpo-request-id: my.id-1\r\n");
+    expect("GET /hello HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHost: x\r\n\r\n"
+           "GET /hello HTTP/1.1\r\n" CLOSE,
+           0, "200", "hello");
     expect("POST /echo HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 3\r\n" CLOSE "abc", 0, "100", "\r\n\r\nabc");
     stop();
 }
@@ -289,11 +313,20 @@ static void what_is_not_http_is_refused(void **state)
     expect("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 0, "400", "malformed");
     expect("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", 0, "400", "malformed");
     expect("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n", 0, "400", "malformed");
-    expect("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", 0, "400", "malformed");
+    expect("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", 0, "501", "transfer_encoding");
     expect("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 0, "400", "malformed");
     expect("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 11, "400", "malformed");
     expect("GET /hello HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n", 40, "400", "malformed");
-    expect("GET /hello HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nHost: x\r\n\r\n", 0, "501", "upgrade");
+    expect("CONNECT x:80 HTTP/1.1\r\n" CLOSE, 0, "501", "connect");
+    expect("GET /hello RTSP/1.0\r\nHost: x\r\n\r\n", 0, "505", "http_version");
+    expect("POST /echo RTSP/1.0\r\nHost: x\r\nContent-Length: 0\r\n\r\n", 0, "505", "http_version");
+    expect("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 0, "505", "http_version");
+    expect("POST /echo HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n" CLOSE "0\r\n\r\n", 0, "501", "transfer_encoding");
+    expect("POST /echo HTTP/1.1\r\nTransfer-Encoding:\r\nContent-Length: 3\r\n" CLOSE "abc", 0, "501", "transfer_encoding");
+    expect("POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n" CLOSE "0\r\n\r\n", 0, "400",
+           "malformed");
+    expect("POST /echo HTTP/1.0\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n0\r\n\r\n", 0, "400",
+           "Transfer-Encoding in HTTP 1.0");
     expect("POST /echo HTTP/1.1\r\nExpect: pancakes\r\nContent-Length: 3\r\n" CLOSE "abc", 0, "417", "expect");
     stop();
 }
@@ -397,7 +430,9 @@ static void a_slow_client_gets_408_and_holds_up_nobody(void **state)
 {
     (void)state;
     start(200, 200);
-    int headers = dial(), body = dial(), idle = dial();
+    int headers = dial(), body = dial(), idle = dial(), method = dial(), trickle = dial();
+    say(method, "POS", 3);
+    say(trickle, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n", 54);
     say(headers, "GET /hello HTTP/1.1\r\nHos", 24);
     say(body, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc", 55);
     expect("GET /hello HTTP/1.1\r\n" CLOSE, 0, "200", "hello");
@@ -412,7 +447,17 @@ static void a_slow_client_gets_408_and_holds_up_nobody(void **state)
     answer = hear(idle);
     assert_string_equal(answer, "");
     free(answer);
-    assert_int_equal(rig.gone, 1);
+    answer = hear(method);
+    assert_non_null(strstr(answer, "header_timeout"));
+    free(answer);
+    for (int i = 0; i < 900 && rig.gone < 2; i++) { /* a byte now and then buys no time */
+        say(trickle, "x", 1);
+        usleep(10000);
+    }
+    answer = hear(trickle);
+    assert_non_null(strstr(answer, "body_timeout"));
+    free(answer);
+    assert_int_equal(rig.gone, 2);
     stop();
 }
 
@@ -466,6 +511,37 @@ static void bytes_may_come_one_at_a_time(void **state)
     stop();
 }
 
+static void a_stream_that_ends_while_the_door_drains_closes_its_connection(void **state)
+{
+    (void)state;
+    start(0, 0);
+    int fd = dial();
+    say(fd, "GET /tail HTTP/1.1\r\nHost: x\r\n\r\n", 31);
+    char answer[1024];
+    ssize_t n, size = 0;
+    while ((n = recv(fd, answer + size, sizeof(answer) - 1 - (size_t)size, 0)) > 0) size += n;
+    answer[size] = '\0';
+    assert_int_equal(n, 0); /* closed, not waited for */
+    assert_non_null(strstr(answer, "tail\r\n0\r\n"));
+    close(fd);
+    stop();
+}
+
+static void another_protocol_is_told_however_it_comes(void **state)
+{
+    (void)state;
+    start(0, 0);
+    int fd = dial();
+    for (const char *c = "\r\nGET /hello RTSP/1.0\r\n"; *c != '\0'; c++) {
+        say(fd, c, 1);
+        usleep(200);
+    }
+    char *answer = hear(fd);
+    assert_non_null(strstr(answer, "HTTP/1.1 505 "));
+    free(answer);
+    stop();
+}
+
 static void too_many_connections_get_503(void **state)
 {
     (void)state;
@@ -487,4 +563,6 @@ TPO_TESTS(cmocka_unit_test(the_plain_things_work), cmocka_unit_test(what_is_not_
           cmocka_unit_test(who_takes_no_answers_gets_no_further_one), cmocka_unit_test(a_slow_client_gets_408_and_holds_up_nobody),
           cmocka_unit_test(a_client_that_leaves_is_noticed),
           cmocka_unit_test(a_reader_too_far_behind_is_gone_once_the_handler_is_done),
-          cmocka_unit_test(bytes_may_come_one_at_a_time), cmocka_unit_test(too_many_connections_get_503))
+          cmocka_unit_test(bytes_may_come_one_at_a_time),
+          cmocka_unit_test(a_stream_that_ends_while_the_door_drains_closes_its_connection),
+          cmocka_unit_test(another_protocol_is_told_however_it_comes), cmocka_unit_test(too_many_connections_get_503))

@@ -90,6 +90,7 @@ static void events_come_in_order_and_done_is_last(void **state)
     struct http_answer a = mesh_ask(id, "Describe the picture.", ",\"stream\":true,\"requestId\":\"my-own\"");
     assert_int_equal(a.status, 200);
     assert_non_null(strstr(a.head.data, "text/event-stream"));
+    assert_non_null(strstr(a.head.data, "tpo-request-id: my-own\r\n"));
     struct tpo_text text = {0};
     json_t *done = NULL;
     int seq = 0;
@@ -113,6 +114,18 @@ static void events_come_in_order_and_done_is_last(void **state)
     assert_string_equal(mesh_text(done, "requestId"), "my-own");
     json_decref(done);
     tpo_text_free(&text);
+    http_free(&a);
+}
+
+/* Also where something else of the request is wrong, too: it goes into logs and answers. */
+static void an_invalid_request_id_is_never_used(void **state)
+{
+    (void)state;
+    static const char body[] = "{\"turns\":[],\"requestId\":\"x\\nlevel=info req=forged\"}";
+    struct http_answer a = mesh_http("/v1/perceive", body, sizeof(body) - 1);
+    mesh_expect_error(&a, 400, "INVALID_ARGUMENT", "turns");
+    assert_null(strstr(a.body.data, "forged"));
+    assert_null(strstr(a.head.data, "forged"));
     http_free(&a);
 }
 
@@ -348,7 +361,7 @@ static void grpc_answers_the_same(void **state)
 
 #define CASE(name) cmocka_unit_test_setup_teardown(name, mesh_up, mesh_down)
 TPO_TESTS(CASE(a_second_question_runs_no_encoder), CASE(hops_are_told_apart_from_work), CASE(events_come_in_order_and_done_is_last),
-          CASE(an_answer_is_the_same_among_eight), CASE(a_head_that_died_costs_its_own_call_alone),
-          CASE(without_redis_answers_stay_the_same), CASE(a_dead_encoder_is_a_typed_error_and_its_return_is_noticed),
-          CASE(a_stopped_router_meets_the_deadline_and_the_cancel),
+          CASE(an_invalid_request_id_is_never_used), CASE(an_answer_is_the_same_among_eight),
+          CASE(a_head_that_died_costs_its_own_call_alone), CASE(without_redis_answers_stay_the_same),
+          CASE(a_dead_encoder_is_a_typed_error_and_its_return_is_noticed), CASE(a_stopped_router_meets_the_deadline_and_the_cancel),
           cmocka_unit_test_setup_teardown(a_full_queue_is_429_with_retry_after, up_narrow, mesh_down), CASE(grpc_answers_the_same))
