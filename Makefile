@@ -8,7 +8,7 @@
 #   make fuzz           every fuzzer of tests/fuzz/ for SECONDS_EACH
 #   make bench B=hop    one bench of tests/bench/ (hop, cache, ask, matmul, ...)
 #   make                build only            make cuda     the GPU's library alone (part of a build where nvcc is)
-#   make format         settle all spacing         make clean
+#   make format         settle all spacing (format-check: only say what is not)                  make clean
 
 CC      ?= gcc
 CXX     ?= g++
@@ -40,7 +40,7 @@ LDLIBS   := -lgrpc -lgpr -lprotobuf-c -lhiredis -ljansson -lcrypto -lsentencepie
 SERVICES := encoder router region
 PROGRAMS := $(addprefix $(BUILD)/,tpo tpo-media tpo-gateway tpo-trainer $(addprefix tpo-,$(SERVICES)))
 
-.PHONY: all build run stop test test-peers parity bench fuzz format clean setup
+.PHONY: all build run stop test test-peers parity bench fuzz format format-check clean setup
 .DEFAULT_GOAL := all
 all: setup
 	@$(MAKE) --no-print-directory -j$$(nproc) build
@@ -246,5 +246,8 @@ stop:
 format:
 	@tools/setup.sh format
 	@git ls-files '*.c' '*.h' '*.cc' '*.cu' | xargs clang-format -i
+format-check:
+	@tools/setup.sh format
+	@git ls-files '*.c' '*.h' '*.cc' '*.cu' | xargs clang-format --dry-run -Werror
 clean:
 	rm -rf build
