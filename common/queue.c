@@ -12,7 +12,7 @@ struct tpo_queue {
     pthread_cond_t changed;
     void **items; /* capacity + 1 places: put_back may need one more than put fills */
     int places, capacity, first, n;
-    bool woken, ended;
+    bool ended;
 };
 
 int tpo_queue_open(struct tpo_queue **out, int capacity)
@@ -72,9 +72,8 @@ void *tpo_queue_take(struct tpo_queue *q, int timeout_ms)
     void *item = NULL;
     int late = 0;
     pthread_mutex_lock(&q->lock);
-    while (q->n == 0 && !q->ended && !q->woken && timeout_ms != 0 && late == 0)
+    while (q->n == 0 && !q->ended && timeout_ms != 0 && late == 0)
         late = timeout_ms < 0 ? pthread_cond_wait(&q->changed, &q->lock) : pthread_cond_timedwait(&q->changed, &q->lock, &until);
-    q->woken = false;
     if (q->n > 0) {
         item = q->items[q->first];
         q->first = (q->first + 1) % q->places;
@@ -82,14 +81,6 @@ void *tpo_queue_take(struct tpo_queue *q, int timeout_ms)
     }
     pthread_mutex_unlock(&q->lock);
     return item;
-}
-
-void tpo_queue_wake(struct tpo_queue *q)
-{
-    pthread_mutex_lock(&q->lock);
-    q->woken = true;
-    pthread_cond_broadcast(&q->changed);
-    pthread_mutex_unlock(&q->lock);
 }
 
 void tpo_queue_end(struct tpo_queue *q)

@@ -15,8 +15,6 @@ int tpo_queue_put(struct tpo_queue *q, void *item);
 void tpo_queue_put_back(struct tpo_queue *q, void *item);
 /* The oldest item; waits up to timeout_ms (0: not at all, -1: for ever). NULL: none came, or the queue has ended and is empty. */
 void *tpo_queue_take(struct tpo_queue *q, int timeout_ms);
-/* Wakes every taker, with or without an item; a pending wake is not lost. */
-void tpo_queue_wake(struct tpo_queue *q);
 void tpo_queue_end(struct tpo_queue *q); /* no more puts; takers get what is left, then NULL */
 int tpo_queue_length(struct tpo_queue *q);
 

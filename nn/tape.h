@@ -88,8 +88,6 @@ struct tpo_tensor *tpo_drop_groups(struct tpo_tape *t, struct tpo_tensor *x, flo
 struct tpo_tensor *tpo_pick_rows(struct tpo_tape *t, int n_sources, struct tpo_tensor *const *sources, const int32_t *const *index,
                                  int rows);
 struct tpo_tensor *tpo_take_rows(struct tpo_tape *t, struct tpo_tensor *x, const int32_t *index, int n); /* index is copied */
-/* base with rows index[i] replaced by x[i]; the gradient of a replaced row goes to x alone. */
-struct tpo_tensor *tpo_put_rows(struct tpo_tape *t, struct tpo_tensor *base, struct tpo_tensor *x, const int32_t *index, int n);
 struct tpo_tensor *tpo_concat_rows(struct tpo_tape *t, struct tpo_tensor *a, struct tpo_tensor *b);
 /* Cosines and sines of the positions of n rows, made once for all layers. */
 struct tpo_angles {

@@ -242,23 +242,6 @@ static int32_t *index_array(struct tpo_tape *t, int n)
     return index;
 }
 
-struct tpo_tensor *tpo_put_rows(struct tpo_tape *t, struct tpo_tensor *base, struct tpo_tensor *x, const int32_t *index, int n)
-{
-    if (base == NULL || x == NULL) return NULL;
-    if (!tpo_tape_check(t, n != x->rows ? TPO_EINVAL : TPO_OK)) return NULL;
-    int32_t *own = index_array(t, base->rows), *put = index_array(t, base->rows);
-    if (own == NULL || put == NULL) return NULL;
-    for (int m = 0; m < base->rows; m++) {
-        own[m] = m;
-        put[m] = -1;
-    }
-    for (int i = 0; i < n; i++) {
-        if (!tpo_tape_check(t, index[i] < 0 || index[i] >= base->rows ? TPO_EINVAL : TPO_OK)) return NULL;
-        put[index[i]] = i;
-    }
-    return tpo_pick_rows(t, 2, (struct tpo_tensor *const[]){base, x}, (const int32_t *const[]){own, put}, base->rows);
-}
-
 struct tpo_tensor *tpo_concat_rows(struct tpo_tape *t, struct tpo_tensor *a, struct tpo_tensor *b)
 {
     if (a == NULL || b == NULL) return NULL;

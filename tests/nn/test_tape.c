@@ -162,9 +162,9 @@ static void activations(void **state)
 
 static struct tpo_tensor *build_moves(struct tpo_tape *t, struct tpo_tensor **x)
 {
-    const int32_t twice[] = {2, 0, 2, -1}, put[] = {1, 3};
+    const int32_t twice[] = {2, 0, 2, -1}, kept[] = {0, -1, 2, 3}, put[] = {-1, 0, -1, 1}; /* -1: zeros; both: the later one */
     struct tpo_tensor *a = tpo_take_rows(t, x[0], twice, 4);
-    a = tpo_put_rows(t, a, x[1], put, 2);
+    a = tpo_pick_rows(t, 2, (struct tpo_tensor *const[]){a, x[1]}, (const int32_t *const[]){kept, put}, 4);
     a = tpo_plus_rows(t, a, x[1]);
     return tpo_reshape(t, tpo_concat_rows(t, a, tpo_plus(t, x[0], x[0])), 5, 7);
 }
