@@ -34,7 +34,7 @@ struct sequence {
     const struct tpo_snapshot *weights;
     struct tpo_prompt prompt;
     struct tpo_routing routing;
-    struct tpo_sampling sampling;
+    struct tpo_sampler sampling;
     float *special; /* device rows of visual tokens and boxes; NULL without */
     int n_special, queries;
     int rows; /* positions in the cache */
@@ -178,7 +178,7 @@ int tpo_router_submit(struct tpo_router *r, const struct tpo_router_request *q, 
     if (rc != TPO_OK) goto fail;
     s.queries = q->visual != NULL ? tpo_config_queries(&r->config) : 0;
     s.new_max = q->max_new_tokens > 0 ? q->max_new_tokens : NEW_TOKENS_DEFAULT;
-    s.sampling = (struct tpo_sampling){q->temperature, q->top_p > 0 ? q->top_p : 1, q->seed};
+    s.sampling = (struct tpo_sampler){q->temperature, q->top_p > 0 ? q->top_p : 1, q->seed};
     /* One row more than the answer's tokens: a trigger may be the last of them, and v_i still follows it. */
     rc = tpo_kv_take(&r->kv, (int)(slot - r->sequences), s.prompt.n + s.new_max + 1, err);
     if (rc != TPO_OK) goto fail;

@@ -29,7 +29,7 @@ static int likelier_first(const void *a, const void *b)
     return x->id < y->id ? -1 : x->id > y->id;
 }
 
-int32_t tpo_sample(const struct tpo_sampling *s, uint64_t step, const float *logits, int V, const int32_t *banned, int n_banned,
+int32_t tpo_sample(const struct tpo_sampler *s, uint64_t step, const float *logits, int V, const int32_t *banned, int n_banned,
                    struct tpo_candidate *work)
 {
     int32_t top = best(logits, V, banned, n_banned);

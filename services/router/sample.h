@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-struct tpo_sampling {
+struct tpo_sampler {
     float temperature; /* 0: greedy, the lowest id on a tie */
     float top_p;       /* (0, 1] */
     uint64_t seed;
@@ -17,7 +17,7 @@ struct tpo_candidate {
     double p;
     int32_t id;
 };
-int32_t tpo_sample(const struct tpo_sampling *s, uint64_t step, const float *logits, int V, const int32_t *banned, int n_banned,
+int32_t tpo_sample(const struct tpo_sampler *s, uint64_t step, const float *logits, int V, const int32_t *banned, int n_banned,
                    struct tpo_candidate *work);
 
 #endif

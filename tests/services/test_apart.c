@@ -76,7 +76,7 @@ static void answers_come_from_the_device(void **state)
     struct tpo_world *w = NULL;
     struct tpo_asker *askers[2] = {NULL};
     static struct tpo_world_item items[N];
-    static struct tpo_answer answers[2][N];
+    static struct tpo_asker_answer answers[2][N];
     char folder[4096];
     const struct tpo_world_options options = {.split = TPO_WORLD_HELD_OUT, .seed = tpo_world_first_seed(TPO_WORLD_HELD_OUT) + 3};
     snprintf(folder, sizeof(folder), "%s/models/small", tpo_test_source());

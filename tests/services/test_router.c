@@ -388,7 +388,7 @@ static void samples_from_the_nucleus(void **state)
     const float logits[6] = {1, 5, 4.9F, NAN, 5, -INFINITY};
     const int32_t banned[] = {4};
     struct tpo_candidate work[6];
-    struct tpo_sampling s = {0, 1, 1};
+    struct tpo_sampler s = {0, 1, 1};
     int seen[6] = {0};
     assert_int_equal(tpo_sample(&s, 0, logits, 6, NULL, 0, work), 1);
     s.temperature = 1;

@@ -62,7 +62,7 @@ static void answers_do_not_depend_on_company(void **state)
     (void)state;
     enum { N = 12 };
     static struct tpo_world_item items[N];
-    static struct tpo_answer together[N], alone;
+    static struct tpo_asker_answer together[N], alone;
     char folder[4096];
     struct tpo_error err = {0};
     struct tpo_world *w = NULL;

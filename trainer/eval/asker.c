@@ -67,13 +67,13 @@ int tpo_asker_frames(const struct tpo_asker *a)
 
 struct asked {
     struct tpo_asker *asker;
-    struct tpo_answer *answer;
+    struct tpo_asker_answer *answer;
     int *in_flight;
 };
 
 static int on_text(void *owner, const char *text, size_t length)
 {
-    struct tpo_answer *to = ((struct asked *)owner)->answer;
+    struct tpo_asker_answer *to = ((struct asked *)owner)->answer;
     const size_t room = sizeof(to->text) - 1 - (size_t)to->length;
     if (length > room) length = room;
     memcpy(to->text + to->length, text, length);
@@ -115,13 +115,13 @@ static int submit(struct tpo_asker *a, const struct tpo_world_item *item, const 
                                                .max_new_tokens = ANSWER_TOKENS};
     const struct tpo_router_events on = {q, on_text, on_task, on_done, NULL};
     uint64_t handle;
-    *q->answer = (struct tpo_answer){0};
+    *q->answer = (struct tpo_asker_answer){0};
     return tpo_router_submit(a->router, &request, &on, &handle, err);
 }
 
 /* Question i about picture (i + shift) % n; IN_FLIGHT at a time. */
 static int answer_all(struct tpo_asker *a, const struct tpo_world_item *items, int n, const float *visuals, int shift,
-                      struct tpo_answer *out, struct tpo_error *err)
+                      struct tpo_asker_answer *out, struct tpo_error *err)
 {
     const size_t size = (size_t)tpo_config_queries(&a->config) * (size_t)a->config.bridge.hidden_size;
     struct asked *asked = calloc((size_t)n, sizeof(*asked));
@@ -143,8 +143,8 @@ static int answer_all(struct tpo_asker *a, const struct tpo_world_item *items, i
     return rc;
 }
 
-int tpo_asker_run(struct tpo_asker *a, const struct tpo_world_item *items, int n, struct tpo_answer *seen, struct tpo_answer *blind,
-                  struct tpo_error *err)
+int tpo_asker_run(struct tpo_asker *a, const struct tpo_world_item *items, int n, struct tpo_asker_answer *seen,
+                  struct tpo_asker_answer *blind, struct tpo_error *err)
 {
     const size_t size = (size_t)tpo_config_queries(&a->config) * (size_t)a->config.bridge.hidden_size;
     float *visuals = malloc(sizeof(float) * size * (size_t)n);

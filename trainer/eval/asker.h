@@ -8,7 +8,7 @@
 
 #define TPO_ASKER_TEXT 512
 
-struct tpo_answer {
+struct tpo_asker_answer {
     char text[TPO_ASKER_TEXT]; /* cut there */
     int length;
     bool called; /* the region head */
@@ -28,7 +28,7 @@ int tpo_asker_frames(const struct tpo_asker *a); /* most frames of a clip */
 
 /* Looks at n items' pixels once, then answers their questions: seen[i] about its own picture, and, where blind is not NULL, blind[i] about the
  * next item's. n >= 2 for blind ones. */
-int tpo_asker_run(struct tpo_asker *a, const struct tpo_world_item *items, int n, struct tpo_answer *seen, struct tpo_answer *blind,
-                  struct tpo_error *err);
+int tpo_asker_run(struct tpo_asker *a, const struct tpo_world_item *items, int n, struct tpo_asker_answer *seen,
+                  struct tpo_asker_answer *blind, struct tpo_error *err);
 
 #endif

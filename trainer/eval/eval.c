@@ -14,7 +14,7 @@ double tpo_score_value(const struct tpo_score *s, enum tpo_world_kind kind)
     return s->said + s->real > 0 ? 2.0 * (double)s->hits / (double)(s->said + s->real) : 0;
 }
 
-static void score_add(struct tpo_score *s, const struct tpo_world_item *item, const struct tpo_answer *a)
+static void score_add(struct tpo_score *s, const struct tpo_world_item *item, const struct tpo_asker_answer *a)
 {
     const bool boxes = tpo_world_kind_boxes(item->kind);
     bool right = false;
@@ -44,7 +44,7 @@ static int chunk_run(struct tpo_asker *a, struct tpo_eval_row *out, struct tpo_w
                      int n, bool blind, struct tpo_error *err)
 {
     static struct tpo_world_item items[CHUNK];
-    static struct tpo_answer seen[CHUNK], other[CHUNK];
+    static struct tpo_asker_answer seen[CHUNK], other[CHUNK];
     int rc = TPO_OK;
     tpo_arena_reset(arena);
     for (int i = 0; i < n && rc == TPO_OK; i++)

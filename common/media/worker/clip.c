@@ -302,7 +302,7 @@ static int settle_size(struct tpo_clip *c)
         return AVERROR(ERANGE);
     c->stored_w = (int)w;
     c->stored_h = c->shown->height;
-    c->turn = tpo_turn_of(display_matrix(c));
+    c->turn = tpo_rotation_of(display_matrix(c));
     c->width = c->turn.xx != 0 ? c->stored_w : c->stored_h;
     c->height = c->turn.xx != 0 ? c->stored_h : c->stored_w;
     return 0;

@@ -39,7 +39,7 @@ struct tpo_clip {
     struct tpo_picture picture;
     int64_t max_pixels, max_frames;
     int image;
-    struct tpo_turn turn;
+    struct tpo_rotation turn;
     int stored_w, stored_h; /* square pixels, before the turn */
     int width, height;      /* as displayed */
 };

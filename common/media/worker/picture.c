@@ -8,12 +8,12 @@
 
 #define ALIGN 64 /* swscale's vector code may write past the end of a line, up to its stride */
 
-struct tpo_turn tpo_turn_of(const int32_t *m)
+struct tpo_rotation tpo_rotation_of(const int32_t *m)
 {
-    struct tpo_turn identity = {1, 0, 0, 1};
+    struct tpo_rotation identity = {1, 0, 0, 1};
     if (m == NULL) return identity;
 #define SIGN(v) (((v) > 0) - ((v) < 0))
-    struct tpo_turn t = {SIGN(m[0]), SIGN(m[1]), SIGN(m[3]), SIGN(m[4])};
+    struct tpo_rotation t = {SIGN(m[0]), SIGN(m[1]), SIGN(m[3]), SIGN(m[4])};
 #undef SIGN
     int straight = t.xx != 0 && t.yy != 0 && t.xy == 0 && t.yx == 0, crossed = t.xx == 0 && t.yy == 0 && t.xy != 0 && t.yx != 0;
     return straight || crossed ? t : identity;
@@ -68,7 +68,7 @@ static int prepare(struct tpo_picture *p, const AVFrame *f, int w, int h)
     return 0;
 }
 
-static void turn_into(uint8_t *dst, const uint8_t *src, ptrdiff_t stride, struct tpo_turn t, int w, int h)
+static void turn_into(uint8_t *dst, const uint8_t *src, ptrdiff_t stride, struct tpo_rotation t, int w, int h)
 {
     int out_w = t.xx != 0 ? w : h, out_h = t.xx != 0 ? h : w;
     /* The inverse of a turn is its transpose; a negative direction starts at the far end. */
@@ -86,7 +86,8 @@ static void turn_into(uint8_t *dst, const uint8_t *src, ptrdiff_t stride, struct
     }
 }
 
-int tpo_picture_render(struct tpo_picture *p, uint8_t *dst, const AVFrame *frame, struct tpo_turn turn, int stored_w, int stored_h)
+int tpo_picture_render(struct tpo_picture *p, uint8_t *dst, const AVFrame *frame, struct tpo_rotation turn, int stored_w,
+                       int stored_h)
 {
     int rc = prepare(p, frame, stored_w, stored_h);
     if (rc < 0) return rc;
