@@ -123,7 +123,7 @@ $(BUILD)/tpo-gateway: $(call objects,gateway/main.c) $(call archives,gateway com
 	$(link)
 $(BUILD)/tpo-trainer: $(call objects,trainer/main.c) $(call archives,trainer model host nn kernels common)
 	$(link)
-# FFmpeg is GPL in Debian's build: this program is linked alone with it and is the only one that is (contracts.md 10).
+# FFmpeg is GPL in Debian's build: this program is linked alone with it and is the only one that is.
 $(BUILD)/tpo-media: $(WORKER_O) $(call archives,common)
 	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $(WORKER_O) $(BUILD)/libcommon.a -lavformat -lavcodec -lswscale -lavutil -lseccomp -lcrypto -lm -lpthread
 define service_program

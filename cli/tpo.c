@@ -18,8 +18,10 @@ static const char usage[] =
     "  tpo train RECIPE.yaml          train a model by a recipe\n"
     "  tpo eval                       score a model on held-out scenes\n"
     "  tpo model check|random|export  look at, make or write a model folder\n"
+    "  tpo model export-peft|import-peft\n"
+    "                                 the LoRA of a model folder as a PEFT adapter, or an adapter in its place\n"
     "\n"
-    "Each answers --help. A file may be .mp4, .webm, .png, .jpeg or .gif.\n";
+    "Each answers --help. A file may be mp4, mov, webm, mkv, png, jpeg or gif.\n";
 
 static const struct {
     const char *name;

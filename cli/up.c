@@ -45,7 +45,7 @@ static const struct tpo_setting rows[] = {
     {"log-level", TPO_SET_TEXT, &set.log_level, "info", .choices = "debug|info|warn|error", .help = "of every process"},
 };
 
-/* The services in the order they start; ports of contracts: base + replica. */
+/* The services in the order they start; ports: base + replica. */
 static const struct {
     const char *name;
     int port;

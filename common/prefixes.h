@@ -1,7 +1,7 @@
-/* prefixes.h -- which service owns a tensor, by the start of its name (contracts.md 5).
+/* prefixes.h -- which service owns a tensor, by the start of its name (docs/model-folder.md, Who owns what).
  *
- * One table holds every prefix of the published checkpoint (core-model.md 7.1), heads that are not built yet and tensors that nothing
- * reads included, and `ext.SERVICE.` for what the published model lacks. A name under none of them belongs to no model of ours. */
+ * One table holds every prefix of the published checkpoint, heads that are not built yet and tensors that nothing reads
+ * included, and `ext.SERVICE.` for what the published model lacks. A name under none of them belongs to no model of ours. */
 #ifndef TPO_COMMON_PREFIXES_H
 #define TPO_COMMON_PREFIXES_H
 

@@ -128,7 +128,7 @@ void tpo_http_reply(struct tpo_http *x, int status, const char *type, const void
     tpo_http_after_answer(x);
 }
 
-/* {"error":{...}} as contracts define it. */
+/* {"error":{...}} as docs/rest.md has it. */
 static void error_json(struct tpo_text *out, const struct tpo_error *err, const char *request_id)
 {
     const struct {

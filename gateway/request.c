@@ -1,13 +1,18 @@
 /* This file owns a request's states.
  *
- * (Before any hop the request is stamped with a version of the weights; CHOOSING waits for the peers to tell theirs. versions.h draws the rules.)
+ *   WAITING --turn--> ENCODING --visual tokens--> GENERATING --router done--> HEADS --last head done--> FINISHED
+ *      |               |    ^                         |
+ *      |    media_     |    |                         +-- task call: its head starts at once, beside GENERATING, and may run
+ *      |    missing    v    |                             into HEADS; a head may ask for media too
+ *      |               PUTTING
+ *      +--turn, inline data--> STORING --stored--> ENCODING
  *
- *   WAITING --turn--> STORING --stored--> ENCODING --visual tokens--> GENERATING --router done--> HEADS --last head done--> FINISHED
- *      |    (inline data only)  |    ^  \                 |  \                                       |
- *      |                        |    |   media_missing    |   task call: its head starts at once,    |
- *      |                        |    |        |           |   beside GENERATING, and may run into    |
- *      |                        |    +-- PUTTING          |   HEADS; a head may ask for media too    |
- *      +--- deadline, cancel, error of a stage the answer can't do without: FINISHED from anywhere --+
+ * With its turn a request is stamped with a version of the weights for all its hops (versions.h draws the rules). Where the peers have
+ * none in common, or a stage refuses it before anything was streamed:
+ *
+ *   any state --> CHOOSING --the peers have told what they hold, and what ran for the version before has come back--> as from the turn on
+ *
+ * at most ANEW_MAX times. Deadline, cancel and an error of a stage that the answer can't do without lead from anywhere to FINISHED.
  *
  * FINISHED tells the owner once, cancels what is still under way, and frees when the last callback has come back: `holds` counts
  * them. Without media ENCODING is skipped. An error of a head goes into its own call and the rest stands. */
@@ -26,7 +31,7 @@ static void begin(struct tpo_request *r);
 
 /* --- the end ----------------------------------------------------------------------------------------------------------------------- */
 
-/* What the stages said so far. */
+/* Drops what the stages have answered, so that the request may begin anew. */
 static void forget(struct tpo_request *r)
 {
     for (uint32_t i = 0; i < r->n_calls; i++) tpo_head_call_free(r->calls[i]);
@@ -215,7 +220,7 @@ void tpo_request_refused(struct tpo_request *r, const struct tpo_error *err, con
     tpo_request_fail(r, &told, stage);
 }
 
-/* --- the last of them ------------------------------------------------------------------------------------------------------------------------- */
+/* --- is it whole? ------------------------------------------------------------------------------------------------------------------ */
 
 void tpo_request_finish_if_done(struct tpo_request *r)
 {

@@ -82,7 +82,9 @@ static void ask_peer(struct tpo_version_watch *w, struct tpo_peers *p, int i)
         free(a);
 }
 
-/* A round. Peers that are not known to serve are asked, too: a process that was started again answers calls before its health has been heard. It counts one answer more, the later timer's, so that it never ends from within. While the peers are being closed nobody is asked. */
+/* A round. Peers that are not known to serve are asked, too: a process that was started again answers calls before its health has
+ * been heard. It counts one answer more, the later timer's, so that it never ends from within. While the peers are being closed
+ * nobody is asked. */
 static void ask_all(struct tpo_version_watch *w)
 {
     struct tpo_peers *p;

@@ -1,4 +1,4 @@
-/* versions.h -- which versions of the weights the peers hold, and which one a request gets (contracts.md 7, Publish).
+/* versions.h -- which versions of the weights the peers hold, and which one a request gets (docs/versions.md).
  *
  * A request is stamped when its turn comes, for all its hops, retries and heads:
  *

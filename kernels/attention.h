@@ -35,7 +35,7 @@ int tpo_attention(struct tpo_stream *s, float *out, float *lse, const float *q, 
 int tpo_attention_grad(struct tpo_stream *s, float *dq, float *dk, float *dv, const float *dout, const float *out, const float *lse,
                        const float *q, const float *k, const float *v, int add, const struct tpo_attention_shape *shape);
 
-/* Cross entropy of single attention rows with target distributions: a training-only aid (small-model.md 1.1).
+/* Cross entropy of single attention rows with target distributions: a training-only aid (docs/model.md, Aids).
  *   rows (n, 3) int32: sample b, query t, head h       target (n, S) f32, each row sums to 1 over visible keys
  *   weight (n)          loss[i] = -weight[i] sum_s target log p(s)     p is that row's softmax
  * The gradient adds upstream * d(sum of loss) to dq and dk, rows in order. */

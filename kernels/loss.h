@@ -3,8 +3,8 @@
  * Softmax cross entropy:  loss[m] = weight[m] * (logsumexp(logits[m]) - logits[m][label[m]]);  label -100 (or weight 0): loss 0, no gradient
  *   logits (M, V), label (M) int32, weight (M) or NULL (all 1), loss (M)
  *   grad:  dlogits (M, V) = upstream * weight[m] * (softmax - onehot); may alias logits
- * Box loss of TPO's code (core-model.md 6.2, DETR's GIoU):  l1 = mean|p - g| over n*4;  giou = mean(1 - GIoU) over predictions with
- *   x1 >= x0 and y1 >= y0, or the constant 2 without gradient when there is none
+ * Box loss of TPO's code (docs/model.md, Region head; DETR's GIoU):  l1 = mean|p - g| over n*4;  giou = mean(1 - GIoU) over
+ *   predictions with x1 >= x0 and y1 >= y0, or the constant 2 without gradient when there is none
  *   p, g (n, 4) corners; out[0] = l1, out[1] = giou term; giou[n] each 1-GIoU or NaN where not valid (may be NULL)
  *   grad:  dp = up_l1 * d l1 + up_giou * d giou
  * Weighted L1 / squared error:  loss[m] = weight[m] * sum_c |p - g|  (or (p-g)^2), rows of C

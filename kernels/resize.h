@@ -1,5 +1,5 @@
-/* resize.h -- bicubic resizing and normalisation of pictures (core-model.md 1.2; the antialiased filter is torchvision's, a = -0.5; without
- * antialias a = -0.75). Half-pixel centres, aspect ratio not kept, edges by renormalised weights (antialias) or clamped taps.
+/* resize.h -- bicubic resizing and normalisation of pictures (docs/model.md, Frames; the antialiased filter is torchvision's,
+ * a = -0.5; without antialias a = -0.75). Half-pixel centres, aspect ratio not kept, edges by renormalised weights (antialias) or clamped taps.
  *
  *   tpo_resize_u8       src (H, W, 3) u8 interleaved -> dst (h, w, 3) u8, rounded to nearest and clamped to 0..255
  *   tpo_resize_f32      src (C, H, W) f32 planes -> dst (C, h, w) f32, not clamped (the mask head's order: /255, resize, normalise)

@@ -1,6 +1,6 @@
 /* config.h -- the model's dimensions, read from the folder's config.json; every size in the program comes from here.
  *
- * Keys are the published ones (core-model.md 7.2, under "model_config"), plus the names contracts.md 5 gives for what that file lacks; an
+ * Keys are the published ones (under "model_config"), plus those of docs/model-folder.md for what that file lacks; an
  * absent key takes the published model's value. Strict otherwise: a key of the wrong type, a size below 1 or above its bound, heads that
  * do not divide a width, an unknown key under a section we own: INVALID_ARGUMENT naming the key's path. */
 #ifndef TPO_NN_CONFIG_H
@@ -54,7 +54,7 @@ struct tpo_config {
     int region_hidden_size;      /* heads.region.hidden_size */
     int box_encoder_hidden_size; /* box_encoder.hidden_size */
     bool bos_per_segment;        /* tokenizer.bos_per_segment */
-    bool head_context_trained;   /* head_context: "trained" (default) or "reference" (core-model.md 1.6) */
+    bool head_context_trained;   /* head_context: "trained" (default) or "reference" (docs/model.md, Task token) */
     float image_mean[3], image_std[3];
     int n_tasks;
     struct tpo_task tasks[TPO_TASKS_MAX];

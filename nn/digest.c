@@ -1,4 +1,4 @@
-/* This file owns the digest of a service's tensors: what tells one set of weights from another (contracts.md 5). */
+/* This file owns the digest of a service's tensors: what tells one set of weights from another (docs/mesh.md, Digests). */
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>

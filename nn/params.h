@@ -1,10 +1,11 @@
 /* params.h -- the named tensors of one service: schema, memory, loading.
  *
  * A model declares its schema once (services/X: tpo_X_schema); from that one list come the check of a model folder, random weights, the
- * loader and the export. Names and shapes are the published checkpoint's (core-model.md 7.4); linear weights are [out, in].
+ * loader and the export. Names and shapes are the published checkpoint's (docs/model.md, Names); linear weights are [out, in].
  *
  * A parameter's f32 data is the mapped file itself where that is F32, else a converted copy. Frozen and trainable parameters look alike
- * to a model; `grad` is NULL while frozen, and otherwise the sums of the lane being run (contracts.md 8): backward only ever adds to it. */
+ * to a model; `grad` is NULL while frozen, and otherwise the sums of the lane being run
+ * (docs/mesh.md, The same bits): backward only ever adds to it. */
 #ifndef TPO_NN_PARAMS_H
 #define TPO_NN_PARAMS_H
 
@@ -85,9 +86,9 @@ int tpo_params_match(const struct tpo_params *p, const struct tpo_safetensors *f
 /* Fresh memory, every tensor by its init; the values of a tensor depend on (seed, name) alone. */
 int tpo_params_random(struct tpo_params *p, struct tpo_stream *s, uint64_t seed, struct tpo_error *err);
 
-/* SHA-256 in hex over (name, dtype, shape, SHA-256 of data) of what this service owns, in name order (contracts.md 5); out holds 72 bytes. Where
- * the folder's manifest.json holds {"tensors": {NAME: SHA-256}} for all of them, no data is read; else it is, or, with headers_only, the data is
- * left out and the digest begins with "header:". */
+/* SHA-256 in hex over (name, dtype, shape, SHA-256 of data) of what this service owns, in name order (docs/mesh.md,
+ * Digests); out holds 72 bytes. Where the folder's manifest.json holds {"tensors": {NAME: SHA-256}} for all of them, no data is
+ * read; else it is, or, with headers_only, the data is left out and the digest begins with "header:". */
 int tpo_params_digest(char out[72], const char *folder, const char *stage, bool headers_only, struct tpo_error *err);
 
 void tpo_params_free(struct tpo_params *p, struct tpo_stream *s);

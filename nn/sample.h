@@ -33,7 +33,7 @@ enum tpo_attention_place {
     TPO_AT_SLOTS,  /* the visual rows; as goal only, with `slots` */
 };
 
-/* A training-only aid (small-model.md 1.1): row `from` of one attention head should look at `to`. */
+/* A training-only aid (docs/model.md, Aids): row `from` of one attention head should look at `to`. */
 struct tpo_attention_target {
     int layer, head;
     float weight;

@@ -1,5 +1,5 @@
-/* tables.h -- the fixed sine and cosine tables that no checkpoint holds (core-model.md 2.3) and the clip encoder's start
- * (temporal-head.md). Angles in f64, stored f32. False when memory runs out. */
+/* tables.h -- the fixed sine and cosine tables that no checkpoint holds (docs/model.md, Position tables) and the start of the
+ * temporal head's clip encoder (InternVideo2). Angles in f64, stored f32. False when memory runs out. */
 #ifndef TPO_NN_TABLES_H
 #define TPO_NN_TABLES_H
 

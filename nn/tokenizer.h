@@ -1,4 +1,4 @@
-/* tokenizer.h -- text to ids and back: a SentencePiece model and the added tokens of a model folder (core-model.md 1.4, 4.3).
+/* tokenizer.h -- text to ids and back: a SentencePiece model and the added tokens of a model folder (docs/model.md, Prompt).
  *
  * Rule (Hugging Face's slow Llama tokenizer, legacy): split the text at added tokens, longest first, neighbours keep their spaces; encode every
  * remaining piece on its own, so that each gets its own leading U+2581. Whether added tokens are looked for is the caller's choice: in what a

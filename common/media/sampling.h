@@ -1,4 +1,4 @@
-/* sampling.h -- which frames of a medium are looked at (core-model.md 1.3).
+/* sampling.h -- which frames of a medium are looked at (docs/model.md, Frames).
  *
  *   middle  m = min(n, vlen); edges e_k = trunc(k vlen / m); index_k = floor((e_k + e_k+1 - 1) / 2); the last repeated up to n where `pad`
  *   fpsR    times 1/2R, 3/2R, ... below duration + 1/2R; index = round half to even(time * fps); those below vlen, the tail dropped

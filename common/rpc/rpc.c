@@ -8,7 +8,8 @@
  *       UNAVAILABLE before any message, another peer is there, first try
  *
  * Two batches are out from the start: the first write (metadata, message and the end) with the first read (metadata and message), and the
- * status; where we stream, write and read are batches of their own. One more write or read is started when the one before came back. Everything runs on the loop owner's thread. */
+ * status; where we stream, write and read are batches of their own. One more write or read is started when the one before came back.
+ * Everything runs on the loop owner's thread. */
 #include <grpc/byte_buffer.h>
 #include <grpc/slice.h>
 #include <grpc/support/alloc.h>

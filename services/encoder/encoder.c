@@ -148,8 +148,7 @@ int tpo_encoder_run(struct tpo_encoder *e, float *visual, const uint8_t *pixels,
     return tpo_fail(err, code, "encode", "the encoder's pass failed: %s", tpo_status_sentence(code));
 }
 
-/* --- training
- * ---------------------------------------------------------------------------------------------------------------------- */
+/* --- training ----------------------------------------------------------------------------------------------------------------- */
 
 static const struct tpo_named_tensor *target_find(const struct tpo_sample *s, const char *name, enum tpo_dtype dtype)
 {

@@ -1,4 +1,5 @@
-/* encoder.h -- frames to visual tokens: the UMT ViT (vit.c) and the Q-Former (qformer.c), core-model.md 2 and 3.
+/* encoder.h -- frames to visual tokens: the UMT ViT (vit.c) and the Q-Former (qformer.c): docs/model.md, Vision encoder
+ * and Q-Former.
  *
  * It runs without a network: the service, the trainer and the tests call these same functions. One thread owns an encoder. */
 #ifndef TPO_SERVICES_ENCODER_H

@@ -1,4 +1,5 @@
-/* frames.h -- from a file to the frames the encoder looks at: which ones (core-model.md 1.3, rule "middle"), decoded, resized to img_size (1.2).
+/* frames.h -- from a file to the frames the encoder looks at: which ones (rule "middle"), decoded, resized to img_size:
+ * docs/model.md, Frames.
  *
  * An image is one frame. A film is num_frames of them, the last repeated where it has fewer; a model with ext_position and without temporal_pad
  * takes the fewer. Plain functions: the service and the trainer call them alike. */

@@ -39,8 +39,8 @@ static void attention_declare(struct tpo_qformer_attention *a, struct tpo_params
     a->norm = norm_declare(p, C, part);
 }
 
-/* The start small-model.md 1.1 found to work: W_k = W_q, so that equal positions attract, and W_o = 2 W_v^T, so that what is
- * read arrives. */
+/* The small model's start (docs/model.md, Starts): W_k = W_q, so that equal positions attract, and W_o = 2 W_v^T,
+ * so that what is read arrives. */
 static void cross_start(struct tpo_qformer_attention *a)
 {
     if (a->query.w == NULL || a->key.w == NULL || a->value.w == NULL || a->output.w == NULL) return;

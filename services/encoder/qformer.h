@@ -1,5 +1,5 @@
-/* qformer.h -- the Q-Former (core-model.md 3): patch tokens to a fixed number of query rows. Only services/encoder and the
- * parity runner see it. */
+/* qformer.h -- the Q-Former (docs/model.md, Q-Former): patch tokens to a fixed number of query rows. Only
+ * services/encoder and the parity runner see it. */
 #ifndef TPO_SERVICES_ENCODER_QFORMER_H
 #define TPO_SERVICES_ENCODER_QFORMER_H
 

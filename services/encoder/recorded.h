@@ -1,9 +1,10 @@
 /* recorded.h -- training on recorded media: samples that name a file instead of bringing pixels (learner.proto, Sample.media_id).
  *
  * Frames come by the path that serving takes (media store, tpo-media worker, frames.h), decoded on threads of its own: what a sample names as its
- * next_media_id is decoded while this step computes. Where nothing of the encoder learns and the dense aid is off, a clip's visual tokens are serving's
- * own value: taken from its cache or put there (contracts.md 4), clip by clip. The key holds the digest of the weights as they are, whatever trained or
- * replaced them before: the one that serving has for them once they are published (nn/snapshot.h).
+ * next_media_id is decoded while this step computes. Where nothing of the encoder learns and the dense aid is off, a clip's visual
+ * tokens are serving's own value: taken from its cache or put there (docs/mesh.md, Cache), clip by clip. The key holds the digest of
+ * the weights as they are, whatever trained or replaced them before: the one that serving has for them once they are published
+ * (nn/snapshot.h).
  * Counted: tpo_training_visual_total{source="cache"|"encoder"}, tpo_media_decodes_total. */
 #ifndef TPO_SERVICES_ENCODER_RECORDED_H
 #define TPO_SERVICES_ENCODER_RECORDED_H

@@ -1,5 +1,5 @@
-/* vit.h -- the UMT video transformer (core-model.md 2): pixels to patch tokens. Only services/encoder and the parity runner see
- * it. */
+/* vit.h -- the UMT video transformer (docs/model.md, Vision encoder): pixels to patch tokens. Only services/encoder and
+ * the parity runner see it. */
 #ifndef TPO_SERVICES_ENCODER_VIT_H
 #define TPO_SERVICES_ENCODER_VIT_H
 

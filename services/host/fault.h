@@ -1,7 +1,7 @@
 /* fault.h -- a process that kills or stops itself at a named point, so that tests can prove what a kill or a long sleep there leaves behind.
  *
  * `--fault POINT` or `--fault POINT:N`: SIGKILL to itself when the point is reached for the N-th time (1). `--fault POINT:N:stop`: SIGSTOP instead, and
- * it goes on from there at SIGCONT. Without the setting every point is one comparison. Services know the first block of points, the trainer the second. */
+ * it goes on from there at SIGCONT. Without the setting every point is one comparison. */
 #ifndef TPO_SERVICES_HOST_FAULT_H
 #define TPO_SERVICES_HOST_FAULT_H
 
@@ -9,6 +9,7 @@
 
 /* clang-format off */
 #define TPO_FAULT_MAP(X) \
+    /* of a service, in a call of Learner */ \
     X(FORWARD_BEFORE, "forward_before")   \
     X(FORWARD_AFTER, "forward_after")     \
     X(BACKWARD_BEFORE, "backward_before") \
@@ -25,6 +26,7 @@
     X(IMPORT, "import")                   \
     X(PUBLISH, "publish")                 \
     X(BEGIN, "begin")                     \
+    /* of the trainer */                  \
     X(AFTER_FORWARD, "after_forward")     \
     X(AFTER_BACKWARD, "after_backward")   \
     X(AFTER_NORMS, "after_norms")         \

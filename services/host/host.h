@@ -41,8 +41,8 @@ struct tpo_host_settings {
 /* A piece of work for the compute thread. A host method's job comes with its call; whoever holds it ends it with tpo_job_finish, from any thread. A
  * service may also submit jobs of its own making (run and user set, zero elsewhere), whose memory stays its own. */
 struct tpo_job {
-    /* TPO_OK: taken. TPO_UNAVAILABLE: not now (a pool is full): it stays first in the queue and is tried again after the next step. Nothing else is returned: an error
-     * is told with tpo_job_finish. */
+    /* TPO_OK: taken. TPO_UNAVAILABLE: not now (a pool is full): it stays first in the queue and is tried again after the next
+     * step. Nothing else is returned: an error is told with tpo_job_finish. */
     int (*run)(void *self, struct tpo_job *job);
     void *user;
     struct tpo_call *call;      /* NULL in a service's own */

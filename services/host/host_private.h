@@ -16,7 +16,8 @@ struct tpo_host_binding {
     const struct tpo_host_method *method;
 };
 
-/* loading -> ready -> draining -> gone; or loading -> failed. Written by the compute thread up to ready or failed, by main from there on. */
+/* loading -> ready -> draining, the last one; or loading -> failed. Written by the compute thread up to ready or failed, by main from
+ * there on. */
 enum tpo_host_state { TPO_HOST_LOADING, TPO_HOST_READY, TPO_HOST_DRAINING, TPO_HOST_FAILED };
 
 struct tpo_host {

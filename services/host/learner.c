@@ -1,5 +1,5 @@
-/* This file owns the direct learner: the protocol of contracts.md 7 over a model of this process. The arithmetic is learner_state.c's,
- * the plan learner_plan.c's, what comes and goes in pieces learner_chunks.c's.
+/* This file owns the direct learner: the protocol of docs/mesh.md, Learner, over a model of this process. The arithmetic is
+ * learner_state.c's, the plan learner_plan.c's, what comes and goes in pieces learner_chunks.c's.
  *
  *   begun --Forward/Backward (m = 0..M-1)--> open step --Norms--> folded --Prepare--> prepared --Commit--> begun, version + 1
  *                                                \------------- Abort, from any of them -------------/ */

@@ -1,11 +1,13 @@
-/* learner.h -- one protocol for all that train (contracts.md 7), as a struct of functions with two implementations: direct calls into a model
- * of this process (tpo_learner_open_direct) and, over the mesh, a gRPC stub of learner.proto. The trainer sees nothing else.
+/* learner.h -- one protocol for all that train (docs/mesh.md, Learner), as a struct of functions with two implementations: direct
+ * calls into a model of this process (tpo_learner_open_direct) and, over the mesh, a gRPC stub of learner.proto
+ * (trainer/steps/remote.h). The trainer sees nothing else.
  *
  * A step: Forward and Backward for every micro-batch, then Norms, Prepare, Commit. Versions count commits of a run from 0: step s reads
  * key.version and commits key.version + 1, so an aborted step does not count. Every call may be repeated: it answers the same and adds nothing
  * twice. FAILED_PRECONDITION "wrong_version" or "wrong_step" when key and state disagree, RESOURCE_EXHAUSTED "tapes" past N live tapes.
- * Backward's micro-batches come in index order within a lane. A Forward whose tape nobody needs (nothing trainable, no wants) keeps none. Gradients of micro-batch m of M add into lane
- * floor(m * lanes / M) in index order; Norms folds the lanes as a binary tree, so replicas and one process sum alike.
+ * Backward's micro-batches come in index order within a lane. A Forward whose tape nobody needs (nothing trainable, no wants) keeps
+ * none. Gradients of micro-batch m of M add into lane floor(m * lanes / M) in index order; Norms folds the lanes as a binary tree,
+ * so replicas and one process sum alike.
  * Optimiser state (f32 weights, moments) lives behind the learner; Prepare writes version v+1 beside v and Commit swaps. */
 #ifndef TPO_SERVICES_HOST_LEARNER_H
 #define TPO_SERVICES_HOST_LEARNER_H
@@ -50,7 +52,7 @@ struct tpo_plan {
 struct tpo_begun {
     char instance[64];
     uint64_t version;
-    uint64_t prepared_step, committed_step; /* 0: none. What a trainer that comes back decides by (contracts.md 7, Recovery) */
+    uint64_t prepared_step, committed_step; /* 0: none. What a trainer that comes back decides by (docs/mesh.md, Recovery) */
     int tapes;                              /* N: forwards that may await their Backward */
     int trainable;   /* tensors that a group owns; 0: nothing to learn here, Backward is needed only for wanted inputs */
     char stage[24];  /* this and the rest only over the mesh: what answered, */
@@ -60,7 +62,8 @@ struct tpo_begun {
     uint64_t served; /* the newest version that is served there; 0: the folder's */
 };
 
-/* What Forward answers: tensors and losses, readable until Commit, Abort or End. */
+/* What Forward answers: tensors and losses. Like what backward, norms and export_state answer, it is readable until the next call of
+ * the same kind on this learner, or until Commit, Abort or End, whichever comes first. */
 struct tpo_forwarded {
     struct tpo_named_tensor outputs[TPO_PORTS_MAX];
     int n_outputs;
@@ -122,9 +125,9 @@ struct tpo_learner {
     /* Whether the tensor that x names (part "start", no data) holds f32 data of this SHA-256 already; then it counts as imported, moments zero, and stays
      * where it lies: what a folder has mapped is not copied. NULL: nobody knows, import it. */
     int (*holds)(void *self, const struct tpo_chunk *x, const uint8_t digest[TPO_SHA256_BYTES], bool *held, struct tpo_error *err);
-    /* The committed weights, `version` of them, become what this service serves beside the version before (contracts.md 7, Publish). Versions that
-     * are served only grow, whatever the run. RESOURCE_EXHAUSTED "versions" while a third would be needed. UNIMPLEMENTED in a learner that serves
-     * nothing. */
+    /* Over the mesh: the committed weights become what the service serves, under the number `version`, beside the version before
+     * (docs/versions.md). Numbers that are served only grow, whatever the run. RESOURCE_EXHAUSTED "versions" while a third would be
+     * needed. The direct learner serves nothing and answers UNIMPLEMENTED. */
     int (*publish)(void *self, const struct tpo_key *key, uint64_t version, struct tpo_error *err);
     int (*end)(void *self, struct tpo_error *err);
     /* Milliseconds of computing behind the last Forward or Backward. NULL: the call's own time is that. */

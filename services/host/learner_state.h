@@ -1,7 +1,8 @@
 /* learner_state.h -- what a learner owns per trainable tensor: two buffers of weight and moments, and one gradient per lane of its share.
  *
  * Buffer `now` is version v, the other is where Prepare writes v+1; Commit turns the index. Gradients of the share's l-th lane are lanes[l];
- * folding adds them as a binary tree into lanes[0] (contracts.md 8), which a total of all replicas may then replace. One thread owns a state. */
+ * folding adds them as a binary tree into lanes[0] (docs/mesh.md, The same bits), which a total of all replicas may then replace.
+ * One thread owns a state. */
 #ifndef TPO_SERVICES_HOST_LEARNER_STATE_H
 #define TPO_SERVICES_HOST_LEARNER_STATE_H
 

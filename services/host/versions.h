@@ -1,4 +1,4 @@
-/* versions.h -- the versions of its weights that a service answers from: the published one and the one before (contracts.md 7, Publish).
+/* versions.h -- the versions of its weights that a service answers from: the published one and the one before (docs/versions.md).
  *
  *   started with 0, the folder's:       [0]
  *   publish 1:                          [1 0]

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* core-model.md 6.2: 2 mean|p - g| + 1/5 mean(1 - GIoU). */
+/* docs/model.md, Region head: 2 mean|p - g| + 1/5 mean(1 - GIoU). */
 #define L1_WEIGHT   2.0F
 #define GIOU_WEIGHT 0.2F
 

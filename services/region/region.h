@@ -1,4 +1,4 @@
-/* region.h -- the region head: a task embedding to a box (core-model.md 5: loc_decoder, linear 4096->2048, ReLU, linear ->4). */
+/* region.h -- the region head: a task embedding to a box (docs/model.md, Region head: linear D -> H, ReLU, linear -> 4). */
 #ifndef TPO_SERVICES_REGION_H
 #define TPO_SERVICES_REGION_H
 
@@ -15,8 +15,7 @@ void tpo_region_close(struct tpo_region *r);
 /* e (n, D) f32 -> boxes (n, 4) f32 normalised corners, clamped to 0..1 and ordered (the raw output has no such guarantee). */
 int tpo_region_run(struct tpo_region *r, float *boxes, const float *e, int n, struct tpo_error *err);
 
-/* For training: input "e.region" (n, D) and "boxes" (n, 4); output "boxes"; loss "region" = 2 mean|p-g| + 1/5 mean(1-GIoU),
- * core-model.md 6.2. */
+/* For training: input "e.region" (n, D) and "boxes" (n, 4); output "boxes"; loss "region" = 2 mean|p-g| + 1/5 mean(1-GIoU). */
 struct tpo_model *tpo_region_model(struct tpo_region *r);
 
 #endif

@@ -2,7 +2,8 @@
  *
  * A row is (sequence, position, where its input comes from). Rows of one pass may belong to one sequence and follow each other: keys are written
  * before anyone attends. A pass takes either kernel for all its rows, and a row's bits depend on the kernel and on what came before it in its own
- * sequence, never on the rest of the pass (contracts.md 6): so prompts always take tpo_matmul, whatever the chunks, and answers tpo_matvec. */
+ * sequence, never on the rest of the pass (docs/mesh.md, Router): so prompts always take tpo_matmul, whatever the chunks,
+ * and answers tpo_matvec. */
 #ifndef TPO_SERVICES_ROUTER_BATCH_H
 #define TPO_SERVICES_ROUTER_BATCH_H
 

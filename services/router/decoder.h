@@ -1,5 +1,5 @@
-/* decoder.h -- the router's tensors and its forward pass on a tape: Mistral with LoRA (core-model.md 4), the projection of the
- * visual rows, the box encoder, the task vectors.
+/* decoder.h -- the router's tensors and its forward pass on a tape: Mistral with LoRA (docs/model.md, Decoder), the
+ * projection of the visual rows, the box encoder, the task vectors.
  *
  * Serving (router.c and its engine) reads the same struct and walks the layers with the paged attention; training and the parity
  * runner use the tape functions here. Linear weights are [out, in]; y = w x + (alpha / r) b (a x). */
@@ -76,7 +76,7 @@ struct tpo_tensor *tpo_decoder_project(struct tpo_tape *t, const struct tpo_deco
 /* Boxes (n, 4) -> rows (n, hidden). */
 struct tpo_tensor *tpo_decoder_box(struct tpo_tape *t, const struct tpo_decoder *d, struct tpo_tensor *boxes);
 
-/* The prompt's rows by core-model.md 1.5. Row m is, in this order of strength: v_i where ids[m] is a task's slot; row visual[m]
+/* The prompt's rows (docs/model.md, Rows). Row m is, in this order of strength: v_i where ids[m] is a task's slot; row visual[m]
  * of `projected` where that is not negative; the next row of `boxes` where ids[m] is <track_box> (in row order; a plain
  * embedding when `boxes` has run out or is NULL); else the embedding of ids[m], which takes a gradient only when embed_tokens is
  * trained. */

@@ -1,4 +1,4 @@
-/* kv.h -- the pool of key/value blocks: who holds which, and where they lie (contracts.md 6).
+/* kv.h -- the pool of key/value blocks: who holds which, and where they lie (docs/mesh.md, Router).
  *
  * A block holds TPO_KV_TOKENS positions of every layer. A sequence takes all blocks it can ever need when it is admitted, so an admitted one
  * never fails for memory; it gives them back when it ends. One thread owns a pool. */

@@ -1,5 +1,5 @@
-/* learn.h -- the router's training forward pass: samples with their conversations in, e and losses out (core-model.md 6,
- * small-model.md 1.1).
+/* learn.h -- the router's training forward pass: samples with their conversations in, e and losses out (docs/model.md,
+ * Losses and Aids).
  *
  * Every conversation of a sample is packed behind one visual prefix: segment 0 is everything up to and including the visual
  * block and is shared, conversation i is segment i + 1, sees the prefix and itself, and its positions go on from the prefix's

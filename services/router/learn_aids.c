@@ -9,8 +9,7 @@
 #define SLOT_BOX_WEIGHT    10.0F
 #define SLOT_CENTRE_WEIGHT 3.0F
 
-/* --- slots
- * ------------------------------------------------------------------------------------------------------------------------- */
+/* --- slots -------------------------------------------------------------------------------------------------------------------- */
 
 struct slot_targets {
     int columns, n;            /* rows that any word describes, in order */
@@ -153,8 +152,7 @@ struct tpo_tensor *tpo_learn_slot_loss(struct tpo_tape *t, const struct tpo_lear
                         tpo_loss_mse(t, centres, to.centres, to.centre_weight, SLOT_CENTRE_WEIGHT / (2 * (float)to.n_centres)));
 }
 
-/* --- attention
- * --------------------------------------------------------------------------------------------------------------------- */
+/* --- attention ---------------------------------------------------------------------------------------------------------------- */
 
 /* Row of the sample that a place names; -1 when the conversation has none. */
 static int place_row(const struct tpo_packed *p, enum tpo_attention_place place, int offset)

@@ -34,7 +34,7 @@ static inline int tpo_learn_row(const struct tpo_packed *p, int row)
     return row < p->prefix ? row : p->start + row - p->prefix;
 }
 
-/* Aids, small-model.md 1.1; NULL when the micro-batch has no target (or the tape failed). */
+/* Aids (docs/model.md, Aids); NULL when the micro-batch has no target (or the tape failed). */
 struct tpo_tensor *tpo_learn_slot_loss(struct tpo_tape *t, const struct tpo_learn_batch *b, struct tpo_tensor *projected,
                                        struct tpo_error *err);
 struct tpo_tensor *tpo_learn_attention_loss(struct tpo_tape *t, const struct tpo_learn_batch *b,

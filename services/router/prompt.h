@@ -1,4 +1,4 @@
-/* prompt.h -- the one place where a conversation becomes ids, for serving and for training (core-model.md 1.4, 6.1; contracts.md 5).
+/* prompt.h -- the one place where a conversation becomes ids, for serving and for training (docs/model.md, Prompt).
  *
  *   with media   [INST] <Video>VISUAL</Video>system[/INST]        the same text around images is <Image>
  *   without      [INST] system[/INST]                             only when there is system text
@@ -79,7 +79,7 @@ int tpo_prompt_template(struct tpo_prompt *p, const struct tpo_tokenizer *t, boo
                         const char *media_kind, int queries, const char *message, const char *question, const char *answer_prefix,
                         struct tpo_error *err);
 
-/* The timestamp sentence of core-model.md 1.3, with its leading space; returns its length (snprintf's rule). */
+/* The timestamp sentence (docs/model.md, Prompt), with its leading space; returns its length (snprintf's rule). */
 int tpo_prompt_timestamps(char *out, size_t size, const double *frame_times_s, int n_frames);
 
 #endif

@@ -24,7 +24,7 @@ enum phase { FREE, PROMPT, ANSWER, DONE };
 struct pending {
     int32_t id;
     int task;   /* v_i of this task; -1: the token `id` */
-    bool apart; /* a step of its own: the next row overwrites its keys (core-model.md 1.6, the reference's side branch) */
+    bool apart; /* a step of its own: the next row overwrites its keys (docs/model.md, Task token: the reference's side branch) */
 };
 
 struct sequence {

@@ -1,8 +1,8 @@
 /* router.h -- the language model and its scheduler: text and visual tokens in, text and task embeddings out.
  *
  * It runs without a network. One thread owns a router: it submits requests and calls tpo_router_step until nothing is left; events come back from
- * within step, never from within submit. Equal requests get equal bits whatever else is in flight (contracts.md 6). Sequences of several versions of
- * the weights run side by side, in passes of one version each, over the same pool. */
+ * within step, never from within submit. Equal requests get equal bits whatever else is in flight (docs/mesh.md, Router). Sequences
+ * of several versions of the weights run side by side, in passes of one version each, over the same pool. */
 #ifndef TPO_SERVICES_ROUTER_H
 #define TPO_SERVICES_ROUTER_H
 

@@ -1,4 +1,4 @@
-/* task.h -- which task tokens an answer may hold, and what they call (contracts.md 1; core-model.md 1.6).
+/* task.h -- which task tokens an answer may hold, and what they call (docs/model.md, Task token).
  *
  *   "auto"  nothing is banned           "none"  every trigger is banned
  *   NAME    the other triggers are banned, and NAME's is the answer's first token

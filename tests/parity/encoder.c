@@ -100,8 +100,7 @@ void tpo_parity_vision_encoder(struct tpo_case *c)
     tpo_parity_close(&m);
 }
 
-/* --- tables
- * ------------------------------------------------------------------------------------------------------------------------ */
+/* --- tables ------------------------------------------------------------------------------------------------------------------- */
 
 static void rows_compare(struct tpo_case *c, const char *rows_name, const char *name, const float *table, int64_t table_rows,
                          int width)

@@ -36,8 +36,7 @@ static void llm_config(struct tpo_case *c, struct tpo_config *config)
         tpo_case_fail(c, "config.rope_pairing: the model's is half split");
 }
 
-/* --- without a model: tables, norm, merging
- * ---------------------------------------------------------------------------------------- */
+/* --- without a model: tables, norm, merging ----------------------------------------------------------------------------------- */
 
 static void rope_case(struct tpo_case *c)
 {
@@ -106,8 +105,7 @@ static void merges(struct tpo_parity_model *m, struct tpo_case *c)
     }
 }
 
-/* --- forward and loss
- * -------------------------------------------------------------------------------------------------------------- */
+/* --- forward and loss --------------------------------------------------------------------------------------------------------- */
 
 struct batch {
     int B, T;

@@ -1,4 +1,4 @@
-/* `tpo model check` on a sparse file set with the published checkpoint's full header (core-model.md 7): 2,594 names in 4 shards and an index. It is
+/* `tpo model check` on a sparse file set with the published checkpoint's full header: 2,594 names in 4 shards and an index. It is
  * sound as it stands, and each way of damaging it is refused by the name of the tensor. No byte of data exists, so none can be read. */
 #include "tests/support/test.h"
 

@@ -381,7 +381,7 @@ static void our_recipes_name_tensors_of_their_model(void **state)
     assert_true(n_recipes >= 12);
 }
 
-/* Table 16 in numbers: parameters that learn (core-model.md 6.5; of its Q-Former's 182,121,216 the 80,522,496 of tables and layers for text, which no
+/* Table 16 in numbers: parameters that learn (of its Q-Former's 182,121,216 the 80,522,496 of tables and layers for text, which no
  * path reads, stay as they are), samples of a step, rates. */
 static void the_papers_recipes_are_table_16(void **state)
 {

@@ -1,8 +1,8 @@
 /* collective.h -- how the replicas of a service come to hold one sum of their gradients.
  *
- * Each folds its own lanes (contracts.md 8); their sums are added as the same binary tree, so that any number of replicas gives the bits of one. There is one
- * implementation, through the trainer: gather from each replica while Backward still runs, add, scatter. Where replicas have links of their own
- * another may let them add among themselves; nothing else would change. */
+ * Each folds its own lanes (docs/mesh.md, The same bits); their sums are added as the same binary tree, so that any number of
+ * replicas gives the bits of one. There is one implementation, through the trainer: gather from each replica while Backward still
+ * runs, add, scatter. Where replicas have links of their own another may let them add among themselves; nothing else would change. */
 #ifndef TPO_TRAINER_STEPS_COLLECTIVE_H
 #define TPO_TRAINER_STEPS_COLLECTIVE_H
 

@@ -3,8 +3,8 @@
  *   OUT/lock       flock; a second trainer is refused (FAILED_PRECONDITION "out_locked")
  *   OUT/run.json   {"holder": random token, "run": "...", "instances": {"encoder": ["..."], ...}, "leases": {...}}, written whole and renamed
  *
- * An instance is listed once its process holds the state that the run has; a trainer that comes back finds another one and knows that state was lost. The same holds for a
- * lease that is not the next one: another trainer has been there. */
+ * An instance is listed once its process holds the state that the run has; a trainer that comes back finds another one and knows that
+ * state was lost. The same holds for a lease that is not the next one: another trainer has been there. */
 #ifndef TPO_TRAINER_STEPS_HELD_H
 #define TPO_TRAINER_STEPS_HELD_H
 

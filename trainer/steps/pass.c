@@ -26,7 +26,7 @@ static const struct tpo_named_tensor *output_of(const struct tpo_forwarded *f, c
     return NULL;
 }
 
-/* A reply's names live until Commit; a pass outlives it, so it points at constant ones. */
+/* A reply's names live until the next call of its kind (learner.h); a pass outlives it, so it points at constant ones. */
 static const char *loss_name(const char *name)
 {
     static const char *const names[] = {"dense", "language", "slot", "attention", "region"};

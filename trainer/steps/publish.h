@@ -1,4 +1,4 @@
-/* publish.h -- puts what a crew has learned into the mesh that serves (contracts.md 7, Publish; docs/versions.md).
+/* publish.h -- puts what a crew has learned into the mesh that serves (docs/versions.md).
  *
  * A number names one state of the weights for ever, and is held by every replica of every service before the next is given to any. */
 #ifndef TPO_TRAINER_STEPS_PUBLISH_H

@@ -8,8 +8,8 @@
  *         - {share: 1, frames: 1, samples: 16, conversations: 0, objects: 5, outermost: .2, keep: all|text|boxes, aids: none|questions|all,
  *            without: [target, noun, count, choice, told], dense: true, slots: false, description: .5, end: .2, mix: {"attribute box": .18, ...}}
  *         - {share: 1, source: refcoco|videochat2|mvbench, annotations: FILE, instances: FILE (refcoco; else instances.json beside it),
- *            split: train (refcoco; else all), media: DIR, skip_most: .01 (share of bad rows that is passed over), frames: 4 (of a film, at most), samples: 16, conversations: 8 (of a row's questions,
- *            at most), end: .2}
+ *            split: train (refcoco; else all), media: DIR, skip_most: .01 (share of bad rows that is passed over),
+ *            frames: 4 (of a film, at most), samples: 16, conversations: 8 (of a row's questions, at most), end: .2}
  *       losses: {dense: 1, language: 1, slot: .3, attention: 1, region: 1.5}
  *       groups:                the first group that matches a tensor owns it; what no group matches is frozen
  *         - {name: x, optimiser: muon|adamw, rate: 2e-3, momentum: .95 | betas: [.9, .98], eps: 1e-8, decay: .05, clipped: true,

@@ -1,4 +1,4 @@
-/* recover.h -- how a run finds its place: at its beginning, after a trainer came back, and after a service did (contracts.md 7, Recovery).
+/* recover.h -- how a run finds its place: at its beginning, after a trainer came back, and after a service did (docs/mesh.md, Recovery).
  *
  * Begin tells each process' instance, version, prepared and committed step. A process that is not known to hold the run's state sends everybody back to the
  * last manifest, or to the start of the stage; else a step committed anywhere is committed everywhere; what is open besides is given up. */

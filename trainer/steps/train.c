@@ -40,8 +40,8 @@ static const struct tpo_setting rows[] = {
      .help = "how long services keep other trainers out after the last call"},
     {"call-ms", TPO_SET_MS, &set.call_ms, "5m", .min = 100, .max = 86400000, .help = "deadline of each call"},
     {"quiet", TPO_SET_BOOL, &set.quiet, "no", .help = "no progress bar"},
-    {"fault", TPO_SET_TEXT, &set.fault, NULL, .what = "POINT:N[:stop]",
-     .help = "for tests: die or stop there the N-th time (services/host/fault.h)"},
+    {"fault", TPO_SET_TEXT, &set.fault, NULL, .what = "POINT[:N[:stop]]",
+     .help = "for tests: kill or stop this process when it reaches a named point of a training step"},
 };
 
 int tpo_train_main(int argc, char **argv)

@@ -160,9 +160,7 @@ static void take_reference(struct tpo_asked *q, const struct tpo_reference *ref)
     q->matches = ref->head.matches;
 }
 
-/* --- kinds
- * ----------------------------------------------------------------------------------------------------------------------------------
- */
+/* --- kinds -------------------------------------------------------------------------------------------------------------------- */
 
 static bool refer(struct fill *w, enum tpo_world_kind kind, int hidden, struct tpo_reference *ref)
 {

@@ -142,8 +142,7 @@ bool tpo_refer_next(const struct tpo_facts *f, struct tpo_rng *r, struct tpo_ref
     return unique_noun(f, r, anchor, 0, &out->anchor);
 }
 
-/* --- counting
- * ----------------------------------------------------------------------------------------------------------------------------- */
+/* --- counting ----------------------------------------------------------------------------------------------------------------- */
 
 static uint8_t noun_matches(const struct tpo_facts *f, const struct tpo_noun *n)
 {

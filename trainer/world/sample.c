@@ -5,7 +5,7 @@
 
 #include "trainer/world/view.h"
 
-/* Where the attention aids sit (small-model.md 1.1); layers and heads count from 0. */
+/* Where the attention aids sit (docs/model.md, Aids); layers and heads count from 0. */
 #define LAYER_TARGET 4
 #define HEAD_TARGET  0
 #define LAYER_NOUN   2
@@ -107,8 +107,7 @@ void tpo_world_mix_keep(float mix[TPO_WORLD_KINDS], enum tpo_world_keep keep)
     }
 }
 
-/* --- where objects lie in the grids
- * --------------------------------------------------------------------------------------------------- */
+/* --- where objects lie in the grids ------------------------------------------------------------------------------------------- */
 
 struct grid {
     int columns, rows, wide, high; /* cells and their pixels */
@@ -226,8 +225,7 @@ static int add_slots(struct tpo_sample *s, struct tpo_named_tensor *list, struct
     return TPO_OK;
 }
 
-/* --- attention aids
- * ----------------------------------------------------------------------------------------------------------------------- */
+/* --- attention aids ----------------------------------------------------------------------------------------------------------- */
 
 struct aids {
     struct tpo_arena *arena;
@@ -309,8 +307,7 @@ static void add_attention(struct aids *w, const struct tpo_asked *q, unsigned wi
     if (!(without & TPO_WORLD_AID_TOLD)) add_told(w, q);
 }
 
-/* --- conversations
- * ---------------------------------------------------------------------------------------------------------------------- */
+/* --- conversations ------------------------------------------------------------------------------------------------------------ */
 
 static int fill_conversation(struct tpo_conversation *c, struct tpo_arena *arena, const struct tpo_view *v,
                              const struct tpo_world_draw *d, const struct tpo_asked *q)

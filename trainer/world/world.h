@@ -5,7 +5,7 @@
  * seed outside its split's range is INVALID_ARGUMENT. A `struct tpo_world` is constant once open: any number of threads may draw
  * from it.
  *
- * What a sentence may rest on (small-model.md 1.1):
+ * What a sentence may rest on:
  *   target      at least 65 % of it visible on the first frame; for a direction, half of it on every frame
  *   box         the tight box of the visible pixels on the first frame, as corners x0 y0 x1 y1 over width and height, the far edges exclusive
  *   attribute   exactly one object of the scene matches the words
@@ -56,8 +56,8 @@ int tpo_world_values(enum tpo_world_attribute a);                  /* 6, 8, 2, 3
 const char *tpo_world_word(enum tpo_world_attribute a, int value); /* "star"; one piece of the small tokenizer each */
 bool tpo_world_is_reserved(int colour, int shape);
 
-/*  kind                name                  image  clip: weights of a mix, such that the shares are those of small-model.md 1.1 once
- *                                                           scenes that offer no relation have passed their turn on */
+/*  kind                name                  image  clip: weights of a mix. Relations have more than their
+ *                                                           share: scenes that offer none pass their turn on */
 #define TPO_WORLD_KIND_MAP(X)                                                                                                      \
     X(ATTRIBUTE_BOX, "attribute box", .18f, .18f) /* "Where is the small red star?" */                                             \
     X(RELATION_BOX, "relation box", .25f, .15f)   /* "Find the star left of the large cup." */                                     \
@@ -93,8 +93,7 @@ struct tpo_world_options {
 int tpo_world_open(struct tpo_world **out, const struct tpo_world_options *o, struct tpo_error *err);
 void tpo_world_close(struct tpo_world *w);
 
-/* --- training
- * --------------------------------------------------------------------------------------------------------------------- */
+/* --- training ----------------------------------------------------------------------------------------------------------------- */
 
 enum tpo_world_aids { TPO_WORLD_AIDS_NONE, TPO_WORLD_AIDS_QUESTIONS /* not on sentences that ask for a box */, TPO_WORLD_AIDS_ALL };
 enum tpo_world_aid {
@@ -126,7 +125,7 @@ struct tpo_world_draw {
     int (*word_id)(void *owner, const char *word); /* for slot.words: the id of the piece " word", -1 if it isn't one piece */
     void *owner;
 };
-/* What small-model.md used: images or clips, their mix, all aids, no word_id (needed as soon as `slots` is set). */
+/* The usual draw: images or clips, their mix, all aids, no word_id (needed as soon as `slots` is set). */
 void tpo_world_draw_default(struct tpo_world_draw *d, int n_frames);
 void tpo_world_mix_keep(float mix[TPO_WORLD_KINDS], enum tpo_world_keep keep);
 
@@ -219,8 +218,7 @@ int tpo_world_guesser_add(struct tpo_world_guesser *g, const struct tpo_world_it
 struct tpo_world_guess tpo_world_guesser_result(const struct tpo_world_guesser *g, enum tpo_world_kind kind, bool hard_only);
 void tpo_world_guesser_close(struct tpo_world_guesser *g);
 
-/* --- tpo world
- * ------------------------------------------------------------------------------------------------------------------------ */
+/* --- tpo world ---------------------------------------------------------------------------------------------------------------- */
 
 /* Writes media, annotation files, a corpus for the tokenizer, or sentences to read; --help says all. Its exit status. */
 int tpo_world_main(int argc, char **argv);

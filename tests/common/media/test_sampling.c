@@ -1,4 +1,4 @@
-/* The rules against core-model.md's vectors, and against what a stranger's clip may hold. */
+/* The rules against vectors of the published code, and against what a stranger's clip may hold. */
 #include "common/media/sampling.h"
 #include "tests/support/test.h"
 
