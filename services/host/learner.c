@@ -76,6 +76,13 @@ static int lane_of(const struct tpo_direct *d, uint32_t micro_batch)
     return (int)((uint64_t)micro_batch * (uint64_t)d->plan.lanes / (uint64_t)d->plan.micro_batches) - d->plan.first_lane;
 }
 
+/* The run that is in progress, with the same lanes for this replica. */
+static bool is_begun(const struct tpo_direct *d, const char *run, const struct tpo_plan *plan)
+{
+    const int own = plan->own_lanes > 0 ? plan->own_lanes : plan->lanes;
+    return d->begun && strcmp(run, d->run) == 0 && d->plan.first_lane == plan->first_lane && d->plan.own_lanes == own;
+}
+
 static int direct_begin(void *self, const char *run, const struct tpo_plan *plan, struct tpo_begun *out, struct tpo_error *err)
 {
     struct tpo_direct *d = self;
@@ -83,7 +90,7 @@ static int direct_begin(void *self, const char *run, const struct tpo_plan *plan
     if (rc != TPO_OK) return rc;
     if (strlen(run) >= sizeof(d->run))
         return tpo_fail(err, TPO_INVALID_ARGUMENT, "run", "the run's name is longer than %zu", sizeof(d->run) - 1);
-    if (!d->begun || strcmp(run, d->run) != 0) {
+    if (!is_begun(d, run, plan)) {
         rc = run_end(d);
         tpo_direct_replaced(d);
         if (rc == TPO_OK) rc = tpo_plan_copy(&d->plan, &d->plan_arena, plan);

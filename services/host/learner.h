@@ -137,8 +137,8 @@ struct tpo_learner {
 
 /* The model is borrowed; its parameters that a group of the plan matches become trainable at begin: their data then lies in memory of the
  * learner, stays there after end (so that a next run starts from it) and goes back to what was loaded at close.
- * begin with the name of the run in progress answers its state; with another name it starts that run from the weights as they are,
- * moments zero. */
+ * begin with the name of the run in progress answers its state; with another name, or another share, it starts that run from the weights as they
+ * are, moments zero. */
 int tpo_learner_open_direct(struct tpo_learner *out, struct tpo_model *model, struct tpo_stream *s, struct tpo_error *err);
 
 #endif

@@ -428,6 +428,34 @@ static void trainer_of_replicas_killed(void **state)
     trainer_killed_at(2, points);
 }
 
+static void replicas_swap(struct training_mesh *m, int service)
+{
+    const int port = m->ports[service][0];
+    m->ports[service][0] = m->ports[service][1];
+    m->ports[service][1] = port;
+}
+
+/* The trainer that comes back names the replicas in another order, so that each has another's lanes; the trainer after it has the first order again. */
+static void replicas_are_named_in_another_order(void **state)
+{
+    (void)state;
+    const char *const once[] = {"--checkpoint-every", "2", "--fault", "after_commit:6", NULL}, *const twice[] = {
+                                                                                                   "--checkpoint-every", "2",
+                                                                                                   "--fault", "after_backward:2",
+                                                                                                   NULL};
+    struct training_mesh m, swapped;
+    prepare(&m, 2);
+    swapped = m;
+    replicas_swap(&swapped, TRAINING_ENCODER);
+    replicas_swap(&swapped, TRAINING_ROUTER);
+    assert_int_equal(training_wait(training_start("r.yaml", "killed", &m, once), 60), 128 + SIGKILL);
+    assert_int_equal(training_wait(training_start("r.yaml", "killed", &swapped, twice), 60), 128 + SIGKILL);
+    assert_true(training_says("killed.log", "event=restored step=2 version=2 from=checkpoint"));
+    training_run("r.yaml", "killed", &m, often);
+    whole("killed");
+    training_mesh_stop(&m);
+}
+
 /* A step is committed somewhere and prepared elsewhere; the trainer and one of those who prepared die. Nobody can commit it everywhere any more. */
 static void a_service_dies_while_others_hold_a_prepared_step(void **state)
 {
@@ -451,4 +479,4 @@ TPO_TESTS(cmocka_unit_test(encoder_killed), cmocka_unit_test(encoder_killed_late
           cmocka_unit_test(region_killed_as_it_publishes), cmocka_unit_test(a_router_that_comes_back_serves_with_the_others),
           cmocka_unit_test(trainer_killed_as_it_publishes), cmocka_unit_test(trainer_killed),
           cmocka_unit_test(trainer_killed_between_steps), cmocka_unit_test(trainer_of_replicas_killed),
-          cmocka_unit_test(a_service_dies_while_others_hold_a_prepared_step))
+          cmocka_unit_test(replicas_are_named_in_another_order), cmocka_unit_test(a_service_dies_while_others_hold_a_prepared_step))

@@ -229,7 +229,9 @@ int tpo_recovery_run(const struct tpo_recovery *r, bool fresh, struct tpo_checkp
         uint64_t step = 0;
         int rc = all_begin(r, c, &why);
         if (rc == TPO_OK && fresh && all_known(r, true)) rc = tpo_held_note(r->held, r->crew, true, &why);
-        if (rc == TPO_OK) rc = all_known(r, false) && agree(r->crew, &step) ? go_on(r, step, c, &why) : all_send(r, c, &why);
+        const bool agreed = rc == TPO_OK && all_known(r, false) && agree(r->crew, &step);
+        /* Nobody has committed a step: as the stage began, or after a Begin with other shares, which a trainer that died could not write down. */
+        if (rc == TPO_OK) rc = agreed && (step > 0 || fresh) ? go_on(r, step, c, &why) : all_send(r, c, &why);
         if (rc == TPO_OK) return TPO_OK;
         if (!tpo_recovery_helps(&why)) release(r);
         if (!tpo_recovery_helps(&why) || tpo_now_s() >= until_s) {
