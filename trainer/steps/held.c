@@ -9,11 +9,13 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 struct tpo_held {
     char dir[3000], token[40];
+    char folder[64]; /* which folder this is, whatever its name */
     int lock;
     char run[64];
     char instances[TPO_PARTS][TPO_REPLICAS_MAX][64];
@@ -95,7 +97,8 @@ static int note_write(const struct tpo_held *h, struct tpo_error *err)
 {
     char path[4096];
     json_t *instances = json_object(), *leases = json_object();
-    json_t *j = json_pack("{s:s s:s s:o s:o}", "holder", h->token, "run", h->run, "instances", instances, "leases", leases);
+    json_t *j = json_pack("{s:s s:s s:s s:o s:o}", "holder", h->token, "folder", h->folder, "run", h->run, "instances", instances,
+                          "leases", leases);
     for (int p = 0; p < TPO_PARTS; p++) {
         json_t *list = json_array();
         for (int r = 0; r < TPO_REPLICAS_MAX && h->instances[p][r][0] != '\0'; r++)
@@ -114,15 +117,28 @@ static int note_write(const struct tpo_held *h, struct tpo_error *err)
     return rc;
 }
 
-/* The token is kept from one trainer of this folder to the next, so that the lease is its own. */
+/* Of the lock's file, which is made once and never replaced: a copy's is another. Unlike a device's number, these outlast a mount on another machine. */
+static int folder_name(struct tpo_held *h, struct tpo_error *err)
+{
+    struct statx x;
+    if (statx(h->lock, "", AT_EMPTY_PATH, STATX_INO | STATX_MTIME | STATX_BTIME, &x) != 0)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "out", "%.200s/lock: %s", h->dir, strerror(errno));
+    const struct statx_timestamp *made = (x.stx_mask & STATX_BTIME) != 0 ? &x.stx_btime : &x.stx_mtime;
+    snprintf(h->folder, sizeof(h->folder), "%llu-%lld.%09u", (unsigned long long)x.stx_ino, (long long)made->tv_sec, made->tv_nsec);
+    return TPO_OK;
+}
+
+/* The token is kept from one trainer of this folder to the next, so that the lease is its own: the lock tells that the one before is gone. That of a copied
+ * folder is another's. */
 static int note_read(struct tpo_held *h, struct tpo_error *err)
 {
     char path[4096];
     uint8_t bytes[16];
     snprintf(path, sizeof(path), "%s/run.json", h->dir);
     json_t *j = json_load_file(path, 0, NULL);
-    const char *token = json_string_value(json_object_get(j, "holder")), *run = json_string_value(json_object_get(j, "run"));
-    if (token != NULL && token[0] != '\0') {
+    const char *token = json_string_value(json_object_get(j, "holder")), *run = json_string_value(json_object_get(j, "run")),
+               *folder = json_string_value(json_object_get(j, "folder"));
+    if (token != NULL && token[0] != '\0' && folder != NULL && strcmp(folder, h->folder) == 0) {
         snprintf(h->token, sizeof(h->token), "%s", token);
         snprintf(h->run, sizeof(h->run), "%s", run != NULL ? run : "");
         instances_read(h, json_object_get(j, "instances"), json_object_get(j, "leases"));
@@ -141,6 +157,7 @@ int tpo_held_open(struct tpo_held **out, const char *dir, struct tpo_error *err)
     if (h == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a lock");
     snprintf(h->dir, sizeof(h->dir), "%s", dir);
     int rc = lock_take(dir, &h->lock, err);
+    if (rc == TPO_OK) rc = folder_name(h, err);
     if (rc == TPO_OK) rc = note_read(h, err);
     if (rc != TPO_OK)
         tpo_held_close(h);

@@ -1,7 +1,11 @@
 /* held.h -- OUT belongs to one trainer at a time: a lock, the token by which services know its holder, and which processes hold the run's state.
  *
  *   OUT/lock       flock; a second trainer is refused (FAILED_PRECONDITION "out_locked")
- *   OUT/run.json   {"holder": random token, "run": "...", "instances": {"encoder": ["..."], ...}, "leases": {...}}, written whole and renamed
+ *   OUT/run.json   {"holder": random token, "folder": whose, "run": "...", "instances": {"encoder": ["..."], ...}, "leases": {...}}, written whole and
+ *                  renamed
+ *
+ * The token counts in the folder that it was made for (inode and birth of OUT/lock): who works on a copy gets one of its own, is refused while the first
+ * one's lease lasts, and goes on from the last checkpoint.
  *
  * An instance is listed once its process holds the state that the run has; a trainer that comes back finds another one and knows that
  * state was lost. The same holds for a lease that is not the next one: another trainer has been there. */
