@@ -2,6 +2,7 @@
 #include "tests/support/test.h"
 #include "tests/support/training.h"
 
+#include <jansson.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -42,12 +43,18 @@ static void says_wait(const char *path, const char *text)
     fail_msg("%s never says %s", path, text);
 }
 
-static void refused(const struct training_mesh *m, const char *out, const char *text, const char *const *more)
+static void recipe_refused(const char *recipe, const struct training_mesh *m, const char *out, const char *text,
+                           const char *const *more)
 {
     char err[64];
     snprintf(err, sizeof(err), "%s.err", out);
-    assert_int_equal(training_wait(training_start("r.yaml", out, m, more), 60), 1);
+    assert_int_equal(training_wait(training_start(recipe, out, m, more), 60), 1);
     if (!training_says(err, text)) fail_msg("%s does not say \"%s\"", err, text);
+}
+
+static void refused(const struct training_mesh *m, const char *out, const char *text, const char *const *more)
+{
+    recipe_refused("r.yaml", m, out, text, more);
 }
 
 /* --- files ------------------------------------------------------------------------------------------------------------------------------ */
@@ -75,6 +82,63 @@ static void damaged_checkpoints_are_refused_by_their_hash(void **state)
         assert_true(training_says(log, "event=restored step=4"));
         training_same_model("whole", out, "1-talk");
     }
+}
+
+/* NAME: the recipe with one piece of text in place of another. */
+static void recipe_with(const char *name, const char *piece, const char *instead)
+{
+    char text[1024];
+    const char *at = strstr(stages, piece);
+    assert_non_null(at);
+    snprintf(text, sizeof(text), "%.*s%s%s", (int)(at - stages), stages, instead, at + strlen(piece));
+    training_recipe(name, text);
+}
+
+/* The manifest without one of its shards, or with one more: the others are sound. */
+static void shards_say(const char *out, const char *part, bool more)
+{
+    char path[128];
+    snprintf(path, sizeof(path), "%s/1-talk/step-00000004/manifest.json", out);
+    json_t *j = json_load_file(path, 0, NULL), *files = json_object_get(j, "files");
+    assert_non_null(files);
+    if (more)
+        json_object_set(files, part, json_object_get(files, "encoder"));
+    else
+        json_object_del(files, part);
+    assert_int_equal(json_dump_file(j, path, 0), 0);
+    json_decref(j);
+}
+
+/* What a checkpoint holds fits neither other tensors nor other optimisers; its rate and length are not in it. */
+static void checkpoints_of_another_plan_are_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *out, *piece, *instead, *says;
+    } cases[] = {{"tensors", "['*']", "['*.weight']", "other groups"},
+                 {"optimiser", "optimiser: adamw", "optimiser: adamw, decay: .5", "other groups"},
+                 {"losses", "language: 1", "language: .5", "other losses"},
+                 {"fewer", "region: 1", "slot: 0", "other losses"}};
+    const char *const fault[] = {"--checkpoint-every", "2", "--fault", "after_commit:5", NULL};
+    prepare(NULL);
+    assert_int_equal(training_wait(training_start("r.yaml", "killed", NULL, fault), 60), 128 + SIGKILL);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        recipe_with("other.yaml", cases[i].piece, cases[i].instead);
+        recipe_refused("other.yaml", NULL, "killed", cases[i].says, often);
+    }
+    recipe_with("other.yaml", "rate: 1.0e-3", "rate: 2.0e-3");
+    shell("cp -r killed faster && cp -r killed lacks");
+    training_run("other.yaml", "faster", NULL, often);
+    assert_true(training_says("faster.log", "event=restored step=4"));
+    shards_say("lacks", "router", false);
+    refused(NULL, "lacks", "lacks a shard of router", often);
+    training_run("r.yaml", "killed", NULL, often);
+    training_same_model("whole", "killed", "1-talk");
+    recipe_with("r.yaml", "['*']", "['vision_*']");
+    assert_int_equal(training_wait(training_start("r.yaml", "seeing", NULL, fault), 60), 128 + SIGKILL);
+    shell("cd seeing/1-talk/step-00000004 && cp encoder.safetensors region.safetensors");
+    shards_say("seeing", "region", true);
+    refused(NULL, "seeing", "has a shard of region", often);
 }
 
 /* The model that a recipe names lacks one file, or all. */
@@ -163,6 +227,29 @@ static void a_second_trainer_is_refused(void **state)
     training_same_model("whole", "first", "1-talk");
     training_run("r.yaml", "second", &m, often); /* now it may */
     training_same_model("whole", "second", "1-talk");
+    training_mesh_stop(&m);
+}
+
+/* A folder that was copied is another run's to the services, whatever lies in it. */
+static void a_second_trainer_on_a_copied_folder_is_refused(void **state)
+{
+    (void)state;
+    struct training_mesh m;
+    prepare(&m);
+    const char *const fault[] = {"--checkpoint-every", "2", "--fault", "after_commit:5:stop", NULL};
+    int status = 0;
+    const pid_t first = training_start("r.yaml", "first", &m, fault);
+    assert_int_equal(waitpid(first, &status, WUNTRACED), first);
+    assert_true(WIFSTOPPED(status));
+    shell("cp -a first copied");
+    refused(&m, "copied", "another trainer holds", often);
+    kill(first, SIGCONT);
+    assert_int_equal(training_wait(first, 60), 0);
+    assert_false(training_says("first.log", "event=step_lost"));
+    training_same_model("whole", "first", "1-talk");
+    training_run("r.yaml", "copied", &m, often); /* now it may, from the checkpoint it has */
+    assert_true(training_says("copied.log", "event=restored step=4 version=4 from=checkpoint"));
+    training_same_model("whole", "copied", "1-talk");
     training_mesh_stop(&m);
 }
 
@@ -342,8 +429,9 @@ static void status_is_told_to_others(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(damaged_checkpoints_are_refused_by_their_hash), cmocka_unit_test(later_folders_of_others_are_left_alone),
-          cmocka_unit_test(a_recipe_without_its_model_is_refused), cmocka_unit_test(a_full_disk_leaves_the_checkpoint_before),
-          cmocka_unit_test(a_second_trainer_is_refused), cmocka_unit_test(nobody_came_while_a_step_was_open),
+          cmocka_unit_test(checkpoints_of_another_plan_are_refused), cmocka_unit_test(a_recipe_without_its_model_is_refused),
+          cmocka_unit_test(a_full_disk_leaves_the_checkpoint_before), cmocka_unit_test(a_second_trainer_is_refused),
+          cmocka_unit_test(a_second_trainer_on_a_copied_folder_is_refused), cmocka_unit_test(nobody_came_while_a_step_was_open),
           cmocka_unit_test(nobody_came_while_a_step_was_prepared), cmocka_unit_test(nobody_came_between_steps),
           cmocka_unit_test(another_trainer_is_at_work), cmocka_unit_test(another_trainer_has_come_and_gone),
           cmocka_unit_test(other_models_and_addresses_are_refused), cmocka_unit_test(fewer_lanes_than_replicas_are_refused),

@@ -79,11 +79,11 @@ static json_t *threads_of(const struct tpo_checkpoint *c)
 static int manifest_write(const char *dir, const char *run, const struct tpo_checkpoint *c, json_t *files, struct tpo_error *err)
 {
     char path[4300];
-    json_t *j =
-        json_pack("{s:s s:i s:I s:I s:I s:{s:I s:i} s:i s:i s:o s:I s:O}", "run", run, "step", c->step, "version",
-                  (json_int_t)c->version, "aborted", (json_int_t)c->aborted, "seed", (json_int_t)c->recipe_seed, "generator",
-                  "seed", (json_int_t)c->generator_seed, "counter", c->step, "lanes", c->lanes, "micro_batches", c->micro_batches,
-                  "threads", threads_of(c), "next_sample", (json_int_t)(c->step + 1) * c->micro_batches * 1024, "files", files);
+    json_t *j = json_pack("{s:s s:i s:I s:I s:I s:{s:I s:i} s:i s:i s:s s:s s:o s:I s:O}", "run", run, "step", c->step, "version",
+                          (json_int_t)c->version, "aborted", (json_int_t)c->aborted, "seed", (json_int_t)c->recipe_seed,
+                          "generator", "seed", (json_int_t)c->generator_seed, "counter", c->step, "lanes", c->lanes,
+                          "micro_batches", c->micro_batches, "groups", c->plan.groups, "losses", c->plan.losses, "threads",
+                          threads_of(c), "next_sample", (json_int_t)(c->step + 1) * c->micro_batches * 1024, "files", files);
     char *text = json_dumps(j, JSON_INDENT(2));
     snprintf(path, sizeof(path), "%s/manifest.json", dir);
     int rc = text != NULL ? tpo_small_file(path, text, err) : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a manifest");
@@ -199,6 +199,27 @@ static json_t *manifest_read(const char *dir, const char *run)
     return NULL;
 }
 
+static bool says(const json_t *j, const char *key, const char *text)
+{
+    const char *said = json_string_value(json_object_get(j, key));
+    return said != NULL && strcmp(said, text) == 0;
+}
+
+static int plan_check(const char *dir, const json_t *j, const struct tpo_checkpoint *c, struct tpo_error *err)
+{
+    if (!says(j, "groups", c->plan.groups))
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "checkpoint",
+                        "%.80s was made with other groups (their tensors, optimisers or constants): go on with those it has", dir);
+    if (!says(j, "losses", c->plan.losses))
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "checkpoint", "%.80s was made with other losses: go on with those it has",
+                        dir);
+    for (int p = 0; p < TPO_PARTS; p++)
+        if (c->has[p] != c->trains[p])
+            return tpo_fail(err, TPO_FAILED_PRECONDITION, "checkpoint", "%.80s %s a shard of %s, which %s in this stage", dir,
+                            c->has[p] ? "has" : "lacks", tpo_part_names[p], c->trains[p] ? "learns" : "does not learn");
+    return TPO_OK;
+}
+
 static int manifest_take(const char *dir, const json_t *j, struct tpo_checkpoint *c, struct tpo_error *err)
 {
     const json_t *threads = json_object_get(j, "threads");
@@ -217,7 +238,7 @@ static int manifest_take(const char *dir, const json_t *j, struct tpo_checkpoint
     c->aborted = (uint64_t)json_integer_value(json_object_get(j, "aborted"));
     for (int p = 0; p < TPO_PARTS; p++) c->has[p] = json_object_get(json_object_get(j, "files"), tpo_part_names[p]) != NULL;
     snprintf(c->path, sizeof(c->path), "%.3900s", dir);
-    return TPO_OK;
+    return plan_check(dir, j, c, err);
 }
 
 int tpo_checkpoint_find(const char *stage_dir, const char *run, struct tpo_checkpoint *c, struct tpo_error *err)

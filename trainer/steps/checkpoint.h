@@ -10,13 +10,16 @@
 #define TPO_TRAINER_STEPS_CHECKPOINT_H
 
 #include "trainer/steps/crew.h"
+#include "trainer/steps/plan_digest.h"
 
 struct tpo_checkpoint {
     int step;
     uint64_t version, aborted;
     uint64_t recipe_seed, generator_seed;
     int lanes, micro_batches;
+    struct tpo_plan_digest plan;
     int threads[TPO_PARTS]; /* of each service's compute team */
+    bool trains[TPO_PARTS]; /* which of them learn in this stage, hence have a shard */
     char path[4000];        /* of what was found, and which shards it has */
     bool has[TPO_PARTS];
 };
@@ -26,8 +29,8 @@ struct tpo_checkpoint {
 int tpo_checkpoint_write(const char *stage_dir, const char *run, struct tpo_crew *t, const struct tpo_checkpoint *c,
                          struct tpo_error *err);
 
-/* The newest sound checkpoint of the stage; c->step is 0 where there is none. FAILED_PRECONDITION when its lanes, micro-batches, seed or team sizes are
- * not those of *c: the bits would differ. */
+/* The newest sound checkpoint of the stage; c->step is 0 where there is none. FAILED_PRECONDITION "checkpoint" when its lanes, micro-batches, seed, team
+ * sizes, groups or losses are not those of *c (the bits would differ), or when its shards are not those of the services that learn. */
 int tpo_checkpoint_find(const char *stage_dir, const char *run, struct tpo_checkpoint *c, struct tpo_error *err);
 /* What was found, into a learner that has begun the stage and holds its start (or an earlier state of it). */
 int tpo_checkpoint_send(const struct tpo_checkpoint *c, int part, struct tpo_learner *l, struct tpo_error *err);

@@ -32,6 +32,7 @@ static int begun_check(const struct tpo_recovery *r, struct tpo_checkpoint *c, s
     const struct tpo_crew *t = r->crew;
     for (int p = 0; p < TPO_PARTS; p++) {
         c->threads[p] = r->threads;
+        c->trains[p] = t->trainable[p] > 0;
         for (int i = 0; i < t->options.n_replicas[p]; i++) {
             const struct tpo_begun *b = &t->replicas[p][i].begun;
             if (r->config[0] != '\0' && b->config[0] != '\0' && strcmp(b->config, r->config) != 0)
@@ -53,27 +54,18 @@ static uint32_t hash_add(uint32_t h, const void *data, size_t n)
     return h;
 }
 
-static uint32_t hash_group(uint32_t h, const struct tpo_group *g)
-{
-    const float numbers[] = {(float)g->optimiser, g->beta1, g->beta2, g->eps, g->weight_decay, (float)g->clipped, (float)g->split};
-    for (int i = 0; i < g->n_patterns; i++) h = hash_add(h, g->patterns[i], strlen(g->patterns[i]) + 1);
-    return hash_add(h, numbers, sizeof(numbers));
-}
-
 /* Names the run to the services. Holder, shares and plan are in it: another plan under the same recipe's name must be another run to them. */
 static void run_name(const struct tpo_recovery *r, char out[64])
 {
     const struct tpo_plan *plan = &r->recipe->stages[r->stage].plan;
     const char *token = tpo_held_token(r->held);
     const int numbers[] = {plan->lanes, plan->micro_batches};
+    struct tpo_plan_digest digest;
+    tpo_plan_digest(&digest, plan);
     uint32_t h = hash_add(2166136261u, token, strlen(token));
     h = hash_add(h, r->crew->options.n_replicas, sizeof(r->crew->options.n_replicas));
     h = hash_add(hash_add(h, numbers, sizeof(numbers)), &plan->seed, sizeof(plan->seed));
-    for (int g = 0; g < plan->n_groups; g++) h = hash_group(h, &plan->groups[g]);
-    for (int i = 0; i < plan->n_losses; i++) {
-        h = hash_add(h, plan->losses[i].name, strlen(plan->losses[i].name) + 1);
-        h = hash_add(h, &plan->losses[i].weight, sizeof(plan->losses[i].weight));
-    }
+    h = hash_add(h, &digest, sizeof(digest));
     snprintf(out, 64, "%.48s#%08x", r->name, h);
 }
 

@@ -361,6 +361,7 @@ static int stage_run(struct run *r, int index, bool fresh, struct tpo_error *err
                                    .generator_seed = recipe->plan.seed,
                                    .lanes = recipe->plan.lanes,
                                    .micro_batches = recipe->plan.micro_batches};
+    tpo_plan_digest(&s.at.plan, &recipe->plan);
     stage_folder(r, index, s.dir, sizeof(s.dir));
     snprintf(s.name, sizeof(s.name), "%s/%s", r->recipe->name, recipe->name);
     if (mkdir(s.dir, 0755) != 0 && errno != EEXIST)

@@ -1,0 +1,33 @@
+/* This file owns the digests of a plan. */
+#include "trainer/steps/plan_digest.h"
+
+#include <string.h>
+
+static void group_add(tpo_sha256_t *h, const struct tpo_group *g)
+{
+    const float constants[] = {g->beta1, g->beta2, g->eps, g->weight_decay};
+    const int32_t kinds[] = {g->n_patterns, g->optimiser, g->clipped, g->split > 1 ? g->split : 1};
+    tpo_sha256_add(h, kinds, sizeof(kinds));
+    tpo_sha256_add(h, constants, sizeof(constants));
+    for (int i = 0; i < g->n_patterns; i++) tpo_sha256_add(h, g->patterns[i], strlen(g->patterns[i]) + 1);
+}
+
+static void hex_end(tpo_sha256_t *h, char out[TPO_SHA256_HEX])
+{
+    uint8_t digest[TPO_SHA256_BYTES];
+    tpo_sha256_end(h, digest);
+    tpo_sha256_hex(out, digest);
+}
+
+void tpo_plan_digest(struct tpo_plan_digest *out, const struct tpo_plan *plan)
+{
+    tpo_sha256_t *h = tpo_sha256_open();
+    for (int g = 0; g < plan->n_groups; g++) group_add(h, &plan->groups[g]);
+    hex_end(h, out->groups);
+    for (int i = 0; i < plan->n_losses; i++) {
+        tpo_sha256_add(h, plan->losses[i].name, strlen(plan->losses[i].name) + 1);
+        tpo_sha256_add(h, &plan->losses[i].weight, sizeof(plan->losses[i].weight));
+    }
+    hex_end(h, out->losses);
+    tpo_sha256_close(h);
+}
