@@ -97,7 +97,7 @@ static int take_worker(tpo_media_t *m, struct tpo_process *p, int64_t until_us, 
         rc = 0;
     }
     pthread_mutex_unlock(&m->lock);
-    return rc == 0 ? TPO_OK : tpo_fail(err, TPO_DEADLINE_EXCEEDED, "media_timeout", "every decoder is busy");
+    return rc == 0 ? TPO_OK : tpo_fail(err, TPO_DEADLINE_EXCEEDED, "media_busy", "every decoder is busy");
 }
 
 static void give_worker(tpo_media_t *m, struct tpo_process *p)

@@ -8,6 +8,7 @@
  *   INVALID_ARGUMENT   "media_unreadable"  no picture or video we can decode, or it broke the decoder
  *                      "media_too_large"   more pixels or frames than the options allow
  *   DEADLINE_EXCEEDED  "media_timeout"     not done in time
+ *                      "media_busy"        no worker was free in time
  *   NOT_FOUND          "media_missing"     no such file
  *   UNAVAILABLE        "media_worker"      the program cannot be started
  *   OUT_OF_RANGE       "media_frame"       an index at or past n_frames */

@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <png.h>
+#include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -19,7 +20,7 @@
 #define REFCOCO "source: refcoco, annotations: data/refs.json, media: data/images, split: train, skip_most: .5"
 
 /* data/: 8 images of 48 pixels, as wide as the model's, and 3 films of 6 frames, with all annotation files. */
-static void data_write(void)
+static void data_write_as(int zoom)
 {
     struct tpo_error err = {0};
     const struct tpo_world_export e = {.split = TPO_WORLD_TRAIN,
@@ -28,10 +29,15 @@ static void data_write(void)
                                        .n_clips = 3,
                                        .n_frames = 6,
                                        .side = 48,
-                                       .zoom = 1,
+                                       .zoom = zoom,
                                        .sentences = 4,
                                        .out = "data"};
     if (tpo_world_export(&e, &err) != TPO_OK) fail_msg("%s", err.message);
+}
+
+static void data_write(void)
+{
+    data_write_as(1);
 }
 
 static void text_write(const char *path, const char *text)
@@ -380,6 +386,174 @@ static void bad_media_are_passed_over_then_stop_the_run(void **state)
     run_refused("none", "INVALID_ARGUMENT: 64 rows drawn for one sample are bad: ", ".png: ");
 }
 
+/* Six steps of two pictures each, of 8 of which two are broken: which are drawn when is the seed's. */
+static void two_are_broken(const char *skip_most)
+{
+    char stage[2048];
+    snprintf(stage, sizeof(stage),
+             "  - name: files\n    steps: 6\n    data:\n"
+             "      - {source: videochat2, annotations: data/image_it.json, media: data/images, skip_most: %s, samples: 2}\n"
+             "    losses: {language: 1}\n" GROUPS,
+             skip_most);
+    data_write();
+    training_model(0);
+    training_recipe("r.yaml", stage);
+    text_write("data/images/000003.png", "no picture");
+    text_write("data/images/000006.png", "no picture");
+}
+
+/* How many rows had been passed over at a step; a log tells of it once. */
+static int skipped_at(const char *log, int step)
+{
+    char line[2048];
+    int n = -1;
+    FILE *f = fopen(log, "r");
+    assert_non_null(f);
+    while (fgets(line, sizeof(line), f) != NULL)
+        if (strstr(line, " data_ms=") != NULL && (int)number_after(line, " step=") == step)
+            n = (int)number_after(line, " skipped=");
+    fclose(f);
+    if (n < 0) fail_msg("%s: no step %d", log, step);
+    return n;
+}
+
+/* What is drawn once more by a run that goes on is the same, and as many rows are counted, wherever it was cut. */
+static void a_run_with_bad_media_goes_on_to_the_same_bits_and_counts(void **state)
+{
+    (void)state;
+    const char *const every[] = {"--checkpoint-every", "1", NULL};
+    two_are_broken(".25");
+    training_run("r.yaml", "whole", NULL, every);
+    assert_int_equal(skipped_at("whole.log", 6), 2);
+    for (int n = 1; n < 6; n++) {
+        char out[32], log[64], point[32];
+        snprintf(out, sizeof(out), "killed-%d", n);
+        snprintf(log, sizeof(log), "%s.log", out);
+        snprintf(point, sizeof(point), "after_commit:%d", n);
+        const char *const fault[] = {"--checkpoint-every", "1", "--fault", point, NULL};
+        assert_int_equal(training_wait(training_start("r.yaml", out, NULL, fault), 60), 128 + SIGKILL);
+        training_run("r.yaml", out, NULL, every);
+        training_same_model("whole", out, "1-files");
+        for (int step = n + 1; step <= 6; step++) assert_int_equal(skipped_at(log, step), skipped_at("whole.log", step));
+    }
+}
+
+/* The last step that a log tells of. */
+static int last_step(const char *log)
+{
+    char line[2048];
+    int step = 0;
+    FILE *f = fopen(log, "r");
+    assert_non_null(f);
+    while (fgets(line, sizeof(line), f) != NULL)
+        if (strstr(line, " data_ms=") != NULL) step = (int)number_after(line, " step=");
+    fclose(f);
+    return step;
+}
+
+/* What stops a run stops it at the same step if it was cut before: the rows that the run before it met count. */
+static void a_run_past_its_share_of_bad_media_stops_at_the_same_step(void **state)
+{
+    (void)state;
+    const char *const every[] = {"--checkpoint-every", "1", NULL};
+    two_are_broken(".2");
+    assert_int_equal(training_wait(training_start("r.yaml", "whole", NULL, every), 60), 1);
+    const int stopped = last_step("whole.log");
+    assert_in_range(stopped, 1, 5);
+    for (int n = 1; n <= stopped; n++) {
+        char out[32], log[64], err[64], point[32];
+        snprintf(out, sizeof(out), "killed-%d", n);
+        snprintf(log, sizeof(log), "%s.log", out);
+        snprintf(err, sizeof(err), "%s.err", out);
+        snprintf(point, sizeof(point), "after_commit:%d", n);
+        const char *const fault[] = {"--checkpoint-every", "1", "--fault", point, NULL};
+        assert_int_equal(training_wait(training_start("r.yaml", out, NULL, fault), 60), 128 + SIGKILL);
+        for (int again = 0; again < 2; again++) {
+            assert_int_equal(training_wait(training_start("r.yaml", out, NULL, every), 60), 1);
+            if (n < stopped) assert_int_equal(last_step(log), stopped);
+            assert_true(training_says(err, "INVALID_ARGUMENT: 2 of 8 rows are bad, 2 for their media: "));
+        }
+    }
+}
+
+struct filling {
+    struct tpo_source *source;
+    struct tpo_world_batch batch;
+    struct tpo_error err;
+    int rc;
+};
+
+static void *fill(void *arg)
+{
+    struct filling *f = arg;
+    f->rc = tpo_source_fill(f->source, &f->batch, 0, 2, &f->err);
+    return NULL;
+}
+
+/* A source of data/image_it.json whose only decoder is given so long for one try. */
+static void filling_open(struct filling *f, tpo_media_t **media, int timeout_ms)
+{
+    static struct tpo_config config;
+    char program[4096];
+    struct tpo_error err = {0};
+    snprintf(program, sizeof(program), "%s/tpo-media", tpo_test_build());
+    assert_int_equal(tpo_config_load(&config, "tiny", &err), TPO_OK);
+    const struct tpo_media_options decoder = {.program = program, .timeout_ms = timeout_ms};
+    assert_int_equal(tpo_media_open(media, &decoder, &err), TPO_OK);
+    const struct tpo_source_options o = {
+        .rows = {.source = TPO_ANNOTATIONS_VIDEOCHAT2, .annotations = "data/image_it.json", .media = "data/images", .skip_most = 1},
+        .config = &config,
+        .media = *media,
+        .threads = 1,
+        .n_conversations = 1};
+    *f = (struct filling){0};
+    assert_int_equal(tpo_source_open(&f->source, &o, &err), TPO_OK);
+}
+
+static void filling_close(struct filling *f, tpo_media_t *media)
+{
+    assert_int_equal(tpo_source_skipped(f->source), 0);
+    tpo_source_close(f->source);
+    tpo_world_batch_free(&f->batch);
+    tpo_media_close(media);
+}
+
+/* The only decoder is in use for more tries than a slow file gets: rows wait for it. */
+static void a_busy_decoder_is_waited_for(void **state)
+{
+    (void)state;
+    struct filling f;
+    struct tpo_error err = {0};
+    tpo_media_t *media = NULL;
+    tpo_media_file_t *file = NULL;
+    pthread_t thread;
+    data_write();
+    training_model(0);
+    filling_open(&f, &media, 500);
+    assert_int_equal(tpo_media_file_open(media, &file, "data/images/000000.png", 20000, &err), TPO_OK);
+    assert_int_equal(pthread_create(&thread, NULL, fill, &f), 0);
+    usleep(3200000);
+    tpo_media_file_close(file);
+    pthread_join(thread, NULL);
+    if (f.rc != TPO_OK) fail_msg("%s: %s", f.err.reason, f.err.message);
+    filling_close(&f, media);
+}
+
+/* No picture of two megapixels is decoded in a millisecond. To pass over it would be a matter of the machine. */
+static void a_file_that_is_never_done_ends_the_run(void **state)
+{
+    (void)state;
+    struct filling f;
+    tpo_media_t *media = NULL;
+    data_write_as(32);
+    training_model(0);
+    filling_open(&f, &media, 1);
+    fill(&f);
+    assert_int_equal(f.rc, TPO_FAILED_PRECONDITION);
+    assert_string_equal(f.err.reason, "media_slow");
+    filling_close(&f, media);
+}
+
 static void refused(const char *data, const char *expected)
 {
     struct tpo_recipe *r = NULL;
@@ -442,5 +616,8 @@ static void missing_files_are_found_before_the_first_step(void **state)
 TPO_TESTS(cmocka_unit_test(a_run_learns_from_files_and_goes_on_to_the_same_bits), cmocka_unit_test(over_a_mesh_it_is_the_same),
           cmocka_unit_test(a_frozen_encoder_takes_what_is_cached), cmocka_unit_test(rows_are_named_by_seed_and_step),
           cmocka_unit_test(an_epoch_shows_every_picture_once_as_it_is), cmocka_unit_test(films_are_sampled_as_the_recipe_says),
-          cmocka_unit_test(bad_media_are_passed_over_then_stop_the_run), cmocka_unit_test(recipes_with_a_bad_source_are_refused),
-          cmocka_unit_test(missing_files_are_found_before_the_first_step))
+          cmocka_unit_test(bad_media_are_passed_over_then_stop_the_run),
+          cmocka_unit_test(a_run_with_bad_media_goes_on_to_the_same_bits_and_counts),
+          cmocka_unit_test(a_run_past_its_share_of_bad_media_stops_at_the_same_step),
+          cmocka_unit_test(a_busy_decoder_is_waited_for), cmocka_unit_test(a_file_that_is_never_done_ends_the_run),
+          cmocka_unit_test(recipes_with_a_bad_source_are_refused), cmocka_unit_test(missing_files_are_found_before_the_first_step))

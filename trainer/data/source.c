@@ -13,11 +13,12 @@
 #include "common/sha256.h"
 #include "kernels/vector.h"
 #include "services/encoder/frames.h"
+#include "trainer/data/bad_rows.h"
 
 #define THREADS_MAX 16
 #define TRIES       64 /* rows for one sample: where half of all are bad, all of them are once in 2^64 samples */
 #define TOLD_MAX    10
-#define TIMEOUT_MS  60000
+#define SLOW_TRIES  5
 #define TOKENS_MAX  (2 * TPO_TASKS_MAX + 2)
 
 /* Keys of the draws that are not the order itself. */
@@ -36,12 +37,10 @@ struct tpo_source {
     const char *tokens[TOKENS_MAX];
     struct tpo_stream *streams[THREADS_MAX];
     int n_threads;
-    pthread_mutex_t lock; /* of the marks: threads of one fill meet here */
-    uint8_t *marks;       /* a bit for each row whose medium is bad */
-    struct seen *seen;    /* by row; NULL where samples bring pixels */
-    int64_t n_marked;
+    pthread_mutex_t lock; /* of the bad rows: threads of one fill meet here */
+    struct tpo_bad_rows *bad;
+    struct seen *seen; /* by row; NULL where samples bring pixels */
     int told;
-    char first[300]; /* the first bad medium and why */
 };
 
 /* What one thread of a fill draws: every n_threads-th sample. */
@@ -58,7 +57,7 @@ struct part {
 static bool is_marked(struct tpo_source *s, int64_t row)
 {
     pthread_mutex_lock(&s->lock);
-    const bool marked = s->marks[row / 8] >> (row % 8) & 1;
+    const bool marked = tpo_bad_rows_has(s->bad, row);
     pthread_mutex_unlock(&s->lock);
     return marked;
 }
@@ -69,17 +68,14 @@ static void tell(struct tpo_source *s, const char *text)
     if (s->told++ < TOLD_MAX) tpo_log(TPO_LOG_WARN, "row_skipped", "why=%s", tpo_log_quote(quoted, sizeof(quoted), text));
 }
 
-static void mark(struct tpo_source *s, int64_t row, const char *medium, const struct tpo_error *why)
+static void mark(struct part *p, int64_t row, const char *medium, const struct tpo_error *why)
 {
+    struct tpo_source *s = p->source;
     char text[300];
     snprintf(text, sizeof(text), "%.100s:%u: %.80s: %.90s", s->o.rows.annotations, tpo_annotations_line(s->rows, row), medium,
              why->message);
     pthread_mutex_lock(&s->lock);
-    if (!(s->marks[row / 8] >> (row % 8) & 1)) {
-        s->marks[row / 8] |= (uint8_t)(1 << row % 8);
-        if (s->n_marked++ == 0) memcpy(s->first, text, sizeof(s->first));
-        tell(s, text);
-    }
+    if (tpo_bad_rows_add(s->bad, p->first, row, text)) tell(s, text);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -90,21 +86,29 @@ static void on_bad(void *owner, const char *text)
 
 /* --- one sample ------------------------------------------------------------------------------------------------------------------------ */
 
+/* What a busy machine does is no fault of the file: decoders that are in use are waited for, one that is slow gets more time, one that ended, which may have
+ * been killed, another try. A file that is never done ends the run: to pass over it would make what is drawn depend on the load. */
 static int frames_read(struct part *p, const char *path, struct tpo_frames *frames, struct tpo_error *err)
 {
     struct tpo_source *s = p->source;
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return tpo_fail(err, TPO_NOT_FOUND, "media_missing", "%s", strerror(errno));
-    int rc = tpo_frames_load(frames, s->o.media, fd, &s->config, s->streams[p->part], TIMEOUT_MS, err);
-    /* A busy machine is no fault of the file: it has another minute. */
-    if (rc == TPO_DEADLINE_EXCEEDED) rc = tpo_frames_load(frames, s->o.media, fd, &s->config, s->streams[p->part], TIMEOUT_MS, err);
+    int rc = TPO_DEADLINE_EXCEEDED;
+    for (int slow = 0, ended = 0; slow < SLOW_TRIES && ended < 2 && rc != TPO_OK;) {
+        rc = tpo_frames_load(frames, s->o.media, fd, &s->config, s->streams[p->part], 0, err);
+        if (rc != TPO_OK && rc != TPO_DEADLINE_EXCEEDED) ended += strcmp(err->reason, "media_unreadable") == 0 ? 1 : 2;
+        if (rc == TPO_DEADLINE_EXCEEDED) slow += strcmp(err->reason, "media_busy") != 0;
+    }
     close(fd);
-    return rc;
+    if (rc != TPO_DEADLINE_EXCEEDED) return rc;
+    return tpo_fail(err, TPO_FAILED_PRECONDITION, "media_slow",
+                    "%.200s is not decoded in %d tries: the machine is too busy, or the file is to be replaced by an empty one",
+                    path, SLOW_TRIES);
 }
 
 static bool is_of_the_file(const struct tpo_error *err)
 {
-    static const char *const reasons[] = {"media_unreadable", "media_too_large", "media_timeout", "media_missing", "media_frame"};
+    static const char *const reasons[] = {"media_unreadable", "media_too_large", "media_missing", "media_frame"};
     for (size_t i = 0; i < sizeof(reasons) / sizeof(reasons[0]); i++)
         if (strcmp(err->reason, reasons[i]) == 0) return true;
     return err->code == TPO_NOT_FOUND; /* the row's own medium is gone */
@@ -184,7 +188,7 @@ static int row_take(struct part *p, int64_t row, struct tpo_sample *out, struct 
     const char *medium = rc == TPO_OK ? out->media_id : "";
     if (rc == TPO_OK) snprintf(path, sizeof(path), "%s/%s", s->o.rows.media, medium);
     if (rc == TPO_OK && seen.frames == 0) rc = medium_look(p, row, path, out, &seen, err);
-    if (rc != TPO_OK && is_of_the_file(err)) mark(s, row, medium, err);
+    if (rc != TPO_OK && is_of_the_file(err)) mark(p, row, medium, err);
     return rc == TPO_OK && s->seen != NULL ? name_set(p, out, &seen, path, err) : rc;
 }
 
@@ -211,7 +215,8 @@ static int sample_draw(struct part *p, uint64_t index, struct tpo_sample *out)
         if (rc == TPO_OK) questions_choose(s, out, index);
         if (rc == TPO_OK || !is_marked(s, row)) return rc;
     }
-    return tpo_fail(&p->err, TPO_INVALID_ARGUMENT, "annotations", "%d rows drawn for one sample are bad: %.200s", TRIES, s->first);
+    return tpo_fail(&p->err, TPO_INVALID_ARGUMENT, "annotations", "%d rows drawn for one sample are bad: %.200s", TRIES,
+                    tpo_bad_rows_first(s->bad));
 }
 
 static void *part_draw(void *arg)
@@ -235,7 +240,7 @@ static int share_check(const struct tpo_source *s, struct tpo_error *err)
     const int64_t bad = tpo_source_skipped(s), all = rows_of(s);
     if ((double)bad <= s->o.rows.skip_most * (double)all) return TPO_OK;
     return tpo_fail(err, TPO_INVALID_ARGUMENT, "annotations", "%lld of %lld rows are bad, %lld for their media: %.200s",
-                    (long long)bad, (long long)all, (long long)s->n_marked, s->first);
+                    (long long)bad, (long long)all, (long long)tpo_bad_rows_count(s->bad), tpo_bad_rows_first(s->bad));
 }
 
 int tpo_source_fill(struct tpo_source *s, struct tpo_world_batch *b, uint64_t first, int n, struct tpo_error *err)
@@ -316,8 +321,7 @@ int tpo_source_open(struct tpo_source **out, const struct tpo_source_options *o,
     s->o.rows.on_bad = on_bad;
     s->o.rows.owner = s;
     if (rc == TPO_OK) rc = tpo_annotations_open(&s->rows, &s->o.rows, err);
-    if (rc == TPO_OK && (s->marks = calloc((size_t)tpo_annotations_rows(s->rows) / 8 + 1, 1)) == NULL)
-        rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a source");
+    if (rc == TPO_OK) rc = tpo_bad_rows_open(&s->bad, o->bad_rows, tpo_annotations_rows(s->rows), o->first, err);
     const bool by_id = o->by_id && s->config.vision_encoder.num_frames == o->config->vision_encoder.num_frames;
     if (rc == TPO_OK && by_id && (s->seen = calloc((size_t)tpo_annotations_rows(s->rows) + 1, sizeof(*s->seen))) == NULL)
         rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a source");
@@ -340,12 +344,12 @@ void tpo_source_close(struct tpo_source *s)
     for (int i = 0; i < s->n_threads; i++) tpo_stream_close(s->streams[i]);
     tpo_annotations_close(s->rows);
     pthread_mutex_destroy(&s->lock);
-    free(s->marks);
+    tpo_bad_rows_close(s->bad);
     free(s->seen);
     free(s);
 }
 
 int64_t tpo_source_skipped(const struct tpo_source *s)
 {
-    return tpo_annotations_all_bad(s->rows) + s->n_marked;
+    return tpo_annotations_all_bad(s->rows) + tpo_bad_rows_count(s->bad);
 }

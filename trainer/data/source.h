@@ -1,8 +1,8 @@
 /* source.h -- an annotation file and its media as batches of training samples, the like of the world's (world.h).
  *
  * Sample `index` is a row and the frames of its medium, a pure function of the files, the seed and the index: annotations.h's order, epoch by epoch.
- * A row whose medium is gone, cannot be decoded or takes longer than a minute, twice, is bad from then on; the draws that meet it take another row
- * instead, which (seed, index) alone names, so that a run that goes on later draws the same. Frames come as the encoder service makes them
+ * A row whose medium is gone or cannot be decoded is bad from then on; the draws that meet it take another row instead, which (seed, index) alone
+ * names, so that a run that goes on later draws the same, and counts the same where it knows what the run before found (bad_rows.h). Load is waited for. Frames come as the encoder service makes them
  * (services/encoder/frames.h): an image is one frame, a film is sampled by rule "middle" and resized. Of a row that asks more than n_conversations
  * questions as many in a row are taken, the first by (seed, index).
  *
@@ -21,11 +21,13 @@ struct tpo_source;
 struct tpo_source_options {
     struct tpo_annotations_options rows; /* tokens and on_bad are the source's own */
     const struct tpo_config *config;     /* of the model that learns: size, frames, task tokens */
-    tpo_media_t *media;
-    int threads;         /* that decode side by side, 1..16 */
-    int n_frames;        /* of a film; 0: the model's num_frames, else fewer, where the model takes fewer */
-    int n_conversations; /* about a medium, at most */
-    float weight_end;    /* of the </s> */
+    tpo_media_t *media;                  /* its timeout is that of one try */
+    int threads;                         /* that decode side by side, 1..16 */
+    int n_frames;                        /* of a film; 0: the model's num_frames, else fewer, where the model takes fewer */
+    int n_conversations;                 /* about a medium, at most */
+    float weight_end;                    /* of the </s> */
+    const char *bad_rows;                /* the file that remembers bad rows (bad_rows.h); NULL: none */
+    uint64_t first;                      /* the sample that is filled first: a run goes on there */
     bool
         by_id; /* samples name their medium (media_id, media_path) instead of bringing pixels, for an encoder that reads recorded media; films of
                             fewer frames than the model's bring them all the same, since a service samples by its own configuration */
@@ -37,7 +39,7 @@ int tpo_source_open(struct tpo_source **out, const struct tpo_source_options *o,
 void tpo_source_close(struct tpo_source *s); /* accepts NULL */
 
 /* Samples first .. first+n-1 into the batch, valid until its next fill. INVALID_ARGUMENT "annotations" once more than skip_most of the file's rows are
- * bad, or when 64 rows drawn for one sample are; what is not a row's fault (no decoder, no memory, a file that changed) as it is. */
+ * bad, or when 64 rows drawn for one sample are; FAILED_PRECONDITION "media_slow" for a file that is not decoded in five tries; what is not a row's fault (no decoder, no memory, a file that changed) as it is. */
 int tpo_source_fill(struct tpo_source *s, struct tpo_world_batch *b, uint64_t first, int n, struct tpo_error *err);
 
 int64_t tpo_source_skipped(const struct tpo_source *s); /* bad ones that are known by now */

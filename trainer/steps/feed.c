@@ -2,6 +2,7 @@
 #include "trainer/steps/feed.h"
 
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "common/cores.h"
@@ -10,6 +11,7 @@
 
 #define RING         4
 #define DECODERS_MAX 16
+#define DECODE_MS    60000 /* of one try */
 
 /* Of the machine's cores, the part that draws: a device that computes fast waits for it otherwise, a team of threads needs the rest. */
 #define DRAWING_SHARE 4
@@ -70,7 +72,7 @@ static void *produce(void *arg)
         pthread_mutex_unlock(&f->lock);
         const int rc = step_draw(f, step, &err);
         pthread_mutex_lock(&f->lock);
-        f->drawn++;
+        f->drawn += rc == TPO_OK;
         f->rc = rc;
         f->error = err;
         pthread_cond_broadcast(&f->changed);
@@ -95,10 +97,12 @@ static int source_open(struct tpo_feed *f, const struct tpo_feed_options *o, int
     const struct tpo_recipe_data *d = &s->data[i];
     const int cores = tpo_cores();
     const int threads = cores > DECODERS_MAX ? DECODERS_MAX : cores;
-    const struct tpo_media_options media = {.program = o->media_program, .n_workers = threads};
+    const struct tpo_media_options media = {.program = o->media_program, .n_workers = threads, .timeout_ms = DECODE_MS};
     const int rc = f->media != NULL ? TPO_OK : tpo_media_open(&f->media, &media, err);
     if (rc != TPO_OK) return rc;
     f->reads = true;
+    char bad_rows[4096];
+    snprintf(bad_rows, sizeof(bad_rows), "%s/bad-rows-%d", o->dir != NULL ? o->dir : "", i + 1);
     const struct tpo_source_options options = {.rows = {.source = d->source,
                                                         .annotations = d->annotations,
                                                         .instances = d->instances,
@@ -112,6 +116,8 @@ static int source_open(struct tpo_feed *f, const struct tpo_feed_options *o, int
                                                .n_frames = d->draw.n_frames,
                                                .n_conversations = d->draw.n_conversations,
                                                .weight_end = d->draw.weight_end,
+                                               .bad_rows = o->dir != NULL ? bad_rows : NULL,
+                                               .first = f->batches_of[i] * (uint64_t)d->samples,
                                                .by_id = o->by_id};
     return tpo_source_open(&f->sources[i], &options, err);
 }
@@ -120,6 +126,8 @@ static int data_open(struct tpo_feed *f, const struct tpo_feed_options *o, struc
 {
     const struct tpo_recipe_stage *s = &f->recipe->stages[f->stage];
     int rc = TPO_OK;
+    for (int step = 1; step < f->first; step++)
+        for (int m = 0; m < f->micro_batches; m++) f->batches_of[tpo_recipe_pick(f->recipe, f->stage, step, m)]++;
     for (int i = 0; i < s->n_data && rc == TPO_OK; i++) {
         f->draws[i] = s->data[i].draw;
         f->draws[i].word_id = o->word_id;
@@ -128,8 +136,6 @@ static int data_open(struct tpo_feed *f, const struct tpo_feed_options *o, struc
         f->draws[i].patch = o->config->vision_encoder.patch_size;
         rc = s->data[i].annotations != NULL ? source_open(f, o, i, err) : world_open(f, o, err);
     }
-    for (int step = 1; step < f->first; step++)
-        for (int m = 0; m < f->micro_batches; m++) f->batches_of[tpo_recipe_pick(f->recipe, f->stage, step, m)]++;
     return rc;
 }
 
@@ -202,7 +208,8 @@ int tpo_feed_next(struct tpo_feed *f, const struct tpo_world_batch **out, struct
 {
     pthread_mutex_lock(&f->lock);
     while (f->drawn == f->taken && f->rc == TPO_OK) pthread_cond_wait(&f->changed, &f->lock);
-    int rc = f->rc;
+    /* A step that cannot be drawn costs none of those before it. */
+    const int rc = f->drawn > f->taken ? TPO_OK : f->rc;
     if (rc == TPO_OK) {
         *out = f->ring[f->taken % RING];
         f->skipped = f->skipped_at[f->taken % RING];

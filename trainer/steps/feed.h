@@ -16,6 +16,7 @@ struct tpo_feed_options {
     int (*word_id)(void *owner, const char *word); /* the vocabulary id of a word (world.h); NULL where no stage wants slots */
     void *owner;
     bool by_id;                /* samples of a source name their media (source.h): an encoder over the mesh, frozen in this stage */
+    const char *dir;           /* of the stage: rows whose media are bad are remembered there, in bad-rows-N; NULL: nowhere */
     const char *media_program; /* as media.h has it; started only where the stage reads files */
 };
 

@@ -177,6 +177,7 @@ static int feed_reopen(struct stage *s, struct tpo_error *err)
                                        .config = &r->config,
                                        .word_id = word_id,
                                        .owner = r->tokenizer,
+                                       .dir = s->dir,
                                        .by_id = r->remote && r->crew.trainable[TPO_PART_ENCODER] == 0};
     return tpo_feed_open(&s->feed, &o, err);
 }

@@ -314,7 +314,7 @@ static void a_busy_pool_is_a_timeout(void **state)
     shell(FFMPEG "-f lavfi -i testsrc2=size=32x16 -frames:v 1 a.png");
     tpo_media_file_t *f = opened(m, "a.png"), *second;
     assert_int_equal(tpo_media_file_open(m, &second, "a.png", 50, &err), TPO_DEADLINE_EXCEEDED);
-    assert_string_equal(err.reason, "media_timeout");
+    assert_string_equal(err.reason, "media_busy");
     tpo_media_file_close(f);
     tpo_media_file_close(opened(m, "a.png"));
     tpo_media_close(m);
