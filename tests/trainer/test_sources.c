@@ -5,6 +5,7 @@
 #include <png.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "common/sha256.h"
@@ -104,6 +105,21 @@ static double number_after(const char *line, const char *key)
     const char *at = strstr(line, key);
     if (at == NULL) fail_msg("%s is not in %s", key, line);
     return strtod(at + strlen(key), NULL);
+}
+
+/* How many rows had been passed over at a step; a log tells of it once. */
+static int skipped_at(const char *log, int step)
+{
+    char line[2048];
+    int n = -1;
+    FILE *f = fopen(log, "r");
+    assert_non_null(f);
+    while (fgets(line, sizeof(line), f) != NULL)
+        if (strstr(line, " data_ms=") != NULL && (int)number_after(line, " step=") == step)
+            n = (int)number_after(line, " skipped=");
+    fclose(f);
+    if (n < 0) fail_msg("%s: no step %d", log, step);
+    return n;
 }
 
 /* --- a run --------------------------------------------------------------------------------------------------------------------------------- */
@@ -227,6 +243,72 @@ static void a_frozen_encoder_takes_what_is_cached(void **state)
     assert_true(hits > kept);
 }
 
+/* An epoch and a half of the pictures. */
+static const char stage_of_names[] =
+    "  - name: names\n"
+    "    steps: 6\n"
+    "    data:\n"
+    "      - {source: videochat2, annotations: data/image_it.json, media: data/images, samples: 2, conversations: 2, skip_most: "
+    ".2}\n"
+    "    losses: {language: 1}\n"
+    "    groups:\n"
+    "      - {name: lora, optimiser: adamw, rate: 2e-3, tensors: ['lm.*lora_A.*', 'lm.*lora_B.*']}\n";
+
+/* The encoder refuses media that the trainer reads: too large for it, or not decoded in its time. They come as pixels, and the run is that of one process. */
+static void media_that_only_the_encoder_refuses(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *setting, *value, *reason;
+    } cases[] = {{"TPO_MEDIA_FILE_BYTES", "20000", "media_too_large"}, {"TPO_MEDIA_TIMEOUT", "10ms", "media_timeout"}};
+    const char *const same[] = {"--model", "served", NULL};
+    data_write_as(32);
+    training_model(0);
+    training_recipe("r.yaml", stage_of_names);
+    training_run("r.yaml", "one", NULL, same);
+    for (int i = 0; i < 2; i++) {
+        struct training_mesh m;
+        char out[32], log[64], said[64];
+        snprintf(out, sizeof(out), "mesh-%d", i);
+        snprintf(log, sizeof(log), "%s.log", out);
+        snprintf(said, sizeof(said), "stage=encoder reason=%s", cases[i].reason);
+        assert_int_equal(system("rm -rf media-0"), 0);
+        setenv(cases[i].setting, cases[i].value, 1);
+        training_mesh_start(&m, "served", 1, 2);
+        unsetenv(cases[i].setting);
+        training_run("r.yaml", out, &m, same);
+        training_mesh_stop(&m);
+        assert_true(training_says(log, "event=media_as_pixels"));
+        if (!training_says(log, said)) fail_msg("%s does not say %s", log, said);
+        assert_false(training_says(log, "event=step_lost"));
+        training_same_lines("one", out);
+        training_same_model("one", out, "1-names");
+    }
+}
+
+/* Pictures that are drawn ahead, by name, go away before the encoder has asked for them: they are passed over, in their turn. */
+static void a_medium_that_goes_away_after_its_draw_is_passed_over(void **state)
+{
+    (void)state;
+    struct training_mesh m;
+    const char *const stop[] = {"--model", "served", "--fault", "after_commit:1:stop", NULL};
+    int status = 0;
+    data_write();
+    training_model(0);
+    training_recipe("r.yaml", stage_of_names);
+    training_mesh_start(&m, "served", 1, 2);
+    const pid_t pid = training_start("r.yaml", "mesh", &m, stop);
+    assert_int_equal(waitpid(pid, &status, WUNTRACED), pid);
+    assert_true(WIFSTOPPED(status));
+    assert_int_equal(system("for f in data/images/*; do test -e media-0/$(sha256sum <$f | cut -c1-64) || { rm $f; break; }; done"),
+                     0);
+    kill(pid, SIGCONT);
+    if (training_wait(pid, 60) != 0) fail_msg("the run ended");
+    assert_int_equal(skipped_at("mesh.log", 6), 1);
+    assert_true(training_says("mesh.log", "missing media"));
+    training_mesh_stop(&m);
+}
+
 /* --- rows -------------------------------------------------------------------------------------------------------------------------------------- */
 
 static void rows_are_named_by_seed_and_step(void **state)
@@ -299,6 +381,34 @@ static void an_epoch_shows_every_picture_once_as_it_is(void **state)
         }
     }
     for (int i = 0; i < 8; i++) assert_int_equal(seen[i], 1);
+    tpo_feed_close(f);
+    tpo_recipe_close(r);
+}
+
+/* What is drawn in place of a picture that is not there is another one; nothing else moves. */
+static void a_missing_picture_leaves_the_others_in_their_order(void **state)
+{
+    (void)state;
+    char before[8][TPO_SHA256_HEX], after[TPO_SHA256_HEX];
+    int moved = 0;
+    data_write();
+    training_model(0);
+    training_recipe("r.yaml", "  - name: files\n    steps: 9\n    data:\n"
+                              "      - {source: videochat2, annotations: data/image_it.json, media: data/images, samples: 1, "
+                              "skip_most: .2}\n"
+                              "    losses: {language: 1}\n" GROUPS);
+    struct tpo_recipe *r = recipe_of("r.yaml");
+    struct tpo_feed *f = feed_of(r, 1);
+    for (int s = 0; s < 8; s++) batch_hash(before[s], next_of(f));
+    tpo_feed_close(f);
+    assert_int_equal(unlink("data/images/000005.png"), 0);
+    f = feed_of(r, 1);
+    for (int s = 0; s < 8; s++) {
+        batch_hash(after, next_of(f));
+        moved += strcmp(before[s], after) != 0;
+    }
+    assert_int_equal(moved, 1);
+    assert_int_equal(tpo_feed_skipped(f), 1);
     tpo_feed_close(f);
     tpo_recipe_close(r);
 }
@@ -400,21 +510,6 @@ static void two_are_broken(const char *skip_most)
     training_recipe("r.yaml", stage);
     text_write("data/images/000003.png", "no picture");
     text_write("data/images/000006.png", "no picture");
-}
-
-/* How many rows had been passed over at a step; a log tells of it once. */
-static int skipped_at(const char *log, int step)
-{
-    char line[2048];
-    int n = -1;
-    FILE *f = fopen(log, "r");
-    assert_non_null(f);
-    while (fgets(line, sizeof(line), f) != NULL)
-        if (strstr(line, " data_ms=") != NULL && (int)number_after(line, " step=") == step)
-            n = (int)number_after(line, " skipped=");
-    fclose(f);
-    if (n < 0) fail_msg("%s: no step %d", log, step);
-    return n;
 }
 
 /* What is drawn once more by a run that goes on is the same, and as many rows are counted, wherever it was cut. */
@@ -614,9 +709,11 @@ static void missing_files_are_found_before_the_first_step(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(a_run_learns_from_files_and_goes_on_to_the_same_bits), cmocka_unit_test(over_a_mesh_it_is_the_same),
-          cmocka_unit_test(a_frozen_encoder_takes_what_is_cached), cmocka_unit_test(rows_are_named_by_seed_and_step),
-          cmocka_unit_test(an_epoch_shows_every_picture_once_as_it_is), cmocka_unit_test(films_are_sampled_as_the_recipe_says),
-          cmocka_unit_test(bad_media_are_passed_over_then_stop_the_run),
+          cmocka_unit_test(a_frozen_encoder_takes_what_is_cached), cmocka_unit_test(media_that_only_the_encoder_refuses),
+          cmocka_unit_test(a_medium_that_goes_away_after_its_draw_is_passed_over),
+          cmocka_unit_test(rows_are_named_by_seed_and_step), cmocka_unit_test(an_epoch_shows_every_picture_once_as_it_is),
+          cmocka_unit_test(a_missing_picture_leaves_the_others_in_their_order),
+          cmocka_unit_test(films_are_sampled_as_the_recipe_says), cmocka_unit_test(bad_media_are_passed_over_then_stop_the_run),
           cmocka_unit_test(a_run_with_bad_media_goes_on_to_the_same_bits_and_counts),
           cmocka_unit_test(a_run_past_its_share_of_bad_media_stops_at_the_same_step),
           cmocka_unit_test(a_busy_decoder_is_waited_for), cmocka_unit_test(a_file_that_is_never_done_ends_the_run),

@@ -19,7 +19,7 @@
 
 struct row {
     uint64_t offset;
-    uint32_t length, line;
+    uint32_t length, line : 31, missing : 1;
 };
 
 struct tpo_annotations {
@@ -260,7 +260,7 @@ static int row_add(struct scan *s, size_t from, size_t to, uint32_t line, struct
         snprintf(text, sizeof(text), "%.150s:%u: %.150s", a->path, line, why.message);
         if (a->bad[fault]++ == 0) snprintf(s->first[fault], sizeof(s->first[fault]), "%.199s", text);
         if (a->options.on_bad != NULL) a->options.on_bad(a->options.owner, text);
-        return TPO_OK;
+        if (fault != TPO_FAULT_ROW_MEDIA) return TPO_OK;
     }
     if (a->n == s->capacity) {
         s->capacity = s->capacity > 0 ? 2 * s->capacity : 1024;
@@ -268,7 +268,7 @@ static int row_add(struct scan *s, size_t from, size_t to, uint32_t line, struct
         if (grown == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for %.200s", a->path);
         a->rows = grown;
     }
-    a->rows[a->n++] = (struct row){from, (uint32_t)(to - from), line};
+    a->rows[a->n++] = (struct row){from, (uint32_t)(to - from), line, rc != TPO_OK};
     return TPO_OK;
 }
 
@@ -322,7 +322,9 @@ static int rows_read(struct tpo_annotations *a, struct tpo_error *err)
     if ((double)bad > a->options.skip_most * (double)s.seen)
         return tpo_fail(err, TPO_INVALID_ARGUMENT, "annotations", "%lld of %lld rows are bad, most often \"%s\": %s",
                         (long long)bad, (long long)s.seen, fault_names[worst], s.first[worst]);
-    return a->n > 0 ? TPO_OK : tpo_fail(err, TPO_INVALID_ARGUMENT, "annotations", "%.200s holds no row", a->path);
+    return a->n > a->bad[TPO_FAULT_ROW_MEDIA]
+               ? TPO_OK
+               : tpo_fail(err, TPO_INVALID_ARGUMENT, "annotations", "%.200s holds no good row", a->path);
 }
 
 static int file_map(struct tpo_annotations *a, struct tpo_error *err)
@@ -377,6 +379,11 @@ void tpo_annotations_close(struct tpo_annotations *a)
 int64_t tpo_annotations_rows(const struct tpo_annotations *a)
 {
     return a->n;
+}
+
+bool tpo_annotations_missing(const struct tpo_annotations *a, int64_t row)
+{
+    return a->rows[row].missing;
 }
 
 int64_t tpo_annotations_bad(const struct tpo_annotations *a, enum tpo_annotation_fault f)

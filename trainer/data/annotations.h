@@ -49,7 +49,9 @@ struct tpo_annotations_options {
 int tpo_annotations_open(struct tpo_annotations **out, const struct tpo_annotations_options *o, struct tpo_error *err);
 void tpo_annotations_close(struct tpo_annotations *a); /* accepts NULL */
 
-int64_t tpo_annotations_rows(const struct tpo_annotations *a); /* good ones */
+/* Those that draws name: good ones, and those whose medium is missing, so that the order is that of the file, whatever lies beside it. */
+int64_t tpo_annotations_rows(const struct tpo_annotations *a);
+bool tpo_annotations_missing(const struct tpo_annotations *a, int64_t row); /* its medium was, when the file was read */
 int64_t tpo_annotations_bad(const struct tpo_annotations *a, enum tpo_annotation_fault f);
 int64_t tpo_annotations_all_bad(const struct tpo_annotations *a);
 int64_t tpo_annotations_left_out(const struct tpo_annotations *a);           /* of other splits: neither good nor bad */

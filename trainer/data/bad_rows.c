@@ -75,13 +75,16 @@ static int file_open(struct tpo_bad_rows *b, const char *path, uint64_t before, 
     return TPO_OK;
 }
 
-int tpo_bad_rows_open(struct tpo_bad_rows **out, const char *path, int64_t n_rows, uint64_t before, struct tpo_error *err)
+int tpo_bad_rows_open(struct tpo_bad_rows **out, const char *path, const struct tpo_bad_rows_of *rows, uint64_t before,
+                      struct tpo_error *err)
 {
     struct tpo_bad_rows *b = calloc(1, sizeof(*b));
     if (b == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a source");
-    b->n_rows = n_rows;
-    b->bits = calloc((size_t)n_rows / 8 + 1, 1);
+    b->n_rows = rows->n;
+    b->bits = calloc((size_t)rows->n / 8 + 1, 1);
     int rc = b->bits != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a source");
+    for (int64_t row = 0; rc == TPO_OK && rows->left_out != NULL && row < rows->n; row++)
+        if (rows->left_out(rows->owner, row)) b->bits[row / 8] |= (uint8_t)(1 << row % 8);
     if (rc == TPO_OK && path != NULL) rc = file_open(b, path, before, err);
     if (rc == TPO_OK)
         *out = b;

@@ -88,14 +88,14 @@ static void on_bad(void *owner, const char *text)
 
 /* What a busy machine does is no fault of the file: decoders that are in use are waited for, one that is slow gets more time, one that ended, which may have
  * been killed, another try. A file that is never done ends the run: to pass over it would make what is drawn depend on the load. */
-static int frames_read(struct part *p, const char *path, struct tpo_frames *frames, struct tpo_error *err)
+static int frames_read(struct tpo_frames *frames, tpo_media_t *media, const char *path, const struct tpo_config *c,
+                       struct tpo_stream *stream, struct tpo_error *err)
 {
-    struct tpo_source *s = p->source;
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return tpo_fail(err, TPO_NOT_FOUND, "media_missing", "%s", strerror(errno));
     int rc = TPO_DEADLINE_EXCEEDED;
     for (int slow = 0, ended = 0; slow < SLOW_TRIES && ended < 2 && rc != TPO_OK;) {
-        rc = tpo_frames_load(frames, s->o.media, fd, &s->config, s->streams[p->part], 0, err);
+        rc = tpo_frames_load(frames, media, fd, c, stream, 0, err);
         if (rc != TPO_OK && rc != TPO_DEADLINE_EXCEEDED) ended += strcmp(err->reason, "media_unreadable") == 0 ? 1 : 2;
         if (rc == TPO_DEADLINE_EXCEEDED) slow += strcmp(err->reason, "media_busy") != 0;
     }
@@ -137,15 +137,33 @@ static struct seen seen_get(struct tpo_source *s, int64_t row)
     return seen;
 }
 
-static int pixels_set(struct part *p, struct tpo_sample *out, const struct tpo_frames *frames, struct tpo_error *err)
+static int pixels_set(struct tpo_arena *a, struct tpo_sample *out, const struct tpo_frames *frames, const struct tpo_config *c,
+                      struct tpo_error *err)
 {
-    const int side = p->source->config.vision_encoder.img_size;
+    const int side = c->vision_encoder.img_size;
     const size_t bytes = (size_t)frames->T * (size_t)side * (size_t)side * 3;
     out->n_frames = frames->T;
     out->height = out->width = side;
-    out->pixels = (const uint8_t *)tpo_arena_copy(&p->batch->arenas[p->part], frames->pixels, bytes);
+    out->pixels = (const uint8_t *)tpo_arena_copy(a, frames->pixels, bytes);
     out->media_id = NULL;
     return out->pixels != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a sample");
+}
+
+int tpo_source_pixels(tpo_media_t *media, const struct tpo_config *c, struct tpo_stream *stream, struct tpo_arena *a,
+                      struct tpo_sample *s, struct tpo_error *err)
+{
+    struct tpo_frames frames = {0};
+    struct tpo_error why = {0};
+    int rc = frames_read(&frames, media, s->media_path, c, stream, &why);
+    if (rc == TPO_OK && frames.T == s->n_frames)
+        rc = pixels_set(a, s, &frames, c, err);
+    else if (rc == TPO_OK || is_of_the_file(&why))
+        rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "media_gone", "%.200s is not what it was: %.200s", s->media_path,
+                      rc == TPO_OK ? "it has another number of frames" : why.message);
+    else if (err != NULL)
+        *err = why;
+    tpo_frames_free(&frames);
+    return rc;
 }
 
 static int name_set(struct part *p, struct tpo_sample *out, const struct seen *seen, const char *path, struct tpo_error *err)
@@ -165,9 +183,9 @@ static int medium_look(struct part *p, int64_t row, const char *path, struct tpo
 {
     struct tpo_source *s = p->source;
     struct tpo_frames frames = {0};
-    int rc = frames_read(p, path, &frames, err);
+    int rc = frames_read(&frames, s->o.media, path, &s->config, s->streams[p->part], err);
     if (rc == TPO_OK && frames.T < 1) rc = tpo_fail(err, TPO_INVALID_ARGUMENT, "media_unreadable", "it has no frames");
-    if (rc == TPO_OK && s->seen == NULL) rc = pixels_set(p, out, &frames, err);
+    if (rc == TPO_OK && s->seen == NULL) rc = pixels_set(&p->batch->arenas[p->part], out, &frames, &s->config, err);
     if (rc == TPO_OK && s->seen != NULL && (rc = digest_read(seen->digest, path, err)) == TPO_OK) {
         seen->frames = frames.T;
         pthread_mutex_lock(&s->lock);
@@ -232,7 +250,7 @@ static void *part_draw(void *arg)
 /* Of the file and its split, bad ones too. */
 static int64_t rows_of(const struct tpo_source *s)
 {
-    return tpo_annotations_rows(s->rows) + tpo_annotations_all_bad(s->rows);
+    return tpo_annotations_rows(s->rows) + tpo_annotations_all_bad(s->rows) - tpo_annotations_bad(s->rows, TPO_FAULT_ROW_MEDIA);
 }
 
 static int share_check(const struct tpo_source *s, struct tpo_error *err)
@@ -309,6 +327,11 @@ static void summary_log(const struct tpo_source *s)
             (long long)tpo_annotations_left_out(s->rows), (long long)tpo_source_skipped(s), faults);
 }
 
+static bool is_missing(const void *owner, int64_t row)
+{
+    return tpo_annotations_missing(owner, row);
+}
+
 int tpo_source_open(struct tpo_source **out, const struct tpo_source_options *o, struct tpo_error *err)
 {
     struct tpo_source *s = calloc(1, sizeof(*s));
@@ -321,7 +344,10 @@ int tpo_source_open(struct tpo_source **out, const struct tpo_source_options *o,
     s->o.rows.on_bad = on_bad;
     s->o.rows.owner = s;
     if (rc == TPO_OK) rc = tpo_annotations_open(&s->rows, &s->o.rows, err);
-    if (rc == TPO_OK) rc = tpo_bad_rows_open(&s->bad, o->bad_rows, tpo_annotations_rows(s->rows), o->first, err);
+    if (rc == TPO_OK) {
+        const struct tpo_bad_rows_of rows = {tpo_annotations_rows(s->rows), is_missing, s->rows};
+        rc = tpo_bad_rows_open(&s->bad, o->bad_rows, &rows, o->first, err);
+    }
     const bool by_id = o->by_id && s->config.vision_encoder.num_frames == o->config->vision_encoder.num_frames;
     if (rc == TPO_OK && by_id && (s->seen = calloc((size_t)tpo_annotations_rows(s->rows) + 1, sizeof(*s->seen))) == NULL)
         rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a source");

@@ -10,7 +10,9 @@
 #ifndef TPO_TRAINER_DATA_SOURCE_H
 #define TPO_TRAINER_DATA_SOURCE_H
 
+#include "common/arena.h"
 #include "common/media/media.h"
+#include "kernels/stream.h"
 #include "nn/config.h"
 #include "trainer/data/annotations.h"
 #include "trainer/world/world.h"
@@ -41,6 +43,11 @@ void tpo_source_close(struct tpo_source *s); /* accepts NULL */
 /* Samples first .. first+n-1 into the batch, valid until its next fill. INVALID_ARGUMENT "annotations" once more than skip_most of the file's rows are
  * bad, or when 64 rows drawn for one sample are; FAILED_PRECONDITION "media_slow" for a file that is not decoded in five tries; what is not a row's fault (no decoder, no memory, a file that changed) as it is. */
 int tpo_source_fill(struct tpo_source *s, struct tpo_world_batch *b, uint64_t first, int n, struct tpo_error *err);
+
+/* The frames of a sample that names its medium, into the arena and in place of the name. `stream`: of the resize, one for each thread. FAILED_PRECONDITION
+ * "media_gone" where the medium is not what it was when the sample was drawn; "media_slow". */
+int tpo_source_pixels(tpo_media_t *media, const struct tpo_config *c, struct tpo_stream *stream, struct tpo_arena *a,
+                      struct tpo_sample *s, struct tpo_error *err);
 
 int64_t tpo_source_skipped(const struct tpo_source *s); /* bad ones that are known by now */
 

@@ -23,6 +23,7 @@ struct tpo_feed {
     struct tpo_world_draw draws[TPO_DATA_MAX];
     struct tpo_source *sources[TPO_DATA_MAX]; /* NULL: the world */
     uint64_t batches_of[TPO_DATA_MAX];        /* micro-batches that each data has filled since the stage began */
+    const struct tpo_config *config;
     tpo_media_t *media;
     struct tpo_world_batch *ring[RING]; /* micro_batches each */
     int64_t skipped_at[RING], skipped;  /* rows passed over when a slot was drawn; of the slot taken last */
@@ -145,6 +146,7 @@ int tpo_feed_open(struct tpo_feed **out, const struct tpo_feed_options *o, struc
     if (f == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the feed");
     const int cores = tpo_cores();
     f->recipe = o->recipe;
+    f->config = o->config;
     f->stage = o->stage;
     f->first = o->first_step;
     f->micro_batches = o->recipe->stages[o->stage].plan.micro_batches;
@@ -220,5 +222,14 @@ int tpo_feed_next(struct tpo_feed *f, const struct tpo_world_batch **out, struct
         *err = f->error;
     }
     pthread_mutex_unlock(&f->lock);
+    return rc;
+}
+
+int tpo_feed_pixels(const struct tpo_feed *f, struct tpo_arena *a, struct tpo_sample *s, struct tpo_error *err)
+{
+    struct tpo_stream *stream = NULL;
+    int rc = tpo_stream_open(&stream, "cpu", 1, err);
+    if (rc == TPO_OK) rc = tpo_source_pixels(f->media, f->config, stream, a, s, err);
+    tpo_stream_close(stream);
     return rc;
 }

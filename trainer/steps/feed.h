@@ -32,4 +32,8 @@ int64_t tpo_feed_skipped(const struct tpo_feed *f);
 /* The samples of the next step: *out[micro_batch], valid until the next call. Waits for the thread; its error, if it met one. */
 int tpo_feed_next(struct tpo_feed *f, const struct tpo_world_batch **out, struct tpo_error *err);
 
+/* The frames of a sample that names its medium, decoded anew into the arena, in place of the name: as source.h would have made them. Any thread.
+ * FAILED_PRECONDITION "media_gone" for a medium that was good when it was drawn: another draw would find that out. */
+int tpo_feed_pixels(const struct tpo_feed *f, struct tpo_arena *a, struct tpo_sample *s, struct tpo_error *err);
+
 #endif

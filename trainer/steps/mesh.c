@@ -100,6 +100,12 @@ int tpo_mesh_read(struct tpo_mesh *m, const char *text, struct tpo_error *err)
     return rc;
 }
 
+static int pixels(void *owner, struct tpo_arena *a, struct tpo_sample *s, struct tpo_error *err)
+{
+    const struct tpo_mesh *m = owner;
+    return tpo_feed_pixels(m->feed, a, s, err);
+}
+
 int tpo_mesh_handle(void *owner, int part, int replica, struct tpo_learner *out, struct tpo_error *err)
 {
     struct tpo_mesh *m = owner;
@@ -108,6 +114,8 @@ int tpo_mesh_handle(void *owner, int part, int replica, struct tpo_learner *out,
                                          .holder = m->holder,
                                          .lease_ms = m->lease_ms,
                                          .timeout_ms = m->call_ms,
+                                         .pixels = pixels,
+                                         .owner = m,
                                          .lease = &m->leases[part][replica],
                                          .stop = &m->stop};
     return tpo_learner_open_remote(out, &o, err);

@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 
 #include "trainer/steps/crew.h"
+#include "trainer/steps/feed.h"
 
 #define TPO_ADDRESS_MAX 128
 
@@ -17,6 +18,7 @@ struct tpo_mesh {
     int n_replicas[TPO_PARTS];
     const char *holder; /* of the lease; set before the first handle is opened */
     int lease_ms, call_ms;
+    struct tpo_feed *feed; /* of the stage in progress: decodes what a service cannot take by name */
     _Atomic uint64_t leases[TPO_PARTS][TPO_REPLICAS_MAX];
     _Atomic bool stop;
 };

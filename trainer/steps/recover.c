@@ -15,8 +15,9 @@
 
 bool tpo_recovery_helps(const struct tpo_error *err)
 {
-    static const char *const lost[] = {"wrong_run",    "wrong_version", "wrong_step", "no_forward", "no_norms",
-                                       "not_prepared", "no_total",      "open_tapes", "lease"};
+    static const char *const lost[] = {
+        "wrong_run", "wrong_version", "wrong_step", "no_forward", "no_norms", "not_prepared",
+        "no_total",  "open_tapes",    "lease",      "media_gone"}; /* since it was drawn: the next draw passes over it */
     if (err->code == TPO_UNAVAILABLE || err->code == TPO_DEADLINE_EXCEEDED || err->code == TPO_CANCELLED ||
         err->code == TPO_ABORTED || err->code == TPO_UNKNOWN)
         return true;

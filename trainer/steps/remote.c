@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/log.h"
 #include "services/host/learner_wire.h"
 #include "trainer/steps/media_send.h"
 #include "trainer/steps/remote_private.h"
@@ -88,18 +89,58 @@ static int forward_read(struct remote *r, struct tpo_forwarded *out, struct tpo_
     return TPO_OK;
 }
 
+/* The service's errors about a medium; not those of a medium that cannot be read here either. */
+static bool is_of_a_medium(const struct tpo_error *err)
+{
+    const bool own = strcmp(err->reason, "media_gone") == 0 || strcmp(err->reason, "media_slow") == 0;
+    return !own && strncmp(err->reason, "media_", strlen("media_")) == 0;
+}
+
+/* The service cannot take this sample's medium by name: it is too large for it, or its decoder is busy for too long. Its frames come from here, as they
+ * do in one process. */
+static int pixels_instead(struct remote *r, struct tpo_sample *s, const struct tpo_error *why, struct tpo_error *err)
+{
+    if (s->media_id == NULL) return TPO_OK;
+    tpo_log(TPO_LOG_WARN, "media_as_pixels", "id=%.16s stage=%s reason=%s", s->media_id, r->o.stage, why->reason);
+    return r->o.pixels(r->o.owner, &r->request, s, err);
+}
+
 /* A service that lacks one medium of a Forward gets all of them: in the first epoch it lacks nearly all. */
-static int media_give(struct remote *r, const struct tpo_sample *samples, int n_samples, struct tpo_error *err)
+static int media_give(struct remote *r, struct tpo_sample *samples, int n_samples, struct tpo_error *err)
 {
     int rc = TPO_OK;
     for (int i = 0; i < n_samples && rc == TPO_OK; i++) {
-        bool again = samples[i].media_path == NULL;
+        bool again = samples[i].media_path == NULL || samples[i].media_id == NULL;
         for (int k = 0; k < i && !again; k++)
-            again = samples[k].media_path != NULL && strcmp(samples[k].media_id, samples[i].media_id) == 0;
-        if (!again)
-            rc = tpo_media_send(r->loop, r->peers, samples[i].media_id, samples[i].media_path, r->o.timeout_ms, r->o.stop, err);
+            again = samples[k].media_id != NULL && strcmp(samples[k].media_id, samples[i].media_id) == 0;
+        if (again) continue;
+        struct tpo_error why = {0};
+        rc = tpo_media_send(r->loop, r->peers, samples[i].media_id, samples[i].media_path, r->o.timeout_ms, r->o.stop, &why);
+        if (rc != TPO_OK && is_of_a_medium(&why)) rc = pixels_instead(r, &samples[i], &why, &why);
+        if (rc != TPO_OK) *err = why;
     }
     return rc;
+}
+
+static int forward_ask(struct remote *r, Tpo__V1__ForwardRequest *m, const struct tpo_sample *samples, struct tpo_error *err)
+{
+    m->samples = tpo_samples_pack(&r->request, samples, (int)m->n_samples, strcmp(r->o.stage, "encoder") == 0);
+    if (m->samples == NULL) return no_memory(r, err);
+    return tpo_remote_ask(r, &r->forward, "/tpo.v1.Learner/Forward", &tpo__v1__forward_reply__descriptor, &m->base, err);
+}
+
+/* Media that the service lacks are given to it: more than once, since what serving stores may push out what has just come. Which of them it can't decode it
+ * does not tell, so all come as pixels. */
+static int forward_named(struct remote *r, Tpo__V1__ForwardRequest *m, struct tpo_sample *samples, struct tpo_error *err)
+{
+    int rc = forward_ask(r, m, samples, err), n = (int)m->n_samples;
+    for (int gives = 0; gives < GIVES_MAX && rc != TPO_OK && strcmp(err->reason, "media_missing") == 0; gives++)
+        if ((rc = media_give(r, samples, n, err)) == TPO_OK) rc = forward_ask(r, m, samples, err);
+    if (rc == TPO_OK || !is_of_a_medium(err)) return rc;
+    const struct tpo_error why = *err;
+    rc = TPO_OK;
+    for (int i = 0; i < n && rc == TPO_OK; i++) rc = pixels_instead(r, &samples[i], &why, err);
+    return rc == TPO_OK ? forward_ask(r, m, samples, err) : rc;
 }
 
 static int remote_forward(void *self, const struct tpo_key *key, const struct tpo_sample *samples, int n_samples,
@@ -113,18 +154,15 @@ static int remote_forward(void *self, const struct tpo_key *key, const struct tp
     tpo_key_pack(&k, key, lease_of(r));
     m.key = &k;
     m.n_samples = (size_t)n_samples;
-    m.samples = tpo_samples_pack(&r->request, samples, n_samples, strcmp(r->o.stage, "encoder") == 0);
     m.n_tensors = (size_t)n_inputs;
     m.tensors = tpo_tensors_pack(&r->request, inputs, n_inputs);
     m.n_wants = (size_t)n_wants;
     m.wants = (char **)wants;
-    if (m.samples == NULL || m.tensors == NULL) return no_memory(r, err);
+    struct tpo_sample *own = tpo_arena_alloc(&r->request, sizeof(*own) * (size_t)(n_samples + 1));
+    if (own == NULL || m.tensors == NULL) return no_memory(r, err);
+    memcpy(own, samples, sizeof(*own) * (size_t)n_samples);
     struct tpo_error why = {0};
-    int rc = tpo_remote_ask(r, &r->forward, "/tpo.v1.Learner/Forward", &tpo__v1__forward_reply__descriptor, &m.base, &why);
-    /* More than once: what serving stores may push out what has just come. */
-    for (int n = 0; n < GIVES_MAX && rc != TPO_OK && strcmp(why.reason, "media_missing") == 0; n++)
-        if ((rc = media_give(r, samples, n_samples, &why)) == TPO_OK)
-            rc = tpo_remote_ask(r, &r->forward, "/tpo.v1.Learner/Forward", &tpo__v1__forward_reply__descriptor, &m.base, &why);
+    const int rc = forward_named(r, &m, own, &why);
     if (rc != TPO_OK && err != NULL) *err = why;
     return rc == TPO_OK ? forward_read(r, out, err) : rc;
 }

@@ -8,6 +8,7 @@
 
 #include <stdatomic.h>
 
+#include "common/arena.h"
 #include "services/host/learner.h"
 
 struct tpo_remote_options {
@@ -17,6 +18,9 @@ struct tpo_remote_options {
     int lease_ms, timeout_ms;
     _Atomic uint64_t *lease;  /* shared by all handles of this replica: begin of one writes it */
     const _Atomic bool *stop; /* while true, calls in flight end with CANCELLED, Abort and Begin apart */
+    /* The frames of a sample that names its medium, in the arena, in place of the name. Any thread. */
+    int (*pixels)(void *owner, struct tpo_arena *a, struct tpo_sample *s, struct tpo_error *err);
+    void *owner;
 };
 
 int tpo_learner_open_remote(struct tpo_learner *out, const struct tpo_remote_options *o, struct tpo_error *err);

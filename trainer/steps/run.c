@@ -170,7 +170,7 @@ static int feed_reopen(struct stage *s, struct tpo_error *err)
 {
     struct run *r = s->run;
     tpo_feed_close(s->feed);
-    s->feed = NULL;
+    r->mesh.feed = s->feed = NULL;
     const struct tpo_feed_options o = {.recipe = r->recipe,
                                        .stage = s->index,
                                        .first_step = s->at.step + 1,
@@ -179,7 +179,9 @@ static int feed_reopen(struct stage *s, struct tpo_error *err)
                                        .owner = r->tokenizer,
                                        .dir = s->dir,
                                        .by_id = r->remote && r->crew.trainable[TPO_PART_ENCODER] == 0};
-    return tpo_feed_open(&s->feed, &o, err);
+    const int rc = tpo_feed_open(&s->feed, &o, err);
+    r->mesh.feed = s->feed;
+    return rc;
 }
 
 /* A disk that is full costs this checkpoint: the one before is whole, and the run goes on. */
@@ -372,6 +374,7 @@ static int stage_run(struct run *r, int index, bool fresh, struct tpo_error *err
     int rc = recover(&s, fresh, err);
     while (rc == TPO_OK && !done) rc = advance(&s, &done, err);
     tpo_feed_close(s.feed);
+    r->mesh.feed = NULL;
     tpo_events_close(s.events);
     return rc;
 }
