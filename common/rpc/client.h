@@ -10,6 +10,8 @@
 
 #include "common/rpc/payload.h"
 
+#define TPO_RPC_MESSAGE_BYTES (64 << 20) /* what a message may have, both ways */
+
 struct tpo_loop;  /* one thread's completion queue */
 struct tpo_peers; /* the replicas of one service */
 struct tpo_rpc;   /* one call in flight */

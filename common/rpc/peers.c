@@ -7,7 +7,6 @@
 #include "common/rpc/client_private.h"
 #include "grpc/health/v1/health.pb-c.h"
 
-#define MESSAGE_BYTES  (64 << 20)
 #define BACKOFF_MIN_MS 100
 #define BACKOFF_MAX_MS 2000
 #define NEVER_US       INT64_MAX
@@ -20,8 +19,8 @@ static grpc_arg number(const char *key, int value)
 static grpc_channel *create_channel(const char *address)
 {
     grpc_arg args[] = {
-        number(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, MESSAGE_BYTES),
-        number(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, MESSAGE_BYTES),
+        number(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, TPO_RPC_MESSAGE_BYTES),
+        number(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, TPO_RPC_MESSAGE_BYTES),
         number(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1 << GRPC_COMPRESS_NONE),
         /* We retry ourselves, on another peer. */
         number(GRPC_ARG_ENABLE_RETRIES, 0),

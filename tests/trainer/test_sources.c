@@ -447,6 +447,41 @@ static void films_are_sampled_as_the_recipe_says(void **state)
     }
 }
 
+/* Only the file tells that its rows are films: pictures of that number would fit. */
+static void films_that_no_message_of_a_mesh_holds_are_refused(void **state)
+{
+    (void)state;
+    static const char *const kinds[] = {"image", "video"};
+    char program[4096];
+    struct tpo_config config;
+    training_model(0);
+    assert_int_equal(system("mkdir m && echo x >m/a"), 0);
+    snprintf(program, sizeof(program), "%s/tpo-media", tpo_test_build());
+    training_recipe("r.yaml", "  - name: files\n    steps: 9\n    data:\n"
+                              "      - {source: videochat2, annotations: rows.json, media: m, samples: 600}\n"
+                              "    losses: {language: 1}\n" GROUPS);
+    struct tpo_recipe *r = recipe_of("r.yaml");
+    struct tpo_error err = {0};
+    assert_int_equal(tpo_config_load(&config, "tiny", &err), TPO_OK);
+    config.vision_encoder.img_size = 128;
+    for (int over_mesh = 0; over_mesh < 2; over_mesh++)
+        for (int film = 0; film < 2; film++) {
+            struct tpo_feed *f = NULL;
+            FILE *rows = fopen("rows.json", "w");
+            for (int i = 0; i < 1000; i++)
+                fprintf(rows, "%s{\"%s\":\"a\",\"QA\":[{\"q\":\"x\",\"a\":\"y\"}]}", i > 0 ? "," : "[", kinds[film]);
+            fputs("]", rows);
+            fclose(rows);
+            const struct tpo_feed_options o = {
+                .recipe = r, .first_step = 1, .config = &config, .over_mesh = over_mesh, .media_program = program};
+            const int rc = tpo_feed_open(&f, &o, &err);
+            assert_int_equal(rc, over_mesh && film ? TPO_INVALID_ARGUMENT : TPO_OK);
+            if (rc != TPO_OK) assert_string_equal(err.reason, "samples");
+            tpo_feed_close(f);
+        }
+    tpo_recipe_close(r);
+}
+
 /* --- what is bad ------------------------------------------------------------------------------------------------------------------------------- */
 
 static void run_refused(const char *out, const char *expected, const char *more)
@@ -713,7 +748,9 @@ TPO_TESTS(cmocka_unit_test(a_run_learns_from_files_and_goes_on_to_the_same_bits)
           cmocka_unit_test(a_medium_that_goes_away_after_its_draw_is_passed_over),
           cmocka_unit_test(rows_are_named_by_seed_and_step), cmocka_unit_test(an_epoch_shows_every_picture_once_as_it_is),
           cmocka_unit_test(a_missing_picture_leaves_the_others_in_their_order),
-          cmocka_unit_test(films_are_sampled_as_the_recipe_says), cmocka_unit_test(bad_media_are_passed_over_then_stop_the_run),
+          cmocka_unit_test(films_are_sampled_as_the_recipe_says),
+          cmocka_unit_test(films_that_no_message_of_a_mesh_holds_are_refused),
+          cmocka_unit_test(bad_media_are_passed_over_then_stop_the_run),
           cmocka_unit_test(a_run_with_bad_media_goes_on_to_the_same_bits_and_counts),
           cmocka_unit_test(a_run_past_its_share_of_bad_media_stops_at_the_same_step),
           cmocka_unit_test(a_busy_decoder_is_waited_for), cmocka_unit_test(a_file_that_is_never_done_ends_the_run),

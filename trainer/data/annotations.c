@@ -28,7 +28,7 @@ struct tpo_annotations {
     char *text; /* the mapped file */
     size_t size;
     struct row *rows;
-    int64_t n, bad[TPO_ROW_FAULTS], left_out;
+    int64_t n, n_films, bad[TPO_ROW_FAULTS], left_out;
     struct tpo_instances instances; /* refcoco */
 };
 
@@ -212,8 +212,10 @@ static int row_make(struct making *m, const json_t *row, struct tpo_sample *out)
     if (name == NULL) return refuse(m, TPO_FAULT_ROW_BROKEN, "it names no medium");
     snprintf(path, sizeof(path), "%s/%s", m->a->media, name);
     if (!media_stays(name) || stat(path, &st) != 0 || !S_ISREG(st.st_mode)) return refuse(m, TPO_FAULT_ROW_MEDIA, name);
-    *out = (struct tpo_sample){
-        .media_id = tpo_arena_copy(m->arena, name, strlen(name)), .n_conversations = m->n, .conversations = m->conversations};
+    *out = (struct tpo_sample){.n_frames = json_object_get(row, "video") == NULL,
+                               .media_id = tpo_arena_copy(m->arena, name, strlen(name)),
+                               .n_conversations = m->n,
+                               .conversations = m->conversations};
     return out->media_id != NULL ? TPO_OK : tpo_fail(m->err, TPO_ENOMEM, "memory", "no memory for a row");
 }
 
@@ -268,6 +270,7 @@ static int row_add(struct scan *s, size_t from, size_t to, uint32_t line, struct
         if (grown == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for %.200s", a->path);
         a->rows = grown;
     }
+    a->n_films += rc == TPO_OK && sample.n_frames == 0;
     a->rows[a->n++] = (struct row){from, (uint32_t)(to - from), line, rc != TPO_OK};
     return TPO_OK;
 }
@@ -396,6 +399,11 @@ int64_t tpo_annotations_all_bad(const struct tpo_annotations *a)
     int64_t n = 0;
     for (int f = 0; f < TPO_ROW_FAULTS; f++) n += a->bad[f];
     return n;
+}
+
+int64_t tpo_annotations_films(const struct tpo_annotations *a)
+{
+    return a->n_films;
 }
 
 int64_t tpo_annotations_left_out(const struct tpo_annotations *a)

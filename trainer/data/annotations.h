@@ -54,13 +54,14 @@ int64_t tpo_annotations_rows(const struct tpo_annotations *a);
 bool tpo_annotations_missing(const struct tpo_annotations *a, int64_t row); /* its medium was, when the file was read */
 int64_t tpo_annotations_bad(const struct tpo_annotations *a, enum tpo_annotation_fault f);
 int64_t tpo_annotations_all_bad(const struct tpo_annotations *a);
+int64_t tpo_annotations_films(const struct tpo_annotations *a);              /* good ones whose medium is said to be a film */
 int64_t tpo_annotations_left_out(const struct tpo_annotations *a);           /* of other splits: neither good nor bad */
 unsigned tpo_annotations_line(const struct tpo_annotations *a, int64_t row); /* of the file, where it begins */
 
 /* The row that draw `index` takes: epoch index / rows is an order of its own in which every row comes once, a pure function of (seed, index). */
 int64_t tpo_annotations_pick(const struct tpo_annotations *a, uint64_t index);
 
-/* A row (0..rows-1) as a sample in the arena: media_id is the medium's path below the media folder, pixels is NULL: the caller decodes. Language
+/* A row (0..rows-1) as a sample in the arena: media_id is the medium's path below the media folder, pixels is NULL: the caller decodes; n_frames is 1 for an image, 0 for a film. Language
  * weights are 1. NOT_FOUND "annotations" when its medium went away, DATA_LOSS "annotations" when the file changed, TPO_ENOMEM when the arena is full. */
 int tpo_annotations_row(const struct tpo_annotations *a, struct tpo_arena *arena, int64_t row, struct tpo_sample *out,
                         struct tpo_error *err);

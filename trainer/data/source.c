@@ -379,3 +379,8 @@ int64_t tpo_source_skipped(const struct tpo_source *s)
 {
     return tpo_annotations_all_bad(s->rows) + tpo_bad_rows_count(s->bad);
 }
+
+int64_t tpo_source_films(const struct tpo_source *s)
+{
+    return tpo_annotations_films(s->rows);
+}

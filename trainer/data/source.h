@@ -50,5 +50,6 @@ int tpo_source_pixels(tpo_media_t *media, const struct tpo_config *c, struct tpo
                       struct tpo_sample *s, struct tpo_error *err);
 
 int64_t tpo_source_skipped(const struct tpo_source *s); /* bad ones that are known by now */
+int64_t tpo_source_films(const struct tpo_source *s);   /* rows whose medium is said to be a film */
 
 #endif

@@ -8,6 +8,7 @@
 #include "common/cores.h"
 #include "kernels/vector.h"
 #include "trainer/data/source.h"
+#include "trainer/steps/messages.h"
 
 #define RING         4
 #define DECODERS_MAX 16
@@ -99,7 +100,7 @@ static int source_open(struct tpo_feed *f, const struct tpo_feed_options *o, int
     const int cores = tpo_cores();
     const int threads = cores > DECODERS_MAX ? DECODERS_MAX : cores;
     const struct tpo_media_options media = {.program = o->media_program, .n_workers = threads, .timeout_ms = DECODE_MS};
-    const int rc = f->media != NULL ? TPO_OK : tpo_media_open(&f->media, &media, err);
+    int rc = f->media != NULL ? TPO_OK : tpo_media_open(&f->media, &media, err);
     if (rc != TPO_OK) return rc;
     f->reads = true;
     char bad_rows[4096];
@@ -120,7 +121,9 @@ static int source_open(struct tpo_feed *f, const struct tpo_feed_options *o, int
                                                .bad_rows = o->dir != NULL ? bad_rows : NULL,
                                                .first = f->batches_of[i] * (uint64_t)d->samples,
                                                .by_id = o->by_id};
-    return tpo_source_open(&f->sources[i], &options, err);
+    rc = tpo_source_open(&f->sources[i], &options, err);
+    if (rc != TPO_OK || !o->over_mesh) return rc;
+    return tpo_message_check(s, i, o->config, o->by_id, tpo_source_films(f->sources[i]), err);
 }
 
 static int data_open(struct tpo_feed *f, const struct tpo_feed_options *o, struct tpo_error *err)

@@ -15,13 +15,15 @@ struct tpo_feed_options {
     const struct tpo_config *config;               /* of the model that learns */
     int (*word_id)(void *owner, const char *word); /* the vocabulary id of a word (world.h); NULL where no stage wants slots */
     void *owner;
+    bool over_mesh;            /* a micro-batch that no message can hold is refused (messages.h) */
     bool by_id;                /* samples of a source name their media (source.h): an encoder over the mesh, frozen in this stage */
     const char *dir;           /* of the stage: rows whose media are bad are remembered there, in bad-rows-N; NULL: nowhere */
     const char *media_program; /* as media.h has it; started only where the stage reads files */
 };
 
 /* Draws steps first_step, first_step + 1, ... of the stage. A source's rows come in its own order (source.h): the micro-batches that draw from it, from
- * the stage's first step on, go through it epoch by epoch. The errors of tpo_world_open, tpo_source_open and tpo_media_open. */
+ * the stage's first step on, go through it epoch by epoch. The errors of tpo_world_open, tpo_source_open, tpo_media_open and
+ * tpo_message_check. */
 int tpo_feed_open(struct tpo_feed **out, const struct tpo_feed_options *o, struct tpo_error *err);
 void tpo_feed_close(struct tpo_feed *f); /* accepts NULL; joins the thread */
 

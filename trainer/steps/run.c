@@ -18,6 +18,7 @@
 #include "trainer/steps/events.h"
 #include "trainer/steps/feed.h"
 #include "trainer/steps/mesh.h"
+#include "trainer/steps/messages.h"
 #include "trainer/steps/publish.h"
 #include "trainer/steps/recover.h"
 #include "trainer/steps/run_log.h"
@@ -178,6 +179,7 @@ static int feed_reopen(struct stage *s, struct tpo_error *err)
                                        .word_id = word_id,
                                        .owner = r->tokenizer,
                                        .dir = s->dir,
+                                       .over_mesh = r->remote,
                                        .by_id = r->remote && r->crew.trainable[TPO_PART_ENCODER] == 0};
     const int rc = tpo_feed_open(&s->feed, &o, err);
     r->mesh.feed = s->feed;
@@ -416,6 +418,7 @@ static int run_open(struct run *r, int *first, struct tpo_error *err)
     if (rc != TPO_OK) return rc;
     while (*first < r->recipe->n_stages && stage_model(r, *first, folder, sizeof(folder))) ++*first;
     rc = models_open(r, *first, err);
+    if (rc == TPO_OK && r->remote) rc = tpo_messages_check(r->recipe, *first, &r->config, r->models[TPO_PART_ENCODER]->params, err);
     if (rc == TPO_OK) rc = mirrors_open(r, err);
     return rc == TPO_OK ? crew_open(r, err) : rc;
 }
