@@ -43,12 +43,15 @@ struct tpo_recorded {
 
 /* --- decoding ---------------------------------------------------------------------------------------------------------------------------- */
 
+/* Every error names the medium: a trainer that sent many asks for the one in another way. */
 static int load(struct tpo_recorded *r, struct tpo_frames *frames, const char *id, struct tpo_stream *stream, struct tpo_error *err)
 {
+    struct tpo_error why = {0};
     const int fd = tpo_store_fd(r->o.store, id);
     if (fd < 0) return tpo_fail(err, TPO_FAILED_PRECONDITION, "media_missing", "the encoder lacks the bytes of %s", id);
-    const int rc = tpo_frames_load(frames, r->o.media, fd, r->o.config, stream, r->o.timeout_ms, err);
+    const int rc = tpo_frames_load(frames, r->o.media, fd, r->o.config, stream, r->o.timeout_ms, &why);
     close(fd);
+    if (rc != TPO_OK) tpo_fail(err, rc, why.reason, "%.150s: %s", why.message, id);
     tpo_metrics_add(r->o.metrics, "tpo_media_decodes_total", rc == TPO_OK ? "result=\"ok\"" : "result=\"error\"", 1);
     return rc;
 }

@@ -86,13 +86,20 @@ static void on_bad(void *owner, const char *text)
 
 /* --- one sample ------------------------------------------------------------------------------------------------------------------------ */
 
+/* A process that may open no more files is no fault of this one. */
+static int not_opened(struct tpo_error *err)
+{
+    const bool ours = errno == EMFILE || errno == ENFILE || errno == ENOMEM;
+    return tpo_fail(err, ours ? TPO_RESOURCE_EXHAUSTED : TPO_NOT_FOUND, ours ? "files" : "media_missing", "%s", strerror(errno));
+}
+
 /* What a busy machine does is no fault of the file: decoders that are in use are waited for, one that is slow gets more time, one that ended, which may have
  * been killed, another try. A file that is never done ends the run: to pass over it would make what is drawn depend on the load. */
 static int frames_read(struct tpo_frames *frames, tpo_media_t *media, const char *path, const struct tpo_config *c,
                        struct tpo_stream *stream, struct tpo_error *err)
 {
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return tpo_fail(err, TPO_NOT_FOUND, "media_missing", "%s", strerror(errno));
+    if (fd < 0) return not_opened(err);
     int rc = TPO_DEADLINE_EXCEEDED;
     for (int slow = 0, ended = 0; slow < SLOW_TRIES && ended < 2 && rc != TPO_OK;) {
         rc = tpo_frames_load(frames, media, fd, c, stream, 0, err);
@@ -117,7 +124,7 @@ static bool is_of_the_file(const struct tpo_error *err)
 static int digest_read(uint8_t digest[TPO_SHA256_BYTES], const char *path, struct tpo_error *err)
 {
     FILE *f = fopen(path, "rb");
-    if (f == NULL) return tpo_fail(err, TPO_NOT_FOUND, "media_missing", "%s", strerror(errno));
+    if (f == NULL) return not_opened(err);
     tpo_sha256_t *hash = tpo_sha256_open();
     char bytes[1 << 15];
     for (size_t n; (n = fread(bytes, 1, sizeof(bytes), f)) > 0;) tpo_sha256_add(hash, bytes, n);

@@ -100,7 +100,6 @@ static bool is_of_a_medium(const struct tpo_error *err)
  * do in one process. */
 static int pixels_instead(struct remote *r, struct tpo_sample *s, const struct tpo_error *why, struct tpo_error *err)
 {
-    if (s->media_id == NULL) return TPO_OK;
     tpo_log(TPO_LOG_WARN, "media_as_pixels", "id=%.16s stage=%s reason=%s", s->media_id, r->o.stage, why->reason);
     return r->o.pixels(r->o.owner, &r->request, s, err);
 }
@@ -129,18 +128,31 @@ static int forward_ask(struct remote *r, Tpo__V1__ForwardRequest *m, const struc
     return tpo_remote_ask(r, &r->forward, "/tpo.v1.Learner/Forward", &tpo__v1__forward_reply__descriptor, &m->base, err);
 }
 
-/* Media that the service lacks are given to it: more than once, since what serving stores may push out what has just come. Which of them it can't decode it
- * does not tell, so all come as pixels. */
+/* Those that the error names, or all where it names none. With none left that could come as pixels the error stays. */
+static int refused_give(struct remote *r, struct tpo_sample *samples, int n_samples, struct tpo_error *err)
+{
+    const struct tpo_error why = *err;
+    int n_named = 0, n_given = 0, rc = TPO_OK;
+    for (int i = 0; i < n_samples; i++) n_named += samples[i].media_id != NULL && strstr(why.message, samples[i].media_id) != NULL;
+    for (int i = 0; i < n_samples && rc == TPO_OK; i++) {
+        if (samples[i].media_id == NULL || (n_named > 0 && strstr(why.message, samples[i].media_id) == NULL)) continue;
+        rc = pixels_instead(r, &samples[i], &why, err);
+        n_given++;
+    }
+    return n_given > 0 ? rc : why.code;
+}
+
+/* Media that the service lacks are given to it: more than once, since what serving stores may push out what has just come. What it has and cannot read comes
+ * as pixels, one more with every turn. */
 static int forward_named(struct remote *r, Tpo__V1__ForwardRequest *m, struct tpo_sample *samples, struct tpo_error *err)
 {
-    int rc = forward_ask(r, m, samples, err), n = (int)m->n_samples;
-    for (int gives = 0; gives < GIVES_MAX && rc != TPO_OK && strcmp(err->reason, "media_missing") == 0; gives++)
-        if ((rc = media_give(r, samples, n, err)) == TPO_OK) rc = forward_ask(r, m, samples, err);
-    if (rc == TPO_OK || !is_of_a_medium(err)) return rc;
-    const struct tpo_error why = *err;
-    rc = TPO_OK;
-    for (int i = 0; i < n && rc == TPO_OK; i++) rc = pixels_instead(r, &samples[i], &why, err);
-    return rc == TPO_OK ? forward_ask(r, m, samples, err) : rc;
+    int rc = forward_ask(r, m, samples, err), n = (int)m->n_samples, gives = 0;
+    for (int turn = 0; turn < n + GIVES_MAX && rc != TPO_OK && is_of_a_medium(err); turn++) {
+        const bool lacks = strcmp(err->reason, "media_missing") == 0 && gives++ < GIVES_MAX;
+        rc = lacks ? media_give(r, samples, n, err) : refused_give(r, samples, n, err);
+        if (rc == TPO_OK) rc = forward_ask(r, m, samples, err);
+    }
+    return rc;
 }
 
 static int remote_forward(void *self, const struct tpo_key *key, const struct tpo_sample *samples, int n_samples,
