@@ -253,6 +253,21 @@ static void a_second_trainer_on_a_copied_folder_is_refused(void **state)
     training_mesh_stop(&m);
 }
 
+/* A folder under another name is the same one: its next trainer is not kept out by the lease of the one before. */
+static void a_renamed_folder_goes_on_at_once(void **state)
+{
+    (void)state;
+    struct training_mesh m;
+    prepare(&m);
+    const char *const fault[] = {"--checkpoint-every", "2", "--lease-ms", "600s", "--fault", "after_commit:5", NULL};
+    assert_int_equal(training_wait(training_start("r.yaml", "killed", &m, fault), 60), 128 + SIGKILL);
+    shell("mv killed renamed");
+    training_run("r.yaml", "renamed", &m, often);
+    assert_true(training_says("renamed.log", "event=agreed step=5"));
+    training_same_model("whole", "renamed", "1-talk");
+    training_mesh_stop(&m);
+}
+
 /* --- a lease that ended ----------------------------------------------------------------------------------------------------------------- */
 
 /* A run that stands still at `point`, once it does. */
@@ -431,8 +446,8 @@ static void status_is_told_to_others(void **state)
 TPO_TESTS(cmocka_unit_test(damaged_checkpoints_are_refused_by_their_hash), cmocka_unit_test(later_folders_of_others_are_left_alone),
           cmocka_unit_test(checkpoints_of_another_plan_are_refused), cmocka_unit_test(a_recipe_without_its_model_is_refused),
           cmocka_unit_test(a_full_disk_leaves_the_checkpoint_before), cmocka_unit_test(a_second_trainer_is_refused),
-          cmocka_unit_test(a_second_trainer_on_a_copied_folder_is_refused), cmocka_unit_test(nobody_came_while_a_step_was_open),
-          cmocka_unit_test(nobody_came_while_a_step_was_prepared), cmocka_unit_test(nobody_came_between_steps),
-          cmocka_unit_test(another_trainer_is_at_work), cmocka_unit_test(another_trainer_has_come_and_gone),
-          cmocka_unit_test(other_models_and_addresses_are_refused), cmocka_unit_test(fewer_lanes_than_replicas_are_refused),
-          cmocka_unit_test(status_is_told_to_others))
+          cmocka_unit_test(a_second_trainer_on_a_copied_folder_is_refused), cmocka_unit_test(a_renamed_folder_goes_on_at_once),
+          cmocka_unit_test(nobody_came_while_a_step_was_open), cmocka_unit_test(nobody_came_while_a_step_was_prepared),
+          cmocka_unit_test(nobody_came_between_steps), cmocka_unit_test(another_trainer_is_at_work),
+          cmocka_unit_test(another_trainer_has_come_and_gone), cmocka_unit_test(other_models_and_addresses_are_refused),
+          cmocka_unit_test(fewer_lanes_than_replicas_are_refused), cmocka_unit_test(status_is_told_to_others))
