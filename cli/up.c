@@ -1,10 +1,12 @@
 /* up.c -- `tpo up` and `tpo down`: the mesh on this machine. It restarts nothing: that is Compose's and Kubernetes' work. */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -229,121 +231,7 @@ static int start_gateway(char addresses[N_SERVICES][TEXT], int http, int grpc, s
     return rc;
 }
 
-/* --- waiting ------------------------------------------------------------------------------------------------------------------------------------ */
-
-struct survey {
-    int n, n_alive;
-    char dead[64];
-};
-
-static void look_at(void *owner, const char *name)
-{
-    struct survey *s = owner;
-    s->n++;
-    if (tpo_mesh_pid(set.run_dir, name) != 0)
-        s->n_alive++;
-    else
-        snprintf(s->dead, sizeof(s->dead), "%s", name);
-}
-
-/* Ready when the gateway says so and misses no head; fails as soon as a process has died. */
-static int wait_ready(const char *base, struct tpo_error *err)
-{
-    for (int64_t waited = 0; waited < set.wait_ms; waited += 100) {
-        struct survey s = {0};
-        json_t *body = NULL;
-        long http = 0;
-        tpo_mesh_each(set.run_dir, look_at, &s);
-        if (s.dead[0] != '\0' && strcmp(s.dead, "redis") != 0) {
-            tpo_mesh_print_log(set.run_dir, s.dead, 12);
-            return tpo_fail(err, TPO_UNAVAILABLE, "died", "%s did not stay up; its log is %s/%s.log", s.dead, set.run_dir, s.dead);
-        }
-        int rc = tpo_http_get(base, "/readyz", &http, &body, NULL);
-        bool ready = rc == TPO_OK && http == 200 && json_array_size(json_object_get(body, "missingHeads")) == 0;
-        json_decref(body);
-        if (ready) return TPO_OK;
-        if (isatty(STDERR_FILENO) && waited % 1000 == 0)
-            fprintf(stderr, "\rwaiting until all serve, %lld s ", (long long)waited / 1000);
-        usleep(100000);
-    }
-    return tpo_fail(err, TPO_DEADLINE_EXCEEDED, "not_ready", "not ready after %lld s; the logs are in %s",
-                    (long long)set.wait_ms / 1000, set.run_dir);
-}
-
-static bool read_address(const char *name, char out[64])
-{
-    char path[TEXT];
-    snprintf(path, sizeof(path), "%s/%s", set.run_dir, name);
-    FILE *in = fopen(path, "r");
-    if (in == NULL) return false;
-    int n = fscanf(in, "%63s", out);
-    fclose(in);
-    return n == 1;
-}
-
-/* A mesh that runs already is left alone. */
-static bool running_already(void)
-{
-    struct survey s = {0};
-    char http[64] = "", grpc[64] = "";
-    tpo_mesh_each(set.run_dir, look_at, &s);
-    if (tpo_mesh_pid(set.run_dir, "gateway") == 0 || !read_address("http", http) || !read_address("grpc", grpc)) return false;
-    printf("running already: %d of %d processes, REST http://%s, gRPC %s\n", s.n_alive, s.n, http, grpc);
-    return true;
-}
-
-static int start_all(struct tpo_error *err)
-{
-    static char addresses[N_SERVICES][TEXT];
-    char cache[64] = "", base[64];
-    int http = port_or_free((int)set.http), grpc = port_or_free((int)set.grpc), rc = TPO_OK;
-    if (make_dirs(set.run_dir) != TPO_OK)
-        return tpo_fail(err, TPO_FAILED_PRECONDITION, "run_dir", "%s: %s", set.run_dir, strerror(errno));
-    if (write_drain() != TPO_OK) return tpo_fail(err, TPO_FAILED_PRECONDITION, "run_dir", "%s cannot be written", set.run_dir);
-    if (set.redis) start_redis(cache);
-    for (int s = 0; s < N_SERVICES && rc == TPO_OK; s++) {
-        int n = replicas_of(services[s].name, err);
-        if (n == 0) return TPO_INVALID_ARGUMENT;
-        for (int i = 0; i < n && rc == TPO_OK; i++) rc = start_service(s, i, cache, addresses[s], err);
-    }
-    if (rc == TPO_OK) rc = start_gateway(addresses, http, grpc, err);
-    if (rc == TPO_OK &&
-        (write_address("http", http) != TPO_OK || write_address("grpc", grpc) != TPO_OK || write_services(addresses) != TPO_OK))
-        rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "run_dir", "%s cannot be written", set.run_dir);
-    snprintf(base, sizeof(base), "127.0.0.1:%d", http);
-    return rc == TPO_OK ? wait_ready(base, err) : rc;
-}
-
-int tpo_cmd_up(int argc, char **argv)
-{
-    static const struct tpo_settings table = {
-        .program = "tpo up",
-        .about = "Starts redis-server, tpo-encoder, tpo-router, tpo-region and tpo-gateway on this machine, each in a session of "
-                 "its own, and "
-                 "waits until they answer. Where they run already it says so.",
-        .examples = "tpo up\ntpo up --replicas encoder=2 --replicas router=2\ntpo up --train --replicas encoder=2\ntpo up "
-                    "--any-port --run-dir /tmp/second --model models/small",
-        .rows = rows,
-        .n_rows = sizeof(rows) / sizeof(rows[0])};
-    struct tpo_error err = {0};
-    setvbuf(stdout, NULL, _IOLBF, 0);
-    int rc = tpo_settings_read(&table, &argc, argv, &err);
-    if (rc == TPO_CANCELLED) return 0;
-    if (rc == TPO_OK && running_already()) return 0;
-    if (rc == TPO_OK) {
-        printf("starting the mesh on %s\n", set.model);
-        rc = start_all(&err);
-    }
-    if (isatty(STDERR_FILENO)) fprintf(stderr, "\r\033[K");
-    if (rc == TPO_OK) {
-        printf("ready\n");
-        return 0;
-    }
-    fprintf(stderr, "tpo up: %s\n", err.message);
-    return rc == TPO_INVALID_ARGUMENT ? 2 : 1;
-}
-
-/* --- down ------------------------------------------------------------------------------------------------------------------------------------------ */
+/* --- ending ------------------------------------------------------------------------------------------------------------------------------------- */
 
 #define DRAIN_MARGIN_MS 5000 /* from the end of a drain to the end of the process */
 
@@ -372,6 +260,160 @@ static int grace_ms(void)
     return drain_ms + DRAIN_MARGIN_MS;
 }
 
+/* How many ran. */
+static int stop_all(int grace_ms)
+{
+    struct stopping stopping = {.grace_ms = grace_ms};
+    tpo_mesh_each(set.run_dir, stop_one, &stopping);
+    return stopping.n;
+}
+
+/* --- waiting ------------------------------------------------------------------------------------------------------------------------------------ */
+
+struct survey {
+    int n, n_alive;
+    char dead[64]; /* one that should run and doesn't; redis may be missing */
+};
+
+static void look_at(void *owner, const char *name)
+{
+    struct survey *s = owner;
+    s->n++;
+    if (tpo_mesh_pid(set.run_dir, name) != 0)
+        s->n_alive++;
+    else if (strcmp(name, "redis") != 0)
+        snprintf(s->dead, sizeof(s->dead), "%s", name);
+}
+
+/* Ready when the gateway says so and misses no head; fails as soon as a process has died. */
+static int wait_ready(const char *base, struct tpo_error *err)
+{
+    for (int64_t waited = 0; waited < set.wait_ms; waited += 100) {
+        struct survey s = {0};
+        json_t *body = NULL;
+        long http = 0;
+        tpo_mesh_each(set.run_dir, look_at, &s);
+        if (s.dead[0] != '\0') {
+            tpo_mesh_print_log(set.run_dir, s.dead, 12);
+            return tpo_fail(err, TPO_UNAVAILABLE, "died", "%s did not stay up; its log is %s/%s.log", s.dead, set.run_dir, s.dead);
+        }
+        int rc = tpo_http_get(base, "/readyz", &http, &body, NULL);
+        bool ready = rc == TPO_OK && http == 200 && json_array_size(json_object_get(body, "missingHeads")) == 0;
+        json_decref(body);
+        if (ready) return TPO_OK;
+        if (isatty(STDERR_FILENO) && waited % 1000 == 0)
+            fprintf(stderr, "\rwaiting until all serve, %lld s ", (long long)waited / 1000);
+        usleep(100000);
+    }
+    return tpo_fail(err, TPO_DEADLINE_EXCEEDED, "not_ready", "not ready after %lld s; the logs are in %s",
+                    (long long)set.wait_ms / 1000, set.run_dir);
+}
+
+static bool read_address(const char *name, char out[64])
+{
+    char path[TEXT];
+    snprintf(path, sizeof(path), "%s/%s", set.run_dir, name);
+    FILE *in = fopen(path, "r");
+    if (in == NULL) return false;
+    int n = fscanf(in, "%63s", out);
+    fclose(in);
+    return n == 1;
+}
+
+/* Whether a mesh runs here. Without redis answers are slower, never wrong: it doesn't count. */
+static bool is_whole(const struct survey *s, char http[64], char grpc[64])
+{
+    return s->n_alive > 0 && s->dead[0] == '\0' && tpo_mesh_pid(set.run_dir, "gateway") != 0 && read_address("http", http) &&
+           read_address("grpc", grpc);
+}
+
+/* What a mesh left that has lost a process or was never started wholly: a mesh beside it would take over its files, and nobody would end it. */
+static void clear_rest(const struct survey *s)
+{
+    if (s->n_alive > 0)
+        printf("%d of %d processes run, %s is gone: they end, then all start anew\n", s->n_alive, s->n,
+               s->dead[0] != '\0' ? s->dead : "gateway");
+    stop_all(grace_ms());
+}
+
+static int start_all(struct tpo_error *err)
+{
+    static char addresses[N_SERVICES][TEXT];
+    char cache[64] = "", base[64];
+    int http = port_or_free((int)set.http), grpc = port_or_free((int)set.grpc), rc = TPO_OK;
+    if (write_drain() != TPO_OK) return tpo_fail(err, TPO_FAILED_PRECONDITION, "run_dir", "%s cannot be written", set.run_dir);
+    if (set.redis) start_redis(cache);
+    for (int s = 0; s < N_SERVICES && rc == TPO_OK; s++) {
+        int n = replicas_of(services[s].name, err);
+        if (n == 0) return TPO_INVALID_ARGUMENT;
+        for (int i = 0; i < n && rc == TPO_OK; i++) rc = start_service(s, i, cache, addresses[s], err);
+    }
+    if (rc == TPO_OK) rc = start_gateway(addresses, http, grpc, err);
+    if (rc == TPO_OK &&
+        (write_address("http", http) != TPO_OK || write_address("grpc", grpc) != TPO_OK || write_services(addresses) != TPO_OK))
+        rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "run_dir", "%s cannot be written", set.run_dir);
+    snprintf(base, sizeof(base), "127.0.0.1:%d", http);
+    return rc == TPO_OK ? wait_ready(base, err) : rc;
+}
+
+/* Only one `tpo up` at a time may look at a run directory and start what is missing in it. Held until we exit. */
+static int lock_run_dir(struct tpo_error *err)
+{
+    if (make_dirs(set.run_dir) != TPO_OK)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "run_dir", "%s: %s", set.run_dir, strerror(errno));
+    int fd = open(set.run_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) != 0)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "run_dir", "%s: %s", set.run_dir,
+                        fd >= 0 && errno == EWOULDBLOCK ? "another `tpo up` is at work in it" : strerror(errno));
+    return TPO_OK;
+}
+
+static int up(struct tpo_error *err)
+{
+    struct survey s = {0};
+    char http[64] = "", grpc[64] = "";
+    tpo_mesh_each(set.run_dir, look_at, &s);
+    if (is_whole(&s, http, grpc)) {
+        printf("running already: %d of %d processes, REST http://%s, gRPC %s\n", s.n_alive, s.n, http, grpc);
+        return wait_ready(http, err);
+    }
+    clear_rest(&s);
+    printf("starting the mesh on %s\n", set.model);
+    int rc = start_all(err);
+    if (rc != TPO_OK) stop_all(DRAIN_MARGIN_MS); /* nothing is in flight in a mesh that never served */
+    return rc;
+}
+
+int tpo_cmd_up(int argc, char **argv)
+{
+    static const struct tpo_settings table = {
+        .program = "tpo up",
+        .about =
+            "Starts redis-server, tpo-encoder, tpo-router, tpo-region and tpo-gateway on this machine, each in a session of "
+            "its own, and "
+            "waits until they answer. Where they run already it says so; what is left of a mesh that lost a process ends first, "
+            "and a start that fails ends what it started.",
+        .examples = "tpo up\ntpo up --replicas encoder=2 --replicas router=2\ntpo up --train --replicas encoder=2\ntpo up "
+                    "--any-port --run-dir /tmp/second --model models/small",
+        .rows = rows,
+        .n_rows = sizeof(rows) / sizeof(rows[0])};
+    struct tpo_error err = {0};
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    int rc = tpo_settings_read(&table, &argc, argv, &err);
+    if (rc == TPO_CANCELLED) return 0;
+    if (rc == TPO_OK) rc = lock_run_dir(&err);
+    if (rc == TPO_OK) rc = up(&err);
+    if (isatty(STDERR_FILENO)) fprintf(stderr, "\r\033[K");
+    if (rc == TPO_OK) {
+        printf("ready\n");
+        return 0;
+    }
+    fprintf(stderr, "tpo up: %s\n", err.message);
+    return rc == TPO_INVALID_ARGUMENT ? 2 : 1;
+}
+
+/* --- down ------------------------------------------------------------------------------------------------------------------------------------------ */
+
 int tpo_cmd_down(int argc, char **argv)
 {
     static const struct tpo_setting down_rows[] = {
@@ -391,8 +433,6 @@ int tpo_cmd_down(int argc, char **argv)
         fprintf(stderr, "tpo down: %s\n", err.message);
         return 2;
     }
-    struct stopping stopping = {.grace_ms = grace_ms()};
-    tpo_mesh_each(set.run_dir, stop_one, &stopping);
-    printf(stopping.n > 0 ? "stopped\n" : "nothing was running\n");
+    printf(stop_all(grace_ms()) > 0 ? "stopped\n" : "nothing was running\n");
     return 0;
 }
