@@ -51,6 +51,7 @@ struct tpo_job {
     double queue_ms;            /* how long it waited; set before run */
     int64_t queued_us, run_us;  /* tpo_now_us of submit and of the first run */
     struct tpo_host *host;
+    int wants;  /* the service's: how much room it was found to need when it had to wait; 0 at first */
     bool owned; /* the host's to free */
 };
 /* Ends the job's call and frees the job. err NULL or code TPO_OK: all went well. Counted in the service's metrics. */

@@ -41,3 +41,15 @@ int tpo_admission_prompt(struct tpo_prompt *out, const struct tpo_router_request
     free(turns);
     return rc;
 }
+
+int tpo_admission_least(int *rows, const struct tpo_tokenizer *tokenizer, const struct tpo_config *c, struct tpo_error *err)
+{
+    static const struct tpo_chat_turn turn = {"user", "What is in the picture?"};
+    static const float some = 0; /* never read: only the number of rows counts */
+    const struct tpo_router_request q = {.n_turns = 1, .turns = &turn, .media_kind = "image", .visual = &some};
+    struct tpo_prompt prompt = {0};
+    int rc = tpo_admission_prompt(&prompt, &q, tokenizer, c, err);
+    *rows = prompt.n;
+    tpo_prompt_free(&prompt);
+    return rc;
+}

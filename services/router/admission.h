@@ -10,5 +10,7 @@ int tpo_admission_check(const struct tpo_router_request *q, struct tpo_error *er
 /* The prompt of the request's turns, boxes, frames and visual tokens; prompt.h's errors. Freed with tpo_prompt_free. */
 int tpo_admission_prompt(struct tpo_prompt *out, const struct tpo_router_request *q, const struct tpo_tokenizer *tokenizer,
                          const struct tpo_config *c, struct tpo_error *err);
+/* The rows of a short question about a picture, its visual rows among them. */
+int tpo_admission_least(int *rows, const struct tpo_tokenizer *tokenizer, const struct tpo_config *c, struct tpo_error *err);
 
 #endif

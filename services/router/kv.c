@@ -4,12 +4,23 @@
 #include <stdlib.h>
 #include <string.h>
 
+size_t tpo_kv_position_bytes(const struct tpo_config *c)
+{
+    return (size_t)c->llm.num_hidden_layers * 2 * (size_t)c->llm.num_key_value_heads * (size_t)c->llm.head_dim * sizeof(float);
+}
+
+size_t tpo_kv_bytes_default(const struct tpo_config *c)
+{
+    const size_t bytes = TPO_KV_POSITIONS * tpo_kv_position_bytes(c), least = (size_t)64 << 20;
+    return bytes > least ? bytes : least;
+}
+
 int tpo_kv_open(struct tpo_kv *kv, struct tpo_stream *s, const struct tpo_config *c, size_t bytes, int max_sequences,
                 struct tpo_error *err)
 {
     memset(kv, 0, sizeof(*kv));
     size_t block = (size_t)TPO_KV_TOKENS * (size_t)c->llm.num_key_value_heads * (size_t)c->llm.head_dim * sizeof(float);
-    size_t n = bytes / (block * 2 * (size_t)c->llm.num_hidden_layers);
+    size_t n = bytes / (TPO_KV_TOKENS * tpo_kv_position_bytes(c));
     kv->stream = s;
     kv->n_layers = c->llm.num_hidden_layers;
     kv->n_blocks = n < 1 ? 1 : n > 1 << 20 ? 1 << 20 : (int)n;
@@ -53,11 +64,22 @@ void tpo_kv_close(struct tpo_kv *kv)
     memset(kv, 0, sizeof(*kv));
 }
 
+int tpo_kv_blocks(int tokens)
+{
+    return (int)(((int64_t)tokens + TPO_KV_TOKENS - 1) / TPO_KV_TOKENS);
+}
+
+bool tpo_kv_free(const struct tpo_kv *kv, int tokens)
+{
+    return tpo_kv_blocks(tokens) <= kv->n_free;
+}
+
 int tpo_kv_take(struct tpo_kv *kv, int slot, int tokens, struct tpo_error *err)
 {
-    int need = (int)(((int64_t)tokens + TPO_KV_TOKENS - 1) / TPO_KV_TOKENS);
+    int need = tpo_kv_blocks(tokens);
     if (need > kv->n_blocks)
-        return tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "kv_full", "%d tokens of prompt and answer, the pool holds %d", tokens,
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "kv_full",
+                        "%d tokens of prompt and answer, the router's pool (--kv-bytes) holds %d", tokens,
                         kv->n_blocks * TPO_KV_TOKENS);
     if (need > kv->n_free)
         return tpo_fail(err, TPO_UNAVAILABLE, "kv_busy", "%d blocks of keys and values asked for, %d are free", need, kv->n_free);

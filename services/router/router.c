@@ -59,6 +59,7 @@ struct tpo_router {
     struct tpo_batch *batch;
     struct tpo_router_learn learn;
     struct sequence *sequences;         /* (max_sequences) */
+    int wanted;                         /* rows, by the last one that must wait */
     const struct tpo_snapshot *weights; /* of the pass being put together */
     uint64_t handles;
     struct tpo_batch_row *rows; /* of the pass being put together */
@@ -72,7 +73,8 @@ static int engine_open(struct tpo_router *r, struct tpo_error *err)
 {
     const size_t V = (size_t)r->config.llm.vocab_size;
     const size_t rows = (size_t)r->options.prefill_tokens + TPO_MATVEC_ROWS;
-    int rc = tpo_kv_open(&r->kv, r->stream, &r->config, r->options.kv_bytes, r->options.max_sequences, err);
+    const size_t kv_bytes = r->options.kv_bytes != 0 ? r->options.kv_bytes : tpo_kv_bytes_default(&r->config);
+    int rc = tpo_kv_open(&r->kv, r->stream, &r->config, kv_bytes, r->options.max_sequences, err);
     if (rc == TPO_OK)
         rc = tpo_batch_open(&r->batch, r->stream, &r->decoder, &r->kv, r->options.prefill_tokens, r->options.merge_lora, err);
     if (rc != TPO_OK) return rc;
@@ -151,11 +153,38 @@ struct tpo_model *tpo_router_model(struct tpo_router *r)
 
 /* --- admission --------------------------------------------------------------------------------------------------------------- */
 
-static struct sequence *free_sequence(struct tpo_router *r)
+static struct sequence *free_sequence(const struct tpo_router *r)
 {
     for (int i = 0; i < r->options.max_sequences; i++)
         if (r->sequences[i].phase == FREE) return &r->sequences[i];
     return NULL;
+}
+
+/* One row more than the answer's tokens: a trigger may be the last of them, and v_i still follows it. */
+static int rows_of(int prompt, int new_max)
+{
+    return prompt + new_max + 1;
+}
+
+int tpo_router_check_pool(const struct tpo_router *r, struct tpo_error *err)
+{
+    int rows, rc = tpo_admission_least(&rows, r->tokenizer, &r->config, err);
+    if (rc != TPO_OK) return rc;
+    const int needed = rows_of(rows, NEW_TOKENS_DEFAULT), blocks = tpo_kv_blocks(needed);
+    if (blocks <= r->kv.n_blocks) return TPO_OK;
+    return tpo_fail(err, TPO_INVALID_ARGUMENT, "kv_bytes",
+                    "the pool holds %d tokens, a question about a picture takes %d with its answer: --kv-bytes %zu or more",
+                    r->kv.n_blocks * TPO_KV_TOKENS, needed, (size_t)blocks * TPO_KV_TOKENS * tpo_kv_position_bytes(&r->config));
+}
+
+bool tpo_router_room(const struct tpo_router *r, int rows)
+{
+    return free_sequence(r) != NULL && tpo_kv_free(&r->kv, rows);
+}
+
+int tpo_router_wanted(const struct tpo_router *r)
+{
+    return r->wanted;
 }
 
 /* The passes that follow are of this version. */
@@ -179,8 +208,8 @@ int tpo_router_submit(struct tpo_router *r, const struct tpo_router_request *q, 
     s.queries = q->visual != NULL ? tpo_config_queries(&r->config) : 0;
     s.new_max = q->max_new_tokens > 0 ? q->max_new_tokens : NEW_TOKENS_DEFAULT;
     s.sampling = (struct tpo_sampler){q->temperature, q->top_p > 0 ? q->top_p : 1, q->seed};
-    /* One row more than the answer's tokens: a trigger may be the last of them, and v_i still follows it. */
-    rc = tpo_kv_take(&r->kv, (int)(slot - r->sequences), s.prompt.n + s.new_max + 1, err);
+    r->wanted = rows_of(s.prompt.n, s.new_max);
+    rc = tpo_kv_take(&r->kv, (int)(slot - r->sequences), r->wanted, err);
     if (rc != TPO_OK) goto fail;
     s.n_special = s.queries + s.prompt.n_boxes;
     turn_to(r, q->weights);

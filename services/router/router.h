@@ -17,7 +17,7 @@ struct tpo_router_options {
     bool random;        /* random weights of `seed` instead of the folder's tensors */
     uint64_t seed;
     bool merge_lora;    /* W + scale B A once at load; false keeps them apart */
-    size_t kv_bytes;    /* the pool of key/value blocks */
+    size_t kv_bytes;    /* the pool of key/value blocks; 0: tpo_kv_bytes_default */
     int max_sequences;  /* in flight at once */
     int prefill_tokens; /* most prompt rows one step takes */
     int aids;           /* training only: declare the tensors of the slot loss, ext.router.slot.* */
@@ -60,10 +60,17 @@ struct tpo_router_events {
     void (*on_first)(void *owner); /* the first token is chosen, whether it has a text or not; NULL: nobody asks */
 };
 
-/* Admits the request: reserves prompt + max_new_tokens of the pool, or answers RESOURCE_EXHAUSTED "kv_full" when the pool is too small for it ever,
+/* INVALID_ARGUMENT "kv_bytes" when the pool is too small for a question about a picture and an answer of the default length. */
+int tpo_router_check_pool(const struct tpo_router *r, struct tpo_error *err);
+
+/* Admits the request: reserves prompt + max_new_tokens of the pool, or answers INVALID_ARGUMENT "kv_full" when the pool is too small for it ever,
  * and TPO_UNAVAILABLE "kv_busy" when it must wait (the caller keeps it queued). *handle names it for cancel. */
 int tpo_router_submit(struct tpo_router *r, const struct tpo_router_request *q, const struct tpo_router_events *on,
                       uint64_t *handle, struct tpo_error *err);
+/* Whether a sequence and `rows` positions are free. Submit reads the whole prompt: who was told "kv_busy" asks this before the next try, with what
+ * tpo_router_wanted says of the last one so told. */
+bool tpo_router_room(const struct tpo_router *r, int rows);
+int tpo_router_wanted(const struct tpo_router *r);
 void tpo_router_cancel(struct tpo_router *r, uint64_t handle); /* on_done follows from the next step, with TPO_CANCELLED */
 int tpo_router_step(struct tpo_router *r);                     /* one scheduler step; the number of sequences still in flight */
 

@@ -62,6 +62,7 @@ static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
     s->config.keep_bf16 = strcmp(host->dtype, "bf16") == 0;
     if (rc == TPO_OK) rc = tpo_stream_open(&s->stream, host->device, (int)host->threads, err);
     if (rc == TPO_OK) rc = tpo_router_open(&s->router, s->stream, &s->config, &o, err);
+    if (rc == TPO_OK) rc = tpo_router_check_pool(s->router, err);
     if (rc == TPO_OK) rc = tpo_params_digest(digest, host->model, "router", true, err);
     if (rc == TPO_OK) rc = tpo_serving_open(&s->serving, h, s->stream, tpo_router_model(s->router)->params, digest, err);
     return rc;
@@ -265,6 +266,8 @@ static int request_fill(struct request *r, const struct tpo_job *job, const stru
 static int run(void *self, struct tpo_job *job)
 {
     struct service *s = self;
+    /* Before each step a job that waits comes here: its prompt must not be read anew each time. */
+    if (!tpo_router_room(s->router, job->wants)) return TPO_UNAVAILABLE;
     struct request r = {0};
     struct tpo_error err = {0};
     struct flight *f = calloc(1, sizeof(*f));
@@ -277,6 +280,7 @@ static int run(void *self, struct tpo_job *job)
         r.q.weights = f->version->weights;
         struct tpo_router_events on = {f, on_text, on_task, on_done, on_first};
         rc = tpo_router_submit(s->router, &r.q, &on, &f->handle, &err);
+        tpo_metrics_add(tpo_host_metrics(s->host), "tpo_prompts_read_total", "", 1);
     }
     request_free(&r);
     if (rc == TPO_OK) {
@@ -285,7 +289,10 @@ static int run(void *self, struct tpo_job *job)
     }
     if (f != NULL) tpo_versions_give(tpo_host_versions(s->host), f->version);
     free(f);
-    if (rc == TPO_UNAVAILABLE) return rc; /* the pool is full: the job waits for the next step */
+    if (rc == TPO_UNAVAILABLE) { /* the pool is full: the job waits */
+        job->wants = tpo_router_wanted(s->router);
+        return rc;
+    }
     tpo_job_finish(job, &err);
     return TPO_OK;
 }
@@ -357,8 +364,9 @@ static int check(void *self, const char *dir)
 const struct tpo_host_service *tpo_router_service(void)
 {
     static const struct tpo_setting settings[] = {
-        {"kv-bytes", TPO_SET_BYTES, &set.kv_bytes, "64M", .min = 65536, .max = 1e12,
-         .help = "the pool of keys and values all sequences share; a request reserves its prompt and max_new_tokens in it"},
+        {"kv-bytes", TPO_SET_BYTES, &set.kv_bytes, "0", .min = 0, .max = 1e12,
+         .help = "the pool of keys and values all sequences share; a request reserves its prompt and max_new_tokens in it; 0: "
+                 "8192 tokens of this model, 64M at least"},
         {"sequences", TPO_SET_INT, &set.sequences, "64", .min = 1, .max = 4096,
          .help = "answers in flight at once; others wait in the queue"},
         {"prefill-tokens", TPO_SET_INT, &set.prefill_tokens, "512", .min = 1, .max = 65536,
