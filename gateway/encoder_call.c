@@ -82,7 +82,7 @@ static void on_encoder_done(void *owner, struct tpo_rpc *rpc, int status, const 
     } else if (r->state == ENCODING && tpo_request_of_version(err)) {
         const int peer = r->peer - 1;
         r->peer = 0;
-        if (tpo_version_refused(r->g->encoder, peer, r->version))
+        if (tpo_version_refused(r->g->encoder, peer, r->version.number))
             tpo_encoder_call_open(r);
         else
             tpo_request_refused(r, err, "encoder");
@@ -102,7 +102,7 @@ void tpo_encoder_call_open(struct tpo_request *r)
     r->state = ENCODING;
     Tpo__V1__EncodeRequest ask = TPO__V1__ENCODE_REQUEST__INIT;
     ask.media_id = r->media_id;
-    ask.version = r->version;
+    ask.version = r->version.number;
     struct tpo_rpc_start start = tpo_request_hop(r, "/tpo.v1.Encoder/Encode", &tpo__v1__encode_reply__descriptor);
     start.reply_payload = true;
     start.peer = r->peer; /* the one that was given the bytes, where one was */

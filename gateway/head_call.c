@@ -87,11 +87,12 @@ static bool put_for_head(struct head_call *c, const struct tpo_error *err)
     return true;
 }
 
-/* The head failed, or none has this version: then the whole request may begin anew, while nothing was streamed. */
+/* The head failed, or none has this version: then the whole request may begin anew, while nothing was streamed; if that was known when the version was
+ * chosen, beginning anew would choose the same. */
 static void refused(struct head_call *c, const struct tpo_error *err)
 {
     struct tpo_error told = *err;
-    if (tpo_request_of_version(err) && tpo_request_start_anew(c->r)) return;
+    if (tpo_request_of_version(err) && c->r->version.heads && tpo_request_start_anew(c->r)) return;
     tpo_request_version_gone(&told);
     tpo_head_call_fail(c, &told);
 }
@@ -114,7 +115,7 @@ static void on_head_done(void *owner, struct tpo_rpc *rpc, int status, const str
         tpo_head_call_fail(c, &silent);
     } else if (tpo_request_of_version(err)) {
         c->peer = 0;
-        if (tpo_version_refused(c->peers, peer, r->version))
+        if (tpo_version_refused(c->peers, peer, r->version.number))
             start_head(c);
         else
             refused(c, err);
@@ -136,7 +137,7 @@ static void start_head(struct head_call *c)
     call.query = r->q->turns[r->q->n_turns - 1]->text;
     for (size_t i = 0; i < r->q->n_boxes; i++) boxes[i] = &r->rects[i];
     call.n_boxes = r->q->n_boxes;
-    call.version = r->version;
+    call.version = r->version.number;
     call.boxes = boxes;
     struct tpo_error err = {0};
     struct tpo_payload e = {0};

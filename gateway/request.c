@@ -281,11 +281,11 @@ static void begin(struct tpo_request *r)
         r->puts = r->peer = 0;
         r->state = WAITING;
     }
-    if (!tpo_version_choose(r->g->versions, r->q->n_media > 0, &r->version, &err)) {
+    if (!tpo_version_choose(r->g->versions, r->q, &r->version, &err)) {
         if (r->anew > 0 || !tpo_request_start_anew(r)) tpo_request_finish(r, &err);
         return;
     }
-    snprintf(r->version_text, sizeof(r->version_text), "%llu", (unsigned long long)r->version);
+    snprintf(r->version_text, sizeof(r->version_text), "%llu", (unsigned long long)r->version.number);
     if (r->media_id[0] != '\0')
         tpo_encoder_call_open(r);
     else

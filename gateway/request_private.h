@@ -48,7 +48,7 @@ struct tpo_request {
     bool accepted, first_text_seen;
     uint32_t seq; /* > 0: something was streamed */
 
-    uint64_t version; /* of every hop */
+    struct tpo_version_choice version; /* of every hop */
     char version_text[24];
     struct tpo_version_wait wait;
     int anew; /* how often it was started again */

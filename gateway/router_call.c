@@ -49,7 +49,7 @@ static void on_router_done(void *owner, struct tpo_rpc *rpc, int status, const s
     r->rpc = NULL;
     if (r->state == GENERATING && status != TPO_OK) {
         /* The visual tokens went with the call: another router gets them from the encoder's cache, so all starts anew. */
-        if (tpo_request_of_version(err)) tpo_version_refused(r->g->router, tpo_rpc_peer_index(rpc), r->version);
+        if (tpo_request_of_version(err)) tpo_version_refused(r->g->router, tpo_rpc_peer_index(rpc), r->version.number);
         tpo_request_refused(r, err, "router");
     } else if (r->state == GENERATING && r->generated == NULL) {
         struct tpo_error silent;
@@ -79,7 +79,7 @@ void tpo_router_call_open(struct tpo_request *r)
     ask.seed = q->seed != 0 ? q->seed : 1;
     ask.temperature = q->temperature;
     ask.top_p = q->top_p > 0 ? q->top_p : 1;
-    ask.version = r->version;
+    ask.version = r->version.number;
     ask.media_kind = (char *)tpo_plan_media_kind(r->media);
     if (r->media != NULL && strcmp(ask.media_kind, "video") == 0) {
         ask.n_frames = r->media->n_frames;

@@ -175,32 +175,52 @@ static bool newest_below(const struct tpo_peers *p, uint64_t below, uint64_t *ou
     return found;
 }
 
-static bool all_hold(const struct tpo_gateway *g, bool media, uint64_t version)
+/* Whether the request may call head `i`: without media none is called (contracts.md 1). */
+static bool may_call(const struct tpo_head *head, const Tpo__V1__PerceiveRequest *q)
+{
+    if (q->n_media == 0) return false;
+    return q->task[0] == '\0' || strcmp(q->task, "auto") == 0 || strcmp(q->task, head->name) == 0;
+}
+
+/* Sets in the order of tpo_gateway_peers: encoder, router, heads. Heads count where they are asked for. */
+static bool counts(const struct tpo_gateway *g, const Tpo__V1__PerceiveRequest *q, bool heads, int i)
+{
+    return i == 0 ? q->n_media > 0 : i == 1 ? true : heads && may_call(&g->heads[i - 2], q);
+}
+
+static bool all_hold(const struct tpo_gateway *g, const Tpo__V1__PerceiveRequest *q, bool heads, uint64_t version)
 {
     struct tpo_peers *p;
-    for (int i = media ? 0 : 1; (p = tpo_gateway_peers(g, i)) != NULL; i++)
-        if (set_holds(p, version) == 0) return false;
+    for (int i = 0; (p = tpo_gateway_peers(g, i)) != NULL; i++)
+        if (counts(g, q, heads, i) && set_holds(p, version) == 0) return false;
     return true;
 }
 
-bool tpo_version_choose(struct tpo_version_watch *w, bool media, uint64_t *out, struct tpo_error *err)
+/* What all hold, the first set that has told holds: its versions, from the newest down. */
+static bool newest(const struct tpo_gateway *g, const Tpo__V1__PerceiveRequest *q, bool heads, uint64_t *out)
 {
-    /* What all hold, the first set that has told holds: its versions, from the newest down. */
     struct tpo_peers *p, *first = NULL;
     uint64_t version = 0;
-    for (int i = media ? 0 : 1; first == NULL && (p = tpo_gateway_peers(w->g, i)) != NULL; i++)
-        if (set_holds(p, 0) >= 0) first = p;
+    for (int i = 0; first == NULL && (p = tpo_gateway_peers(g, i)) != NULL; i++)
+        if (counts(g, q, heads, i) && set_holds(p, 0) >= 0) first = p;
     bool found = first == NULL;
     for (uint64_t below = UINT64_MAX; !found && newest_below(first, below, &version); below = version)
-        found = all_hold(w->g, media, version);
-    if (!found) {
+        found = all_hold(g, q, heads, version);
+    *out = version;
+    return found;
+}
+
+bool tpo_version_choose(struct tpo_version_watch *w, const Tpo__V1__PerceiveRequest *q, struct tpo_version_choice *out,
+                        struct tpo_error *err)
+{
+    out->heads = newest(w->g, q, true, &out->number);
+    if (!out->heads && !newest(w->g, q, false, &out->number)) {
         tpo_fail(err, TPO_UNAVAILABLE, "version",
                  "the services hold no version of the weights in common: the trainer must publish one");
         if (err != NULL) err->retry_ms = 1000;
         return false;
     }
-    tpo_metrics_set(w->g->metrics, "tpo_version", "stage=\"gateway\"", (double)version);
-    *out = version;
+    tpo_metrics_set(w->g->metrics, "tpo_version", "stage=\"gateway\"", (double)out->number);
     return true;
 }
 
