@@ -15,9 +15,11 @@
 int tpo_requests_open(struct tpo_requests *q, struct tpo_host *h, struct tpo_error *err)
 {
     q->host = h;
-    q->last = &q->first;
     pthread_mutex_init(&q->lock, NULL);
-    pthread_cond_init(&q->arrived, NULL);
+    for (int i = 0; i < 2; i++) {
+        q->lines[i].last = &q->lines[i].first;
+        pthread_cond_init(&q->lines[i].arrived, NULL);
+    }
     q->flights = tpo_flights_open();
     return q->flights != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the encoder");
 }
@@ -26,7 +28,7 @@ void tpo_requests_close(struct tpo_requests *q)
 {
     tpo_flights_close(q->flights);
     pthread_mutex_destroy(&q->lock);
-    pthread_cond_destroy(&q->arrived);
+    for (int i = 0; i < 2; i++) pthread_cond_destroy(&q->lines[i].arrived);
 }
 
 /* --- coming -------------------------------------------------------------------------------------------------------------------------- */
@@ -70,31 +72,37 @@ void tpo_requests_drop(struct tpo_requests *q, struct tpo_request *r)
     free(r);
 }
 
-void tpo_requests_queue(struct tpo_requests *q, struct tpo_request *r)
+bool tpo_requests_queue(struct tpo_requests *q, struct tpo_request *r, enum tpo_request_line line)
 {
+    struct tpo_request_list *l = &q->lines[line];
     r->next = NULL;
     pthread_mutex_lock(&q->lock);
-    *q->last = r;
-    q->last = &r->next;
-    pthread_cond_signal(&q->arrived);
+    const bool open = !l->closed;
+    if (open) {
+        *l->last = r;
+        l->last = &r->next;
+        pthread_cond_signal(&l->arrived);
+    }
     pthread_mutex_unlock(&q->lock);
+    return open;
 }
 
-struct tpo_request *tpo_requests_next(struct tpo_requests *q)
+struct tpo_request *tpo_requests_next(struct tpo_requests *q, enum tpo_request_line line)
 {
+    struct tpo_request_list *l = &q->lines[line];
     pthread_mutex_lock(&q->lock);
-    while (q->first == NULL && !q->closing) pthread_cond_wait(&q->arrived, &q->lock);
-    struct tpo_request *r = q->first;
-    if (r != NULL && (q->first = r->next) == NULL) q->last = &q->first;
+    while (l->first == NULL && !l->closed) pthread_cond_wait(&l->arrived, &q->lock);
+    struct tpo_request *r = l->first;
+    if (r != NULL && (l->first = r->next) == NULL) l->last = &l->first;
     pthread_mutex_unlock(&q->lock);
     return r;
 }
 
-void tpo_requests_stop(struct tpo_requests *q)
+void tpo_requests_stop(struct tpo_requests *q, enum tpo_request_line line)
 {
     pthread_mutex_lock(&q->lock);
-    q->closing = true;
-    pthread_cond_broadcast(&q->arrived);
+    q->lines[line].closed = true;
+    pthread_cond_broadcast(&q->lines[line].arrived);
     pthread_mutex_unlock(&q->lock);
 }
 
@@ -204,10 +212,9 @@ void tpo_requests_disband(struct tpo_requests *q, struct tpo_request *leader)
             tpo_fail(&err, TPO_CANCELLED, "cancelled", "the caller went away");
         else if (tpo_call_left_ms(r->call) <= 0)
             tpo_fail(&err, TPO_DEADLINE_EXCEEDED, "deadline", "the time for the tokens ran out");
-        if (err.code != TPO_OK)
-            finish(q, r, &err);
-        else
-            tpo_requests_queue(q, r);
+        else if (!tpo_requests_queue(q, r, TPO_TO_LOOK))
+            tpo_fail(&err, TPO_UNAVAILABLE, "draining", "this process is shutting down");
+        if (err.code != TPO_OK) finish(q, r, &err);
         r = next;
     }
 }

@@ -1,8 +1,8 @@
 /* This file owns the encoder's wire: a media id to its visual tokens, from the cache, from an equal request in flight, or from the model.
  *
  * A request moves  arrived (completion-queue thread: checked, queued)
- *               -> looking (a media thread: joins an equal flight, or leads one and asks the cache)
- *               -> loading (the same thread: decodes and resizes) -> encoding (compute thread) -> answered
+ *               -> looking (the looking thread: joins an equal flight, or leads one and asks the cache)
+ *               -> loading (a media thread: decodes and resizes) -> encoding (compute thread) -> answered
  * Only a leader goes past looking; its passengers are answered when it lands, whatever came of it. */
 #include "services/encoder/rpc.h"
 
@@ -52,7 +52,8 @@ struct service {
     tpo_media_t *media;
     tpo_cache_t *cache; /* NULL: off */
     struct tpo_requests requests;
-    pthread_t threads[THREADS_MAX];
+    pthread_t looking, threads[THREADS_MAX];
+    bool looks;
     int n_threads;
 
     /* settings */
@@ -91,10 +92,13 @@ static void on_encode(void *owner, struct tpo_call *call, ProtobufCMessage *mess
     struct tpo_request *r = admit(s, call, (const Tpo__V1__EncodeRequest *)message, &err);
     protobuf_c_message_free_unpacked(message, NULL);
     (void)payload;
-    if (r != NULL)
-        tpo_requests_queue(&s->requests, r);
-    else
-        tpo_call_finish(call, err.code, &err);
+    if (r != NULL && tpo_requests_queue(&s->requests, r, TPO_TO_LOOK)) return;
+    if (r != NULL) {
+        tpo_versions_give(tpo_host_versions(s->host), r->version);
+        tpo_requests_drop(&s->requests, r);
+        tpo_fail(&err, TPO_UNAVAILABLE, "draining", "this process is shutting down");
+    }
+    tpo_call_finish(call, err.code, &err);
 }
 
 /* --- looking and loading ------------------------------------------------------------------------------------------------------------- */
@@ -143,12 +147,12 @@ static void work_free(struct work *w)
     free(w);
 }
 
-static void look(struct service *s, struct tpo_request *r, struct tpo_stream *stream)
+/* On the way from the look to here the leader may have waited for others' decoders: that is no work of its own. */
+static void load_and_submit(struct service *s, struct tpo_request *r, struct tpo_stream *stream)
 {
     struct tpo_error err = {0};
-    double began_ms = tpo_now_ms();
-    if (!tpo_flight_join(s->requests.flights, &r->key, &r->passenger)) return;
-    if (tpo_requests_abandoned(&s->requests, r) || from_cache(s, r, began_ms)) return;
+    const double began_ms = tpo_now_ms() - r->looked_ms;
+    if (tpo_requests_abandoned(&s->requests, r)) return;
     struct work *w = calloc(1, sizeof(*w));
     int rc = TPO_OK;
     if (w == NULL) rc = tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for a request");
@@ -173,12 +177,24 @@ static void *media_thread(void *arg)
     struct tpo_stream *stream = NULL;
     struct tpo_error err;
     TPO_ASSERT(tpo_stream_open(&stream, "cpu", 1, &err) == TPO_OK);
-    for (;;) {
-        struct tpo_request *r = tpo_requests_next(&s->requests);
-        if (r == NULL) break;
-        look(s, r, stream);
-    }
+    for (struct tpo_request *r; (r = tpo_requests_next(&s->requests, TPO_TO_LOAD)) != NULL;) load_and_submit(s, r, stream);
     tpo_stream_close(stream);
+    return NULL;
+}
+
+static void look(struct service *s, struct tpo_request *r)
+{
+    const double began_ms = tpo_now_ms();
+    if (!tpo_flight_join(s->requests.flights, &r->key, &r->passenger)) return;
+    if (tpo_requests_abandoned(&s->requests, r) || from_cache(s, r, began_ms)) return;
+    r->looked_ms = tpo_now_ms() - began_ms;
+    TPO_ASSERT(tpo_requests_queue(&s->requests, r, TPO_TO_LOAD)); /* that line is closed after this thread has ended */
+}
+
+static void *look_thread(void *arg)
+{
+    struct service *s = arg;
+    for (struct tpo_request *r; (r = tpo_requests_next(&s->requests, TPO_TO_LOOK)) != NULL;) look(s, r);
     return NULL;
 }
 
@@ -256,7 +272,8 @@ static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
     /* As many threads as workers: each waits for its own. */
     for (; s->n_threads < (int)s->media_workers && s->n_threads < THREADS_MAX; s->n_threads++)
         if (pthread_create(&s->threads[s->n_threads], NULL, media_thread, s) != 0) break;
-    return s->n_threads > 0 ? TPO_OK : tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "threads", "no thread can be started");
+    s->looks = pthread_create(&s->looking, NULL, look_thread, s) == 0;
+    return s->n_threads > 0 && s->looks ? TPO_OK : tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "threads", "no thread can be started");
 }
 
 /* A picture reads every weight once, too, and takes seconds where a whole clip of the published size takes minutes. */
@@ -276,7 +293,9 @@ static int warm_up(void *self, struct tpo_error *err)
 static void close_model(void *self)
 {
     struct service *s = self;
-    tpo_requests_stop(&s->requests);
+    tpo_requests_stop(&s->requests, TPO_TO_LOOK);
+    if (s->looks) pthread_join(s->looking, NULL);
+    tpo_requests_stop(&s->requests, TPO_TO_LOAD);
     while (s->n_threads > 0) pthread_join(s->threads[--s->n_threads], NULL);
     work_free(s->retired);
     tpo_serving_close(&s->serving);

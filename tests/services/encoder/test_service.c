@@ -291,6 +291,42 @@ static void nobody_waits_nothing_is_encoded(void **state)
     end(&l);
 }
 
+/* The only decoder hangs and two more pictures wait for it: who asks about a known picture must not wait for it. */
+static void a_hit_does_not_wait_for_a_decoder(void **state)
+{
+    (void)state;
+    struct live l;
+    struct asked slow[3];
+    char id[TPO_SHA256_HEX], other[3][TPO_SHA256_HEX];
+    struct tpo_payload visual = {0};
+    setenv("TPO_MEDIA_WORKERS", "1", 1);
+    begin_patient(&l, id);
+    unsetenv("TPO_MEDIA_WORKERS");
+    becomes_hit(&l, id, &visual);
+    tpo_payload_free(&visual);
+    shell("pkill -STOP -P %d tpo-media", l.encoder);
+    for (int i = 0; i < 3; i++) {
+        char path[16];
+        snprintf(path, sizeof(path), "other%d.png", i);
+        shell("{ cat a.png; printf %d; } >%s", i, path);
+        put_file(&l, path, other[i]);
+        ask(&l, other[i], &slow[i]);
+    }
+    tpo_loop_wait(l.loop, 100);
+    const double began = live_counter(&l, "tpo_media_decodes_total", NULL);
+    assert_string_equal(encoded(&l, id, &visual), "hit");
+    tpo_payload_free(&visual);
+    assert_true(live_counter(&l, "tpo_media_decodes_total", NULL) == began); /* none has ended */
+    for (int i = 0; i < 3; i++)
+        if (slow[i].done) fail_msg("picture %d: %s", i, tpo_status_name(slow[i].status));
+    shell("pkill -CONT -P %d tpo-media", l.encoder);
+    for (int i = 0; i < 3; i++) {
+        while (!slow[i].done) tpo_loop_wait(l.loop, 1000);
+        assert_int_equal(slow[i].status, TPO_OK);
+    }
+    end(&l);
+}
+
 /* `n` other ids of the same film, asked for and then left as soon as the first of them is encoded. */
 static void ask_and_leave(struct live *l, int n, int *tail)
 {
@@ -469,6 +505,6 @@ static void what_is_in_flight_ends_before_the_process(void **state)
 TPO_TESTS(cmocka_unit_test(a_hit_gives_the_same_bits), cmocka_unit_test(equal_misses_encode_once),
           cmocka_unit_test(who_is_aboard_outlives_the_leader), cmocka_unit_test(a_load_ends_with_the_deadline_of_who_waits),
           cmocka_unit_test(a_leaders_deadline_is_not_its_passengers), cmocka_unit_test(nobody_waits_nothing_is_encoded),
-          cmocka_unit_test(what_was_decoded_for_nobody_is_not_encoded), cmocka_unit_test(bad_media_are_typed_errors),
-          cmocka_unit_test(an_upload_that_ends_early_leaves_nothing), cmocka_unit_test(a_full_queue_is_told_at_once),
-          cmocka_unit_test(what_is_in_flight_ends_before_the_process))
+          cmocka_unit_test(a_hit_does_not_wait_for_a_decoder), cmocka_unit_test(what_was_decoded_for_nobody_is_not_encoded),
+          cmocka_unit_test(bad_media_are_typed_errors), cmocka_unit_test(an_upload_that_ends_early_leaves_nothing),
+          cmocka_unit_test(a_full_queue_is_told_at_once), cmocka_unit_test(what_is_in_flight_ends_before_the_process))
