@@ -12,6 +12,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/prefixes.h"
+
 #define HEADER_BYTES_MAX 100000000u /* the format's own bound */
 #define FAULTS_MAX       4096
 #define INDEX_NAME       "model.safetensors.index.json"
@@ -28,8 +30,9 @@ struct tpo_safetensors_memory {
     struct mapping *files;
     int n_files;
     json_t *index;
-    bool survey; /* collect faults instead of stopping */
-    int code;    /* of the first fault */
+    bool survey;       /* collect faults instead of stopping */
+    const char *stage; /* whose shards are read; NULL: all */
+    int code;          /* of the first fault */
 };
 
 static int fault(struct tpo_safetensors *s, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
@@ -247,6 +250,12 @@ static bool have_file(const struct tpo_safetensors *s, const char *name)
     return false;
 }
 
+static bool wanted(const struct tpo_safetensors *s, const char *name)
+{
+    const char *owner = tpo_prefix_owner(name);
+    return s->memory->stage == NULL || owner == NULL || strcmp(owner, s->memory->stage) == 0;
+}
+
 static int read_shards(struct tpo_safetensors *s, const char *folder, const json_t *map)
 {
     const char *name;
@@ -258,7 +267,7 @@ static int read_shards(struct tpo_safetensors *s, const char *folder, const json
         char path[4096];
         if (shard == NULL || shard[0] == '\0' || shard[0] == '.' || strchr(shard, '/') != NULL) {
             rc = fault(s, TPO_FAILED_PRECONDITION, "%s: %s: its shard is not a file name", INDEX_NAME, name);
-        } else if (!have_file(s, shard)) {
+        } else if (wanted(s, name) && !have_file(s, shard)) {
             snprintf(path, sizeof(path), "%s/%s", folder, shard);
             if (access(path, R_OK) != 0)
                 rc = fault(s, TPO_FAILED_PRECONDITION, "%s: %s: its shard %s is missing", INDEX_NAME, name, shard);
@@ -270,7 +279,7 @@ static int read_shards(struct tpo_safetensors *s, const char *folder, const json
     return rc;
 }
 
-/* Index and shards must name the same tensors in the same places. */
+/* Index and shards must name the same tensors in the same places, as far as the shards were read. */
 static int check_index(struct tpo_safetensors *s, const json_t *map)
 {
     const char *name;
@@ -286,9 +295,9 @@ static int check_index(struct tpo_safetensors *s, const json_t *map)
     json_object_foreach((json_t *)map, name, file)
     {
         if (rc != TPO_OK) return rc;
-        if (tpo_safetensors_find(s, name) == NULL)
-            rc = fault(s, TPO_FAILED_PRECONDITION, "%s: %s: missing, the index promises it",
-                       json_is_string(file) ? json_string_value(file) : INDEX_NAME, name);
+        if (tpo_safetensors_find(s, name) != NULL || (json_is_string(file) && !have_file(s, json_string_value(file)))) continue;
+        rc = fault(s, TPO_FAILED_PRECONDITION, "%s: %s: missing, the index promises it",
+                   json_is_string(file) ? json_string_value(file) : INDEX_NAME, name);
     }
     return rc;
 }
@@ -372,6 +381,14 @@ int tpo_safetensors_open(struct tpo_safetensors **out, const char *path, struct 
 {
     struct tpo_safetensors *s = begin(false);
     if (s == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the names of a checkpoint");
+    return settle(out, s, read_path(s, path), err);
+}
+
+int tpo_safetensors_open_stage(struct tpo_safetensors **out, const char *path, const char *stage, struct tpo_error *err)
+{
+    struct tpo_safetensors *s = begin(false);
+    if (s == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the names of a checkpoint");
+    s->memory->stage = stage;
     return settle(out, s, read_path(s, path), err);
 }
 

@@ -64,7 +64,7 @@ int tpo_params_digest(char out[72], const char *folder, const char *stage, bool 
     struct tpo_safetensors *files = NULL;
     uint8_t digest[TPO_SHA256_BYTES];
     char text[TPO_SHA256_HEX];
-    int rc = tpo_safetensors_open(&files, folder, err);
+    int rc = tpo_safetensors_open_stage(&files, folder, stage, err);
     if (rc != TPO_OK) return rc;
     tpo_sha256_t *h = tpo_sha256_open();
     json_t *hashes = read_manifest(folder);

@@ -217,7 +217,7 @@ int tpo_params_load(struct tpo_params *p, struct tpo_stream *s, const char *fold
     struct tpo_params_memory *m = memory_of(p);
     if (err == NULL) err = &local;
     if (m == NULL || m->failed) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the list of tensors");
-    int rc = tpo_safetensors_open(&m->files, folder, err);
+    int rc = tpo_safetensors_open_stage(&m->files, folder, stage, err);
     if (rc == TPO_OK) rc = tpo_params_match(p, m->files, stage, fail_at_first, err);
     for (int i = 0; i < p->n && rc == TPO_OK; i++) {
         const struct tpo_entry *e = tpo_safetensors_find(m->files, p->items[i]->name);

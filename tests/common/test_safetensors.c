@@ -146,6 +146,29 @@ static void index_and_shards_agree(void **state)
     assert_int_equal(tpo_safetensors_open(&s, "nowhere", &err), TPO_NOT_FOUND);
 }
 
+static void a_service_opens_its_own_shards(void **state)
+{
+    (void)state;
+    const struct tpo_entry region = {.name = "loc_decoder.0.bias", .dtype = TPO_U8, .n_dims = 1, .shape = {3}, .data = bytes};
+    struct tpo_safetensors *s = NULL;
+    struct tpo_error err;
+    assert_int_equal(tpo_safetensors_write("a", &region, 1, NULL), TPO_OK);
+    write_text("model.safetensors.index.json", "{\"weight_map\":{\"loc_decoder.0.bias\":\"a\",\"lm.x\":\"b\"}}");
+    if (tpo_safetensors_open_stage(&s, ".", "region", &err) != TPO_OK) fail_msg("%s", err.message);
+    assert_int_equal(s->n, 1);
+    tpo_safetensors_close(s);
+    assert_int_equal(tpo_safetensors_open_stage(&s, ".", "router", &err), TPO_FAILED_PRECONDITION);
+    assert_non_null(strstr(err.message, "lm.x: its shard b is missing"));
+    assert_int_equal(tpo_safetensors_open(&s, ".", &err), TPO_FAILED_PRECONDITION);
+    /* A promise of its own shard is kept or told; a name that no service owns is looked for. */
+    write_text("model.safetensors.index.json", "{\"weight_map\":{\"loc_decoder.0.bias\":\"a\",\"lm.x\":\"a\"}}");
+    assert_int_equal(tpo_safetensors_open_stage(&s, ".", "region", &err), TPO_FAILED_PRECONDITION);
+    assert_non_null(strstr(err.message, "lm.x: missing"));
+    write_text("model.safetensors.index.json", "{\"weight_map\":{\"loc_decoder.0.bias\":\"a\",\"nobodys\":\"b\"}}");
+    assert_int_equal(tpo_safetensors_open_stage(&s, ".", "region", &err), TPO_FAILED_PRECONDITION);
+    assert_non_null(strstr(err.message, "nobodys: its shard b is missing"));
+}
+
 static void every_name_has_an_owner(void **state)
 {
     (void)state;
@@ -162,4 +185,4 @@ static void every_name_has_an_owner(void **state)
 
 TPO_TESTS(cmocka_unit_test(writes_what_it_reads), cmocka_unit_test(half_a_file_is_never_seen),
           cmocka_unit_test(lies_are_told_by_name), cmocka_unit_test(index_and_shards_agree),
-          cmocka_unit_test(every_name_has_an_owner))
+          cmocka_unit_test(a_service_opens_its_own_shards), cmocka_unit_test(every_name_has_an_owner))
