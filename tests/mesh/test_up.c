@@ -83,5 +83,17 @@ static void pid_files_of_the_dead_do_not_count(void **state)
     assert_int_equal(mesh_down(NULL), 0);
 }
 
+static void one_at_a_time_starts_a_mesh(void **state)
+{
+    (void)state;
+    assert_int_equal(
+        exit_of(mesh_shell("mkdir run && flock run %s/tpo up --any-port --run-dir run --model %s/models/small 2>up.log",
+                           tpo_test_build(), tpo_test_source())),
+        1);
+    assert_int_equal(system("grep -q 'another .tpo up. is at work' up.log"), 0);
+    assert_int_equal(mesh_shell("%s/tpo down --run-dir run | grep -q 'nothing was running'%s", tpo_test_build(), ""), 0);
+}
+
 TPO_TESTS(cmocka_unit_test(what_a_dead_gateway_left_ends_before_another_mesh_starts),
-          cmocka_unit_test(a_start_that_fails_leaves_nothing_running), cmocka_unit_test(pid_files_of_the_dead_do_not_count))
+          cmocka_unit_test(a_start_that_fails_leaves_nothing_running), cmocka_unit_test(pid_files_of_the_dead_do_not_count),
+          cmocka_unit_test(one_at_a_time_starts_a_mesh))
