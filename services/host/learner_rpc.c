@@ -379,6 +379,13 @@ static int publish(struct visit *v, const Tpo__V1__PublishRequest *m)
     return s->publish(s->self, m->version, &v->err);
 }
 
+/* The lease is renewed as the call leaves. */
+static int keep(struct visit *v, const Tpo__V1__StepRequest *m)
+{
+    (void)v, (void)m;
+    return TPO_OK;
+}
+
 static int end(struct visit *v, const Tpo__V1__StepRequest *m)
 {
     (void)m;
@@ -412,6 +419,7 @@ static int on_begin(void *self, struct tpo_job *job)
     X("Export", export_state, export_request, ExportRequest, TPO_FAULT_EXPORT)                                                     \
     X("Import", import_state, chunk, Chunk, TPO_FAULT_IMPORT)                                                                      \
     X("Publish", publish, publish_request, PublishRequest, TPO_FAULT_PUBLISH)                                                      \
+    X("Keep", keep, step_request, StepRequest, TPO_FAULTS /* none */)                                                              \
     X("End", end, step_request, StepRequest, TPO_FAULTS /* none */)
 
 #define X(name, act, request, Request, point)                                                                                      \

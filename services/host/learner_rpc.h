@@ -6,6 +6,7 @@
  *   leased --Begin by H--> leased, L + 1 (calls of before are refused)      leased --Begin by another--> FAILED_PRECONDITION "leased"
  *   leased --time over--> free: tapes of the open step go, a prepared step stays; calls with L: FAILED_PRECONDITION "lease"
  *
+ * Keep is a call that does nothing else: a trainer renews by it while it has nothing to ask here (trainer/steps/keeper.h).
  * Calls, Begin among them, are judged by when they came: neither the work of one nor the wait behind others takes the lease from its holder. */
 #ifndef TPO_SERVICES_HOST_LEARNER_RPC_H
 #define TPO_SERVICES_HOST_LEARNER_RPC_H

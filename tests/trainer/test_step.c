@@ -18,7 +18,6 @@ struct fake {
     double squared;
     uint64_t served;
     int full;  /* so often it has no room for another version */
-    int kept;  /* calls for the lease's sake */
     bool away; /* it does not answer */
 };
 static struct fake fakes[TPO_REPLICAS_MAX];
@@ -106,14 +105,6 @@ static int fake_publish(void *self, const struct tpo_key *key, uint64_t version,
     return TPO_OK;
 }
 
-static int fake_export(void *self, int at, int64_t offset, int64_t most, struct tpo_chunk *out, struct tpo_error *err)
-{
-    (void)at, (void)offset, (void)most, (void)err;
-    ((struct fake *)self)->kept++;
-    *out = (struct tpo_chunk){0};
-    return TPO_OK;
-}
-
 static int fake_open(void *owner, int part, int replica, struct tpo_learner *out, struct tpo_error *err)
 {
     (void)owner, (void)part, (void)err;
@@ -126,7 +117,6 @@ static int fake_open(void *owner, int part, int replica, struct tpo_learner *out
                                 .prepare = fake_prepare,
                                 .commit = fake_commit,
                                 .abort = fake_abort,
-                                .export_state = fake_export,
                                 .publish = fake_publish};
     return TPO_OK;
 }
@@ -239,8 +229,7 @@ static void replicas_that_disagree_commit_nothing(void **state)
 static void crew_of_two(struct tpo_crew *crew, uint64_t first, uint64_t second)
 {
     static const struct tpo_config config;
-    const struct tpo_crew_options o = {
-        .config = &config, .n_replicas = {2, 0, 0}, .threaded = true, .keep_ms = 10, .open = fake_open};
+    const struct tpo_crew_options o = {.config = &config, .n_replicas = {2, 0, 0}, .threaded = true, .open = fake_open};
     struct tpo_error err = {0};
     struct tpo_recipe *r = recipe_of(2);
     memset(fakes, 0, sizeof(fakes));
@@ -320,21 +309,6 @@ static void a_publish_that_failed_is_completed(void **state)
     tpo_crew_close(&crew);
 }
 
-/* The second one has no room for a while; the first must not lose its lease to that. */
-static void leases_last_while_a_publish_waits(void **state)
-{
-    (void)state;
-    struct tpo_crew crew;
-    struct tpo_error err = {0};
-    uint64_t version = 0;
-    crew_of_two(&crew, 7, 7);
-    fakes[1].full = 3;
-    assert_int_equal(tpo_crew_publish(&crew, 1, 60000, false, &version, &err), TPO_OK);
-    assert_true(version > 7 && fakes[0].served == version && fakes[1].served == version);
-    assert_true(fakes[0].kept > 0 && fakes[1].kept > 0);
-    tpo_crew_close(&crew);
-}
-
 /* The clock stands before the version that one of them serves. */
 static void numbers_of_versions_grow_though_the_clock_goes_back(void **state)
 {
@@ -376,6 +350,5 @@ static void odd_numbers_of_replicas_are_refused(void **state)
 
 TPO_TESTS(cmocka_unit_test(replicas_share_a_step), cmocka_unit_test(replicas_that_disagree_commit_nothing),
           cmocka_unit_test(who_lost_a_version_gets_it_again), cmocka_unit_test(a_publish_that_failed_is_completed),
-          cmocka_unit_test(leases_last_while_a_publish_waits),
           cmocka_unit_test(numbers_of_versions_grow_though_the_clock_goes_back), cmocka_unit_test(sums_add_as_a_tree),
           cmocka_unit_test(odd_numbers_of_replicas_are_refused))

@@ -200,19 +200,6 @@ int tpo_crew_abort(struct tpo_crew *t, struct tpo_error *err)
     return tpo_crew_each(t, abort_one, NULL, err);
 }
 
-static int keep_one(struct tpo_crew *t, int part, int replica, void *arg, struct tpo_error *err)
-{
-    struct tpo_learner *l = &t->replicas[part][replica].learner;
-    struct tpo_chunk name;
-    (void)arg;
-    return l->export_state(l->self, 0, 0, 0, &name, err);
-}
-
-int tpo_crew_keep(struct tpo_crew *t, struct tpo_error *err)
-{
-    return tpo_crew_each(t, keep_one, NULL, err);
-}
-
 static int end_one(struct tpo_crew *t, int part, int replica, void *arg, struct tpo_error *err)
 {
     struct tpo_learner *l = &t->replicas[part][replica].learner;

@@ -33,7 +33,6 @@ struct tpo_crew_options {
     const struct tpo_config *config;
     int n_replicas[TPO_PARTS]; /* powers of two; 0: there is none, for stages that need none */
     bool threaded;             /* false: one replica each, every call made by the caller */
-    int keep_ms;               /* how often a service that waits for others is called, so that its lease lasts; 0: never */
     /* One more handle of a replica, for one thread. In a crew without threads it is asked once per replica. */
     int (*open)(void *owner, int part, int replica, struct tpo_learner *out, struct tpo_error *err);
     void *owner;
@@ -72,8 +71,6 @@ int tpo_crew_each(struct tpo_crew *t, tpo_replica_job job, void *arg, struct tpo
 int tpo_crew_begin(struct tpo_crew *t, const struct tpo_recipe *r, int stage, const char *run, struct tpo_error *err);
 /* Gives up whatever step is open, everywhere; the first error. */
 int tpo_crew_abort(struct tpo_crew *t, struct tpo_error *err);
-/* A call that every service answers at once, for its lease's sake; no worker may have a job. The first error. */
-int tpo_crew_keep(struct tpo_crew *t, struct tpo_error *err);
 /* Ends the run everywhere; the first error. */
 int tpo_crew_end(struct tpo_crew *t, struct tpo_error *err);
 

@@ -42,20 +42,10 @@ struct giving {
     struct tpo_key key;
     uint64_t number;
     int wait_ms;
-    double until_s, keep_s; /* when waiting ends, when leases are due */
+    double until_s; /* when waiting ends */
     bool patient, taken, said;
     bool later; /* none has room for it, and none has it */
 };
-
-/* Some time of waiting for one service, in which the others must not lose their leases. */
-static int wait_some(struct giving *g, struct tpo_error *err)
-{
-    const double every_s = g->crew->options.keep_ms * 1e-3;
-    nanosleep(&(struct timespec){0, RETRY_MS * 1000000L}, NULL);
-    if (every_s <= 0 || tpo_now_s() < g->keep_s) return TPO_OK;
-    g->keep_s = tpo_now_s() + every_s;
-    return tpo_crew_keep(g->crew, err);
-}
 
 static int give(struct giving *g, int part, struct tpo_replica *x, struct tpo_error *err)
 {
@@ -81,8 +71,7 @@ static int give(struct giving *g, int part, struct tpo_replica *x, struct tpo_er
         if (!g->said)
             tpo_log(TPO_LOG_INFO, "publish_waits", "for=%s step=%d wait_ms=%d", tpo_part_names[part], (int)g->key.step, g->wait_ms);
         g->said = true;
-        const int kept = wait_some(g, err);
-        if (kept != TPO_OK) return kept;
+        nanosleep(&(struct timespec){0, RETRY_MS * 1000000L}, NULL);
     }
 }
 
@@ -103,7 +92,6 @@ int tpo_crew_publish(struct tpo_crew *t, int step, int wait_ms, bool patient, ui
                        .number = *version != 0 && *version == newest ? newest : number_above(used),
                        .wait_ms = wait_ms,
                        .until_s = tpo_now_s() + wait_ms * 1e-3,
-                       .keep_s = tpo_now_s() + t->options.keep_ms * 1e-3,
                        .patient = patient};
     int rc = TPO_OK;
     snprintf(g.key.run, sizeof(g.key.run), "%s", t->run);

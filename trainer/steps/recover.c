@@ -11,7 +11,6 @@
 #include "trainer/steps/timing.h"
 
 #define AGAIN_MS 200
-#define LOOK_MS  20
 
 bool tpo_recovery_helps(const struct tpo_error *err)
 {
@@ -97,25 +96,7 @@ struct sending {
     const struct tpo_recovery *recovery;
     const struct tpo_checkpoint *checkpoint;
     bool known[TPO_PARTS][TPO_REPLICAS_MAX]; /* it holds some state of this stage: frozen tensors are right */
-    _Atomic int left;                        /* replicas that have not got all of theirs */
 };
-
-/* A service that has all of its state and waits while others take theirs, some of them for longer than a lease lasts, is called now and then. If its lease
- * ended, another trainer could come in; and what was imported is not believed after another Begin, so that all would be sent once more, and again. */
-static int lease_keep(const struct sending *s, struct tpo_learner *l, struct tpo_error *err)
-{
-    const double every_s = s->recovery->crew->options.keep_ms * 1e-3;
-    double next_s = tpo_now_s() + every_s;
-    int rc = TPO_OK;
-    while (every_s > 0 && s->recovery->crew->options.threaded && s->left > 0 && rc == TPO_OK) {
-        nanosleep(&(struct timespec){.tv_nsec = LOOK_MS * 1000000L}, NULL);
-        if (tpo_now_s() < next_s) continue;
-        struct tpo_chunk name;
-        rc = l->export_state(l->self, 0, 0, 0, &name, err);
-        next_s = tpo_now_s() + every_s;
-    }
-    return rc;
-}
 
 static int send_one(struct tpo_crew *t, int part, int replica, void *arg, struct tpo_error *err)
 {
@@ -124,9 +105,7 @@ static int send_one(struct tpo_crew *t, int part, int replica, void *arg, struct
     struct tpo_learner *l = &t->replicas[part][replica].learner;
     const bool start = !s->known[part][replica] || (s->checkpoint->step == 0 && t->trainable[part] > 0);
     int rc = start && !r->same_memory ? tpo_start_send(r->models[part]->params, l, err) : TPO_OK;
-    if (rc == TPO_OK) rc = tpo_checkpoint_send(s->checkpoint, part, l, err);
-    s->left--;
-    return rc == TPO_OK ? lease_keep(s, l, err) : rc;
+    return rc == TPO_OK ? tpo_checkpoint_send(s->checkpoint, part, l, err) : rc;
 }
 
 static int all_send(const struct tpo_recovery *r, struct tpo_checkpoint *c, struct tpo_error *err)
@@ -134,7 +113,7 @@ static int all_send(const struct tpo_recovery *r, struct tpo_checkpoint *c, stru
     struct tpo_crew *t = r->crew;
     struct sending s = {.recovery = r, .checkpoint = c};
     for (int p = 0; p < TPO_PARTS; p++)
-        for (int i = 0; i < t->options.n_replicas[p]; i++, s.left++) s.known[p][i] = tpo_held_knows(r->held, t, p, i, false);
+        for (int i = 0; i < t->options.n_replicas[p]; i++) s.known[p][i] = tpo_held_knows(r->held, t, p, i, false);
     int rc = tpo_checkpoint_find(r->stage_dir, r->name, c, err);
     /* Who is interrupted in here must not be believed later. */
     if (rc == TPO_OK) rc = tpo_held_note(r->held, t, false, err);

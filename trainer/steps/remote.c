@@ -385,7 +385,9 @@ static int remote_end(void *self, struct tpo_error *err)
     Tpo__V1__Key k;
     Tpo__V1__StepRequest m;
     step_pack(r, &m, &k, &key);
-    return tpo_remote_tell(r, "/tpo.v1.Learner/End", &m.base, true, err);
+    int rc = tpo_remote_tell(r, "/tpo.v1.Learner/End", &m.base, true, err);
+    if (rc == TPO_OK) *r->o.lease = 0;
+    return rc;
 }
 
 /* --- opening ------------------------------------------------------------------------------------------------------------------------- */

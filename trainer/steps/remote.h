@@ -16,7 +16,7 @@ struct tpo_remote_options {
     const char *address; /* "host:port" */
     const char *holder;  /* of the lease; outlives the handle */
     int lease_ms, timeout_ms;
-    _Atomic uint64_t *lease;  /* shared by all handles of this replica: begin of one writes it */
+    _Atomic uint64_t *lease;  /* shared by all handles of this replica: begin of one writes it, end makes it 0 */
     const _Atomic bool *stop; /* while true, calls in flight end with CANCELLED, Abort and Begin apart */
     /* The frames of a sample that names its medium, in the arena, in place of the name. Any thread. */
     int (*pixels)(void *owner, struct tpo_arena *a, struct tpo_sample *s, struct tpo_error *err);

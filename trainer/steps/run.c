@@ -17,6 +17,7 @@
 #include "services/router/router.h"
 #include "trainer/steps/events.h"
 #include "trainer/steps/feed.h"
+#include "trainer/steps/keeper.h"
 #include "trainer/steps/mesh.h"
 #include "trainer/steps/messages.h"
 #include "trainer/steps/publish.h"
@@ -43,7 +44,8 @@ struct run {
     struct tpo_learner mirrors[TPO_PARTS]; /* over a mesh: of the models, to take in what a stage has learned */
     struct tpo_held *held;
     struct tpo_crew crew;
-    uint64_t version; /* the number under which serving has what the next stage begins with; 0: none */
+    struct tpo_keeper *keeper; /* over a mesh */
+    uint64_t version;          /* the number under which serving has what the next stage begins with; 0: none */
     struct tpo_run_log *log;
 };
 
@@ -141,18 +143,19 @@ static int crew_open(struct run *r, struct tpo_error *err)
         r->mesh.call_ms = r->options->call_ms;
         memcpy(o.n_replicas, r->mesh.n_replicas, sizeof(o.n_replicas));
         o.threaded = true;
-        o.keep_ms = r->options->lease_ms / 4;
         o.open = tpo_mesh_handle;
         o.owner = &r->mesh;
     }
     int rc = tpo_crew_open(&r->crew, &o, err);
     if (rc == TPO_OK && r->remote) r->crew.stop = &r->mesh.stop;
     if (rc == TPO_OK && r->remote) tpo_held_leases(r->held, &r->crew);
+    if (rc == TPO_OK && r->remote) rc = tpo_keeper_open(&r->keeper, &r->mesh, err);
     return rc;
 }
 
 static void run_close(struct run *r)
 {
+    tpo_keeper_close(r->keeper);
     tpo_crew_close(&r->crew);
     for (int p = 0; p < TPO_PARTS; p++)
         if (r->mirrors[p].close != NULL) r->mirrors[p].close(r->mirrors[p].self);
