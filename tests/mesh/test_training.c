@@ -93,6 +93,34 @@ static void twenty_steps_of_everything_with_dropout(void **state)
     equals_one_process(stages, .1, made, "stage=all event=published step=8");
 }
 
+/* Services of which one has more replicas than another keeps tapes. */
+static void replicas_of_unequal_number(void **state)
+{
+    (void)state;
+    static const char stages[] = "  - name: all\n"
+                                 "    steps: 3\n"
+                                 "    micro_batches: 16\n"
+                                 "    lanes: 8\n"
+                                 "    data:\n"
+                                 "      - {frames: 1, samples: 1, conversations: 2}\n"
+                                 "    losses: {language: 1, region: 1}\n"
+                                 "    groups:\n"
+                                 "      - {name: all, optimiser: adamw, rate: 1e-3, tensors: ['*']}\n";
+    static const int each[][TRAINING_SERVICES] = {{1, 1, 8}, {8, 2, 1}};
+    static const char *const outs[] = {"mesh-1", "mesh-2"};
+    training_model(.1);
+    training_recipe("r.yaml", stages);
+    training_run("r.yaml", "one", NULL, NULL);
+    for (int i = 0; i < 2; i++) {
+        struct training_mesh m;
+        training_mesh_start_each(&m, "served", each[i], 2);
+        training_run("r.yaml", outs[i], &m, NULL);
+        training_mesh_stop(&m);
+        training_same_bits("one", outs[i], "1-all", 3);
+        training_same_model("one", outs[i], "1-all");
+    }
+}
+
 /* Dropout is on: without it other weights come out. */
 static void dropout_is_not_idle(void **state)
 {
@@ -134,4 +162,5 @@ static void what_services_hold_is_not_sent(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(fifty_steps_of_stage_two), cmocka_unit_test(twenty_steps_of_everything_with_dropout),
-          cmocka_unit_test(dropout_is_not_idle), cmocka_unit_test(what_services_hold_is_not_sent))
+          cmocka_unit_test(replicas_of_unequal_number), cmocka_unit_test(dropout_is_not_idle),
+          cmocka_unit_test(what_services_hold_is_not_sent))

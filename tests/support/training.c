@@ -167,14 +167,19 @@ void training_mesh_renew(struct training_mesh *m, int service, int replica, cons
 
 void training_mesh_start(struct training_mesh *m, const char *model, int n, int threads)
 {
+    training_mesh_start_each(m, model, (const int[TRAINING_SERVICES]){n, n, n}, threads);
+}
+
+void training_mesh_start_each(struct training_mesh *m, const char *model, const int n[TRAINING_SERVICES], int threads)
+{
     char logs[TRAINING_SERVICES][TRAINING_REPLICAS][64];
     size_t from[TRAINING_SERVICES][TRAINING_REPLICAS];
     *m = (struct training_mesh){.model = model, .threads = threads};
     for (int s = 0; s < TRAINING_SERVICES; s++)
-        for (int r = 0; r < n; r++) service_spawn(m, s, r, NULL, logs[s][r], &from[s][r]);
+        for (int r = 0; r < n[s]; r++) service_spawn(m, s, r, NULL, logs[s][r], &from[s][r]);
     for (int s = 0; s < TRAINING_SERVICES; s++)
-        for (int r = 0; r < n; r++) m->ports[s][r] = ready_wait(logs[s][r], from[s][r], m->pids[s][r]);
-    for (int s = 0; s < TRAINING_SERVICES; s++) m->n[s] = n;
+        for (int r = 0; r < n[s]; r++) m->ports[s][r] = ready_wait(logs[s][r], from[s][r], m->pids[s][r]);
+    for (int s = 0; s < TRAINING_SERVICES; s++) m->n[s] = n[s];
 }
 
 void training_mesh_stop(struct training_mesh *m)

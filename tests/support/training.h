@@ -7,7 +7,7 @@
 #include <sys/types.h>
 
 enum { TRAINING_ENCODER, TRAINING_ROUTER, TRAINING_REGION, TRAINING_SERVICES };
-#define TRAINING_REPLICAS 2
+#define TRAINING_REPLICAS 8
 
 /* ./tiny (config and tokenizer, dropouts as given) and ./served (random weights of another seed than any recipe's). */
 void training_model(double dropout);
@@ -25,6 +25,8 @@ struct training_mesh {
 
 /* All services, ready; n of each, with teams of `threads`. Without a cache, unless TPO_CACHE names one. */
 void training_mesh_start(struct training_mesh *m, const char *model, int n, int threads);
+/* n[] of each. */
+void training_mesh_start_each(struct training_mesh *m, const char *model, const int n[TRAINING_SERVICES], int threads);
 void training_mesh_stop(struct training_mesh *m);
 /* Ends one with SIGKILL (if it lives) and starts it anew on its port, with `fault` as its --fault unless NULL. */
 void training_mesh_renew(struct training_mesh *m, int service, int replica, const char *fault);

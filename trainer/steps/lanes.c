@@ -23,6 +23,7 @@ struct walk {
     int turn[TPO_PARTS][TPO_LANES_MAX];                /* of a lane: the micro-batch whose Backward a service takes next */
     int left[TPO_PARTS][TPO_REPLICAS_MAX];             /* Backwards that a replica still waits for */
     int left_out[TPO_PARTS][TPO_REPLICAS_MAX];         /* and those it is not asked for */
+    int on_way[TPO_PARTS][TPO_REPLICAS_MAX];           /* micro-batches for which it may hold a tape */
     int forwards_left, rc;
     struct tpo_error error;
 };
@@ -103,12 +104,48 @@ static void forward_end(void *arg)
 
 /* --- walking ------------------------------------------------------------------------------------------------------------------------- */
 
+static bool is_left(const struct walk *w, int line)
+{
+    return w->rc == TPO_OK && w->next[line] < w->end[line];
+}
+
+/* Whether every service that a micro-batch meets keeps one more tape. */
+static bool has_room(const struct walk *w, int m)
+{
+    const struct tpo_crew *t = w->crew;
+    for (int p = 0; p < TPO_PARTS; p++) {
+        if (!t->runs[p]) continue;
+        const int replica = lane_replica(t, &w->stage->plan, p, m);
+        const int n = w->on_way[p][replica];
+        if (n > 0 && n >= t->replicas[p][replica].begun.tapes) return false;
+    }
+    return true;
+}
+
+static void way_add(struct walk *w, int m, int n)
+{
+    for (int p = 0; p < TPO_PARTS; p++)
+        if (w->crew->runs[p]) w->on_way[p][lane_replica(w->crew, &w->stage->plan, p, m)] += n;
+}
+
+/* The next micro-batch of a line, once there is room for it; -1: there is none. Room is taken everywhere at once, and those before it in its lane have
+ * theirs already, so that none on its way waits for one that is not. */
 static int begin_next(struct walk *w, int line)
 {
     pthread_mutex_lock(&w->lock);
-    const int m = w->rc == TPO_OK && w->next[line] < w->end[line] ? w->next[line]++ : -1;
+    while (is_left(w, line) && !has_room(w, w->next[line])) pthread_cond_wait(&w->changed, &w->lock);
+    const int m = is_left(w, line) ? w->next[line]++ : -1;
+    if (m >= 0) way_add(w, m, 1);
     pthread_mutex_unlock(&w->lock);
     return m;
+}
+
+static void end_one(struct walk *w, int m)
+{
+    pthread_mutex_lock(&w->lock);
+    way_add(w, m, -1);
+    pthread_cond_broadcast(&w->changed);
+    pthread_mutex_unlock(&w->lock);
 }
 
 static int stroll(void *arg, struct tpo_error *err)
@@ -123,11 +160,12 @@ static int stroll(void *arg, struct tpo_error *err)
         key.micro_batch = (uint32_t)m;
         const int rc = tpo_pass_run(w->crew, s->walker->learners, &key, &w->batches[m], &order, &w->passes[m], &why);
         if (rc != TPO_OK) fail(w, rc, &why);
+        end_one(w, m);
     }
     return TPO_OK;
 }
 
-/* How many micro-batches of a line may be on their way: no service is to be asked for more tapes than it keeps. */
+/* How many walkers a line has: where lines share a service, its tapes are shared out, one at least. */
 static int abreast(const struct tpo_crew *t)
 {
     int n = t->walkers_per_line;
