@@ -44,8 +44,13 @@ void tpo_queue_close(struct tpo_queue *q)
 
 int tpo_queue_put(struct tpo_queue *q, void *item)
 {
+    return tpo_queue_put_below(q, item, q->capacity);
+}
+
+int tpo_queue_put_below(struct tpo_queue *q, void *item, int most)
+{
     pthread_mutex_lock(&q->lock);
-    int rc = q->ended ? TPO_UNAVAILABLE : q->n >= q->capacity ? TPO_RESOURCE_EXHAUSTED : TPO_OK;
+    int rc = q->ended ? TPO_UNAVAILABLE : q->n >= most || q->n >= q->capacity ? TPO_RESOURCE_EXHAUSTED : TPO_OK;
     if (rc == TPO_OK) {
         q->items[(q->first + q->n++) % q->places] = item;
         pthread_cond_signal(&q->changed);

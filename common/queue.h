@@ -11,6 +11,8 @@ void tpo_queue_close(struct tpo_queue *q); /* accepts NULL; nobody may be inside
 
 /* TPO_RESOURCE_EXHAUSTED: full. TPO_UNAVAILABLE: ended. */
 int tpo_queue_put(struct tpo_queue *q, void *item);
+/* The same, full as soon as `most` wait: the rest of the capacity is others'. */
+int tpo_queue_put_below(struct tpo_queue *q, void *item, int most);
 /* Back to the front, where it was taken from; never refused for capacity. */
 void tpo_queue_put_back(struct tpo_queue *q, void *item);
 /* The oldest item; waits up to timeout_ms (0: not at all, -1: for ever). NULL: none came, or the queue has ended and is empty. */

@@ -131,7 +131,7 @@ static int build_methods(struct tpo_host *h)
     if (h->methods == NULL || h->bindings == NULL) return TPO_ENOMEM;
     for (int i = 0; i < s->n_methods + tpo_n_learner_methods; i++) {
         const struct tpo_host_method *m = i < s->n_methods ? &s->methods[i] : &tpo_learner_methods[i - s->n_methods];
-        h->bindings[i] = (struct tpo_host_binding){h, m};
+        h->bindings[i] = (struct tpo_host_binding){h, m, i >= s->n_methods};
         h->methods[h->n_methods++] = (struct tpo_method){.path = m->path,
                                                          .request = m->request,
                                                          .payload = m->payload,
@@ -167,7 +167,7 @@ static int start(struct tpo_host *h, struct tpo_error *err)
     h->started_us = tpo_now_us();
     int rc = tpo_metrics_open(&h->metrics, err);
     if (rc == TPO_OK) rc = tpo_versions_open(&h->versions, h->settings.version_hold_ms, h->metrics, err);
-    if (rc == TPO_OK) rc = tpo_queue_open(&h->queue, (int)h->settings.queue);
+    if (rc == TPO_OK) rc = tpo_queue_open(&h->queue, (int)h->settings.queue + TPO_HOST_RESERVE);
     if (rc == TPO_OK) rc = build_methods(h);
     if (rc == TPO_OK && s->prepare != NULL) rc = s->prepare(s->self, h, err);
     struct tpo_server_options o = {.listen = h->settings.listen,

@@ -3,7 +3,8 @@
  *   int main(int argc, char **argv) { return tpo_host_main(&service, argc, argv); }
  *
  * Threads: main reads settings and waits for signals; the completion-queue thread owns calls; ONE compute thread owns the model: open, warm_up,
- * jobs, step and close run there. Between the two lies the queue: a job that finds it full is answered RESOURCE_EXHAUSTED "queue_full" at once.
+ * jobs, step and close run there. Between the two lies the queue: a job that finds it full is answered RESOURCE_EXHAUSTED "queue_full" at once;
+ * a learner's finds TPO_HOST_RESERVE places more, so that no load of serving keeps a trainer out.
  * SERVING only after open and warm_up; before, calls get UNAVAILABLE "loading". SIGTERM or SIGINT: NOT_SERVING, no new calls, those in flight end
  * within --drain-ms, exit 0. SIGUSR1 logs live state. Other programs are started with posix_spawn, never fork: gRPC does not survive it. */
 #ifndef TPO_SERVICES_HOST_HOST_H
@@ -15,6 +16,9 @@
 #include "common/metrics.h"
 #include "common/rpc/server.h"
 #include "common/settings.h"
+
+/* Jobs that may wait beyond --queue: more than the calls that one trainer has on their way to one process. */
+#define TPO_HOST_RESERVE 64
 
 struct tpo_host;
 struct tpo_learner;  /* learner.h */
@@ -51,8 +55,9 @@ struct tpo_job {
     double queue_ms;            /* how long it waited; set before run */
     int64_t queued_us, run_us;  /* tpo_now_us of submit and of the first run */
     struct tpo_host *host;
-    int wants;  /* the service's: how much room it was found to need when it had to wait; 0 at first */
-    bool owned; /* the host's to free */
+    int wants;     /* the service's: how much room it was found to need when it had to wait; 0 at first */
+    bool owned;    /* the host's to free */
+    bool reserved; /* the reserve is open to it */
 };
 /* Ends the job's call and frees the job. err NULL or code TPO_OK: all went well. Counted in the service's metrics. */
 void tpo_job_finish(struct tpo_job *job, const struct tpo_error *err);

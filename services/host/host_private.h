@@ -14,6 +14,7 @@ struct tpo_learner_rpc;
 struct tpo_host_binding {
     struct tpo_host *host;
     const struct tpo_host_method *method;
+    bool reserved; /* a learner's: its jobs may wait in the reserve */
 };
 
 /* loading -> ready -> draining, the last one; or loading -> failed. Written by the compute thread up to ready or failed, by main from

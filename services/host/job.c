@@ -15,11 +15,11 @@ int tpo_host_submit(struct tpo_host *h, struct tpo_job *job, struct tpo_error *e
     if (h->state != TPO_HOST_READY) return tpo_fail(err, TPO_UNAVAILABLE, "draining", "this process is shutting down");
     job->host = h;
     job->queued_us = tpo_now_us();
-    int rc = tpo_queue_put(h->queue, job);
+    int rc = job->reserved ? tpo_queue_put(h->queue, job) : tpo_queue_put_below(h->queue, job, (int)h->settings.queue);
     if (rc == TPO_OK) return TPO_OK;
     if (rc == TPO_UNAVAILABLE) return tpo_fail(err, rc, "draining", "this process is shutting down");
     tpo_metrics_add(h->metrics, "tpo_admission_rejected_total", "reason=\"queue_full\"", 1);
-    tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "queue_full", "%lld requests are waiting already", (long long)h->settings.queue);
+    tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "queue_full", "%d requests are waiting already", tpo_queue_length(h->queue));
     if (err != NULL) err->retry_ms = 100;
     return TPO_RESOURCE_EXHAUSTED;
 }
@@ -73,6 +73,7 @@ void tpo_host_on_message(void *binding, struct tpo_call *call, ProtobufCMessage 
     job->message = message;
     job->host = b->host;
     job->owned = true;
+    job->reserved = b->reserved;
     job->queued_us = tpo_now_us();
     if (payload != NULL) {
         job->payload = *payload;

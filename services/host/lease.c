@@ -120,7 +120,7 @@ static void *watch(void *arg)
         if (l->closing || l->watch_us == 0 || tpo_now_us() < l->watch_us || l->asked) continue;
         l->asked = true;
         l->watch_us = 0;
-        l->look = (struct tpo_job){.run = on_look, .user = l};
+        l->look = (struct tpo_job){.run = on_look, .user = l, .reserved = true};
         if (tpo_host_submit(l->host, &l->look, NULL) != TPO_OK) {
             l->asked = false;
             l->watch_us = tpo_now_us() + 100000; /* the queue was full */

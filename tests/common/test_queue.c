@@ -12,9 +12,11 @@ static void a_full_queue_answers_at_once(void **state)
     struct tpo_queue *q;
     int x[4];
     assert_int_equal(tpo_queue_open(&q, 2), TPO_OK);
-    assert_int_equal(tpo_queue_put(q, &x[0]), TPO_OK);
+    assert_int_equal(tpo_queue_put_below(q, &x[0], 1), TPO_OK);
+    assert_int_equal(tpo_queue_put_below(q, &x[1], 1), TPO_RESOURCE_EXHAUSTED);
     assert_int_equal(tpo_queue_put(q, &x[1]), TPO_OK);
     assert_int_equal(tpo_queue_put(q, &x[2]), TPO_RESOURCE_EXHAUSTED);
+    assert_int_equal(tpo_queue_put_below(q, &x[2], 9), TPO_RESOURCE_EXHAUSTED);
     assert_ptr_equal(tpo_queue_take(q, 0), &x[0]);
     assert_int_equal(tpo_queue_put(q, &x[3]), TPO_OK);
     tpo_queue_put_back(q, &x[0]); /* beyond the capacity, never refused */
