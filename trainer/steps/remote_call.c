@@ -3,13 +3,17 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "learner.pb-c.h"
 #include "trainer/steps/remote_private.h"
+
+#define AGAIN_MS_MOST 1000
 
 static void on_message(void *owner, struct tpo_rpc *r, ProtobufCMessage *message, struct tpo_payload *payload)
 {
     struct remote_call *w = owner;
     tpo_payload_free(payload);
+    w->told = true;
     if (w->on_chunk == NULL && w->reply == NULL) {
         w->reply = message;
         return;
@@ -49,27 +53,30 @@ static int call_once(struct remote *r, const struct tpo_rpc_start *start, const 
     return w->err.code;
 }
 
-/* How long to wait before the call is made again; -1: it is not. */
-static int again_ms(const struct tpo_error *err, int tried, bool stream)
+/* How long to wait before the call is made again; -1: it is not. What has come of a stream cannot be taken back. A service that is full is waited for
+ * while the deadline lets, unless the step is given up. */
+static int again_ms(const struct remote *r, const struct remote_call *w, int tried, int64_t until_us, bool stoppable)
 {
-    if (stream) return -1;
-    if (err->code == TPO_UNAVAILABLE && tried == 0) return 50;
-    if (strcmp(err->reason, "queue_full") == 0 && err->retry_ms > 0 && tried < 100)
-        return err->retry_ms < 1000 ? err->retry_ms : 1000;
-    return -1;
+    const struct tpo_error *err = &w->err;
+    if (w->told) return -1;
+    if (err->code == TPO_UNAVAILABLE && tried == 0 && w->on_chunk == NULL) return 50;
+    if (strcmp(err->reason, "queue_full") != 0 || err->retry_ms <= 0 || tpo_now_us() >= until_us) return -1;
+    if (stoppable && r->o.stop != NULL && *r->o.stop) return -1;
+    return err->retry_ms < AGAIN_MS_MOST ? err->retry_ms : AGAIN_MS_MOST;
 }
 
 int tpo_remote_call(struct remote *r, const char *path, const ProtobufCMessageDescriptor *type, const ProtobufCMessage *message,
                     struct remote_call *w, bool stoppable, struct tpo_error *err)
 {
     const struct tpo_rpc_start start = {.path = path, .reply = type, .timeout_ms = r->o.timeout_ms};
+    const int64_t until_us = tpo_now_us() + (int64_t)r->o.timeout_ms * 1000;
     int rc = TPO_OK;
     for (int tried = 0, ms = 0; ms >= 0; tried++) {
         if (ms > 0) usleep((useconds_t)ms * 1000);
         w->done = false;
         w->err = (struct tpo_error){0};
         rc = call_once(r, &start, message, w, stoppable);
-        ms = rc == TPO_OK ? -1 : again_ms(&w->err, tried, w->on_chunk != NULL);
+        ms = rc == TPO_OK ? -1 : again_ms(r, w, tried, until_us, stoppable);
     }
     if (rc == TPO_OK) return rc;
     if (w->err.stage[0] == '\0') snprintf(w->err.stage, sizeof(w->err.stage), "%s", r->o.stage);

@@ -28,6 +28,7 @@ struct remote_call {
     int (*on_chunk)(void *arg, ProtobufCMessage *m, struct tpo_error *err); /* of a stream; NULL: one message */
     void *arg;
     struct tpo_error err;
+    bool told; /* a message has come */
     bool done;
 };
 

@@ -1,7 +1,5 @@
 /* The Learner service over loopback, in a process of its own: the same bits as direct calls, calls that come twice, what is refused, faults. */
-#include "tests/services/host/toy_mesh.h"
-
-#include <pthread.h>
+#include "tests/services/host/toy_busy.h"
 
 /* What a step shows to its trainer. */
 struct seen {
@@ -340,58 +338,20 @@ static void an_unknown_fault_is_refused(void **state)
     }
 }
 
-/* Work of serving: it has begun when "busy" is there, and ends when "go" is. */
-static int on_work(void *self, struct tpo_job *job)
-{
-    static const Tpo__V1__Empty empty = TPO__V1__EMPTY__INIT;
-    (void)self;
-    fclose(fopen("busy", "w"));
-    while (access("go", F_OK) != 0) usleep(5000);
-    tpo_call_send(job->call, &empty.base, NULL);
-    tpo_job_finish(job, NULL);
-    return TPO_OK;
-}
-
-static void on_worked(void *owner, struct tpo_rpc *r, ProtobufCMessage *message, struct tpo_payload *payload)
-{
-    (void)owner, (void)r;
-    protobuf_c_message_free_unpacked(message, NULL);
-    tpo_payload_free(payload);
-}
-
-static void *go_later(void *arg)
-{
-    (void)arg;
-    usleep(500000);
-    fclose(fopen("go", "w"));
-    return NULL;
-}
-
 /* One request of serving runs, as many wait as may, and one more is refused: a step goes on all the same. */
 static void serving_that_is_full_keeps_no_trainer_out(void **state)
 {
     (void)state;
-    static const struct tpo_host_method methods[] = {
-        {.path = "/toy.Toy/Work", .request = &tpo__v1__empty__descriptor, .run = on_work}};
-    static const Tpo__V1__Empty empty = TPO__V1__EMPTY__INIT;
-    const struct tpo_rpc_start how = {.path = "/toy.Toy/Work", .reply = &tpo__v1__empty__descriptor, .timeout_ms = 60000};
     struct sums s[3] = {0};
     struct mesh w;
     pthread_t later;
     const struct tpo_key key = key_of(1, 0, 0);
-    service.methods = methods;
-    service.n_methods = 1;
-    setenv("TPO_QUEUE", "1", 1);
-    mesh_open(&w);
+    mesh_open_busy(&w);
     begin(&w);
-    for (int i = 0; i < 3; i++) {
-        const struct tpo_rpc_events on = {.owner = &s[i], .on_message = on_worked, .on_done = on_sums_done};
-        assert_non_null(tpo_rpc_open(w.peers, &how, &empty.base, NULL, &on, NULL));
-        for (int k = 0; k < 2000 && access("busy", F_OK) != 0; k++) tpo_loop_wait(w.loop, 10);
-    }
+    for (int i = 0; i < 3; i++) work_begin(&w, &s[i]);
     while (!s[1].done && !s[2].done) tpo_loop_wait(w.loop, 20);
     assert_int_equal(s[1].done ? s[1].status : s[2].status, TPO_RESOURCE_EXHAUSTED);
-    assert_int_equal(pthread_create(&later, NULL, go_later, NULL), 0);
+    later = work_ends_later();
     assert_int_equal(forward(&w, &key, NULL, NULL), TPO_OK);
     assert_int_equal(backward(&w, &key, NULL), TPO_OK);
     pthread_join(later, NULL);
