@@ -16,6 +16,7 @@ struct fake {
     int forwards, backwards, last, live, most_live, norms, prepared, committed, aborted;
     int order_broken;
     double squared;
+    bool no_prepare, no_commit; /* it refuses */
     uint64_t served;
     int full;  /* so often it has no room for another version */
     bool away; /* it does not answer */
@@ -74,15 +75,19 @@ static int fake_norms(void *self, const struct tpo_key *key, const struct tpo_no
 
 static int fake_prepare(void *self, const struct tpo_key *key, float clip, const float *rates, int n_rates, struct tpo_error *err)
 {
-    (void)key, (void)clip, (void)rates, (void)n_rates, (void)err;
-    ((struct fake *)self)->prepared++;
+    struct fake *f = self;
+    (void)key, (void)clip, (void)rates, (void)n_rates;
+    if (f->no_prepare) return tpo_fail(err, TPO_INVALID_ARGUMENT, "rates", "no");
+    f->prepared++;
     return TPO_OK;
 }
 
 static int fake_commit(void *self, const struct tpo_key *key, struct tpo_error *err)
 {
-    (void)key, (void)err;
-    ((struct fake *)self)->committed++;
+    struct fake *f = self;
+    (void)key;
+    if (f->no_commit) return tpo_fail(err, TPO_INTERNAL, "commit", "no");
+    f->committed++;
     return TPO_OK;
 }
 
@@ -240,6 +245,34 @@ static void crew_of_two(struct tpo_crew *crew, uint64_t first, uint64_t second)
     free(r);
 }
 
+/* A step that one cannot prepare is given up by all. One that somebody may have committed is left to recovery: who has prepared it must keep it. */
+static void who_cannot_prepare_or_commit(void **state)
+{
+    (void)state;
+    static const struct tpo_world_batch batches[M];
+    for (int commit = 0; commit < 2; commit++) {
+        struct tpo_step_report report;
+        struct tpo_crew crew;
+        struct tpo_error err = {0};
+        struct tpo_recipe *r = recipe_of(2);
+        struct links links = {.base = {.start = links_start, .finish = links_finish, .drop = links_drop, .close = links_close}};
+        crew_of_two(&crew, 0, 0);
+        crew.collective->close(crew.collective);
+        crew.collective = &links.base;
+        fakes[1].no_prepare = !commit;
+        fakes[1].no_commit = commit;
+        assert_int_not_equal(tpo_step_run(&crew, &r->stages[0], 1, batches, &report, &err), TPO_OK);
+        assert_string_equal(err.reason, commit ? "commit" : "rates");
+        assert_int_equal(crew.torn, commit);
+        assert_int_equal(crew.version, 0);
+        assert_int_equal(fakes[0].prepared, 1);
+        assert_int_equal(fakes[0].committed, commit);
+        for (int i = 0; i < 2; i++) assert_int_equal(fakes[i].aborted, !commit);
+        tpo_crew_close(&crew);
+        free(r);
+    }
+}
+
 /* The first one was started again; the second still needs both versions that it holds. */
 static void who_lost_a_version_gets_it_again(void **state)
 {
@@ -349,6 +382,7 @@ static void odd_numbers_of_replicas_are_refused(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(replicas_share_a_step), cmocka_unit_test(replicas_that_disagree_commit_nothing),
-          cmocka_unit_test(who_lost_a_version_gets_it_again), cmocka_unit_test(a_publish_that_failed_is_completed),
+          cmocka_unit_test(who_cannot_prepare_or_commit), cmocka_unit_test(who_lost_a_version_gets_it_again),
+          cmocka_unit_test(a_publish_that_failed_is_completed),
           cmocka_unit_test(numbers_of_versions_grow_though_the_clock_goes_back), cmocka_unit_test(sums_add_as_a_tree),
           cmocka_unit_test(odd_numbers_of_replicas_are_refused))

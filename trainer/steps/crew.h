@@ -52,7 +52,8 @@ struct tpo_crew {
     int trainable[TPO_PARTS]; /* tensors, from Begin */
     char run[64];             /* what the services call it */
     uint64_t version;
-    uint64_t aborted;   /* steps given up because something was not finite */
+    bool torn;        /* a Commit failed: some may have the step that others have only prepared, and recovery alone settles that */
+    uint64_t aborted; /* steps given up because something was not finite */
     uint64_t published; /* the highest number of a version that any of them may serve */
 };
 

@@ -189,14 +189,20 @@ static int feed_reopen(struct stage *s, struct tpo_error *err)
     return rc;
 }
 
+/* Of the step that is done. */
+static int state_write(struct stage *s, struct tpo_error *err)
+{
+    s->at.version = s->run->crew.version;
+    s->at.aborted = s->run->crew.aborted;
+    return tpo_checkpoint_write(s->dir, s->name, &s->run->crew, &s->at, err);
+}
+
 /* A disk that is full costs this checkpoint: the one before is whole, and the run goes on. */
 static int checkpoint(struct stage *s, struct tpo_error *err)
 {
     struct run *r = s->run;
     struct tpo_error why = {0};
-    s->at.version = r->crew.version;
-    s->at.aborted = r->crew.aborted;
-    int rc = tpo_checkpoint_write(s->dir, s->name, &r->crew, &s->at, &why);
+    int rc = state_write(s, &why);
     if (rc == TPO_OK) return rc;
     if (strcmp(why.reason, "disk_full") == 0) {
         tpo_log(TPO_LOG_ERROR, "checkpoint_failed", "step=%d reason=disk_full", s->at.step);
@@ -261,10 +267,8 @@ static int step(struct stage *s, struct tpo_error *err)
 static int weights_fetch(struct stage *s, struct tpo_error *err)
 {
     struct run *r = s->run;
-    s->at.version = r->crew.version;
-    s->at.aborted = r->crew.aborted;
     const int step = s->at.step;
-    int rc = tpo_checkpoint_write(s->dir, s->name, &r->crew, &s->at, err);
+    int rc = state_write(s, err);
     if (rc == TPO_OK) rc = tpo_checkpoint_find(s->dir, s->name, &s->at, err);
     for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++)
         if (s->at.step != step || s->at.has[p] != (r->crew.trainable[p] > 0))
@@ -327,6 +331,16 @@ static int recover(struct stage *s, bool fresh, struct tpo_error *err)
     return rejoin(s, err);
 }
 
+/* What cannot go on keeps nobody out: the open step is given up, what is done is written, and the services are free. Where that cannot be, as the disk is
+ * full or a step is committed here and not there, they keep what they hold, and the same command goes on from it; others wait until the leases end. */
+static void leave(struct stage *s)
+{
+    struct run *r = s->run;
+    if (!r->remote || r->crew.torn || tpo_step_give_up(&r->crew, NULL) != TPO_OK) return;
+    if (s->at.step > 0 && state_write(s, NULL) != TPO_OK) return;
+    if (tpo_held_note(r->held, &r->crew, false, NULL) == TPO_OK) tpo_crew_end(&r->crew, NULL);
+}
+
 /* One step, or the end of the stage; *done once that is reached. A service that went away is waited for, and all go on from where they agree. */
 static int advance(struct stage *s, bool *done, struct tpo_error *err)
 {
@@ -340,6 +354,7 @@ static int advance(struct stage *s, bool *done, struct tpo_error *err)
         tpo_run_log_state(r->log, "waiting", why.message);
         return recover(s, false, err);
     }
+    leave(s);
     if (err != NULL) *err = why;
     return rc;
 }

@@ -38,17 +38,17 @@ static void loss_add(struct tpo_step_report *out, const char *name, double value
     out->losses[k].n++;
 }
 
-static int spans_add(struct step *s, const struct tpo_pass *passes, double begun_s, double ended_s)
+/* Without memory the step's times are not told: it is committed by now. */
+static void spans_add(struct step *s, const struct tpo_pass *passes, double begun_s, double ended_s)
 {
     const int M = s->stage->plan.micro_batches;
     struct tpo_span *all = malloc(sizeof(*all) * 2 * TPO_PARTS * (size_t)M);
     int n = 0;
-    if (all == NULL) return TPO_ENOMEM;
+    if (all == NULL) return;
     for (int m = 0; m < M; m++)
         for (int i = 0; i < passes[m].n_spans; i++) all[n++] = passes[m].spans[i];
     tpo_timing_add(&s->out->timing, s->crew, all, n, begun_s, ended_s);
     free(all);
-    return TPO_OK;
 }
 
 /* In order of the micro-batches, so that sums don't depend on who was first. */
@@ -172,6 +172,13 @@ static int commit_one(struct tpo_crew *t, int part, int replica, void *arg, stru
     return rc;
 }
 
+int tpo_step_give_up(struct tpo_crew *t, struct tpo_error *err)
+{
+    for (int p = 0; p < TPO_PARTS; p++)
+        for (int r = 0; r < t->options.n_replicas[p]; r++) t->replicas[p][r].begun.version = t->version;
+    return tpo_crew_abort(t, err);
+}
+
 static int update(struct step *s, struct tpo_error *err)
 {
     struct tpo_step_report *out = s->out;
@@ -180,21 +187,18 @@ static int update(struct step *s, struct tpo_error *err)
     int rc = tpo_crew_each(s->crew, prepare_one, s, err);
     const double prepared_s = tpo_now_s();
     out->timing.seconds[TPO_PHASE_PREPARE] += prepared_s - begun_s;
-    if (rc != TPO_OK) return rc;
+    if (rc != TPO_OK) {
+        tpo_step_give_up(s->crew, NULL);
+        return rc;
+    }
     tpo_fault_reach(TPO_FAULT_AFTER_PREPARE);
     rc = tpo_crew_each(s->crew, commit_one, s, err);
     out->timing.seconds[TPO_PHASE_COMMIT] += tpo_now_s() - prepared_s;
+    s->crew->torn = rc != TPO_OK;
     if (rc != TPO_OK) return rc;
     s->crew->version++;
     tpo_fault_reach(TPO_FAULT_AFTER_COMMIT);
     return TPO_OK;
-}
-
-static int give_up(struct step *s, struct tpo_error *err)
-{
-    for (int p = 0; p < TPO_PARTS; p++)
-        for (int r = 0; r < s->crew->options.n_replicas[p]; r++) s->crew->replicas[p][r].begun.version = s->crew->version;
-    return tpo_crew_abort(s->crew, err);
 }
 
 static int step_run(struct step *s, const struct tpo_world_batch *batches, struct tpo_pass *passes, struct tpo_error *err)
@@ -211,7 +215,7 @@ static int step_run(struct step *s, const struct tpo_world_batch *batches, struc
     if (rc == TPO_OK) rc = norms_run(s, err);
     s->out->timing.seconds[TPO_PHASE_PREPARE] += tpo_now_s() - gathered_s;
     if (rc != TPO_OK) {
-        give_up(s, NULL);
+        tpo_step_give_up(s->crew, NULL);
         return rc;
     }
     tpo_fault_reach(TPO_FAULT_AFTER_NORMS);
@@ -220,11 +224,11 @@ static int step_run(struct step *s, const struct tpo_world_batch *batches, struc
     } else {
         s->out->aborted = true;
         s->crew->aborted++;
-        rc = give_up(s, err);
+        rc = tpo_step_give_up(s->crew, err);
     }
     if (rc != TPO_OK) return rc;
-    rc = spans_add(s, passes, begun_s, tpo_now_s());
-    return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "memory", "no memory for a step");
+    spans_add(s, passes, begun_s, tpo_now_s());
+    return TPO_OK;
 }
 
 int tpo_step_run(struct tpo_crew *t, const struct tpo_recipe_stage *stage, int step, const struct tpo_world_batch *batches,
@@ -232,6 +236,7 @@ int tpo_step_run(struct tpo_crew *t, const struct tpo_recipe_stage *stage, int s
 {
     struct step s = {.crew = t, .stage = stage, .key = {.step = (uint64_t)step, .version = t->version}, .out = out, .finite = true};
     memset(out, 0, sizeof(*out));
+    t->torn = false;
     out->rate = tpo_recipe_rate(stage, step);
     for (int g = 0; g < stage->plan.n_groups; g++) out->rates[g] = stage->rates[g] * out->rate;
     memcpy(s.key.run, t->run, sizeof(s.key.run));
