@@ -295,16 +295,27 @@ static struct tpo_tensor *output_find(const struct tpo_pass *p, const char *name
     return NULL;
 }
 
+/* A seed adds to what is there: nothing is placed before all can be, so that a call that was refused can be made again. */
+static int seeds_check(const struct tpo_pass *p, const struct tpo_named_tensor *gradients, int n, struct tpo_error *err)
+{
+    for (int i = 0; i < n; i++) {
+        const struct tpo_named_tensor *g = &gradients[i];
+        const struct tpo_tensor *x = output_find(p, g->name);
+        if (x == NULL || g->dtype != TPO_F32 || g->n_dims != 2 || g->shape[0] != x->rows || g->shape[1] != x->cols)
+            return tpo_fail(err, TPO_INVALID_ARGUMENT, "gradient", "%.64s is no output of that shape", g->name);
+        for (int k = 0; k < i; k++)
+            if (strcmp(gradients[k].name, g->name) == 0)
+                return tpo_fail(err, TPO_INVALID_ARGUMENT, "gradient", "%.64s has two gradients", g->name);
+    }
+    return TPO_OK;
+}
+
 static int seeds_place(struct tpo_direct *d, struct tpo_pass *p, const struct tpo_named_tensor *gradients, int n,
                        struct tpo_error *err)
 {
-    for (int i = 0; i < n; i++) {
-        struct tpo_tensor *x = output_find(p, gradients[i].name);
-        if (x == NULL || gradients[i].dtype != TPO_F32 || gradients[i].n_dims != 2 || gradients[i].shape[0] != x->rows ||
-            gradients[i].shape[1] != x->cols)
-            return tpo_fail(err, TPO_INVALID_ARGUMENT, "gradient", "%.64s is no output of that shape", gradients[i].name);
-        tpo_seed(p->tape, x, gradients[i].data, 1);
-    }
+    const int rc = seeds_check(p, gradients, n, err);
+    if (rc != TPO_OK) return rc;
+    for (int i = 0; i < n; i++) tpo_seed(p->tape, output_find(p, gradients[i].name), gradients[i].data, 1);
     for (int i = 0; i < p->f.n_losses; i++)
         tpo_seed(p->tape, p->f.losses[i].tensor, NULL,
                  tpo_plan_loss_weight(&d->plan, p->f.losses[i].name) / (float)d->plan.micro_batches);

@@ -135,11 +135,20 @@ static void what_was_refused_can_be_asked_again(void **state)
                 assert_int_not_equal(y.learner.forward(y.learner.self, &key, &sample, 1, &x, 1, NULL, 0, &f, &err), TPO_OK);
             }
             assert_int_equal(forward(&y, &key, true, &f, &err), TPO_OK);
-            const struct tpo_named_tensor wrong[] = {{"z", TPO_F32, 2, {ROWS, 3}, bad}, {"y", TPO_F32, 2, {ROWS, 2}, bad}};
+            float ones[ROWS * 3];
+            for (int i = 0; i < ROWS * 3; i++) ones[i] = 1;
+            /* Alone, and after one that would be right: nothing of that may stay. The right one twice is wrong, too. */
+            const struct tpo_named_tensor y_right = {"y", TPO_F32, 2, {ROWS, 3}, ones};
+            const struct tpo_named_tensor wrong[][2] = {{{"z", TPO_F32, 2, {ROWS, 3}, ones}},
+                                                        {{"y", TPO_F32, 2, {ROWS, 2}, ones}},
+                                                        {y_right, {"z", TPO_F32, 2, {ROWS, 3}, ones}},
+                                                        {y_right, {"y", TPO_F32, 2, {ROWS, 2}, ones}},
+                                                        {y_right, y_right}};
             struct tpo_named_tensor out[TPO_PORTS_MAX];
             int n;
-            for (int i = 0; with && i < 2; i++)
-                assert_int_equal(y.learner.backward(y.learner.self, &key, &wrong[i], 1, out, &n, &err), TPO_INVALID_ARGUMENT);
+            for (int i = 0; with && i < 5; i++)
+                assert_int_equal(y.learner.backward(y.learner.self, &key, wrong[i], i < 2 ? 1 : 2, out, &n, &err),
+                                 TPO_INVALID_ARGUMENT);
         }
         for (uint32_t m = M - TAPES; m < M; m++) {
             key.micro_batch = m;
