@@ -1,11 +1,10 @@
 /* This file owns the direct learner: the protocol of docs/mesh.md, Learner, over a model of this process. The arithmetic is
- * learner_state.c's, the plan learner_plan.c's, what comes and goes in pieces learner_chunks.c's.
+ * learner_state.c's, the plan learner_plan.c's, the end of a step learner_step.c's, what comes and goes in pieces learner_chunks.c's.
  *
  *   begun --Forward/Backward (m = 0..M-1)--> open step --Norms--> folded --Prepare--> prepared --Commit--> begun, version + 1
  *                                                \------------- Abort, from any of them -------------/ */
 #include "services/host/learner.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -119,14 +118,25 @@ static int direct_begin(void *self, const char *run, const struct tpo_plan *plan
     return rc;
 }
 
+static int run_check(const struct tpo_direct *d, const char *run, const uint64_t *version, struct tpo_error *err)
+{
+    if (!d->begun || strcmp(run, d->run) != 0)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_run", "%s: run \"%.40s\" is not in progress", d->model->stage, run);
+    if (version != NULL && *version != d->version)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_version", "%s holds version %llu, asked for %llu", d->model->stage,
+                        (unsigned long long)d->version, (unsigned long long)*version);
+    return TPO_OK;
+}
+
+static int direct_check(void *self, const char *run, const uint64_t *version, struct tpo_error *err)
+{
+    return run_check(self, run, version, err);
+}
+
 int tpo_direct_key_check(const struct tpo_direct *d, const struct tpo_key *key, struct tpo_error *err)
 {
-    if (!d->begun || strcmp(key->run, d->run) != 0)
-        return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_run", "%s: run \"%.40s\" is not in progress", d->model->stage,
-                        key->run);
-    if (key->version != d->version)
-        return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_version", "%s holds version %llu, asked for %llu", d->model->stage,
-                        (unsigned long long)d->version, (unsigned long long)key->version);
+    const int rc = run_check(d, key->run, &key->version, err);
+    if (rc != TPO_OK) return rc;
     if (key->step == 0 || key->step <= d->committed || (d->step != 0 && key->step != d->step))
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_step", "%s is at step %llu, asked for %llu", d->model->stage,
                         (unsigned long long)(d->step != 0 ? d->step : d->committed), (unsigned long long)key->step);
@@ -367,74 +377,7 @@ static int direct_backward(void *self, const struct tpo_key *key, const struct t
     return TPO_OK;
 }
 
-/* --- the step ---------------------------------------------------------------------------------------------------------------------- */
-
-static int direct_norms(void *self, const struct tpo_key *key, const struct tpo_norm **out, int *n, struct tpo_error *err)
-{
-    struct tpo_direct *d = self;
-    int rc = tpo_direct_key_check(d, key, err);
-    if (rc != TPO_OK) return rc;
-    if (d->n_live > 0)
-        return tpo_fail(err, TPO_FAILED_PRECONDITION, "open_tapes", "%s: %d micro-batches await their Backward", d->model->stage,
-                        d->n_live);
-    if (!d->folded) {
-        d->step = key->step;
-        if (d->plan.own_lanes < d->plan.lanes && !d->scattered && d->state.n > 0)
-            return tpo_fail(err, TPO_FAILED_PRECONDITION, "no_total", "%s: Norms of a share come after Scatter", d->model->stage);
-        for (int i = 0; i < d->state.n && rc == TPO_OK; i++) rc = tpo_learner_state_fold(&d->state, &d->state.items[i]);
-        if (rc == TPO_OK) rc = tpo_learner_state_norms(&d->state, d->norms);
-        if (rc != TPO_OK) return tpo_fail(err, rc, "norms", "%s: the norms failed", d->model->stage);
-        d->folded = true;
-    }
-    *out = d->norms;
-    *n = d->state.n;
-    return TPO_OK;
-}
-
-static int direct_prepare(void *self, const struct tpo_key *key, float clip, const float *rates, int n_rates, struct tpo_error *err)
-{
-    struct tpo_direct *d = self;
-    int rc = tpo_direct_key_check(d, key, err);
-    if (rc != TPO_OK || d->prepared == key->step) return rc;
-    if (n_rates != d->plan.n_groups)
-        return tpo_fail(err, TPO_INVALID_ARGUMENT, "rates", "%d rates for %d groups", n_rates, d->plan.n_groups);
-    if (!(clip >= 0 && clip <= 1)) return tpo_fail(err, TPO_INVALID_ARGUMENT, "clip", "a clip factor of %g", (double)clip);
-    for (int g = 0; g < n_rates; g++)
-        if (!(rates[g] >= 0) || !isfinite(rates[g]))
-            return tpo_fail(err, TPO_INVALID_ARGUMENT, "rates", "group %d: a rate of %g", g, (double)rates[g]);
-    if (!d->folded) return tpo_fail(err, TPO_FAILED_PRECONDITION, "no_norms", "%s: Prepare comes after Norms", d->model->stage);
-    rc = tpo_learner_state_prepare(&d->state, &d->plan, clip, rates, (int64_t)d->version + 1);
-    if (rc != TPO_OK) return tpo_fail(err, rc, "prepare", "%s: the optimiser's step failed", d->model->stage);
-    d->prepared = key->step;
-    return TPO_OK;
-}
-
-static int direct_commit(void *self, const struct tpo_key *key, struct tpo_error *err)
-{
-    struct tpo_direct *d = self;
-    if (d->begun && d->committed == key->step && key->step != 0 && strcmp(key->run, d->run) == 0) return TPO_OK;
-    int rc = tpo_direct_key_check(d, key, err);
-    if (rc != TPO_OK) return rc;
-    if (d->prepared != key->step)
-        return tpo_fail(err, TPO_FAILED_PRECONDITION, "not_prepared", "%s: Commit comes after Prepare", d->model->stage);
-    tpo_learner_state_commit(&d->state);
-    d->version++;
-    d->committed = key->step;
-    rc = tpo_direct_step_close(d);
-    return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "commit", "%s: the device failed", d->model->stage);
-}
-
-static int direct_abort(void *self, const struct tpo_key *key, struct tpo_error *err)
-{
-    struct tpo_direct *d = self;
-    struct tpo_key open = *key;
-    if (open.step == 0) open.step = d->step != 0 ? d->step : d->committed + 1;
-    if (d->begun && d->step == 0 && open.step > d->committed) return TPO_OK;
-    int rc = tpo_direct_key_check(d, &open, err);
-    if (rc == TPO_OK && tpo_direct_step_close(d) != TPO_OK)
-        rc = tpo_fail(err, TPO_INTERNAL, "abort", "%s: the device failed", d->model->stage);
-    return rc;
-}
+/* --- the run ------------------------------------------------------------------------------------------------------------------------------- */
 
 static int direct_publish(void *self, const struct tpo_key *key, uint64_t version, struct tpo_error *err)
 {
@@ -490,14 +433,15 @@ int tpo_learner_open_direct(struct tpo_learner *out, struct tpo_model *model, st
     *out = (struct tpo_learner){.stage = model->stage,
                                 .self = d,
                                 .begin = direct_begin,
+                                .check = direct_check,
                                 .forward = direct_forward,
                                 .backward = direct_backward,
                                 .gather = tpo_direct_gather,
                                 .scatter = tpo_direct_scatter,
-                                .norms = direct_norms,
-                                .prepare = direct_prepare,
-                                .commit = direct_commit,
-                                .abort = direct_abort,
+                                .norms = tpo_direct_norms,
+                                .prepare = tpo_direct_prepare,
+                                .commit = tpo_direct_commit,
+                                .abort = tpo_direct_abort,
                                 .export_state = tpo_direct_export,
                                 .import_state = tpo_direct_import,
                                 .holds = tpo_direct_holds,

@@ -98,6 +98,9 @@ struct tpo_learner {
     const char *stage;
     void *self;
     int (*begin)(void *self, const char *run, const struct tpo_plan *plan, struct tpo_begun *out, struct tpo_error *err);
+    /* Whether this run is in progress, and at this version (NULL: any): what a process that serves calls of others asks before those that say no step
+     * (export_state, import_state, publish, end). NULL in a learner that lives elsewhere, which is asked there. */
+    int (*check)(void *self, const char *run, const uint64_t *version, struct tpo_error *err);
     int (*forward)(void *self, const struct tpo_key *key, const struct tpo_sample *samples, int n_samples,
                    const struct tpo_named_tensor *inputs, int n_inputs, const char *const *wants, int n_wants,
                    struct tpo_forwarded *out, struct tpo_error *err);

@@ -1,4 +1,5 @@
-/* learner_direct.h -- the direct learner as its own files see it: learner.c (runs, forward, backward, the step), learner_plan.c, learner_chunks.c.
+/* learner_direct.h -- the direct learner as its own files see it: learner.c (runs, forward, backward), learner_step.c, learner_plan.c,
+ * learner_chunks.c.
  *
  * Private to services/host/learner*.c. One thread owns a learner (learner.h). */
 #ifndef TPO_SERVICES_HOST_LEARNER_DIRECT_H
@@ -63,6 +64,10 @@ int tpo_direct_step_close(struct tpo_direct *d); /* forgets the open step; weigh
 void tpo_direct_replaced(const struct tpo_direct *d); /* tells the model that its weights may be others */
 
 /* Of struct tpo_learner. */
+int tpo_direct_norms(void *self, const struct tpo_key *key, const struct tpo_norm **out, int *n, struct tpo_error *err);
+int tpo_direct_prepare(void *self, const struct tpo_key *key, float clip, const float *rates, int n_rates, struct tpo_error *err);
+int tpo_direct_commit(void *self, const struct tpo_key *key, struct tpo_error *err);
+int tpo_direct_abort(void *self, const struct tpo_key *key, struct tpo_error *err);
 int tpo_direct_gather(void *self, const struct tpo_key *key, int (*sink)(void *arg, const struct tpo_chunk *x), void *arg,
                       struct tpo_error *err);
 int tpo_direct_scatter(void *self, const struct tpo_key *key, const struct tpo_chunk *x, struct tpo_error *err);

@@ -328,6 +328,12 @@ static int abort_step(struct visit *v, const Tpo__V1__StepRequest *m)
     return TPO_OK;
 }
 
+/* Those that say no step. */
+static int run_check(struct visit *v)
+{
+    return v->x->check(v->x->self, v->key.run, &v->key.version, &v->err);
+}
+
 /* --- state ------------------------------------------------------------------------------------------------------------------------------------ */
 
 static int export_state(struct visit *v, const Tpo__V1__ExportRequest *m)
@@ -338,7 +344,8 @@ static int export_state(struct visit *v, const Tpo__V1__ExportRequest *m)
     if (m->at > INT32_MAX || m->offset > INT64_MAX || m->most > TPO_CHUNK_ELEMENTS)
         return tpo_fail(&v->err, TPO_INVALID_ARGUMENT, "export", "at most %lld elements of one tensor",
                         (long long)TPO_CHUNK_ELEMENTS);
-    int rc = v->x->export_state(v->x->self, (int)m->at, (int64_t)m->offset, (int64_t)m->most, &x, &v->err);
+    int rc = run_check(v);
+    if (rc == TPO_OK) rc = v->x->export_state(v->x->self, (int)m->at, (int64_t)m->offset, (int64_t)m->most, &x, &v->err);
     if (rc != TPO_OK) return rc;
     tpo_chunk_pack(&answer, &x, shape);
     return reply(v, &answer.base);
@@ -364,9 +371,10 @@ static int import_held(struct visit *v, const Tpo__V1__Chunk *m)
 static int import_state(struct visit *v, const Tpo__V1__Chunk *m)
 {
     struct tpo_chunk x;
-    if (m->digest.len > 0) return import_held(v, m);
     const bool last = m->name[0] == '\0';
-    int rc = tpo_chunk_unpack(&x, &v->l->arena, m, &v->err);
+    int rc = v->x->check(v->x->self, v->key.run, NULL, &v->err); /* the version is that of what comes */
+    if (rc == TPO_OK && m->digest.len > 0) return import_held(v, m);
+    if (rc == TPO_OK) rc = tpo_chunk_unpack(&x, &v->l->arena, m, &v->err);
     if (rc == TPO_OK) rc = v->x->import_state(v->x->self, v->key.version, last ? NULL : &x, &v->err);
     if (rc == TPO_OK && last) step_ended(v->l, "another state was imported");
     return rc;
@@ -376,7 +384,8 @@ static int publish(struct visit *v, const Tpo__V1__PublishRequest *m)
 {
     const struct tpo_host_service *s = v->l->host->service;
     if (s->publish == NULL) return tpo_fail(&v->err, TPO_UNIMPLEMENTED, "publish", "%s serves no versions", v->x->stage);
-    return s->publish(s->self, m->version, &v->err);
+    const int rc = run_check(v);
+    return rc == TPO_OK ? s->publish(s->self, m->version, &v->err) : rc;
 }
 
 /* The lease is renewed as the call leaves. */
@@ -389,7 +398,8 @@ static int keep(struct visit *v, const Tpo__V1__StepRequest *m)
 static int end(struct visit *v, const Tpo__V1__StepRequest *m)
 {
     (void)m;
-    int rc = v->x->end(v->x->self, &v->err);
+    int rc = run_check(v);
+    if (rc == TPO_OK) rc = v->x->end(v->x->self, &v->err);
     if (rc != TPO_OK) return rc;
     step_ended(v->l, "the run has ended");
     tpo_lease_end(v->l->lease);

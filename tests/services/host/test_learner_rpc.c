@@ -46,14 +46,14 @@ static void step_direct(struct toy *y, uint64_t number, struct seen *s)
 }
 
 /* Every part of the state, over the mesh and in this process. */
-static void same_state(struct mesh *w, struct toy *y)
+static void same_state(struct mesh *w, struct toy *y, uint64_t version)
 {
     struct tpo_chunk x;
     for (uint32_t at = 0;; at++) {
         Tpo__V1__ExportRequest q = TPO__V1__EXPORT_REQUEST__INIT;
         Tpo__V1__Chunk *reply;
         Tpo__V1__Key k;
-        const struct tpo_key key = key_of(0, 0, 0);
+        const struct tpo_key key = key_of(0, version, 0);
         tpo_key_pack(&k, &key, w->lease);
         q.key = &k, q.at = at, q.most = 1000;
         assert_int_equal(call(w, "/tpo.v1.Learner/Export", &q.base, &tpo__v1__chunk__descriptor, &reply), TPO_OK);
@@ -86,7 +86,7 @@ static void compare_steps(int times)
         step_direct(&y, s, &direct);
         assert_memory_equal(&mesh, &direct, sizeof(mesh));
     }
-    same_state(&w, &y);
+    same_state(&w, &y, 5);
     toy_close(&y);
     mesh_close(&w);
 }
@@ -190,7 +190,7 @@ static void state_comes_in_pieces(void **state)
     refused(&w, import(&w, &key, &x), TPO_NOT_FOUND, "import");
     assert_int_equal(import(&w, &key, NULL), TPO_OK);
     assert_int_equal(y.learner.import_state(y.learner.self, 7, NULL, NULL), TPO_OK);
-    same_state(&w, &y);
+    same_state(&w, &y, 7);
     Tpo__V1__BeginReply *reply = begin_share(&w, "me", 60000, 0, 0, &rc);
     assert_int_equal(reply->version, 7);
     protobuf_c_message_free_unpacked(&reply->base, NULL);
@@ -224,6 +224,61 @@ static void what_does_not_fit_is_refused(void **state)
     refused(&w, call(&w, "/tpo.v1.Learner/Publish", &p.base, &tpo__v1__empty__descriptor, &reply), TPO_UNIMPLEMENTED, "publish");
     p.key = NULL;
     refused(&w, call(&w, "/tpo.v1.Learner/Publish", &p.base, &tpo__v1__empty__descriptor, &reply), TPO_INVALID_ARGUMENT, "learner");
+    mesh_close(&w);
+}
+
+/* The reply to a call that is to be refused. */
+static int key_call(struct mesh *w, const char *path, const struct tpo_key *key)
+{
+    Tpo__V1__ExportRequest e = TPO__V1__EXPORT_REQUEST__INIT;
+    Tpo__V1__PublishRequest p = TPO__V1__PUBLISH_REQUEST__INIT;
+    Tpo__V1__Chunk c = TPO__V1__CHUNK__INIT;
+    Tpo__V1__StepRequest s = TPO__V1__STEP_REQUEST__INIT;
+    Tpo__V1__Key k;
+    ProtobufCMessage *reply = NULL;
+    tpo_key_pack(&k, key, w->lease);
+    e.key = p.key = c.key = s.key = &k;
+    p.version = 1;
+    const ProtobufCMessage *m = strstr(path, "Export") != NULL    ? &e.base
+                                : strstr(path, "Publish") != NULL ? &p.base
+                                : strstr(path, "Import") != NULL  ? &c.base
+                                                                  : &s.base;
+    const ProtobufCMessageDescriptor *type =
+        strstr(path, "Export") != NULL ? &tpo__v1__chunk__descriptor : &tpo__v1__empty__descriptor;
+    const int rc = call(w, path, m, type, &reply);
+    if (reply != NULL) protobuf_c_message_free_unpacked(reply, NULL);
+    return rc;
+}
+
+static int publish_nothing(void *self, uint64_t version, struct tpo_error *err)
+{
+    (void)self, (void)version, (void)err;
+    return TPO_OK;
+}
+
+/* Calls that name no step: the run and, but for Import, which brings another, the version must be those in progress. */
+static void a_wrong_run_or_version_is_refused_between_steps(void **state)
+{
+    (void)state;
+    static const char *const paths[] = {"/tpo.v1.Learner/Export", "/tpo.v1.Learner/Publish", "/tpo.v1.Learner/Import",
+                                        "/tpo.v1.Learner/End"};
+    struct seen seen;
+    struct mesh w;
+    service.publish = publish_nothing;
+    mesh_open(&w);
+    begin(&w);
+    step_over_mesh(&w, 1, 1, &seen);
+    struct tpo_key other = key_of(0, 1, 0);
+    snprintf(other.run, sizeof(other.run), "other");
+    for (int i = 0; i < 4; i++) {
+        refused(&w, key_call(&w, paths[i], &other), TPO_FAILED_PRECONDITION, "wrong_run");
+        for (uint64_t version = 0; version <= 2 && i != 2; version += 2) {
+            const struct tpo_key key = key_of(0, version, 0);
+            refused(&w, key_call(&w, paths[i], &key), TPO_FAILED_PRECONDITION, "wrong_version");
+        }
+    }
+    const struct tpo_key right = key_of(0, 1, 0);
+    for (int i = 0; i < 4; i++) assert_int_equal(key_call(&w, paths[i], &right), TPO_OK);
     mesh_close(&w);
 }
 
@@ -363,7 +418,7 @@ static void serving_that_is_full_keeps_no_trainer_out(void **state)
 
 TPO_TESTS(cmocka_unit_test(the_mesh_gives_the_same_bits), cmocka_unit_test(what_comes_twice_counts_once),
           cmocka_unit_test(a_share_is_gathered_and_scattered), cmocka_unit_test(state_comes_in_pieces),
-          cmocka_unit_test(what_does_not_fit_is_refused), cmocka_unit_test(a_digest_asks_whether_a_tensor_is_held),
-          cmocka_unit_test(a_forward_of_a_gigabyte_is_refused), cmocka_unit_test(serving_that_is_full_keeps_no_trainer_out),
-          cmocka_unit_test(without_train_nothing_learns), cmocka_unit_test(faults_kill_at_their_point),
-          cmocka_unit_test(an_unknown_fault_is_refused))
+          cmocka_unit_test(what_does_not_fit_is_refused), cmocka_unit_test(a_wrong_run_or_version_is_refused_between_steps),
+          cmocka_unit_test(a_digest_asks_whether_a_tensor_is_held), cmocka_unit_test(a_forward_of_a_gigabyte_is_refused),
+          cmocka_unit_test(serving_that_is_full_keeps_no_trainer_out), cmocka_unit_test(without_train_nothing_learns),
+          cmocka_unit_test(faults_kill_at_their_point), cmocka_unit_test(an_unknown_fault_is_refused))
