@@ -365,6 +365,7 @@ static int sample_unpack(struct tpo_sample *s, struct tpo_arena *a, const Tpo__V
 {
     if (m->n_conversations > TPO_CONVERSATIONS_MAX) return REFUSE(err, "%zu conversations about one sample", m->n_conversations);
     if (m->n_targets > 64) return REFUSE(err, "%zu targets of one sample", m->n_targets);
+    if (m->augmentation[0] != '\0') return REFUSE(err, "augmentation \"%.32s\": none is known", m->augmentation);
     if (m->frames > 4096) return REFUSE(err, "%u frames in one sample", m->frames);
     struct tpo_conversation *conversations = tpo_arena_calloc(a, sizeof(*conversations) * (m->n_conversations + 1));
     struct tpo_named_tensor *targets = tpo_arena_calloc(a, sizeof(*targets) * (m->n_targets + 1));

@@ -154,6 +154,10 @@ static void unknown_place(Tpo__V1__Sample *s)
 {
     s->conversations[0]->attention[0]->to = 17;
 }
+static void augmented(Tpo__V1__Sample *s)
+{
+    s->augmentation = (char *)"flip";
+}
 static void negative_slot(Tpo__V1__Sample *s)
 {
     s->conversations[0]->attention[0]->slots[2] = -1;
@@ -162,9 +166,9 @@ static void negative_slot(Tpo__V1__Sample *s)
 static void what_a_stranger_writes_is_refused(void **state)
 {
     (void)state;
-    static damage *const damages[] = {short_pixels,      four_channels,        negative_shape, huge_shape,   float_pixels,
-                                      unknown_type,      box_outside,          box_of_nothing, no_turns,     endless_weight,
-                                      word_past_the_end, word_past_the_answer, unknown_place,  negative_slot};
+    static damage *const damages[] = {short_pixels,      four_channels,        negative_shape, huge_shape, float_pixels,
+                                      unknown_type,      box_outside,          box_of_nothing, no_turns,   endless_weight,
+                                      word_past_the_end, word_past_the_answer, unknown_place,  augmented,  negative_slot};
     struct tpo_arena a;
     struct tpo_conversation c;
     struct tpo_named_tensor target;
@@ -176,6 +180,7 @@ static void what_a_stranger_writes_is_refused(void **state)
         damages[i](m->samples[0]);
         if (received(&x, &a, m) != TPO_INVALID_ARGUMENT) fail_msg("damage %zu was taken", i);
         m->samples[0]->pixels->data.len = length;
+        m->samples[0]->augmentation = (char *)protobuf_c_empty_string;
         m->samples[0]->conversations[0]->n_turns = n_turns;
         tpo__v1__forward_request__free_unpacked(m, NULL);
     }
