@@ -41,8 +41,8 @@ static const struct tpo_setting rows[] = {
      .help = "start a redis-server for the shared cache; without one answers are slower, never wrong"},
     {"dtype", TPO_SET_TEXT, &set.dtype, "f32", .choices = "f32|bf16", .help = "how the services hold the weights of products"},
     {"train", TPO_SET_BOOL, &set.train, "no", .help = "start the services so that `tpo train --mesh` can drive them"},
-    {"wait-ms", TPO_SET_MS, &set.wait_ms, "120s", .min = 100, .max = 86400000, .help = "how long to wait until everything serves"},
-    {"drain-ms", TPO_SET_MS, &set.drain_ms, "45s", .min = 0, .max = 600000,
+    {"wait", TPO_SET_MS, &set.wait_ms, "120s", .min = 100, .max = 86400000, .help = "how long to wait until everything serves"},
+    {"drain", TPO_SET_MS, &set.drain_ms, "45s", .min = 0, .max = 600000,
      .help = "how long calls in flight may go on after `tpo down`, in every process"},
     {"log-level", TPO_SET_TEXT, &set.log_level, "info", .choices = "debug|info|warn|error", .help = "of every process"},
 };
@@ -165,8 +165,8 @@ static int start_service(int service, int replica, const char *cache, char *addr
     snprintf(media_dir, sizeof(media_dir), "%s/%s-media", set.run_dir, name);
     snprintf(drain, sizeof(drain), "%lld", (long long)set.drain_ms);
     char *argv[WORDS_MAX] = {
-        program,   "--listen",        listen,       "--model", (char *)set.model, "--log-level", (char *)set.log_level,
-        "--dtype", (char *)set.dtype, "--drain-ms", drain};
+        program,   "--listen",        listen,    "--model", (char *)set.model, "--log-level", (char *)set.log_level,
+        "--dtype", (char *)set.dtype, "--drain", drain};
     int n = 11;
     if (set.train) argv[n++] = "--train";
     if (strcmp(services[service].name, "encoder") == 0) {
@@ -195,7 +195,7 @@ static int write_address(const char *name, int port)
 static int write_drain(void)
 {
     char path[TEXT];
-    snprintf(path, sizeof(path), "%s/drain-ms", set.run_dir);
+    snprintf(path, sizeof(path), "%s/drain", set.run_dir);
     FILE *out = fopen(path, "w");
     if (out == NULL) return TPO_FAILED_PRECONDITION;
     fprintf(out, "%lld\n", (long long)set.drain_ms);
@@ -253,7 +253,7 @@ static int grace_ms(void)
 {
     char path[TEXT];
     int drain_ms = 45000;
-    snprintf(path, sizeof(path), "%s/drain-ms", set.run_dir);
+    snprintf(path, sizeof(path), "%s/drain", set.run_dir);
     FILE *in = fopen(path, "r");
     if (in != NULL && (fscanf(in, "%d", &drain_ms) != 1 || drain_ms < 0 || drain_ms > 600000)) drain_ms = 45000;
     if (in != NULL) fclose(in);
@@ -422,7 +422,7 @@ int tpo_cmd_down(int argc, char **argv)
     static const struct tpo_settings table = {.program = "tpo down",
                                               .about =
                                                   "Ends what `tpo up` started: each process gets SIGTERM, finishes what it works "
-                                                  "on, and is killed when it takes longer than `tpo up --drain-ms` and 5 s.",
+                                                  "on, and is killed when it takes longer than `tpo up --drain` and 5 s.",
                                               .rows = down_rows,
                                               .n_rows = 1};
     struct tpo_error err;

@@ -12,11 +12,11 @@ static const struct {
     {"tpo", "up ask chat down world train eval model"},
     {"tpo ask", "--gateway --task --box --out --json --system --max-new-tokens --temperature --top-p --seed --timeout"},
     {"tpo chat", "--gateway --max-new-tokens"},
-    {"tpo up", "--model --run-dir --replicas --http --grpc --dtype --wait-ms --drain-ms --log-level"},
+    {"tpo up", "--model --run-dir --replicas --http --grpc --dtype --wait --drain --log-level"},
     {"tpo down", "--run-dir"},
     {"tpo world", "--out --images --clips --seed --corpus --show"},
     {"tpo train", "--out --model --data --mesh --device --threads --checkpoint-every --log-every --publish-every --stop-after "
-                  "--wait-ms --lease-ms --call-ms"},
+                  "--wait --lease --call-timeout"},
     {"tpo eval", "--n --threads --device --out --images --frames --kinds --held-out"},
     {"tpo model", "check random export export-peft import-peft --seed --dtype"},
     {"tpo model check", "check DIR"},

@@ -266,7 +266,7 @@ int tpo_host_main(const struct tpo_host_service *service, int argc, char **argv)
              "threads of the compute team; 0 is one per core of the process's affinity, and no more than its cgroup's CPU quota"},
         {"queue", TPO_SET_INT, &set->queue, "64", .min = 1, .max = 65536,
          .help = "requests that may wait; one more is refused at once"},
-        {"drain-ms", TPO_SET_MS, &set->drain_ms, "45s", .min = 0, .max = 3600000,
+        {"drain", TPO_SET_MS, &set->drain_ms, "45s", .min = 0, .max = 3600000,
          .help = "how long calls in flight may go on after SIGTERM"},
         {"max-message-bytes", TPO_SET_BYTES, &set->max_message_bytes, "64M", .min = 65536, .max = 2147483647,
          .help = "largest message, each way"},

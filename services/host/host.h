@@ -6,7 +6,7 @@
  * jobs, step and close run there. Between the two lies the queue: a job that finds it full is answered RESOURCE_EXHAUSTED "queue_full" at once;
  * a learner's finds TPO_HOST_RESERVE places more, so that no load of serving keeps a trainer out.
  * SERVING only after open and warm_up; before, calls get UNAVAILABLE "loading". SIGTERM or SIGINT: NOT_SERVING, no new calls, those in flight end
- * within --drain-ms, exit 0. SIGUSR1 logs live state. Other programs are started with posix_spawn, never fork: gRPC does not survive it. */
+ * within --drain, exit 0. SIGUSR1 logs live state. Other programs are started with posix_spawn, never fork: gRPC does not survive it. */
 #ifndef TPO_SERVICES_HOST_HOST_H
 #define TPO_SERVICES_HOST_HOST_H
 

@@ -206,8 +206,8 @@ int main(void)
     setenv("TPO_KV_BYTES", "256M", 0);
     setenv("TPO_TIMEOUT_MAX", "2h", 0);
     const double started = tpo_now_s();
-    snprintf(command, sizeof(command), "build/tpo up --any-port --run-dir %s --model %s --dtype bf16 --wait-ms 1h >/dev/null",
-             run_dir, FOLDER);
+    snprintf(command, sizeof(command), "build/tpo up --any-port --run-dir %s --model %s --dtype bf16 --wait 1h >/dev/null", run_dir,
+             FOLDER);
     if (system(command) != 0) die("the mesh did not start");
     printf("all serve after %.1f s\n", tpo_now_s() - started);
     fflush(stdout);

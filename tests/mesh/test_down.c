@@ -15,11 +15,11 @@ static int shell(const char *text)
 static void a_process_that_hangs_is_waited_for_and_killed(void **state)
 {
     (void)state;
-    assert_int_equal(shell("ln -s $S/models models; $B/tpo up --any-port --no-redis --drain-ms 1s --run-dir run --model "
+    assert_int_equal(shell("ln -s $S/models models; $B/tpo up --any-port --no-redis --drain 1s --run-dir run --model "
                            "models/small >up.log 2>&1 ||"
                            " { cat up.log; exit 1; }"),
                      0);
-    assert_int_equal(shell("test $(cat run/drain-ms) = 1000 && kill -STOP $(cut -d' ' -f1 run/region-0.pid)"), 0);
+    assert_int_equal(shell("test $(cat run/drain) = 1000 && kill -STOP $(cut -d' ' -f1 run/region-0.pid)"), 0);
     assert_int_equal(shell("$B/tpo down --run-dir run >down.log 2>&1"), 0);
     assert_int_equal(
         shell(

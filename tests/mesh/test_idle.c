@@ -19,7 +19,7 @@ static const char stages[] = "  - name: see\n"
 static void who_waits_for_a_slow_step_keeps_its_lease(void **state)
 {
     (void)state;
-    static const char *const more[] = {"--lease-ms", LEASE, NULL};
+    static const char *const more[] = {"--lease", LEASE, NULL};
     struct training_mesh m;
     training_model(0);
     training_recipe("r.yaml", stages);

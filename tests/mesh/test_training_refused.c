@@ -259,7 +259,7 @@ static void a_renamed_folder_goes_on_at_once(void **state)
     (void)state;
     struct training_mesh m;
     prepare(&m);
-    const char *const fault[] = {"--checkpoint-every", "2", "--lease-ms", "600s", "--fault", "after_commit:5", NULL};
+    const char *const fault[] = {"--checkpoint-every", "2", "--lease", "600s", "--fault", "after_commit:5", NULL};
     assert_int_equal(training_wait(training_start("r.yaml", "killed", &m, fault), 60), 128 + SIGKILL);
     shell("mv killed renamed");
     training_run("r.yaml", "renamed", &m, often);
@@ -273,7 +273,7 @@ static void a_renamed_folder_goes_on_at_once(void **state)
 /* A run that stands still at `point`, once it does. */
 static pid_t stopped_at(const struct training_mesh *m, const char *out, const char *lease, const char *point)
 {
-    const char *const more[] = {"--checkpoint-every", "2", "--lease-ms", lease, "--fault", point, NULL};
+    const char *const more[] = {"--checkpoint-every", "2", "--lease", lease, "--fault", point, NULL};
     int status = 0;
     const pid_t pid = training_start("r.yaml", out, m, more);
     assert_int_equal(waitpid(pid, &status, WUNTRACED), pid);
@@ -400,7 +400,7 @@ static void other_models_and_addresses_are_refused(void **state)
     refused(NULL, "port", "no HOST:PORT", (const char *const[]){"--mesh", "encoder=a", NULL});
     refused(NULL, "dir", "holds no mesh", (const char *const[]){"--mesh", "other", NULL});
     refused(NULL, "away", "UNAVAILABLE",
-            (const char *const[]){"--mesh", "encoder=127.0.0.1:1,router=127.0.0.1:2,region=127.0.0.1:3", "--wait-ms", "300", NULL});
+            (const char *const[]){"--mesh", "encoder=127.0.0.1:1,router=127.0.0.1:2,region=127.0.0.1:3", "--wait", "300", NULL});
     training_mesh_stop(&m);
 }
 

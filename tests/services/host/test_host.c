@@ -57,7 +57,7 @@ static pid_t start(const char *flag, const char *value)
     pid_t pid = fork();
     if (pid != 0) return pid;
     char *argv[] = {"tpo-sleeper", "--listen", "127.0.0.1:0", "--port-file", "port",
-                    "--drain-ms",  "10s",      (char *)flag,  (char *)value, NULL};
+                    "--drain",     "10s",      (char *)flag,  (char *)value, NULL};
     _exit(tpo_host_main(&service, 9, argv));
 }
 

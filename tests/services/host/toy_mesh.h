@@ -65,7 +65,7 @@ static inline pid_t start(const char *port, const char *train, const char *fault
     fclose(f);
     const pid_t pid = fork();
     if (pid != 0) return pid;
-    char *argv[] = {"tpo-toy", "--listen",    "127.0.0.1:0", "--port-file", (char *)port,  "--model", "model", "--drain-ms",
+    char *argv[] = {"tpo-toy", "--listen",    "127.0.0.1:0", "--port-file", (char *)port,  "--model", "model", "--drain",
                     "10s",     (char *)train, "--fault",     (char *)fault, "--log-level", "error",   NULL};
     _exit(tpo_host_main(&service, 14, argv));
 }
