@@ -9,7 +9,4 @@ int tpo_cmd_chat(int argc, char **argv);
 /* world, train, eval, model: becomes tpo-trainer with the same arguments; returns only when that program is not there. */
 int tpo_cmd_trainer(int argc, char **argv);
 
-/* The path of a program that lies beside this one. */
-void tpo_cli_beside(char *out, unsigned long size, const char *program);
-
 #endif

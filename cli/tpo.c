@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "cli/commands.h"
+#include "common/files.h"
 
 static const char usage[] =
     "tpo -- ask a mesh of small services about a picture or a video, and teach it\n"
@@ -29,21 +30,12 @@ static const struct {
 } commands[] = {{"up", tpo_cmd_up},         {"down", tpo_cmd_down},     {"ask", tpo_cmd_ask},      {"chat", tpo_cmd_chat},
                 {"world", tpo_cmd_trainer}, {"train", tpo_cmd_trainer}, {"eval", tpo_cmd_trainer}, {"model", tpo_cmd_trainer}};
 
-void tpo_cli_beside(char *out, unsigned long size, const char *program)
-{
-    char self[3072];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
-    self[n > 0 ? n : 0] = '\0';
-    char *slash = strrchr(self, '/');
-    snprintf(out, size, "%.*s/%s", slash != NULL ? (int)(slash - self) : 1, slash != NULL ? self : ".", program);
-}
-
 int tpo_cmd_trainer(int argc, char **argv)
 {
     char program[4096];
     char **words = calloc((size_t)argc + 2, sizeof(*words));
     if (words == NULL) return 2;
-    tpo_cli_beside(program, sizeof(program), "tpo-trainer");
+    tpo_beside(program, sizeof(program), "tpo-trainer");
     words[0] = program;
     for (int i = 0; i < argc; i++) words[i + 1] = argv[i];
     execv(program, words);

@@ -14,6 +14,7 @@
 #include "cli/commands.h"
 #include "cli/http.h"
 #include "cli/mesh.h"
+#include "common/files.h"
 #include "common/settings.h"
 
 #define REPLICAS_MAX 8
@@ -160,7 +161,7 @@ static int start_service(int service, int replica, const char *cache, char *addr
     int port = port_or_free(services[service].port + replica);
     snprintf(name, sizeof(name), "%s-%d", services[service].name, replica);
     snprintf(short_name, sizeof(short_name), "tpo-%s", services[service].name);
-    tpo_cli_beside(program, sizeof(program), short_name);
+    tpo_beside(program, sizeof(program), short_name);
     snprintf(listen, sizeof(listen), "127.0.0.1:%d", port);
     snprintf(media_dir, sizeof(media_dir), "%s/%s-media", set.run_dir, name);
     snprintf(drain, sizeof(drain), "%lld", (long long)set.drain_ms);
@@ -216,7 +217,7 @@ static int write_services(char addresses[N_SERVICES][TEXT])
 static int start_gateway(char addresses[N_SERVICES][TEXT], int http, int grpc, struct tpo_error *err)
 {
     char program[TEXT], http_address[64], grpc_address[64], head[TEXT + 16], media_dir[TEXT], drain[32];
-    tpo_cli_beside(program, sizeof(program), "tpo-gateway");
+    tpo_beside(program, sizeof(program), "tpo-gateway");
     snprintf(http_address, sizeof(http_address), "127.0.0.1:%d", http);
     snprintf(grpc_address, sizeof(grpc_address), "127.0.0.1:%d", grpc);
     snprintf(head, sizeof(head), "region=%s", addresses[2]);

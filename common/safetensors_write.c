@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/files.h"
 #include "common/safetensors.h"
 
 #define DATA_ALIGNMENT 64
@@ -17,19 +18,6 @@ struct tpo_safetensors_writer {
     char *path, *part;
     uint64_t left; /* data bytes still to come */
 };
-
-static int write_all(int fd, const void *data, size_t bytes)
-{
-    const char *at = data;
-    while (bytes > 0) {
-        ssize_t n = write(fd, at, bytes);
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) return -1;
-        at += n;
-        bytes -= (size_t)n;
-    }
-    return 0;
-}
 
 static json_t *describe(const struct tpo_entry *e, uint64_t *at)
 {
@@ -103,7 +91,7 @@ int tpo_safetensors_create(struct tpo_safetensors_writer **out, const char *path
     header = make_header(entries, n, &length, &w->left);
     if (header == NULL) goto fail;
     w->fd = open(w->part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    if (w->fd < 0 || write_all(w->fd, header, length) != 0) {
+    if (w->fd < 0 || !tpo_write_all(w->fd, header, length)) {
         rc = fail_write(err, w->part);
         goto fail;
     }
@@ -119,7 +107,7 @@ fail:
 int tpo_safetensors_put(struct tpo_safetensors_writer *w, const void *data, size_t bytes, struct tpo_error *err)
 {
     if (bytes > w->left) return tpo_fail(err, TPO_INVALID_ARGUMENT, "write", "%s: more data than its header tells", w->path);
-    if (write_all(w->fd, data, bytes) != 0) return fail_write(err, w->part);
+    if (!tpo_write_all(w->fd, data, bytes)) return fail_write(err, w->part);
     w->left -= bytes;
     return TPO_OK;
 }

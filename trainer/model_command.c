@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "common/files.h"
 #include "common/prefixes.h"
 #include "common/safetensors.h"
 #include "common/settings.h"
@@ -19,13 +20,9 @@ extern char **environ;
 /* Runs `tpo-STAGE --check DIR`, which lies beside this program; its exit status, or 2. */
 static int run_check(const char *stage, const char *dir)
 {
-    char program[4096], self[3072];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
-    if (n <= 0) return 2;
-    self[n] = '\0';
-    char *slash = strrchr(self, '/');
-    if (slash != NULL) *slash = '\0';
-    snprintf(program, sizeof(program), "%s/tpo-%s", self, stage);
+    char name[64], program[4096];
+    snprintf(name, sizeof(name), "tpo-%s", stage);
+    tpo_beside(program, sizeof(program), name);
     char *argv[] = {program, "--check", (char *)dir, NULL};
     pid_t pid;
     int status = 0;

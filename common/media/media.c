@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/files.h"
 #include "common/media/process.h"
 
 #define WORKERS_MAX 64
@@ -35,15 +36,6 @@ struct tpo_media {
     struct tpo_process idle[WORKERS_MAX]; /* pid 0: to be started by whoever takes it */
 };
 
-static void beside_ourselves(char *out, size_t size)
-{
-    ssize_t n = readlink("/proc/self/exe", out, size - sizeof("/tpo-media"));
-    if (n < 0) n = 0;
-    out[n] = '\0';
-    char *slash = strrchr(out, '/');
-    snprintf(slash != NULL ? slash : out, sizeof("/tpo-media"), "%s", "/tpo-media");
-}
-
 int tpo_media_open(tpo_media_t **out, const struct tpo_media_options *options, struct tpo_error *err)
 {
     *out = NULL;
@@ -60,7 +52,7 @@ int tpo_media_open(tpo_media_t **out, const struct tpo_media_options *options, s
     if (o->program != NULL)
         snprintf(m->program, sizeof(m->program), "%s", o->program);
     else
-        beside_ourselves(m->program, sizeof(m->program));
+        tpo_beside(m->program, sizeof(m->program), "tpo-media");
     pthread_mutex_init(&m->lock, NULL);
     tpo_cond_init(&m->freed);
     m->n_idle = o->n_workers;

@@ -13,6 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/files.h"
+
 struct tpo_held {
     char dir[3000], token[40];
     char folder[64]; /* which folder this is, whatever its name */
@@ -51,24 +53,12 @@ bool tpo_held_is(const char *dir)
     return held;
 }
 
-static bool write_all(int fd, const char *text, size_t n)
-{
-    while (n > 0) {
-        const ssize_t put = write(fd, text, n);
-        if (put < 0 && errno == EINTR) continue;
-        if (put <= 0) return false;
-        text += put;
-        n -= (size_t)put;
-    }
-    return true;
-}
-
 int tpo_small_file(const char *path, const char *text, struct tpo_error *err)
 {
     char part[4200];
     snprintf(part, sizeof(part), "%s.part", path);
     const int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    bool ok = fd >= 0 && write_all(fd, text, strlen(text)) && fsync(fd) == 0;
+    bool ok = fd >= 0 && tpo_write_all(fd, text, strlen(text)) && fsync(fd) == 0;
     const int why = errno;
     if (fd >= 0) close(fd);
     errno = why;

@@ -12,6 +12,8 @@
 
 #include <png.h>
 
+#include "common/files.h"
+
 extern char **environ;
 
 uint8_t *tpo_world_zoom(const uint8_t *pixels, int n_frames, int side, int zoom)
@@ -60,24 +62,12 @@ static int spawn_ffmpeg(pid_t *pid, int *input, const char *path, int side, int 
     return rc;
 }
 
-static bool write_all(int fd, const uint8_t *data, size_t n)
-{
-    while (n > 0) {
-        ssize_t done = write(fd, data, n);
-        if (done < 0 && errno == EINTR) continue;
-        if (done <= 0) return false;
-        data += done;
-        n -= (size_t)done;
-    }
-    return true;
-}
-
 int tpo_world_mp4(const char *path, const uint8_t *pixels, int n_frames, int side, int frames_per_s, struct tpo_error *err)
 {
     pid_t pid;
     int input, status = -1, rc = spawn_ffmpeg(&pid, &input, path, side, frames_per_s);
     if (rc != 0) return tpo_fail(err, TPO_FAILED_PRECONDITION, "no_ffmpeg", "cannot start ffmpeg: %s", strerror(rc));
-    bool whole = write_all(input, pixels, (size_t)n_frames * side * side * 3);
+    bool whole = tpo_write_all(input, pixels, (size_t)n_frames * side * side * 3);
     close(input);
     while (waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
     if (whole && WIFEXITED(status) && WEXITSTATUS(status) == 0) return TPO_OK;

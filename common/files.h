@@ -1,0 +1,13 @@
+/* files.h -- what several programs do with files, the same way. Any thread. */
+#ifndef TPO_COMMON_FILES_H
+#define TPO_COMMON_FILES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+bool tpo_write_all(int fd, const void *data, size_t bytes); /* false: errno tells why, and some of it may be written */
+
+/* The path of `name` beside the running program; beside the working directory where /proc does not tell what runs. Cut at `size`. */
+void tpo_beside(char *out, size_t size, const char *name);
+
+#endif
