@@ -48,14 +48,14 @@ static void give_place(struct tpo_requests *q)
     pthread_mutex_unlock(&q->lock);
 }
 
-struct tpo_request *tpo_requests_new(struct tpo_requests *q, struct tpo_call *call, struct tpo_error *err)
+struct tpo_encode *tpo_requests_new(struct tpo_requests *q, struct tpo_call *call, struct tpo_error *err)
 {
     if (!take_place(q)) {
         tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "queue_full", "the encoder's queue is full");
         err->retry_ms = RETRY_MS;
         return NULL;
     }
-    struct tpo_request *r = calloc(1, sizeof(*r));
+    struct tpo_encode *r = calloc(1, sizeof(*r));
     if (r == NULL) {
         give_place(q);
         tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a request");
@@ -66,13 +66,13 @@ struct tpo_request *tpo_requests_new(struct tpo_requests *q, struct tpo_call *ca
     return r;
 }
 
-void tpo_requests_drop(struct tpo_requests *q, struct tpo_request *r)
+void tpo_requests_drop(struct tpo_requests *q, struct tpo_encode *r)
 {
     give_place(q);
     free(r);
 }
 
-bool tpo_requests_queue(struct tpo_requests *q, struct tpo_request *r, enum tpo_request_line line)
+bool tpo_requests_queue(struct tpo_requests *q, struct tpo_encode *r, enum tpo_request_line line)
 {
     struct tpo_request_list *l = &q->lines[line];
     r->next = NULL;
@@ -87,12 +87,12 @@ bool tpo_requests_queue(struct tpo_requests *q, struct tpo_request *r, enum tpo_
     return open;
 }
 
-struct tpo_request *tpo_requests_next(struct tpo_requests *q, enum tpo_request_line line)
+struct tpo_encode *tpo_requests_next(struct tpo_requests *q, enum tpo_request_line line)
 {
     struct tpo_request_list *l = &q->lines[line];
     pthread_mutex_lock(&q->lock);
     while (l->first == NULL && !l->closed) pthread_cond_wait(&l->arrived, &q->lock);
-    struct tpo_request *r = l->first;
+    struct tpo_encode *r = l->first;
     if (r != NULL && (l->first = r->next) == NULL) l->last = &l->first;
     pthread_mutex_unlock(&q->lock);
     return r;
@@ -107,7 +107,7 @@ void tpo_requests_stop(struct tpo_requests *q, enum tpo_request_line line)
 }
 
 /* --- answering --------------------------------------------------------------------------------------------------------------------- */
-static void measure(struct tpo_requests *q, const struct tpo_request *r, const struct tpo_error *err)
+static void measure(struct tpo_requests *q, const struct tpo_encode *r, const struct tpo_error *err)
 {
     struct tpo_metrics *m = tpo_host_metrics(q->host);
     int code = err != NULL ? err->code : TPO_OK;
@@ -120,7 +120,7 @@ static void measure(struct tpo_requests *q, const struct tpo_request *r, const s
             code != TPO_OK ? err->reason : "", ms);
 }
 
-static void finish(struct tpo_requests *q, struct tpo_request *r, const struct tpo_error *err)
+static void finish(struct tpo_requests *q, struct tpo_encode *r, const struct tpo_error *err)
 {
     measure(q, r, err);
     tpo_call_finish(r->call, err != NULL ? err->code : TPO_OK, err);
@@ -128,7 +128,7 @@ static void finish(struct tpo_requests *q, struct tpo_request *r, const struct t
     tpo_requests_drop(q, r);
 }
 
-static void answer(struct tpo_requests *q, struct tpo_request *r, const struct tpo_cached *v, const char *cache, double began_ms)
+static void answer(struct tpo_requests *q, struct tpo_encode *r, const struct tpo_cached *v, const char *cache, double began_ms)
 {
     Tpo__V1__EncodeReply reply = TPO__V1__ENCODE_REPLY__INIT;
     Tpo__V1__MediaInfo media = TPO__V1__MEDIA_INFO__INIT;
@@ -164,7 +164,7 @@ static void answer(struct tpo_requests *q, struct tpo_request *r, const struct t
     finish(q, r, err.code == TPO_OK ? NULL : &err);
 }
 
-void tpo_requests_land(struct tpo_requests *q, struct tpo_request *leader, const struct tpo_cached *v, const char *own,
+void tpo_requests_land(struct tpo_requests *q, struct tpo_encode *leader, const struct tpo_cached *v, const char *own,
                        const char *aboard, double began_ms, const struct tpo_error *err)
 {
     struct tpo_passenger *p = tpo_flight_land(q->flights, &leader->key);
@@ -173,7 +173,7 @@ void tpo_requests_land(struct tpo_requests *q, struct tpo_request *leader, const
     else
         finish(q, leader, err);
     while (p != NULL) {
-        struct tpo_request *r = (struct tpo_request *)p;
+        struct tpo_encode *r = (struct tpo_encode *)p;
         p = p->next;
         if (v != NULL)
             answer(q, r, v, aboard, began_ms);
@@ -183,30 +183,30 @@ void tpo_requests_land(struct tpo_requests *q, struct tpo_request *leader, const
 }
 
 /* --- who waits ----------------------------------------------------------------------------------------------------------------------- */
-static double left_ms(const struct tpo_request *r)
+static double left_ms(const struct tpo_encode *r)
 {
     return tpo_call_cancelled(r->call) ? 0 : tpo_call_left_ms(r->call);
 }
 
 static void see_left(void *owner, const struct tpo_passenger *p)
 {
-    double *longest = owner, left = left_ms((const struct tpo_request *)p);
+    double *longest = owner, left = left_ms((const struct tpo_encode *)p);
     if (left > *longest) *longest = left;
 }
 
-double tpo_requests_left_ms(struct tpo_requests *q, const struct tpo_request *leader)
+double tpo_requests_left_ms(struct tpo_requests *q, const struct tpo_encode *leader)
 {
     double longest = left_ms(leader);
     tpo_flight_look(q->flights, &leader->key, see_left, &longest);
     return longest;
 }
 
-void tpo_requests_disband(struct tpo_requests *q, struct tpo_request *leader)
+void tpo_requests_disband(struct tpo_requests *q, struct tpo_encode *leader)
 {
     struct tpo_passenger *p = tpo_flight_land(q->flights, &leader->key);
-    for (struct tpo_request *r = leader; r != NULL;) {
+    for (struct tpo_encode *r = leader; r != NULL;) {
         struct tpo_error err = {0};
-        struct tpo_request *next = (struct tpo_request *)p;
+        struct tpo_encode *next = (struct tpo_encode *)p;
         if (p != NULL) p = p->next;
         if (tpo_call_cancelled(r->call))
             tpo_fail(&err, TPO_CANCELLED, "cancelled", "the caller went away");
@@ -219,7 +219,7 @@ void tpo_requests_disband(struct tpo_requests *q, struct tpo_request *leader)
     }
 }
 
-bool tpo_requests_abandoned(struct tpo_requests *q, struct tpo_request *leader)
+bool tpo_requests_abandoned(struct tpo_requests *q, struct tpo_encode *leader)
 {
     if (tpo_requests_left_ms(q, leader) > 0) return false;
     tpo_requests_disband(q, leader);

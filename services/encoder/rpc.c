@@ -33,7 +33,7 @@ struct service;
 struct work {
     struct tpo_job job;
     struct service *service;
-    struct tpo_request *leader;
+    struct tpo_encode *leader;
     struct tpo_frames frames;
     double began_ms; /* looking */
     bool hurried;    /* by the deadlines of those aboard: its load had less than --media-timeout */
@@ -64,14 +64,14 @@ struct service {
 static struct service the_service;
 
 /* --- arriving ---------------------------------------------------------------------------------------------------------------------- */
-static struct tpo_request *admit(struct service *s, struct tpo_call *call, const Tpo__V1__EncodeRequest *q, struct tpo_error *err)
+static struct tpo_encode *admit(struct service *s, struct tpo_call *call, const Tpo__V1__EncodeRequest *q, struct tpo_error *err)
 {
     char rule[96];
     if (!tpo_host_ready(s->host))
         tpo_fail(err, TPO_UNAVAILABLE, "loading", "the encoder is not ready");
     else if (!tpo_sha256_is_hex(q->media_id))
         tpo_fail(err, TPO_INVALID_ARGUMENT, "media_id", "a media id is 64 lower-case hex digits");
-    struct tpo_request *r = err->code == TPO_OK ? tpo_requests_new(&s->requests, call, err) : NULL;
+    struct tpo_encode *r = err->code == TPO_OK ? tpo_requests_new(&s->requests, call, err) : NULL;
     if (r == NULL) return NULL;
     if (tpo_versions_take(tpo_host_versions(s->host), tpo_call_metadata(call, "tpo-version"), q->version, &r->version, err) !=
         TPO_OK) {
@@ -89,7 +89,7 @@ static void on_encode(void *owner, struct tpo_call *call, ProtobufCMessage *mess
 {
     struct service *s = owner;
     struct tpo_error err = {0};
-    struct tpo_request *r = admit(s, call, (const Tpo__V1__EncodeRequest *)message, &err);
+    struct tpo_encode *r = admit(s, call, (const Tpo__V1__EncodeRequest *)message, &err);
     protobuf_c_message_free_unpacked(message, NULL);
     (void)payload;
     if (r != NULL && tpo_requests_queue(&s->requests, r, TPO_TO_LOOK)) return;
@@ -102,7 +102,7 @@ static void on_encode(void *owner, struct tpo_call *call, ProtobufCMessage *mess
 }
 
 /* --- looking and loading ------------------------------------------------------------------------------------------------------------- */
-static bool from_cache(struct service *s, struct tpo_request *r, double began_ms)
+static bool from_cache(struct service *s, struct tpo_encode *r, double began_ms)
 {
     struct tpo_cached v;
     const int want[2] = {tpo_config_queries(&s->config), s->config.bridge.hidden_size};
@@ -148,7 +148,7 @@ static void work_free(struct work *w)
 }
 
 /* On the way from the look to here the leader may have waited for others' decoders: that is no work of its own. */
-static void load_and_submit(struct service *s, struct tpo_request *r, struct tpo_stream *stream)
+static void load_and_submit(struct service *s, struct tpo_encode *r, struct tpo_stream *stream)
 {
     struct tpo_error err = {0};
     const double began_ms = tpo_now_ms() - r->looked_ms;
@@ -177,12 +177,12 @@ static void *media_thread(void *arg)
     struct tpo_stream *stream = NULL;
     struct tpo_error err;
     TPO_ASSERT(tpo_stream_open(&stream, "cpu", 1, &err) == TPO_OK);
-    for (struct tpo_request *r; (r = tpo_requests_next(&s->requests, TPO_TO_LOAD)) != NULL;) load_and_submit(s, r, stream);
+    for (struct tpo_encode *r; (r = tpo_requests_next(&s->requests, TPO_TO_LOAD)) != NULL;) load_and_submit(s, r, stream);
     tpo_stream_close(stream);
     return NULL;
 }
 
-static void look(struct service *s, struct tpo_request *r)
+static void look(struct service *s, struct tpo_encode *r)
 {
     const double began_ms = tpo_now_ms();
     if (!tpo_flight_join(s->requests.flights, &r->key, &r->passenger)) return;
@@ -194,7 +194,7 @@ static void look(struct service *s, struct tpo_request *r)
 static void *look_thread(void *arg)
 {
     struct service *s = arg;
-    for (struct tpo_request *r; (r = tpo_requests_next(&s->requests, TPO_TO_LOOK)) != NULL;) look(s, r);
+    for (struct tpo_encode *r; (r = tpo_requests_next(&s->requests, TPO_TO_LOOK)) != NULL;) look(s, r);
     return NULL;
 }
 

@@ -21,7 +21,7 @@ static const char *text_copy(struct tpo_arena *a, const char *text)
 
 /* --- runs and steps ---------------------------------------------------------------------------------------------------------------- */
 
-static void tape_return(struct tpo_direct *d, struct tpo_pass *p)
+static void tape_return(struct tpo_direct *d, struct tpo_micro *p)
 {
     if (p->tape == NULL) return;
     d->idle[d->n_idle++] = p->tape;
@@ -144,7 +144,7 @@ int tpo_direct_key_check(const struct tpo_direct *d, const struct tpo_key *key, 
 }
 
 /* tpo_direct_key_check for calls about one micro-batch; *out is its pass. */
-static int pass_find(struct tpo_direct *d, const struct tpo_key *key, struct tpo_pass **out, struct tpo_error *err)
+static int pass_find(struct tpo_direct *d, const struct tpo_key *key, struct tpo_micro **out, struct tpo_error *err)
 {
     int rc = tpo_direct_key_check(d, key, err);
     if (rc != TPO_OK) return rc;
@@ -153,7 +153,7 @@ static int pass_find(struct tpo_direct *d, const struct tpo_key *key, struct tpo
     if (lane_of(d, key->micro_batch) < 0 || lane_of(d, key->micro_batch) >= d->plan.own_lanes)
         return tpo_fail(err, TPO_INVALID_ARGUMENT, "share", "micro-batch %u is another replica's", key->micro_batch);
     *out = &d->passes[key->micro_batch];
-    if ((*out)->state != TPO_PASS_DONE && d->folded)
+    if ((*out)->state != TPO_MICRO_DONE && d->folded)
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "wrong_step", "step %llu is already folded", (unsigned long long)key->step);
     return TPO_OK;
 }
@@ -188,7 +188,7 @@ static bool named(const char *const *names, int n, const char *name)
     return false;
 }
 
-static int inputs_place(struct tpo_pass *p, const struct tpo_named_tensor *inputs, int n, struct tpo_arena *arena,
+static int inputs_place(struct tpo_micro *p, const struct tpo_named_tensor *inputs, int n, struct tpo_arena *arena,
                         struct tpo_error *err)
 {
     if (n > TPO_PORTS_MAX) return tpo_fail(err, TPO_INVALID_ARGUMENT, "inputs", "%d inputs, at most %d", n, TPO_PORTS_MAX);
@@ -222,7 +222,7 @@ static int tensor_reply(struct tpo_direct *d, struct tpo_tape *t, struct tpo_nam
     return tpo_copy_out(tpo_tape_stream(t), host, data, sizeof(float) * (size_t)rows * (size_t)cols);
 }
 
-static int forward_reply(struct tpo_direct *d, struct tpo_pass *p)
+static int forward_reply(struct tpo_direct *d, struct tpo_micro *p)
 {
     struct tpo_forwarded *r = &p->reply;
     int rc = TPO_OK;
@@ -242,7 +242,7 @@ static int forward_reply(struct tpo_direct *d, struct tpo_pass *p)
     return rc;
 }
 
-static int pass_forward(struct tpo_direct *d, struct tpo_pass *p, const struct tpo_key *key, const struct tpo_sample *samples,
+static int pass_forward(struct tpo_direct *d, struct tpo_micro *p, const struct tpo_key *key, const struct tpo_sample *samples,
                         int n_samples, const struct tpo_named_tensor *inputs, int n_inputs, struct tpo_error *err)
 {
     const bool record = d->state.n > 0 || p->n_wants > 0;
@@ -261,7 +261,7 @@ static int pass_forward(struct tpo_direct *d, struct tpo_pass *p, const struct t
     if (rc == TPO_OK) rc = tpo_tape_error(p->tape);
     if (rc == TPO_OK) rc = forward_reply(d, p);
     if (rc == TPO_OK) {
-        p->state = TPO_PASS_FORWARDED;
+        p->state = TPO_MICRO_FORWARDED;
         if (record) return TPO_OK;
     } else if (err != NULL && err->code == TPO_OK) {
         tpo_fail(err, rc, "forward", "%s: the forward pass failed", d->model->stage);
@@ -275,10 +275,10 @@ static int direct_forward(void *self, const struct tpo_key *key, const struct tp
                           struct tpo_forwarded *out, struct tpo_error *err)
 {
     struct tpo_direct *d = self;
-    struct tpo_pass *p = NULL;
+    struct tpo_micro *p = NULL;
     int rc = pass_find(d, key, &p, err);
     if (rc != TPO_OK) return rc;
-    if (p->state == TPO_PASS_EMPTY) {
+    if (p->state == TPO_MICRO_EMPTY) {
         if (n_wants > TPO_PORTS_MAX)
             return tpo_fail(err, TPO_INVALID_ARGUMENT, "wants", "%d wants, at most %d", n_wants, TPO_PORTS_MAX);
         d->step = key->step;
@@ -298,7 +298,7 @@ static int direct_forward(void *self, const struct tpo_key *key, const struct tp
 
 /* --- backward ---------------------------------------------------------------------------------------------------------------------- */
 
-static struct tpo_tensor *output_find(const struct tpo_pass *p, const char *name)
+static struct tpo_tensor *output_find(const struct tpo_micro *p, const char *name)
 {
     for (int i = 0; i < p->f.n_outputs; i++)
         if (strcmp(p->f.outputs[i].name, name) == 0) return p->f.outputs[i].tensor;
@@ -306,7 +306,7 @@ static struct tpo_tensor *output_find(const struct tpo_pass *p, const char *name
 }
 
 /* A seed adds to what is there: nothing is placed before all can be, so that a call that was refused can be made again. */
-static int seeds_check(const struct tpo_pass *p, const struct tpo_named_tensor *gradients, int n, struct tpo_error *err)
+static int seeds_check(const struct tpo_micro *p, const struct tpo_named_tensor *gradients, int n, struct tpo_error *err)
 {
     for (int i = 0; i < n; i++) {
         const struct tpo_named_tensor *g = &gradients[i];
@@ -320,7 +320,7 @@ static int seeds_check(const struct tpo_pass *p, const struct tpo_named_tensor *
     return TPO_OK;
 }
 
-static int seeds_place(struct tpo_direct *d, struct tpo_pass *p, const struct tpo_named_tensor *gradients, int n,
+static int seeds_place(struct tpo_direct *d, struct tpo_micro *p, const struct tpo_named_tensor *gradients, int n,
                        struct tpo_error *err)
 {
     const int rc = seeds_check(p, gradients, n, err);
@@ -332,7 +332,7 @@ static int seeds_place(struct tpo_direct *d, struct tpo_pass *p, const struct tp
     return TPO_OK;
 }
 
-static int pass_backward(struct tpo_direct *d, struct tpo_pass *p, const struct tpo_named_tensor *gradients, int n,
+static int pass_backward(struct tpo_direct *d, struct tpo_micro *p, const struct tpo_named_tensor *gradients, int n,
                          struct tpo_error *err)
 {
     int rc = seeds_place(d, p, gradients, n, err);
@@ -351,12 +351,12 @@ static int direct_backward(void *self, const struct tpo_key *key, const struct t
                            struct tpo_named_tensor *inputs_out, int *n_inputs_out, struct tpo_error *err)
 {
     struct tpo_direct *d = self;
-    struct tpo_pass *p = NULL;
+    struct tpo_micro *p = NULL;
     int rc = pass_find(d, key, &p, err);
     if (rc != TPO_OK) return rc;
-    if (p->state == TPO_PASS_EMPTY)
+    if (p->state == TPO_MICRO_EMPTY)
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "no_forward", "micro-batch %u has had no Forward", key->micro_batch);
-    if (p->state == TPO_PASS_FORWARDED && p->tape != NULL) {
+    if (p->state == TPO_MICRO_FORWARDED && p->tape != NULL) {
         const int lane = lane_of(d, key->micro_batch);
         if ((int)key->micro_batch < d->lane_next[lane])
             return tpo_fail(err, TPO_FAILED_PRECONDITION, "order", "micro-batch %u comes after %d in its lane", key->micro_batch,
@@ -370,8 +370,8 @@ static int direct_backward(void *self, const struct tpo_key *key, const struct t
         d->lane_next[lane] = (int)key->micro_batch + 1;
         tape_return(d, p);
     }
-    if (p->state != TPO_PASS_DONE && ++d->n_done + d->n_left_out == d->n_own) tpo_direct_sums_finish(d);
-    p->state = TPO_PASS_DONE;
+    if (p->state != TPO_MICRO_DONE && ++d->n_done + d->n_left_out == d->n_own) tpo_direct_sums_finish(d);
+    p->state = TPO_MICRO_DONE;
     memcpy(inputs_out, p->gradients, sizeof(*inputs_out) * (size_t)p->n_gradients);
     *n_inputs_out = p->n_gradients;
     return TPO_OK;

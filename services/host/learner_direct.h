@@ -10,11 +10,11 @@
 
 #define TPO_DIRECT_TAPES 4
 
-enum tpo_pass_state { TPO_PASS_EMPTY, TPO_PASS_FORWARDED, TPO_PASS_DONE };
+enum tpo_micro_state { TPO_MICRO_EMPTY, TPO_MICRO_FORWARDED, TPO_MICRO_DONE };
 
 /* One micro-batch of the open step. Replies lie in the step's arena. */
-struct tpo_pass {
-    enum tpo_pass_state state;
+struct tpo_micro {
+    enum tpo_micro_state state;
     struct tpo_tape *tape; /* NULL: none was kept, or its Backward has replied */
     struct tpo_forward f;
     const char *wants[TPO_PORTS_MAX];
@@ -39,7 +39,7 @@ struct tpo_direct {
     struct tpo_plan plan;
     struct tpo_learner_state state;
     uint64_t version, step, prepared, committed; /* 0: no such step */
-    struct tpo_pass *passes;
+    struct tpo_micro *passes;
     int lane_next[TPO_LANES_MAX]; /* the least micro-batch whose Backward a lane still takes */
     struct tpo_norm *norms;
     float *exported;                                       /* the piece that export told last */
