@@ -4,6 +4,9 @@
  *
  * A line per case as it ends; the output of failed cases; `N passed, N failed` last. The exit status is the verdict.
  *
+ * A case fails, too, where a sanitizer has something to say of any process that it started: reports go into files of the case's directory
+ * (log_path), since services write to logs that nobody reads.
+ *
  * Whatever a case left running ends with it, also what has a session of its own (the services of `tpo up`): all that a case starts carries
  * TPO_TEST_CASE=its directory in its environment. */
 #include <dirent.h>
@@ -20,7 +23,8 @@
 
 #include "common/clock.h"
 
-#define MARK "TPO_TEST_CASE"
+#define MARK   "TPO_TEST_CASE"
+#define REPORT "sanitizer" /* .PID */
 
 struct job {
     const char *program;
@@ -67,6 +71,15 @@ static int list_cases(const char *program, const char *only, struct job **jobs, 
     return n;
 }
 
+/* Adds to what the environment says already. */
+static void set_report(const char *variable, const char *dir)
+{
+    const char *now = getenv(variable);
+    char value[512];
+    snprintf(value, sizeof(value), "%s%slog_path=%s/" REPORT, now != NULL ? now : "", now != NULL ? ":" : "", dir);
+    setenv(variable, value, 1);
+}
+
 static void start(struct job *j)
 {
     char path[PATH_MAX];
@@ -80,6 +93,7 @@ static void start(struct job *j)
     /* A group of its own, so that a time-out ends at once what the case started. */
     setpgid(0, 0);
     if (chdir(j->dir) != 0 || setenv(MARK, j->dir, 1) != 0) _exit(2);
+    set_report("ASAN_OPTIONS", j->dir), set_report("UBSAN_OPTIONS", j->dir), set_report("TSAN_OPTIONS", j->dir);
     int out = open("output.log", O_CREAT | O_WRONLY | O_TRUNC, 0644);
     dup2(out, 1);
     dup2(out, 2);
@@ -87,10 +101,10 @@ static void start(struct job *j)
     _exit(127);
 }
 
-static void print_log(const struct job *j)
+static void print_log(const struct job *j, const char *name)
 {
-    char path[96], line[4096];
-    snprintf(path, sizeof(path), "%s/output.log", j->dir);
+    char path[PATH_MAX], line[4096];
+    snprintf(path, sizeof(path), "%s/%s", j->dir, name);
     FILE *log = fopen(path, "r");
     while (log != NULL && fgets(line, sizeof(line), log) != NULL) printf("    %s", line);
     if (log != NULL) fclose(log);
@@ -124,13 +138,28 @@ static int kill_left(const struct job *j)
     return n;
 }
 
+/* How many processes a sanitizer has reported of; prints what it said, or only counts. */
+static int reports(const struct job *j, int print)
+{
+    int n = 0;
+    DIR *all = opendir(j->dir);
+    for (struct dirent *e; all != NULL && (e = readdir(all)) != NULL;) {
+        if (strncmp(e->d_name, REPORT ".", sizeof(REPORT)) != 0) continue;
+        if (print) print_log(j, e->d_name);
+        n++;
+    }
+    if (all != NULL) closedir(all);
+    return n;
+}
+
 static int finish(struct job *j, int status, int timed_out)
 {
-    int ok = !timed_out && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    int ok = !timed_out && WIFEXITED(status) && WEXITSTATUS(status) == 0 && reports(j, 0) == 0;
     const char *base = strrchr(j->program, '/');
     printf("%-6s %s %s (%.2f s)%s\n", ok ? "ok" : "FAILED", base != NULL ? base + 1 : j->program, j->name, tpo_now_s() - j->started,
            timed_out ? " time limit" : "");
-    if (!ok) print_log(j);
+    if (!ok) print_log(j, "output.log");
+    if (!ok) reports(j, 1);
     kill(-j->pid, SIGKILL);
     for (int rounds = 0; rounds < 10 && kill_left(j) > 0; rounds++)
         usleep(10000); /* again: one may have started another meanwhile */
