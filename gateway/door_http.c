@@ -66,7 +66,7 @@ static void on_time(uv_timer_t *timer)
     struct tpo_http *x = timer->data;
     if (x->lost || (x->state == HEADERS && !x->started))
         tpo_http_close(x); /* cut off, idle */
-    else if (x->state == HEADERS)
+    else if (x->state == HEADERS && !x->answered)
         tpo_http_refuse(x, 408, TPO_DEADLINE_EXCEEDED, "header_timeout", "the headers took too long");
     else if (x->state == BODY && !x->answered && !x->streaming)
         tpo_http_refuse(x, 408, TPO_DEADLINE_EXCEEDED, "body_timeout", "the body stalled");
@@ -84,6 +84,43 @@ void tpo_http_disarm(struct tpo_http *x)
     if (x->state != CLOSED && !x->lost) uv_timer_stop(&x->timer);
 }
 
+/* --- leaving: what is on its way still goes out ----------------------------------------------------------------------------------- */
+
+size_t tpo_http_unsent(const struct tpo_http *x)
+{
+    return uv_stream_get_write_queue_size((const uv_stream_t *)&x->tcp);
+}
+
+/* One request has been answered, and no other has begun. */
+static bool is_between(const struct tpo_http *x)
+{
+    return x->state == HEADERS ? !x->started : x->state == ANSWER && x->answered;
+}
+
+static void on_shutdown(uv_shutdown_t *req, int status)
+{
+    (void)status;
+    free(req);
+}
+
+static void linger(struct tpo_http *x)
+{
+    if (x->state == LINGER) {
+        tpo_http_set_reading(x);
+        return;
+    }
+    uv_shutdown_t *req = malloc(sizeof(*req));
+    if (req == NULL || uv_shutdown(req, (uv_stream_t *)&x->tcp, on_shutdown) < 0) {
+        free(req);
+        tpo_http_close(x);
+        return;
+    }
+    x->state = LINGER;
+    x->paused = false;
+    tpo_http_arm(x, tpo_http_unsent(x) > 0 ? WRITE_MS : LINGER_MS);
+    tpo_http_set_reading(x);
+}
+
 /* --- reading ---------------------------------------------------------------------------------------------------------------------- */
 
 static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
@@ -96,10 +133,9 @@ static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
 static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 {
     struct tpo_http *x = stream->data;
-    if (n == UV_EOF && x->state == LINGER && uv_stream_get_write_queue_size(stream) > 0) {
-        uv_read_stop(stream); /* it has said all it had to say, and still listens: on_written closes */
-        x->reading = false;
-        x->ended = true;
+    if (n == UV_EOF && (x->state == LINGER || is_between(x)) && tpo_http_unsent(x) > 0) {
+        x->ended = true; /* it has said all it had to say, and still listens: on_written closes */
+        linger(x);
         return;
     }
     if (n < 0) {
@@ -112,7 +148,7 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 void tpo_http_set_reading(struct tpo_http *x)
 {
     if (x->state == CLOSED) return;
-    bool want = !x->lost && (x->state == LINGER || (!x->paused && x->pending.size < PENDING_BYTES));
+    bool want = !x->lost && !x->ended && (x->state == LINGER || (!x->paused && x->pending.size < PENDING_BYTES));
     if (want == x->reading) return;
     x->reading = want;
     if (want)
@@ -138,26 +174,6 @@ void tpo_http_resume(struct tpo_http *x)
 }
 
 /* --- after an answer -------------------------------------------------------------------------------------------------------------- */
-
-static void on_shutdown(uv_shutdown_t *req, int status)
-{
-    (void)status;
-    free(req);
-}
-
-static void linger(struct tpo_http *x)
-{
-    uv_shutdown_t *req = malloc(sizeof(*req));
-    if (req == NULL || uv_shutdown(req, (uv_stream_t *)&x->tcp, on_shutdown) < 0) {
-        free(req);
-        tpo_http_close(x);
-        return;
-    }
-    x->state = LINGER;
-    x->paused = false;
-    tpo_http_arm(x, uv_stream_get_write_queue_size((uv_stream_t *)&x->tcp) > 0 ? WRITE_MS : LINGER_MS);
-    tpo_http_set_reading(x);
-}
 
 void tpo_http_after_answer(struct tpo_http *x)
 {
@@ -264,7 +280,10 @@ void tpo_http_door_drain(struct tpo_http_door *d)
     d->draining = true;
     uv_close((uv_handle_t *)&d->listener, on_listener_closed);
     for (struct tpo_http *x = d->connections; x != NULL; x = x->next)
-        if (x->state == HEADERS) tpo_http_close(x);
+        if (is_between(x) && tpo_http_unsent(x) > 0)
+            linger(x);
+        else if (x->state == HEADERS)
+            tpo_http_close(x);
 }
 
 void tpo_http_door_close(struct tpo_http_door *d)

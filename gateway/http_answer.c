@@ -20,7 +20,7 @@ static void on_written(uv_write_t *req, int status)
         tpo_http_close(x);
         return;
     }
-    bool empty = uv_stream_get_write_queue_size((uv_stream_t *)&x->tcp) == 0;
+    bool empty = tpo_http_unsent(x) == 0;
     if (empty && x->ended) {
         tpo_http_close(x);
         return;
@@ -39,7 +39,7 @@ void tpo_http_write(struct tpo_http *x, const char *a, size_t n_a, const void *b
     if (x->state == CLOSED || x->lost || n_a + n_b == 0) return;
     size_t n_tail = strlen(tail);
     struct write *w = malloc(sizeof(*w) + n_a + n_b + n_tail);
-    if (w == NULL || uv_stream_get_write_queue_size((uv_stream_t *)&x->tcp) > QUEUE_BYTES) {
+    if (w == NULL || tpo_http_unsent(x) > QUEUE_BYTES) {
         free(w);
         tpo_http_lose(x);
         return;
@@ -54,8 +54,7 @@ void tpo_http_write(struct tpo_http *x, const char *a, size_t n_a, const void *b
         tpo_http_lose(x);
         return;
     }
-    if (uv_stream_get_write_queue_size((uv_stream_t *)&x->tcp) > 0 && !uv_is_active((uv_handle_t *)&x->timer))
-        tpo_http_arm(x, WRITE_MS);
+    if (tpo_http_unsent(x) > 0 && !uv_is_active((uv_handle_t *)&x->timer)) tpo_http_arm(x, WRITE_MS);
 }
 
 /* The phrases of RFC 9110, and of RFC 6585 for 429 and 431; llhttp has only its names in capitals. 499 is nginx's, as its phrase is. */

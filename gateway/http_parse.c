@@ -85,6 +85,17 @@ static int on_value(llhttp_t *p, const char *at, size_t n)
     return 0;
 }
 
+/* A value has no white space at its end (RFC 9112, 5); llhttp has dropped what stands before it. */
+static int on_value_complete(llhttp_t *p)
+{
+    struct tpo_http *x = p->data;
+    struct span *v = &x->values[x->n_headers - 1];
+    if (!x->in_value || x->head.failed) return 0;
+    while (v->size > 0 && strchr(" \t", x->head.data[v->at + v->size - 1]) != NULL) v->size--;
+    x->head.size = v->at + v->size;
+    return 0;
+}
+
 static int on_chunk_extension(llhttp_t *p, const char *at, size_t n)
 {
     (void)at;
@@ -251,11 +262,10 @@ static int on_message_complete(llhttp_t *p)
     struct tpo_http *x = p->data;
     x->complete = true;
     if (over(x)) return -1;
-    if (!x->answered) {
-        x->state = ANSWER;
-        tpo_http_disarm(x);
-        if (x->begun) x->route->on_end(x);
-    }
+    x->state = ANSWER;
+    tpo_http_disarm(x);
+    if (x->answered && tpo_http_unsent(x) > 0) tpo_http_arm(x, WRITE_MS);
+    if (!x->answered && x->begun) x->route->on_end(x);
     if (over(x)) return -1;
     /* The next request waits until this one's answer has been given. */
     return HPE_PAUSED;
@@ -266,6 +276,7 @@ static const llhttp_settings_t parser_settings = {
     .on_url = on_url,
     .on_header_field = on_field,
     .on_header_value = on_value,
+    .on_header_value_complete = on_value_complete,
     .on_headers_complete = on_headers_complete,
     .on_body = on_body,
     .on_message_complete = on_message_complete,
@@ -322,7 +333,7 @@ void tpo_http_go_on(struct tpo_http *x)
 {
     while (!over(x) && x->answered && x->complete) {
         if (!x->keep_alive) return;
-        if (uv_stream_get_write_queue_size((uv_stream_t *)&x->tcp) > UNREAD_BYTES) return; /* on_written goes on */
+        if (tpo_http_unsent(x) > UNREAD_BYTES) return; /* on_written goes on */
         x->state = HEADERS;
         x->begun = x->answered = x->complete = x->streaming = x->started = x->line_read = false;
         x->n_word = 0;

@@ -68,6 +68,7 @@ void tpo_http_lose(struct tpo_http *x);
 void tpo_http_arm(struct tpo_http *x, int ms);
 void tpo_http_disarm(struct tpo_http *x);
 void tpo_http_set_reading(struct tpo_http *x);
+size_t tpo_http_unsent(const struct tpo_http *x); /* bytes of answers that the client has not taken */
 void tpo_http_after_answer(struct tpo_http *x);
 
 /* http_parse.c: a request as it is read */

@@ -284,6 +284,8 @@ static void the_plain_things_work(void **state)
     expect("GET /hello HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHost: x\r\n\r\n"
            "GET /hello HTTP/1.1\r\n" CLOSE,
            0, "200", "hello");
+    expect("POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked  \r\n" CLOSE "0\r\n\r\n", 0, "200", "Content-Length: 0");
+    expect("GET /hello HTTP/1.1\r\ntpo-request-id:\t my.id-2 \r\n" CLOSE, 0, "200", "tpo-request-id: my.id-2\r\n");
     expect("POST /echo HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 3\r\n" CLOSE "abc", 0, "100", "\r\n\r\nabc");
     stop();
 }
@@ -426,6 +428,65 @@ static void who_takes_no_answers_gets_no_further_one(void **state)
     stop();
 }
 
+/* Answers that are given before the request was wholly read wait like others. */
+static void refused_ones_behind_unread_answers_go_on(void **state)
+{
+    (void)state;
+    enum { LARGE = 100, REFUSED = 400 };
+    static const char more[] = "GET /large HTTP/1.1\r\nHost: x\r\n\r\n", nope[] = "GET /nope HTTP/1.1\r\nHost: x\r\n\r\n",
+                      last[] = "GET /hello HTTP/1.1\r\n" CLOSE;
+    start(0, 0);
+    int fd = dial(), n = 0;
+    for (int i = 0; i < LARGE; i++) {
+        say(fd, more, sizeof(more) - 1);
+        for (int k = 0; k < REFUSED / LARGE; k++) say(fd, nope, sizeof(nope) - 1);
+    }
+    say(fd, last, sizeof(last) - 1);
+    usleep(200000);
+    char *answer = hear(fd);
+    for (const char *at = answer; (at = strstr(at, "HTTP/1.1 404 ")) != NULL; at++) n++;
+    assert_int_equal(n, REFUSED);
+    assert_non_null(strstr(answer, "\r\n\r\nhello"));
+    free(answer);
+    stop();
+}
+
+static void on_drain(uv_async_t *a)
+{
+    uv_close((uv_handle_t *)a, NULL);
+    tpo_http_door_drain(rig.door);
+}
+
+/* Whoever has said all, or is told that the door closes, still gets what was answered. */
+static void what_was_answered_arrives_though_one_side_closes(void **state)
+{
+    (void)state;
+    enum { N = 40 };
+    for (int door_closes = 0; door_closes < 2; door_closes++) {
+        uv_async_t drain;
+        rig.answered = 0;
+        start(0, 0);
+        uv_async_init(&rig.loop, &drain, on_drain);
+        int fd = dial();
+        size_t size = 0;
+        /* As much as sockets and door hold, and a little less. */
+        for (int i = 0; i < N; i++) say(fd, "GET /large HTTP/1.1\r\nHost: x\r\n\r\n", 32);
+        usleep(100000);
+        const int answered = rig.answered;
+        if (door_closes)
+            uv_async_send(&drain);
+        else
+            shutdown(fd, SHUT_WR);
+        usleep(50000);
+        static char part[65536];
+        for (ssize_t n; (n = recv(fd, part, sizeof(part), 0)) > 0;) size += (size_t)n;
+        close(fd);
+        assert_true(size >= (size_t)answered * 65536);
+        if (!door_closes) uv_async_send(&drain);
+        stop();
+    }
+}
+
 static void a_slow_client_gets_408_and_holds_up_nobody(void **state)
 {
     (void)state;
@@ -560,8 +621,9 @@ static void too_many_connections_get_503(void **state)
 
 TPO_TESTS(cmocka_unit_test(the_plain_things_work), cmocka_unit_test(what_is_not_http_is_refused),
           cmocka_unit_test(what_is_too_large_is_refused), cmocka_unit_test(pipelined_requests_are_answered_in_order),
-          cmocka_unit_test(who_takes_no_answers_gets_no_further_one), cmocka_unit_test(a_slow_client_gets_408_and_holds_up_nobody),
-          cmocka_unit_test(a_client_that_leaves_is_noticed),
+          cmocka_unit_test(who_takes_no_answers_gets_no_further_one), cmocka_unit_test(refused_ones_behind_unread_answers_go_on),
+          cmocka_unit_test(what_was_answered_arrives_though_one_side_closes),
+          cmocka_unit_test(a_slow_client_gets_408_and_holds_up_nobody), cmocka_unit_test(a_client_that_leaves_is_noticed),
           cmocka_unit_test(a_reader_too_far_behind_is_gone_once_the_handler_is_done),
           cmocka_unit_test(bytes_may_come_one_at_a_time),
           cmocka_unit_test(a_stream_that_ends_while_the_door_drains_closes_its_connection),
