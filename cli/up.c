@@ -273,6 +273,7 @@ static int stop_all(int grace_ms)
 
 struct survey {
     int n, n_alive;
+    int n_needed;  /* of n: all but redis */
     char dead[64]; /* one that should run and doesn't; redis may be missing */
 };
 
@@ -280,14 +281,15 @@ static void look_at(void *owner, const char *name)
 {
     struct survey *s = owner;
     s->n++;
+    s->n_needed += strcmp(name, "redis") != 0;
     if (tpo_mesh_pid(set.run_dir, name) != 0)
         s->n_alive++;
     else if (strcmp(name, "redis") != 0)
         snprintf(s->dead, sizeof(s->dead), "%s", name);
 }
 
-/* Ready when the gateway says so and misses no head; fails as soon as a process has died. */
-static int wait_ready(const char *base, struct tpo_error *err)
+/* Ready when the gateway says so and misses no head; fails as soon as a process has died, or fewer than `started` are known: a `tpo down` was here. */
+static int wait_ready(const char *base, int started, struct tpo_error *err)
 {
     for (int64_t waited = 0; waited < set.wait_ms; waited += 100) {
         struct survey s = {0};
@@ -298,6 +300,7 @@ static int wait_ready(const char *base, struct tpo_error *err)
             tpo_mesh_print_log(set.run_dir, s.dead, 12);
             return tpo_fail(err, TPO_UNAVAILABLE, "died", "%s did not stay up; its log is %s/%s.log", s.dead, set.run_dir, s.dead);
         }
+        if (s.n_needed < started) return tpo_fail(err, TPO_UNAVAILABLE, "ended", "somebody ended the mesh while it started");
         int rc = tpo_http_get(base, "/readyz", &http, &body, NULL);
         bool ready = rc == TPO_OK && http == 200 && json_array_size(json_object_get(body, "missingHeads")) == 0;
         json_decref(body);
@@ -341,12 +344,13 @@ static int start_all(struct tpo_error *err)
 {
     static char addresses[N_SERVICES][TEXT];
     char cache[64] = "", base[64];
-    int http = port_or_free((int)set.http), grpc = port_or_free((int)set.grpc), rc = TPO_OK;
+    int http = port_or_free((int)set.http), grpc = port_or_free((int)set.grpc), started = 1, rc = TPO_OK; /* the gateway */
     if (write_drain() != TPO_OK) return tpo_fail(err, TPO_FAILED_PRECONDITION, "run_dir", "%s cannot be written", set.run_dir);
     if (set.redis) start_redis(cache);
     for (int s = 0; s < N_SERVICES && rc == TPO_OK; s++) {
         int n = replicas_of(services[s].name, err);
         if (n == 0) return TPO_INVALID_ARGUMENT;
+        started += n;
         for (int i = 0; i < n && rc == TPO_OK; i++) rc = start_service(s, i, cache, addresses[s], err);
     }
     if (rc == TPO_OK) rc = start_gateway(addresses, http, grpc, err);
@@ -354,7 +358,7 @@ static int start_all(struct tpo_error *err)
         (write_address("http", http) != TPO_OK || write_address("grpc", grpc) != TPO_OK || write_services(addresses) != TPO_OK))
         rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "run_dir", "%s cannot be written", set.run_dir);
     snprintf(base, sizeof(base), "127.0.0.1:%d", http);
-    return rc == TPO_OK ? wait_ready(base, err) : rc;
+    return rc == TPO_OK ? wait_ready(base, started, err) : rc;
 }
 
 /* Only one `tpo up` at a time may look at a run directory and start what is missing in it. Held until we exit. */
@@ -376,7 +380,7 @@ static int up(struct tpo_error *err)
     tpo_mesh_each(set.run_dir, look_at, &s);
     if (is_whole(&s, http, grpc)) {
         printf("running already: %d of %d processes, REST http://%s, gRPC %s\n", s.n_alive, s.n, http, grpc);
-        return wait_ready(http, err);
+        return wait_ready(http, 0, err);
     }
     clear_rest(&s);
     printf("starting the mesh on %s\n", set.model);

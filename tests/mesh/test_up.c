@@ -83,6 +83,21 @@ static void pid_files_of_the_dead_do_not_count(void **state)
     assert_int_equal(mesh_down(NULL), 0);
 }
 
+/* The gateway stands still, so that the mesh cannot get ready before it is ended. */
+static void a_mesh_that_is_ended_while_it_starts_is_told(void **state)
+{
+    (void)state;
+    assert_int_equal(
+        exit_of(mesh_shell("%s/tpo up --any-port --drain 1s --run-dir run --model %s/models/small >up.log 2>&1 & up=$!;"
+                           " until test -s run/gateway.pid; do :; done; kill -STOP $(cut -d' ' -f1 run/gateway.pid);"
+                           " until test -s run/grpc; do :; done; $TPO_BUILD/tpo down --run-dir run >down.log; wait $up",
+                           tpo_test_build(), tpo_test_source())),
+        1);
+    /* Which of the two it says depends on what it sees first. */
+    assert_int_equal(system("grep -qE 'somebody ended the mesh|did not stay up' up.log"), 0);
+    assert_int_equal(mesh_shell("%s/tpo down --run-dir run | grep -q 'nothing was running'%s", tpo_test_build(), ""), 0);
+}
+
 static void one_at_a_time_starts_a_mesh(void **state)
 {
     (void)state;
@@ -96,4 +111,4 @@ static void one_at_a_time_starts_a_mesh(void **state)
 
 TPO_TESTS(cmocka_unit_test(what_a_dead_gateway_left_ends_before_another_mesh_starts),
           cmocka_unit_test(a_start_that_fails_leaves_nothing_running), cmocka_unit_test(pid_files_of_the_dead_do_not_count),
-          cmocka_unit_test(one_at_a_time_starts_a_mesh))
+          cmocka_unit_test(a_mesh_that_is_ended_while_it_starts_is_told), cmocka_unit_test(one_at_a_time_starts_a_mesh))
