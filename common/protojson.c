@@ -321,10 +321,12 @@ static int read_message(ProtobufCMessage *m, const json_t *object, const struct 
     return TPO_OK;
 }
 
-/* Brackets that are open at once, looked at before the parser recurses into them. */
-static bool too_deep(const char *json, size_t size)
+/* The depth and the number of values, looked at before the parser recurses into the one and allocates for the other: a value of two
+ * bytes takes some two hundred. */
+static int check_bounds(const char *json, size_t size, struct tpo_error *err)
 {
     int depth = 0;
+    size_t values = 0; /* each but the first follows one of { [ , : */
     bool quoted = false;
     for (size_t i = 0; i < size; i++) {
         char c = json[i];
@@ -332,20 +334,30 @@ static bool too_deep(const char *json, size_t size)
             i++;
         else if (c == '"')
             quoted = !quoted;
-        else if (!quoted && (c == '{' || c == '[') && ++depth > TPO_PROTOJSON_DEPTH)
-            return true;
-        else if (!quoted && (c == '}' || c == ']'))
+        else if (quoted)
+            continue;
+        else if (c == '}' || c == ']')
             depth--;
+        else if (c == ',' || c == ':')
+            values++;
+        else if (c == '{' || c == '[') {
+            values++;
+            depth++;
+        }
+        if (depth > TPO_PROTOJSON_DEPTH)
+            return tpo_fail(err, TPO_INVALID_ARGUMENT, "json_depth", "nested deeper than %d", TPO_PROTOJSON_DEPTH);
+        if (values > TPO_PROTOJSON_VALUES)
+            return tpo_fail(err, TPO_INVALID_ARGUMENT, "json_values", "over %d keys and values", TPO_PROTOJSON_VALUES);
     }
-    return false;
+    return TPO_OK;
 }
 
 int tpo_protojson_decode(ProtobufCMessage **out, const ProtobufCMessageDescriptor *type, const char *json, size_t size,
                          struct tpo_error *err)
 {
     *out = NULL;
-    if (too_deep(json, size))
-        return tpo_fail(err, TPO_INVALID_ARGUMENT, "json_depth", "nested deeper than %d", TPO_PROTOJSON_DEPTH);
+    int rc = check_bounds(json, size, err);
+    if (rc != TPO_OK) return rc;
     json_error_t why;
     json_t *root = json_loadb(json, size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
     if (root == NULL) {
@@ -363,7 +375,7 @@ int tpo_protojson_decode(ProtobufCMessage **out, const ProtobufCMessageDescripto
                         : code == json_error_end_of_input_expected  ? "text after the end"
                                                                     : "not JSON");
     }
-    int rc = read_nested(out, type, root, NULL, 0, err);
+    rc = read_nested(out, type, root, NULL, 0, err);
     json_decref(root);
     if (rc == TPO_OK) return TPO_OK;
     if (*out != NULL) protobuf_c_message_free_unpacked(*out, NULL);

@@ -6,7 +6,9 @@
  * one field in both spellings), two members of a oneof, nesting beyond 16, ill-formed UTF-8, NUL in a string, a number out of its
  * range and any NaN or infinity are refused, with the field's path in the message.
  *
- * Both directions recurse at most 16 deep, whatever comes in. Thread-safe: nothing is shared. */
+ * Both directions recurse at most 16 deep, whatever comes in. More than 65,536 keys and values, a string of any length being one, are
+ * refused before any is built: so reading takes a few times the text's own size and
+ * some tens of MiB at most. Thread-safe: nothing is shared. */
 #ifndef TPO_COMMON_PROTOJSON_H
 #define TPO_COMMON_PROTOJSON_H
 
@@ -15,10 +17,11 @@
 #include "common/status.h"
 #include "common/text.h"
 
-#define TPO_PROTOJSON_DEPTH 16
+#define TPO_PROTOJSON_DEPTH  16
+#define TPO_PROTOJSON_VALUES 65536 /* commas, colons and opening brackets outside of strings */
 
 /* *out is to be freed with protobuf_c_message_free_unpacked(*out, NULL). INVALID_ARGUMENT, reasons: "json" (not JSON),
- * "json_field" (unknown, duplicate), "json_value" (wrong type or range), "json_depth"; RESOURCE_EXHAUSTED "memory". */
+ * "json_field" (unknown, duplicate), "json_value" (wrong type or range), "json_depth", "json_values" (too many); RESOURCE_EXHAUSTED "memory". */
 int tpo_protojson_decode(ProtobufCMessage **out, const ProtobufCMessageDescriptor *type, const char *json, size_t size,
                          struct tpo_error *err);
 

@@ -140,6 +140,49 @@ static void depth_ten_thousand_is_refused(void **state)
     free(deep);
 }
 
+/* {"turns":[{},{},...]} of n elements. */
+static int decode_turns(size_t n, struct tpo_error *err)
+{
+    struct tpo_text json = {0};
+    ProtobufCMessage *m;
+    tpo_text_puts(&json, "{\"turns\":[{}");
+    for (size_t i = 1; i < n; i++) tpo_text_puts(&json, ",{}");
+    tpo_text_puts(&json, "]}");
+    int rc = tpo_protojson_decode(&m, &tpo__v1__perceive_request__descriptor, json.data, json.size, err);
+    if (rc == TPO_OK) {
+        assert_int_equal(((Tpo__V1__PerceiveRequest *)m)->n_turns, n);
+        protobuf_c_message_free_unpacked(m, NULL);
+    }
+    tpo_text_free(&json);
+    return rc;
+}
+
+static void a_million_values_are_refused_before_they_are_built(void **state)
+{
+    (void)state;
+    struct tpo_error err;
+    assert_int_equal(decode_turns(1000000, &err), TPO_INVALID_ARGUMENT);
+    assert_string_equal(err.reason, "json_values");
+    /* The outer object, the key's ':', the list, and of each turn its brace and comma (the last has none). */
+    assert_int_equal(decode_turns((TPO_PROTOJSON_VALUES - 2) / 2, &err), TPO_OK);
+    assert_int_equal(decode_turns((TPO_PROTOJSON_VALUES - 2) / 2 + 1, &err), TPO_INVALID_ARGUMENT);
+}
+
+static void what_stands_within_a_string_is_one_value(void **state)
+{
+    (void)state;
+    static const char head[] = "{\"turns\":[{\"role\":\"user\",\"text\":\"\\\"\\\\", tail[] = "\"}]}";
+    size_t n = 2 << 20;
+    struct tpo_text json = {0};
+    tpo_text_puts(&json, head);
+    for (size_t i = 0; i < n / 4; i++) tpo_text_puts(&json, "[,:{");
+    tpo_text_puts(&json, tail);
+    Tpo__V1__PerceiveRequest *r = decode(&tpo__v1__perceive_request__descriptor, json.data);
+    assert_int_equal(strlen(r->turns[0]->text), 2 + n);
+    protobuf_c_message_free_unpacked(&r->base, NULL);
+    tpo_text_free(&json);
+}
+
 static void zeros_of_present_messages_are_printed(void **state)
 {
     (void)state;
@@ -222,6 +265,7 @@ static void utf8_is_told_from_what_is_none(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(every_kind_of_field_reads), cmocka_unit_test(what_is_wrong_is_refused_with_its_path),
-          cmocka_unit_test(depth_ten_thousand_is_refused), cmocka_unit_test(zeros_of_present_messages_are_printed),
+          cmocka_unit_test(depth_ten_thousand_is_refused), cmocka_unit_test(a_million_values_are_refused_before_they_are_built),
+          cmocka_unit_test(what_stands_within_a_string_is_one_value), cmocka_unit_test(zeros_of_present_messages_are_printed),
           cmocka_unit_test(numbers_survive_the_round_trip), cmocka_unit_test(base64_of_every_length),
           cmocka_unit_test(utf8_is_told_from_what_is_none))
