@@ -168,6 +168,14 @@ static bool released(struct tpo_call *c)
     return yes;
 }
 
+static bool held(struct tpo_call *c)
+{
+    pthread_mutex_lock(&c->lock);
+    bool yes = c->held;
+    pthread_mutex_unlock(&c->lock);
+    return yes;
+}
+
 /* The one place where a call's state changes. */
 static void move(struct tpo_call *c)
 {
@@ -179,7 +187,7 @@ static void move(struct tpo_call *c)
         if (out != NULL || last) start_write(c, out, last, &end);
     }
     bool wants = c->method != NULL && !c->read_ended && c->doomed.code == TPO_OK;
-    if (c->state == CALL_OPEN && wants && !c->reading) start_read(c);
+    if (c->state == CALL_OPEN && wants && !c->reading && !held(c)) start_read(c);
     if (c->state == CALL_ENDING && !c->writing) {
         c->state = CALL_ENDED;
         unlink_call(c);
@@ -256,7 +264,10 @@ static void deliver(struct tpo_call *c)
     struct tpo_error err;
     struct tpo_payload payload = {0};
     ProtobufCMessage *message;
-    int rc = tpo_message_unpack(&message, c->method->payload ? &payload : NULL, c->received, c->method->request, &err);
+    size_t bytes = grpc_byte_buffer_length(c->received), most = c->method->message_bytes_max;
+    int rc = most != 0 && bytes > most
+                 ? tpo_fail(&err, TPO_RESOURCE_EXHAUSTED, "message_too_large", "a message of %zu bytes, at most %zu", bytes, most)
+                 : tpo_message_unpack(&message, c->method->payload ? &payload : NULL, c->received, c->method->request, &err);
     grpc_byte_buffer_destroy(c->received);
     c->received = NULL;
     if (rc != TPO_OK) {
@@ -265,6 +276,9 @@ static void deliver(struct tpo_call *c)
     }
     c->handed = true;
     if (!c->method->stream_in) c->read_ended = true;
+    pthread_mutex_lock(&c->lock);
+    c->held = c->method->paced;
+    pthread_mutex_unlock(&c->lock);
     c->method->on_message(c->method->owner, c, message, &payload);
 }
 
@@ -416,6 +430,14 @@ void tpo_call_send(struct tpo_call *c, const ProtobufCMessage *message, struct t
 void tpo_call_send_last(struct tpo_call *c, const ProtobufCMessage *message, struct tpo_payload *take_payload)
 {
     send(c, message, take_payload, false);
+}
+
+void tpo_call_more(struct tpo_call *c)
+{
+    pthread_mutex_lock(&c->lock);
+    c->held = false;
+    post(c);
+    pthread_mutex_unlock(&c->lock);
 }
 
 int tpo_call_unsent(struct tpo_call *c)

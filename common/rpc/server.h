@@ -3,6 +3,8 @@
  * A method's functions run on that thread and must not block (Media.Put writes its chunk and returns; everything that computes goes through services/host's queue).
  * Answers may come from any thread: tpo_call_send and tpo_call_finish put them into the call's outbox and wake the owner.
  *
+ * A message over its method's limit ends the call with RESOURCE_EXHAUSTED "message_too_large"; one over the server's is refused by gRPC itself.
+ *
  * Every call that reached on_open is finished exactly once by its method with tpo_call_finish, also after on_cancel; after that the method must not
  * touch it. Errors travel as status, message and grpc-status-details-bin (google.rpc.ErrorInfo, RetryInfo). */
 #ifndef TPO_COMMON_RPC_SERVER_H
@@ -21,6 +23,8 @@ struct tpo_method {
     const ProtobufCMessageDescriptor *request;
     bool payload;   /* the request carries a Tensor in field 15 */
     bool stream_in; /* client- or bidirectional streaming: on_message many times; else exactly once */
+    bool paced;     /* of stream_in: the next message is read only after tpo_call_more, so that a caller waits for its reader */
+    size_t message_bytes_max; /* a larger one is refused before it is unpacked; 0: the server's limit alone */
     /* Optional. A non-zero answer refuses the call with *err before any message is read. */
     int (*on_open)(void *owner, struct tpo_call *call, struct tpo_error *err);
     /* The message and payload are the method's to free (or take). NULL after the last of a stream. */
@@ -58,6 +62,8 @@ bool tpo_call_cancelled(const struct tpo_call *c);                        /* any
 double tpo_call_left_ms(const struct tpo_call *c);                        /* until the deadline; negative once it passed */
 const char *tpo_call_metadata(const struct tpo_call *c, const char *key); /* NULL when absent; text keys only */
 const char *tpo_call_request_id(const struct tpo_call *c);                /* tpo-request-id or "-" */
+
+void tpo_call_more(struct tpo_call *c); /* any thread; of a paced method, once per message */
 
 /* Any thread. Takes the payload's data (may be NULL). Messages of a streaming call go out in order. */
 void tpo_call_send(struct tpo_call *c, const ProtobufCMessage *message, struct tpo_payload *take_payload);

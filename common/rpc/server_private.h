@@ -44,8 +44,8 @@ struct tpo_call {
     pthread_mutex_t lock;
     struct call_out *out_first, *out_last; /* under lock */
     int n_out;
-    bool posted, finished; /* under lock */
-    struct tpo_error end;  /* under lock until finished */
+    bool posted, finished, held; /* under lock; held: a paced method has not asked for more */
+    struct tpo_error end;        /* under lock until finished */
     atomic_bool cancelled;
 };
 

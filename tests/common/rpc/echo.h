@@ -1,8 +1,9 @@
-/* echo.h -- a server and a set of peers in one process, for the tests of common/rpc. Three methods over messages we have:
+/* echo.h -- a server and a set of peers in one process, for the tests of common/rpc. Methods over messages we have:
  *   /tpo.v1.Encoder/Encode    unary: media_id comes back as digest; ids "fail", "hang", "late" misbehave; "late" answers from another thread
  *   /tpo.v1.Router/Generate   server-streaming: max_new_tokens texts; task "flood" does not wait for its reader
  *   /tpo.v1.Media/Put         client-streaming: counts the bytes
- *   /tpo.v1.Test/Mirror       bidi: every MediaChunk comes back */
+ *   /tpo.v1.Test/Mirror       bidi: every MediaChunk comes back
+ *   /tpo.v1.Test/Paced        client-streaming: reads on when the test says tpo_call_more(echo_paced); at most 2 MiB a message */
 #ifndef TPO_TESTS_RPC_ECHO_H
 #define TPO_TESTS_RPC_ECHO_H
 
@@ -17,7 +18,8 @@
 #include "router.pb-c.h"
 #include "tests/support/test.h"
 
-static atomic_int echo_cancels, echo_served;
+static atomic_int echo_cancels, echo_served, echo_taken;
+static struct tpo_call *_Atomic echo_paced;
 
 static void echo_answer(struct tpo_call *c, const char *digest)
 {
@@ -129,6 +131,20 @@ static void echo_mirror(void *owner, struct tpo_call *c, ProtobufCMessage *messa
     }
 }
 
+static void echo_take(void *owner, struct tpo_call *c, ProtobufCMessage *message, struct tpo_payload *payload)
+{
+    (void)owner, (void)payload;
+    if (message == NULL) {
+        Tpo__V1__MediaPutReply reply = TPO__V1__MEDIA_PUT_REPLY__INIT;
+        tpo_call_send(c, &reply.base, NULL);
+        tpo_call_finish(c, TPO_OK, NULL);
+        return;
+    }
+    protobuf_c_message_free_unpacked(message, NULL);
+    echo_paced = c;
+    echo_taken++;
+}
+
 static const struct tpo_method echo_methods[] = {
     {.path = "/tpo.v1.Encoder/Encode",
      .request = &tpo__v1__encode_request__descriptor,
@@ -149,6 +165,13 @@ static const struct tpo_method echo_methods[] = {
      .request = &tpo__v1__media_chunk__descriptor,
      .stream_in = true,
      .on_message = echo_mirror,
+     .on_cancel = echo_cancel},
+    {.path = "/tpo.v1.Test/Paced",
+     .request = &tpo__v1__media_chunk__descriptor,
+     .stream_in = true,
+     .paced = true,
+     .message_bytes_max = 2 << 20,
+     .on_message = echo_take,
      .on_cancel = echo_cancel},
 };
 

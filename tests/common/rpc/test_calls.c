@@ -211,6 +211,66 @@ static void a_silent_streamer_is_given_up(void **state)
     echo_stop(&e);
 }
 
+/* Until the method has taken n messages. */
+static void wait_taken(struct echo *e, int n)
+{
+    for (int i = 0; i < 1500 && echo_taken < n; i++) tpo_loop_wait(e->loop, 20);
+    assert_int_equal(echo_taken, n);
+}
+
+static void a_paced_method_reads_when_it_asks(void **state)
+{
+    (void)state;
+    struct echo e;
+    struct heard h = {.to_send = 9};
+    echo_start(&e, (struct tpo_server_options){.stall_ms = 200});
+    put(&e, &h, "/tpo.v1.Test/Paced", &tpo__v1__media_put_reply__descriptor, 20000);
+    for (int n = 1; n <= 10; n++) {
+        wait_taken(&e, n);
+        /* The next message has come by now, and nobody is at fault that it is not read. */
+        for (int i = 0; n == 2 && i < 30; i++) tpo_loop_wait(e.loop, 20);
+        assert_int_equal(echo_taken, n);
+        tpo_call_more(echo_paced);
+    }
+    wait_done(&e, &h);
+    assert_int_equal(h.status, TPO_OK);
+    assert_int_equal(echo_taken, 10);
+    echo_stop(&e);
+}
+
+static void a_cancel_reaches_a_method_that_does_not_read(void **state)
+{
+    (void)state;
+    struct echo e;
+    struct heard h = {.to_send = 1000};
+    echo_start(&e, (struct tpo_server_options){0});
+    struct tpo_rpc *r = put(&e, &h, "/tpo.v1.Test/Paced", &tpo__v1__media_put_reply__descriptor, 20000);
+    wait_taken(&e, 1);
+    tpo_rpc_cancel(r);
+    wait_done(&e, &h);
+    for (int i = 0; i < 1500 && tpo_server_calls(e.server) > 0; i++) usleep(20000);
+    assert_int_equal(tpo_server_calls(e.server), 0);
+    assert_int_equal(echo_cancels, 1);
+    echo_stop(&e);
+}
+
+static void a_method_has_a_limit_of_its_own(void **state)
+{
+    (void)state;
+    struct echo e;
+    struct tpo_error err = {0};
+    static uint8_t bytes[2 << 20];
+    Tpo__V1__MediaChunk chunk = TPO__V1__MEDIA_CHUNK__INIT;
+    struct tpo_rpc_start start = {.path = "/tpo.v1.Test/Paced", .reply = &tpo__v1__media_put_reply__descriptor, .timeout_ms = 5000};
+    ProtobufCMessage *reply;
+    echo_start(&e, (struct tpo_server_options){0});
+    chunk.data = (ProtobufCBinaryData){sizeof(bytes), bytes};
+    assert_int_equal(tpo_rpc_call(e.peers, &start, &chunk.base, NULL, &reply, NULL, &err), TPO_RESOURCE_EXHAUSTED);
+    assert_string_equal(err.reason, "message_too_large");
+    assert_int_equal(echo_taken, 0);
+    echo_stop(&e);
+}
+
 static void limits_hold(void **state)
 {
     (void)state;
@@ -403,7 +463,9 @@ TPO_TESTS(cmocka_unit_test(unary_answers_and_fails_as_told), cmocka_unit_test(a_
           cmocka_unit_test(server_streams_in_order), cmocka_unit_test(a_cancel_reaches_the_method),
           cmocka_unit_test(a_client_streams_megabytes), cmocka_unit_test(both_sides_stream),
           cmocka_unit_test(an_abandoned_stream_is_cleaned_up), cmocka_unit_test(a_silent_streamer_is_given_up),
-          cmocka_unit_test(limits_hold), cmocka_unit_test(bad_messages_are_refused), cmocka_unit_test(health_is_told_and_watched),
+          cmocka_unit_test(a_paced_method_reads_when_it_asks), cmocka_unit_test(a_cancel_reaches_a_method_that_does_not_read),
+          cmocka_unit_test(a_method_has_a_limit_of_its_own), cmocka_unit_test(limits_hold),
+          cmocka_unit_test(bad_messages_are_refused), cmocka_unit_test(health_is_told_and_watched),
           cmocka_unit_test(a_drain_lets_calls_finish), cmocka_unit_test(a_drain_gives_up_in_the_end),
           cmocka_unit_test(a_dead_peer_costs_nothing_where_another_is), cmocka_unit_test(equal_keys_meet_the_same_peer),
           cmocka_unit_test(no_peer_is_an_error_at_once), cmocka_unit_test(a_taken_port_is_an_error))
