@@ -15,9 +15,9 @@
 #include "gateway/request.h"
 #include "media.pb-c.h"
 
-#define UNSENT_MAX  10000        /* messages a slow reader may leave in its outbox */
-#define BACKLOG_MAX (128u << 20) /* bytes of an upload that wait for the disk */
-#define READY_MS    250
+#define UNSENT_MAX 10000      /* messages a slow reader may leave in its outbox */
+#define CHUNK_MAX  (4u << 20) /* bytes of an upload in one message */
+#define READY_MS   250
 
 enum method { PERCEIVE, PERCEIVE_STREAM, PUT, METHODS };
 enum kind { OPEN, MESSAGE, CANCEL };
@@ -121,6 +121,11 @@ static void on_done(void *owner, const Tpo__V1__PerceiveEvent *event, const stru
     finish(c, err != NULL ? err->code : TPO_OK, err);
 }
 
+static void on_room(void *owner)
+{
+    tpo_call_more(((struct grpc_call *)owner)->call);
+}
+
 static void on_stored(void *owner, const char *id, uint64_t size, const struct tpo_error *err)
 {
     struct grpc_call *c = owner;
@@ -138,23 +143,18 @@ static void on_stored(void *owner, const char *id, uint64_t size, const struct t
 static void take_chunk(struct grpc_call *c, Tpo__V1__MediaChunk *chunk)
 {
     struct tpo_error err;
-    if (c->upload == NULL) c->upload = tpo_upload_open(c->door->g->media, chunk != NULL ? chunk->id : NULL, NULL, on_stored, c);
+    if (c->upload == NULL) c->upload = tpo_upload_open(c->door->g->media, chunk != NULL ? chunk->id : NULL, on_room, on_stored, c);
     if (c->upload == NULL) {
         tpo_fail(&err, TPO_RESOURCE_EXHAUSTED, "memory", "out of memory");
         finish(c, err.code, &err);
     } else if (chunk == NULL) {
         tpo_upload_end(c->upload);
-    } else if (chunk->data.len > 4u << 20) {
+    } else if (chunk->data.len > CHUNK_MAX) {
         tpo_fail(&err, TPO_INVALID_ARGUMENT, "chunk_too_large", "a chunk of %zu bytes, at most 4 MiB", chunk->data.len);
         tpo_upload_cancel(c->upload);
         finish(c, err.code, &err);
-    } else if (tpo_upload_backlog(c->upload) > BACKLOG_MAX) {
-        tpo_fail(&err, TPO_RESOURCE_EXHAUSTED, "media_busy", "the disk is slower than this upload");
-        err.retry_ms = 1000;
-        tpo_upload_cancel(c->upload);
-        finish(c, err.code, &err);
-    } else {
-        tpo_upload_add(c->upload, chunk->data.data, chunk->data.len);
+    } else if (tpo_upload_add(c->upload, chunk->data.data, chunk->data.len)) {
+        tpo_call_more(c->call);
     }
     if (chunk != NULL) protobuf_c_message_free_unpacked(&chunk->base, NULL);
 }
@@ -258,7 +258,7 @@ int tpo_grpc_door_open(struct tpo_grpc_door **out, struct tpo_gateway *g, const 
     static const struct tpo_method methods[METHODS] = {
         [PERCEIVE] = {.path = "/tpo.v1.Gateway/Perceive", .request = &tpo__v1__perceive_request__descriptor},
         [PERCEIVE_STREAM] = {.path = "/tpo.v1.Gateway/PerceiveStream", .request = &tpo__v1__perceive_request__descriptor},
-        [PUT] = {.path = "/tpo.v1.Media/Put", .request = &tpo__v1__media_chunk__descriptor, .stream_in = true},
+        [PUT] = {.path = "/tpo.v1.Media/Put", .request = &tpo__v1__media_chunk__descriptor, .stream_in = true, .paced = true},
     };
     for (enum method m = 0; m < METHODS; m++) {
         d->hooks[m] = (struct hook){d, m};
@@ -267,8 +267,12 @@ int tpo_grpc_door_open(struct tpo_grpc_door **out, struct tpo_gateway *g, const 
         d->methods[m].on_message = on_message;
         d->methods[m].on_cancel = on_cancel;
         d->methods[m].owner = &d->hooks[m];
+        if (m != PUT) d->methods[m].message_bytes_max = g->s.body_max_bytes;
     }
-    struct tpo_server_options options = {.listen = listen, .methods = d->methods, .n_methods = METHODS};
+    /* What gRPC gathers before it asks us: the largest message that any of the methods takes. */
+    uint64_t most = g->s.body_max_bytes > CHUNK_MAX ? g->s.body_max_bytes : CHUNK_MAX;
+    struct tpo_server_options options = {
+        .listen = listen, .message_bytes_max = most + 65536, .methods = d->methods, .n_methods = METHODS};
     int rc = tpo_server_open(&d->server, &options, err);
     if (rc != TPO_OK) {
         tpo_grpc_door_close(d);

@@ -43,7 +43,6 @@ struct tpo_upload *tpo_upload_open(struct tpo_media_store *store, const char *ex
                                    void (*on_done)(void *owner, const char *id, uint64_t size, const struct tpo_error *err),
                                    void *owner);
 bool tpo_upload_add(struct tpo_upload *u, const void *data, size_t size); /* copies; false: wait for on_room */
-size_t tpo_upload_backlog(const struct tpo_upload *u);                    /* bytes added that wait for the disk */
 void tpo_upload_end(struct tpo_upload *u);
 void tpo_upload_cancel(struct tpo_upload *u); /* no callback comes any more */
 

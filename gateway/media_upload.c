@@ -195,11 +195,6 @@ bool tpo_upload_add(struct tpo_upload *u, const void *data, size_t size)
     return false;
 }
 
-size_t tpo_upload_backlog(const struct tpo_upload *u)
-{
-    return u->gather.size;
-}
-
 void tpo_upload_end(struct tpo_upload *u)
 {
     if (u->ended || u->cancelled) return;
