@@ -43,6 +43,7 @@ static void describe_metrics(struct tpo_metrics *m)
         {"tpo_admission_rejected_total", "Requests that were turned away before they were accepted."},
         {"tpo_requests_running", "Requests being worked on."},
         {"tpo_requests_waiting", "Requests that wait for their turn."},
+        {"tpo_request_bytes", "Bytes of requests in memory, inline media until they are stored."},
         {"tpo_request_duration_seconds", "From acceptance to the end."},
         {"tpo_queue_duration_seconds", "From acceptance to the start of work."},
         {"tpo_time_to_first_token_seconds", "From acceptance to the first text."},
@@ -135,6 +136,17 @@ struct tpo_peers *tpo_gateway_peers(const struct tpo_gateway *g, int i)
     if (i == 0) return g->encoder;
     if (i == 1) return g->router;
     return i - 2 < g->n_heads ? g->heads[i - 2].peers : NULL;
+}
+
+int tpo_gateway_take_body(struct tpo_gateway *g, uint64_t bytes, struct tpo_error *err)
+{
+    if (g->body_bytes + bytes <= g->s.bodies_max_bytes) {
+        g->body_bytes += bytes;
+        return TPO_OK;
+    }
+    tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "bodies_full", "too much of requests in memory just now; send media by POST /v1/media");
+    err->retry_ms = 1000;
+    return err->code;
 }
 
 void tpo_gateway_ready_json(const struct tpo_gateway *g, struct tpo_text *out)
@@ -239,6 +251,7 @@ static void finish_scrape(struct scrape *s)
     struct tpo_text text = {0};
     char labels[320];
     if (!g->closing) tpo_metrics_set(g->metrics, "tpo_media_bytes", "", (double)tpo_media_store_bytes(g->media));
+    tpo_metrics_set(g->metrics, "tpo_request_bytes", "", (double)g->body_bytes);
     tpo_metrics_set(g->metrics, "tpo_requests_running", "stage=\"gateway\"", tpo_admission_running(g->admission));
     tpo_metrics_set(g->metrics, "tpo_requests_waiting", "stage=\"gateway\"", tpo_admission_waiting(g->admission));
     struct tpo_peers *p;

@@ -24,7 +24,7 @@ struct tpo_gateway_settings {
     int version_poll_ms;                       /* between two looks at what versions the peers hold */
     uint32_t tokens_max;                       /* of max_new_tokens */
     size_t text_max_bytes;                     /* of one turn */
-    uint64_t body_max_bytes, bodies_max_bytes; /* of one JSON body, of all that are in memory at once */
+    uint64_t body_max_bytes, bodies_max_bytes; /* of one request, of all that are in memory at once */
 };
 
 struct tpo_head {
@@ -47,7 +47,7 @@ struct tpo_gateway {
     struct tpo_request *requests; /* all that aren't freed yet */
     int holds;                    /* of requests and scrapes: g outlives them */
     bool closing;
-    uint64_t body_bytes; /* of HTTP bodies in memory */
+    uint64_t body_bytes; /* of requests in memory: bodies until they are read, then messages, inline media included until stored */
 };
 
 /* Peers may all be down. INVALID_ARGUMENT "head" for a --head that isn't NAME=ADDRESS. */
@@ -60,6 +60,8 @@ struct tpo_peers *tpo_gateway_peers(const struct tpo_gateway *g, int i); /* enco
 bool tpo_gateway_ready(const struct tpo_gateway *g);                     /* an encoder and a router serve */
 const struct tpo_head *tpo_gateway_head(const struct tpo_gateway *g, const char *task); /* NULL: none */
 
+/* Takes `bytes` into g->body_bytes, the caller's to give back. RESOURCE_EXHAUSTED "bodies_full" where they do not fit. */
+int tpo_gateway_take_body(struct tpo_gateway *g, uint64_t bytes, struct tpo_error *err);
 /* {"ready":true,"peers":[{"stage":...,"address":...,"serving":...}],"missingHeads":[...]} */
 void tpo_gateway_ready_json(const struct tpo_gateway *g, struct tpo_text *out);
 /* Asks every peer for its Status (a second at most) and writes all metrics, theirs with the labels stage and instance. on_text

@@ -46,9 +46,9 @@ static const struct tpo_setting rows[] = {
     {"tokens-max", TPO_SET_INT, &set.tokens, "4096", .min = 1, .max = 1000000, .help = "the most new tokens a request may ask for"},
     {"text-bytes", TPO_SET_BYTES, &set.text_bytes, "32K", .min = 1, .max = 16777216, .help = "of one turn"},
     {"body-bytes", TPO_SET_BYTES, &set.body_bytes, "32M", .min = 1024, .max = 1073741824,
-     .help = "of one JSON body, media within it included"},
+     .help = "of one request, JSON or gRPC, media within it included"},
     {"bodies-bytes", TPO_SET_BYTES, &set.bodies_bytes, "256M", .min = 1024, .max = 1e12,
-     .help = "of all JSON bodies in memory at once"},
+     .help = "of all requests in memory at once, inline media until they are stored"},
     {"drain", TPO_SET_MS, &set.drain, "10s", .min = 0, .max = 600000, .help = "how long requests under way have after SIGTERM"},
     {"log-level", TPO_SET_TEXT, &set.log_level, "info", .choices = "debug|info|warn|error", .help = "what is logged, on stdout"},
 };

@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "common/message.h"
 #include "gateway/plan.h"
 #include "gateway/request_private.h"
 #include "gateway/trace.h"
@@ -58,6 +59,7 @@ void tpo_request_release(struct tpo_request *r)
     if (r->next != NULL) r->next->prev = r->prev;
     forget(r);
     if (r->q != NULL) protobuf_c_message_free_unpacked(&r->q->base, NULL);
+    r->g->body_bytes -= r->held;
     tpo_answer_free(&r->answer);
     tpo_gateway_release(r->g);
     free(r);
@@ -232,11 +234,20 @@ void tpo_request_finish_if_done(struct tpo_request *r)
 
 /* --- the start --------------------------------------------------------------------------------------------------------------------- */
 
+/* The medium's bytes counted until they were on the disk. */
+static void let_go_of_data(struct tpo_request *r)
+{
+    uint64_t rest = tpo_message_bytes(&r->q->base);
+    r->g->body_bytes -= r->held - rest;
+    r->held = rest;
+}
+
 static void on_stored(void *owner, const char *id, uint64_t size, const struct tpo_error *err)
 {
     (void)size;
     struct tpo_request *r = owner;
     r->upload = NULL;
+    let_go_of_data(r);
     if (err->code == TPO_OK) {
         snprintf(r->media_id, sizeof(r->media_id), "%s", id);
         tpo_encoder_call_open(r);
@@ -351,6 +362,8 @@ struct tpo_request *tpo_request_open(struct tpo_gateway *g, Tpo__V1__PerceiveReq
     snprintf(r->id, sizeof(r->id), "%s", tpo_id_valid(q->request_id, TPO_REQUEST_ID_MAX) ? q->request_id : request_id);
     if (r->id[0] == '\0' || strcmp(r->id, "-") == 0) tpo_random_hex(r->id, 8);
     tpo_trace_choose(r->traceparent, traceparent);
+    uint64_t bytes = tpo_message_bytes(&q->base);
+    if (r->early.code == TPO_OK && tpo_gateway_take_body(g, bytes, &r->early) == TPO_OK) r->held = bytes;
     r->started_ms = tpo_now_ms();
     double timeout = q->timeout_ms != 0 ? (double)q->timeout_ms : (double)g->s.timeout_ms;
     r->deadline_ms = r->started_ms + (left_ms != 0 && left_ms < timeout ? left_ms : timeout);

@@ -38,6 +38,7 @@ struct tpo_request {
     enum state state;
     Tpo__V1__PerceiveRequest *q;
     struct tpo_request_events on;
+    uint64_t held; /* of the gateway's body_bytes: what q takes */
     bool detached; /* the owner is gone */
     char id[65], traceparent[56], media_id[65];
     struct tpo_ticket ticket;

@@ -146,16 +146,17 @@ static void perceive_begin(struct tpo_http *x, void *owner)
 static void perceive_body(struct tpo_http *x, const char *data, size_t size)
 {
     struct perceive *p = tpo_http_state(x);
-    size_t before = p->body.size;
-    if (p->g->body_bytes + size <= p->g->s.bodies_max_bytes) tpo_text_add(&p->body, data, size);
-    if (p->body.size == before + size) {
-        p->g->body_bytes += size;
-        return;
-    }
     struct tpo_error err;
-    tpo_fail(&err, TPO_RESOURCE_EXHAUSTED, "bodies_full", "too much of requests in memory just now; send media by POST /v1/media");
-    err.retry_ms = 1000;
-    tpo_metrics_add(p->g->metrics, "tpo_admission_rejected_total", "reason=\"bodies_full\"", 1);
+    if (tpo_gateway_take_body(p->g, size, &err) == TPO_OK) {
+        size_t before = p->body.size;
+        tpo_text_add(&p->body, data, size);
+        if (p->body.size == before + size) return;
+        p->g->body_bytes -= size;
+        tpo_fail(&err, TPO_RESOURCE_EXHAUSTED, "memory", "out of memory");
+    }
+    char label[64];
+    tpo_metrics_add(p->g->metrics, "tpo_admission_rejected_total",
+                    tpo_metrics_labels(label, sizeof(label), "reason", err.reason, NULL), 1);
     tpo_http_reply_error(x, &err, NULL);
     perceive_free(p);
 }
