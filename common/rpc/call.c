@@ -23,6 +23,8 @@
 #include "common/rpc/details.h"
 #include "common/rpc/server_private.h"
 
+#define WATCHES_MAX 256 /* of Health: they are not calls, and end when their caller likes */
+
 static void move(struct tpo_call *c);
 
 /* --- metadata ---------------------------------------------------------------------------------------------------------------------- */
@@ -120,6 +122,7 @@ static void unlink_call(struct tpo_call *c)
         s->calls = c->next;
     if (c->next != NULL) c->next->previous = c->previous;
     if (!c->quiet) atomic_fetch_sub(&s->n_calls, 1);
+    if (c->watching) s->n_watches--;
 }
 
 static void free_call(struct tpo_call *c)
@@ -135,20 +138,24 @@ static void free_call(struct tpo_call *c)
     tpo_loop_notify(s->loop);
 }
 
+/* Under the lock. */
+static void drop_unsent(struct tpo_call *c)
+{
+    for (struct call_out *out; (out = c->out_first) != NULL;) {
+        c->out_first = out->next;
+        grpc_byte_buffer_destroy(out->bytes);
+        free(out);
+    }
+    c->out_last = NULL;
+    c->n_out = 0;
+}
+
 /* What is left to write, under the lock. */
 static struct call_out *take_out(struct tpo_call *c, bool *last, struct tpo_error *end)
 {
     pthread_mutex_lock(&c->lock);
+    if (c->told_lost) drop_unsent(c); /* nobody reads what a lost call had queued */
     struct call_out *out = c->out_first;
-    if (c->told_lost) {
-        /* Nobody reads what a lost call had queued. */
-        for (; out != NULL; out = c->out_first) {
-            c->out_first = out->next;
-            grpc_byte_buffer_destroy(out->bytes);
-            free(out);
-        }
-        c->n_out = 0;
-    }
     if (out != NULL) {
         c->out_first = out->next;
         c->n_out--;
@@ -330,6 +337,11 @@ static int admit(struct tpo_call *c, struct tpo_error *err)
         err->retry_ms = 100;
         return err->code;
     }
+    if (c->method == &s->health_methods[1] && s->n_watches >= WATCHES_MAX) {
+        tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "too_many_watches", "%d watch already", WATCHES_MAX);
+        err->retry_ms = 1000;
+        return err->code;
+    }
     if (c->method->on_open == NULL) return TPO_OK;
     int rc = c->method->on_open(c->method->owner, c, err);
     c->handed = rc == TPO_OK;
@@ -353,6 +365,8 @@ static void on_accept(void *owner, int ok)
     int rc = admit(c, &err);
     c->state = CALL_OPEN;
     if (!c->quiet) atomic_fetch_add(&s->n_calls, 1);
+    c->watching = rc == TPO_OK && c->method == &s->health_methods[1];
+    if (c->watching) s->n_watches++;
     c->next = s->calls;
     if (c->next != NULL) c->next->previous = c;
     s->calls = c;
@@ -425,6 +439,14 @@ static void send(struct tpo_call *c, const ProtobufCMessage *message, struct tpo
 void tpo_call_send(struct tpo_call *c, const ProtobufCMessage *message, struct tpo_payload *take_payload)
 {
     send(c, message, take_payload, true);
+}
+
+void tpo_call_send_newest(struct tpo_call *c, const ProtobufCMessage *message)
+{
+    pthread_mutex_lock(&c->lock);
+    drop_unsent(c);
+    pthread_mutex_unlock(&c->lock);
+    send(c, message, NULL, true);
 }
 
 void tpo_call_send_last(struct tpo_call *c, const ProtobufCMessage *message, struct tpo_payload *take_payload)

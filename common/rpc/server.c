@@ -116,8 +116,8 @@ int tpo_server_calls(const struct tpo_server *s)
 void tpo_server_serving(struct tpo_server *s, bool serving)
 {
     pthread_mutex_lock(&s->lock);
-    atomic_store(&s->serving, serving);
-    if (!s->serving_posted) {
+    bool changed = atomic_exchange(&s->serving, serving) != serving;
+    if (changed && !s->serving_posted) {
         s->serving_posted = true;
         tpo_loop_post(s->loop, &s->serving_tag);
     }

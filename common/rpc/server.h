@@ -46,10 +46,11 @@ struct tpo_server_options {
     int stall_ms;  /* a caller that owes a message this long gets DEADLINE_EXCEEDED "stalled"; 0: 30 s */
 };
 
-/* Serves Health as well (grpc.health.v1 Check and Watch): NOT_SERVING until tpo_server_serving. */
+/* Serves Health as well (grpc.health.v1 Check and Watch): NOT_SERVING until tpo_server_serving. At most 256 watch at once, one more gets
+ * RESOURCE_EXHAUSTED "too_many_watches"; a watcher hears of changes only, and one that reads slowly of the newest alone. */
 int tpo_server_open(struct tpo_server **out, const struct tpo_server_options *o, struct tpo_error *err);
 int tpo_server_port(const struct tpo_server *s);
-void tpo_server_serving(struct tpo_server *s, bool serving); /* any thread */
+void tpo_server_serving(struct tpo_server *s, bool serving); /* any thread, as often as one likes */
 /* Health says NOT_SERVING, new calls get UNAVAILABLE, those in flight have drain_ms before they are cancelled; returns when none is left. */
 void tpo_server_drain(struct tpo_server *s, int drain_ms);
 void tpo_server_close(struct tpo_server *s);      /* drains with 0 ms where nobody did; accepts NULL */

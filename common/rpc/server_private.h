@@ -31,7 +31,7 @@ struct tpo_call {
     grpc_metadata_array metadata;
     grpc_byte_buffer *received;
     int close_cancelled, tags; /* tags: batches that have not come back */
-    bool reading, writing, greeted, read_ended, handed, told_lost, quiet;
+    bool reading, writing, greeted, read_ended, handed, told_lost, quiet, watching;
     int64_t reading_since_us;
     struct tpo_error doomed; /* code != OK: ends so whatever the method says */
     struct tpo_tag accept_tag, read_tag, write_tag, close_tag, post_tag;
@@ -60,6 +60,7 @@ struct tpo_server {
     struct tpo_method health_methods[2];
     struct tpo_call *calls;
     struct tpo_tag tick_tag, shutdown_tag, serving_tag;
+    int n_watches;       /* the owning thread's */
     bool serving_posted; /* under lock */
     pthread_mutex_t lock;
     _Atomic int n_calls;   /* in flight without Health's watches */
@@ -69,7 +70,8 @@ struct tpo_server {
 };
 
 /* call.c */
-void tpo_call_accept(struct tpo_server *s); /* waits for one more caller */
+void tpo_call_accept(struct tpo_server *s);                                     /* waits for one more caller */
+void tpo_call_send_newest(struct tpo_call *c, const ProtobufCMessage *message); /* instead of all that has not left yet */
 void tpo_call_check_stall(struct tpo_call *c, int64_t now_us);
 const struct tpo_method *tpo_server_method(struct tpo_server *s, grpc_slice path);
 
