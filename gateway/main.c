@@ -13,8 +13,8 @@
 static struct {
     const char *http, *grpc, *encoder, *router, *media_dir, *port_file, *log_level;
     struct tpo_setting_list heads;
-    int64_t media_bytes, media_file_bytes, media_ttl, running, waiting, timeout, timeout_max, version_poll, tokens, text_bytes,
-        body_bytes, bodies_bytes, drain;
+    int64_t media_bytes, media_files, media_file_bytes, media_ttl, running, waiting, timeout, timeout_max, version_poll, tokens,
+        text_bytes, body_bytes, bodies_bytes, drain;
 } set;
 
 static const struct tpo_setting rows[] = {
@@ -34,6 +34,8 @@ static const struct tpo_setting rows[] = {
      .help = "where uploads are kept; gateways may share one"},
     {"media-bytes", TPO_SET_BYTES, &set.media_bytes, "4G", .min = 1048576, .max = 1e15,
      .help = "of all files there; the least recently used go first"},
+    {"media-files", TPO_SET_INT, &set.media_files, "65536", .min = 1, .max = 1e7,
+     .help = "how many there may be; the least recently used go first"},
     {"media-file-bytes", TPO_SET_BYTES, &set.media_file_bytes, "1G", .min = 1024, .max = 1e12, .help = "of one file"},
     {"media-ttl", TPO_SET_MS, &set.media_ttl, "24h", .min = 1000, .max = 1e12, .help = "a file not used for this long is removed"},
     {"running", TPO_SET_INT, &set.running, "64", .min = 1, .max = 65536, .help = "requests worked on at once"},
@@ -163,6 +165,7 @@ static int open_all(struct tpo_error *err)
         .n_heads = set.heads.n < TPO_GATEWAY_HEADS_MAX ? set.heads.n : TPO_GATEWAY_HEADS_MAX,
         .media = {.dir = set.media_dir,
                   .budget_bytes = (uint64_t)set.media_bytes,
+                  .files_max = (int)set.media_files,
                   .file_max_bytes = (uint64_t)set.media_file_bytes,
                   .ttl_s = (int)(set.media_ttl / 1000)},
         .running_max = (int)set.running,

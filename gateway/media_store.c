@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <search.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,21 +17,22 @@
 
 #define PART_AGE_S 3600
 #define SWEEP_MS   60000
+#define FILES_MAX  65536
 
-struct entry {
-    struct entry *newer, *older;
+struct stored {
+    struct stored *newer, *older;
     char id[65];
     uint64_t size;
     time_t used;
 };
 
-static void list_remove(struct tpo_media_store *st, struct entry *e)
+static void list_remove(struct tpo_media_store *st, struct stored *e)
 {
     *(e->newer != NULL ? &e->newer->older : &st->newest) = e->older;
     *(e->older != NULL ? &e->older->newer : &st->oldest) = e->newer;
 }
 
-static void list_push(struct tpo_media_store *st, struct entry *e)
+static void list_push(struct tpo_media_store *st, struct stored *e)
 {
     e->newer = NULL;
     e->older = st->newest;
@@ -38,16 +40,43 @@ static void list_push(struct tpo_media_store *st, struct entry *e)
     st->newest = e;
 }
 
-static struct entry *find(struct tpo_media_store *st, const char *id)
+static int by_id(const void *a, const void *b)
 {
-    struct entry *e = st->newest;
-    while (e != NULL && strcmp(e->id, id) != 0) e = e->older;
-    return e;
+    return strcmp(((const struct stored *)a)->id, ((const struct stored *)b)->id);
+}
+
+static struct stored *find(struct tpo_media_store *st, const char *id)
+{
+    struct stored key;
+    snprintf(key.id, sizeof(key.id), "%s", id);
+    struct stored *const *found = tfind(&key, &st->by_id, by_id);
+    return found != NULL ? *found : NULL;
+}
+
+/* Takes e. Without memory it isn't counted, but the file is there all the same and will be found. */
+static void insert(struct tpo_media_store *st, struct stored *e)
+{
+    if (tsearch(e, &st->by_id, by_id) == NULL) {
+        free(e);
+        return;
+    }
+    list_push(st, e);
+    st->bytes += e->size;
+    st->n++;
+}
+
+static void forget(struct tpo_media_store *st, struct stored *e)
+{
+    tdelete(e, &st->by_id, by_id);
+    list_remove(st, e);
+    st->bytes -= e->size;
+    st->n--;
+    free(e);
 }
 
 void tpo_media_touch(struct tpo_media_store *st, const char *id)
 {
-    struct entry *e = find(st, id);
+    struct stored *e = find(st, id);
     if (e == NULL) return;
     e->used = time(NULL);
     list_remove(st, e);
@@ -56,19 +85,17 @@ void tpo_media_touch(struct tpo_media_store *st, const char *id)
 
 void tpo_media_store_add(struct tpo_media_store *st, const char *id, uint64_t size, time_t used)
 {
-    struct entry *e = find(st, id);
+    struct stored *e = find(st, id);
     if (e != NULL) {
         tpo_media_touch(st, id);
         return;
     }
     e = calloc(1, sizeof(*e));
-    if (e == NULL) return; /* the file is there all the same and will be found; it only isn't counted */
+    if (e == NULL) return;
     snprintf(e->id, sizeof(e->id), "%s", id);
     e->size = size;
     e->used = used;
-    st->bytes += size;
-    st->n++;
-    list_push(st, e);
+    insert(st, e);
 }
 
 static void on_unlinked(uv_fs_t *req)
@@ -77,22 +104,19 @@ static void on_unlinked(uv_fs_t *req)
     free(req);
 }
 
-static void evict(struct tpo_media_store *st, struct entry *e)
+static void evict(struct tpo_media_store *st, struct stored *e)
 {
     char path[PATH_MAX];
     snprintf(path, sizeof(path), "%s/%s", st->dir, e->id);
     uv_fs_t *req = malloc(sizeof(*req));
     if (req == NULL || uv_fs_unlink(st->loop, req, path, on_unlinked) < 0) free(req);
     tpo_log(TPO_LOG_INFO, "media_evicted", "media=%.12s bytes=%llu", e->id, (unsigned long long)e->size);
-    list_remove(st, e);
-    st->bytes -= e->size;
-    st->n--;
-    free(e);
+    forget(st, e);
 }
 
 bool tpo_media_store_make_room(struct tpo_media_store *st)
 {
-    while (st->bytes + st->incoming > st->s.budget_bytes && st->oldest != NULL) evict(st, st->oldest);
+    while ((st->n > st->s.files_max || st->bytes + st->incoming > st->s.budget_bytes) && st->oldest != NULL) evict(st, st->oldest);
     return st->bytes + st->incoming <= st->s.budget_bytes;
 }
 
@@ -105,7 +129,7 @@ static void on_sweep(uv_timer_t *timer)
 
 static int by_time(const void *a, const void *b)
 {
-    time_t x = (*(struct entry *const *)a)->used, y = (*(struct entry *const *)b)->used;
+    time_t x = (*(struct stored *const *)a)->used, y = (*(struct stored *const *)b)->used;
     return x < y ? -1 : x > y;
 }
 
@@ -113,7 +137,7 @@ static int scan(struct tpo_media_store *st, struct tpo_error *err)
 {
     DIR *dir = opendir(st->dir);
     if (dir == NULL) return tpo_fail(err, TPO_UNAVAILABLE, "media_dir", "%.180s: %s", st->dir, strerror(errno));
-    struct entry **found = NULL;
+    struct stored **found = NULL;
     size_t n = 0;
     char path[PATH_MAX];
     struct stat info;
@@ -123,7 +147,7 @@ static int scan(struct tpo_media_store *st, struct tpo_error *err)
         /* A young .part may be another gateway's upload. */
         if (strncmp(d->d_name, "upload-", 7) == 0 && time(NULL) - info.st_mtime > PART_AGE_S) unlink(path);
         if (!tpo_sha256_is_hex(d->d_name)) continue;
-        struct entry *e = calloc(1, sizeof(*e)), **more = realloc(found, (n + 1) * sizeof(*found));
+        struct stored *e = calloc(1, sizeof(*e)), **more = realloc(found, (n + 1) * sizeof(*found));
         if (more != NULL) found = more;
         if (e == NULL || more == NULL) {
             free(e);
@@ -136,11 +160,7 @@ static int scan(struct tpo_media_store *st, struct tpo_error *err)
     }
     closedir(dir);
     if (n > 0) qsort(found, n, sizeof(*found), by_time);
-    for (size_t i = 0; i < n; i++) {
-        list_push(st, found[i]);
-        st->bytes += found[i]->size;
-        st->n++;
-    }
+    for (size_t i = 0; i < n; i++) insert(st, found[i]);
     free(found);
     return TPO_OK;
 }
@@ -163,6 +183,7 @@ int tpo_media_store_open(struct tpo_media_store **out, uv_loop_t *loop, const st
     if (st == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "out of memory");
     st->loop = loop;
     st->s = *s;
+    if (st->s.files_max <= 0) st->s.files_max = FILES_MAX;
     snprintf(st->dir, sizeof(st->dir), "%s", s->dir);
     int rc = make_dir(st->dir) == 0 ? scan(st, err)
                                     : tpo_fail(err, TPO_UNAVAILABLE, "media_dir", "%.180s: %s", st->dir, strerror(errno));
@@ -182,11 +203,7 @@ int tpo_media_store_open(struct tpo_media_store **out, uv_loop_t *loop, const st
 static void on_store_closed(uv_handle_t *handle)
 {
     struct tpo_media_store *st = handle->data;
-    while (st->newest != NULL) {
-        struct entry *e = st->newest;
-        list_remove(st, e);
-        free(e);
-    }
+    while (st->newest != NULL) forget(st, st->newest);
     free(st);
 }
 

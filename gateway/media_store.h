@@ -1,7 +1,7 @@
 /* media_store.h -- the bytes that clients sent, in files named by their SHA-256 below one directory.
  *
  * Uploads are hashed while they stream to a .part file that is renamed once it is whole; nothing is ever whole in memory, and the
- * disk is touched by the loop's work threads only. What is stored counts against a budget of bytes: the least recently used goes
+ * disk is touched by the loop's work threads only. What is stored counts against a budget of bytes and one of files: the least recently used goes
  * first, and what wasn't used for `ttl_s` goes anyway. The directory may be shared with another gateway: a file that appeared there
  * is found when it is asked for. Losing a file is never wrong: an answer that needs it becomes NOT_FOUND "media_unknown".
  *
@@ -25,6 +25,7 @@ struct tpo_media_reader;
 struct tpo_media_settings {
     const char *dir; /* made where missing */
     uint64_t budget_bytes, file_max_bytes;
+    int files_max; /* 0: 65,536 */
     int ttl_s;
 };
 

@@ -7,14 +7,15 @@
 
 #include "gateway/media_store.h"
 
-struct entry; /* one file */
+struct stored; /* one file */
 
 struct tpo_media_store {
     uv_loop_t *loop;
     uv_timer_t sweep;
     char dir[PATH_MAX - 80];
     struct tpo_media_settings s;
-    struct entry *newest, *oldest;
+    struct stored *newest, *oldest;
+    void *by_id; /* the same, as a tree of tsearch */
     uint64_t bytes, incoming;
     int n, users; /* uploads and readers that live */
     bool closing;
@@ -22,7 +23,8 @@ struct tpo_media_store {
 
 /* A file that is whole now. */
 void tpo_media_store_add(struct tpo_media_store *st, const char *id, uint64_t size, time_t used);
-/* The oldest go until what is stored and what comes in fit the budget; false: they don't, though nothing is left to go. */
+/* The oldest go until no more files are stored than may be and they fit the budget with what comes in; false: they don't, though nothing is left
+ * to go. */
 bool tpo_media_store_make_room(struct tpo_media_store *st);
 void tpo_media_store_release(struct tpo_media_store *st); /* one of its users; the last one of a store that closes frees it */
 

@@ -172,6 +172,40 @@ static void the_least_recently_used_goes_first(void **state)
     close_store(st, &loop);
 }
 
+static void many_tiny_files_are_bounded_too(void **state)
+{
+    (void)state;
+    uv_loop_t loop;
+    uv_loop_init(&loop);
+    struct tpo_media_store *st;
+    struct tpo_media_settings s = {
+        .dir = "a/media", .budget_bytes = 1 << 20, .file_max_bytes = 1000, .files_max = 100, .ttl_s = 60};
+    assert_int_equal(tpo_media_store_open(&st, &loop, &s, NULL), TPO_OK);
+    char first[65] = "", path[128];
+    struct result r = {0};
+    for (int i = 0; i < 1000; i++) {
+        r = put(st, &loop, NULL, &i, sizeof(i));
+        assert_int_equal(r.err.code, TPO_OK);
+        if (i == 0) snprintf(first, sizeof(first), "%s", r.id);
+        tpo_media_touch(st, first);
+    }
+    assert_int_equal(tpo_media_store_files(st), 100);
+    assert_int_equal(tpo_media_store_bytes(st), 100 * sizeof(int));
+    assert_int_equal(files_in("a/media"), 100);
+    snprintf(path, sizeof(path), "a/media/%s", first); /* used all the time */
+    assert_int_equal(access(path, F_OK), 0);
+    snprintf(path, sizeof(path), "a/media/%s", r.id);
+    assert_int_equal(access(path, F_OK), 0);
+    close_store(st, &loop);
+    /* One that may hold fewer clears out when it starts. */
+    uv_loop_init(&loop);
+    s.files_max = 10;
+    assert_int_equal(tpo_media_store_open(&st, &loop, &s, NULL), TPO_OK);
+    assert_int_equal(tpo_media_store_files(st), 10);
+    close_store(st, &loop);
+    assert_int_equal(files_in("a/media"), 10);
+}
+
 static void a_cancelled_upload_leaves_nothing(void **state)
 {
     (void)state;
@@ -201,4 +235,5 @@ static void a_cancelled_upload_leaves_nothing(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(an_upload_gets_its_hash_as_id), cmocka_unit_test(large_files_come_back_whole),
-          cmocka_unit_test(the_least_recently_used_goes_first), cmocka_unit_test(a_cancelled_upload_leaves_nothing))
+          cmocka_unit_test(the_least_recently_used_goes_first), cmocka_unit_test(many_tiny_files_are_bounded_too),
+          cmocka_unit_test(a_cancelled_upload_leaves_nothing))
