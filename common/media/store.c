@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,14 +15,18 @@
 #include <unistd.h>
 
 #define BUDGET_BYTES ((int64_t)4 << 30)
+#define FILES_MAX    65536
+#define SPARE        16 /* one in so many goes beyond what must, so that the next look is not due at the next file */
 #define PART         "put-"
 #define PART_AGE_S   3600 /* an older one belongs to nobody any more */
 
 struct tpo_store {
     int dir;
     char path[PATH_MAX - 128];
-    int64_t budget_bytes, file_bytes;
-    pthread_mutex_t lock; /* of the clearing out */
+    int64_t budget_bytes, file_bytes, files_max;
+    pthread_mutex_t lock;
+    int64_t bytes, files; /* under lock: found at the last look, and put since */
+    time_t looked;        /* under lock */
 };
 
 struct tpo_store_writer {
@@ -71,12 +76,14 @@ static int look_at(tpo_store_t *s, const char *name, struct kept *k)
     return 1;
 }
 
-/* Under the lock: what was used longest ago goes until the rest fits; `keep` stays. */
+/* Under the lock: looks what is there. Where that is too much, what was used longest ago goes until the rest fits with some room to spare; `keep`
+ * stays. */
 static void clear_out(tpo_store_t *s, const char *keep)
 {
     struct kept *list = NULL;
     size_t n = 0, room = 0;
     int64_t total = 0;
+    s->looked = time(NULL);
     int again = openat(s->dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *d = again >= 0 ? fdopendir(again) : NULL;
     if (d == NULL) {
@@ -93,10 +100,16 @@ static void clear_out(tpo_store_t *s, const char *keep)
     }
     closedir(d);
     if (n > 0) qsort(list, n, sizeof(*list), compare);
-    for (size_t i = 0; i < n && total > s->budget_bytes; i++) {
+    int64_t files = (int64_t)n, most_bytes = s->budget_bytes, most_files = s->files_max;
+    if (total > most_bytes) most_bytes -= most_bytes / SPARE;
+    if (files > most_files) most_files -= most_files / SPARE;
+    for (size_t i = 0; i < n && (total > most_bytes || files > most_files); i++) {
         if (strcmp(list[i].id, keep) == 0 || unlinkat(s->dir, list[i].id, 0) != 0) continue;
         total -= list[i].size;
+        files--;
     }
+    s->bytes = total;
+    s->files = files;
     free(list);
 }
 
@@ -108,6 +121,7 @@ int tpo_store_open(tpo_store_t **out, const struct tpo_store_options *options, s
     s->dir = -1;
     s->budget_bytes = options->budget_bytes > 0 ? options->budget_bytes : BUDGET_BYTES;
     s->file_bytes = options->file_bytes > 0 && options->file_bytes < s->budget_bytes ? options->file_bytes : s->budget_bytes;
+    s->files_max = options->files_max > 0 ? options->files_max : FILES_MAX;
     pthread_mutex_init(&s->lock, NULL);
     int fits = (size_t)snprintf(s->path, sizeof(s->path), "%s", options->dir) < sizeof(s->path);
     if (fits && s->path[0] != '\0' && make_path(s->path) == 0) s->dir = open(s->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -176,11 +190,29 @@ int tpo_store_add(tpo_store_writer_t *w, const void *data, size_t bytes, struct 
     return TPO_OK;
 }
 
+/* A part gets its name. Looking at all files takes as long as there are files, so that is left to when it is due. */
+static int take_name(tpo_store_t *s, const tpo_store_writer_t *w, const char *id, struct tpo_error *err)
+{
+    char path[PATH_MAX];
+    snprintf(path, sizeof(path), "%s/%s", s->path, id);
+    pthread_mutex_lock(&s->lock);
+    bool known = faccessat(s->dir, id, F_OK, 0) == 0;
+    int rc = TPO_OK;
+    if (rename(w->part, path) != 0)
+        rc = tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "media_disk", "media directory: %s", strerror(errno));
+    if (rc == TPO_OK && !known) {
+        s->bytes += w->size;
+        s->files++;
+    }
+    bool due = s->bytes > s->budget_bytes || s->files > s->files_max || time(NULL) - s->looked >= PART_AGE_S;
+    if (rc == TPO_OK && due) clear_out(s, id);
+    pthread_mutex_unlock(&s->lock);
+    return rc;
+}
+
 int tpo_store_end(tpo_store_writer_t *w, char id[TPO_SHA256_HEX], int64_t *size_bytes, struct tpo_error *err)
 {
     uint8_t digest[TPO_SHA256_BYTES];
-    char path[PATH_MAX];
-    tpo_store_t *s = w->store;
     int rc = TPO_OK;
     tpo_sha256_end(w->hash, digest);
     tpo_sha256_hex(id, digest);
@@ -189,16 +221,10 @@ int tpo_store_end(tpo_store_writer_t *w, char id[TPO_SHA256_HEX], int64_t *size_
         rc = tpo_fail(err, TPO_INVALID_ARGUMENT, "media_empty", "the file is empty");
     else if (w->expected[0] != '\0' && strcmp(w->expected, id) != 0)
         rc = tpo_fail(err, TPO_INVALID_ARGUMENT, "media_hash", "the bytes hash to %s", id);
-    snprintf(path, sizeof(path), "%s/%s", s->path, id);
-    if (rc == TPO_OK && rename(w->part, path) != 0)
-        rc = tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "media_disk", "media directory: %s", strerror(errno));
+    if (rc == TPO_OK) rc = take_name(w->store, w, id, err);
     if (rc == TPO_OK) w->part[0] = '\0'; /* it has its name now */
     tpo_store_cancel(w);
-    if (rc != TPO_OK) return rc;
-    pthread_mutex_lock(&s->lock);
-    clear_out(s, id);
-    pthread_mutex_unlock(&s->lock);
-    return TPO_OK;
+    return rc;
 }
 
 void tpo_store_cancel(tpo_store_writer_t *w)

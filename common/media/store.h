@@ -1,8 +1,9 @@
 /* store.h -- a service's own copies of media, in files named by their SHA-256 below one directory.
  *
  * Bytes stream to a temporary file while they are hashed and take their name when they are whole. What is stored counts against a budget: the file
- * that was not asked for the longest goes first. The directory may be shared with a gateway's or another service's (the layout is the same),
- * and losing a file is never wrong: whoever needs it answers "media_missing" and gets it again. Any thread may call. */
+ * that was not asked for the longest goes first. The directory may be shared with a gateway's or another service's (the layout is the same);
+ * each of them counts what it found there when it looked last and what it has put there since, and looks again when that is too much, at least once
+ * an hour. Losing a file is never wrong: whoever needs it answers "media_missing" and gets it again. Any thread may call. */
 #ifndef TPO_COMMON_MEDIA_STORE_H
 #define TPO_COMMON_MEDIA_STORE_H
 
@@ -16,6 +17,7 @@ struct tpo_store_options {
     const char *dir;      /* made, with its parents, where missing */
     int64_t budget_bytes; /* 0: 4 GiB */
     int64_t file_bytes;   /* of one file; 0: the budget */
+    int files_max;        /* 0: 65,536 */
 };
 
 typedef struct tpo_store tpo_store_t;

@@ -118,6 +118,38 @@ static void the_longest_unused_goes_first(void **state)
     tpo_store_close(s);
 }
 
+/* A forgotten part goes whenever the directory is looked at, which tells when that was. */
+static void all_files_are_looked_at_only_when_that_is_due(void **state)
+{
+    (void)state;
+    struct tpo_store_options o = {.dir = "d", .files_max = 32};
+    struct tpo_error err;
+    tpo_store_t *s;
+    char id[TPO_SHA256_HEX], first[TPO_SHA256_HEX] = "";
+    assert_int_equal(tpo_store_open(&s, &o, &err), TPO_OK);
+    fclose(fopen("d/put-forgot", "w"));
+    struct timespec old[2] = {{.tv_sec = 1000}, {.tv_sec = 1000}};
+    utimensat(AT_FDCWD, "d/put-forgot", old, 0);
+    for (int i = 0; i < 32; i++) {
+        assert_int_equal(put(s, NULL, &i, sizeof(i), id, &err), TPO_OK);
+        if (i == 0) memcpy(first, id, sizeof(first));
+        assert_int_equal(put(s, NULL, &i, sizeof(i), id, &err), TPO_OK); /* once more, and no second file */
+    }
+    assert_int_equal(access("d/put-forgot", F_OK), 0);
+    assert_int_equal(files_in("d"), 33);
+    char path[128];
+    snprintf(path, sizeof(path), "d/%s", first);
+    utimensat(AT_FDCWD, path, old, 0);
+    int more = 1000;
+    assert_int_equal(put(s, NULL, &more, sizeof(more), id, &err), TPO_OK);
+    assert_int_equal(access("d/put-forgot", F_OK), -1);
+    assert_int_equal(files_in("d"), 30);
+    assert_int_equal(access(path, F_OK), -1);
+    snprintf(path, sizeof(path), "d/%s", id);
+    assert_int_equal(access(path, F_OK), 0);
+    tpo_store_close(s);
+}
+
 static void a_directory_that_cannot_be_is_told(void **state)
 {
     (void)state;
@@ -131,4 +163,5 @@ static void a_directory_that_cannot_be_is_told(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(whole_files_have_their_name), cmocka_unit_test(what_is_wrong_leaves_nothing),
-          cmocka_unit_test(the_longest_unused_goes_first), cmocka_unit_test(a_directory_that_cannot_be_is_told))
+          cmocka_unit_test(the_longest_unused_goes_first), cmocka_unit_test(all_files_are_looked_at_only_when_that_is_due),
+          cmocka_unit_test(a_directory_that_cannot_be_is_told))
