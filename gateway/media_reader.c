@@ -27,8 +27,14 @@ static void on_read_work(uv_work_t *work)
     struct tpo_media_reader *r = work->data;
     r->size = 0;
     if (r->fd < 0) r->fd = open(r->path, O_RDONLY | O_CLOEXEC);
-    if (r->fd < 0) {
+    if (r->fd < 0 && errno == ENOENT) {
         tpo_fail(&r->err, TPO_NOT_FOUND, "media_unknown", "no media of this id is here; send it again");
+        return;
+    }
+    if (r->fd < 0) {
+        /* Too many open files, most likely: it may be there, and sending it again would not help. */
+        tpo_fail(&r->err, TPO_UNAVAILABLE, "media_disk", "media directory: %s", strerror(errno));
+        r->err.retry_ms = 1000;
         return;
     }
     while (r->size < TPO_MEDIA_CHUNK) {

@@ -48,7 +48,7 @@ void tpo_upload_end(struct tpo_upload *u);
 void tpo_upload_cancel(struct tpo_upload *u); /* no callback comes any more */
 
 /* Reads one file in order. on_data comes once per tpo_media_reader_next: data is borrowed during the call, size 0 means the end.
- * NOT_FOUND "media_unknown" when there is no such file. */
+ * NOT_FOUND "media_unknown" when there is no such file; UNAVAILABLE "media_disk" when it cannot be opened, DATA_LOSS when it cannot be read. */
 struct tpo_media_reader *
 tpo_media_reader_open(struct tpo_media_store *store, const char *id,
                       void (*on_data)(void *owner, const void *data, size_t size, const struct tpo_error *err), void *owner);
