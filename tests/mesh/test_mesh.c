@@ -245,6 +245,27 @@ static void a_stopped_router_meets_the_deadline_and_the_cancel(void **state)
     assert_true(mesh_metric("tpo_requests_accepted_total", "gateway") == mesh_metric("tpo_requests_total", "stage=\"gateway\""));
 }
 
+/* One id finds a request in the log of everyone who worked on it; the medium is new, so it is sent to the encoder on the way. */
+static void every_log_names_the_request(void **state)
+{
+    (void)state;
+    char id[65];
+    mesh_upload("crowd.png", 7, id);
+    struct http_answer a = mesh_ask(id, "How many crosses are there?", ",\"requestId\":\"follow-me\",\"task\":\"region\"");
+    assert_int_equal(a.status, 200);
+    http_free(&a);
+    static const char *const lines[][2] = {{"gateway", "event=request req=follow-me code=OK"},
+                                           {"encoder-0", "event=put req=follow-me media=.* code=OK bytes="},
+                                           {"encoder-0", "event=request req=follow-me media=.* code=OK"},
+                                           {"router-0", "event=answer req=follow-me"},
+                                           {"region-0", "event=request req=follow-me code=OK"}};
+    for (size_t i = 0; i < sizeof(lines) / sizeof(lines[0]); i++)
+        if (mesh_shell(
+                "for i in 1 2 3 4 5 6 7 8 9; do grep -q '%2$s' run/%1$s.log && exit 0; sleep 0.2; done; cat run/%1$s.log; exit 1",
+                lines[i][0], lines[i][1]) != 0)
+            fail_msg("%s: no %s", lines[i][0], lines[i][1]);
+}
+
 static int up_narrow(void **state)
 {
     setenv("TPO_RUNNING", "1", 1);
@@ -364,4 +385,5 @@ TPO_TESTS(CASE(a_second_question_runs_no_encoder), CASE(hops_are_told_apart_from
           CASE(an_invalid_request_id_is_never_used), CASE(an_answer_is_the_same_among_eight),
           CASE(a_head_that_died_costs_its_own_call_alone), CASE(without_redis_answers_stay_the_same),
           CASE(a_dead_encoder_is_a_typed_error_and_its_return_is_noticed), CASE(a_stopped_router_meets_the_deadline_and_the_cancel),
-          cmocka_unit_test_setup_teardown(a_full_queue_is_429_with_retry_after, up_narrow, mesh_down), CASE(grpc_answers_the_same))
+          cmocka_unit_test_setup_teardown(a_full_queue_is_429_with_retry_after, up_narrow, mesh_down), CASE(grpc_answers_the_same),
+          CASE(every_log_names_the_request))
