@@ -15,9 +15,10 @@
 #include "gateway/request.h"
 #include "media.pb-c.h"
 
-#define UNSENT_MAX 10000      /* messages a slow reader may leave in its outbox */
-#define CHUNK_MAX  (4u << 20) /* bytes of an upload in one message */
-#define READY_MS   250
+#define UNSENT_MAX   10000       /* messages a slow reader may leave in its outbox */
+#define CHUNK_MAX    (4u << 20)  /* bytes of an upload in one message */
+#define MEMORY_SPARE (64u << 20) /* of gRPC, beyond what requests may have: answers and uploads on their way */
+#define READY_MS     250
 
 enum method { PERCEIVE, PERCEIVE_STREAM, PUT, METHODS };
 enum kind { OPEN, MESSAGE, CANCEL };
@@ -271,8 +272,11 @@ int tpo_grpc_door_open(struct tpo_grpc_door **out, struct tpo_gateway *g, const 
     }
     /* What gRPC gathers before it asks us: the largest message that any of the methods takes. */
     uint64_t most = g->s.body_max_bytes > CHUNK_MAX ? g->s.body_max_bytes : CHUNK_MAX;
-    struct tpo_server_options options = {
-        .listen = listen, .message_bytes_max = most + 65536, .methods = d->methods, .n_methods = METHODS};
+    struct tpo_server_options options = {.listen = listen,
+                                         .message_bytes_max = most + 65536,
+                                         .memory_bytes_max = g->s.bodies_max_bytes + MEMORY_SPARE,
+                                         .methods = d->methods,
+                                         .n_methods = METHODS};
     int rc = tpo_server_open(&d->server, &options, err);
     if (rc != TPO_OK) {
         tpo_grpc_door_close(d);

@@ -15,9 +15,15 @@ static grpc_arg number(const char *key, int value)
     return (grpc_arg){.type = GRPC_ARG_INTEGER, .key = (char *)key, .value.integer = value};
 }
 
-static grpc_server *create_server(int message_bytes_max)
+static grpc_server *create_server(int message_bytes_max, size_t memory_bytes_max)
 {
+    /* gRPC's own memory: a new quota has no end; past one streams are reset with ENHANCE_YOUR_CALM, to their callers RESOURCE_EXHAUSTED. */
+    grpc_resource_quota *quota = grpc_resource_quota_create("server");
+    if (memory_bytes_max > 0) grpc_resource_quota_resize(quota, memory_bytes_max);
     grpc_arg args[] = {
+        {.type = GRPC_ARG_POINTER,
+         .key = GRPC_ARG_RESOURCE_QUOTA,
+         .value.pointer = {.p = quota, .vtable = grpc_resource_quota_arg_vtable()}},
         number(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, message_bytes_max),
         number(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, message_bytes_max),
         /* Two servers on one port would each get a part of the calls: taken is an error. */
@@ -32,7 +38,9 @@ static grpc_server *create_server(int message_bytes_max)
         number(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000),
     };
     grpc_channel_args all = {.num_args = sizeof(args) / sizeof(args[0]), .args = args};
-    return grpc_server_create(&all, NULL);
+    grpc_server *server = grpc_server_create(&all, NULL);
+    grpc_resource_quota_unref(quota);
+    return server;
 }
 
 static void on_tick(void *owner, int ok)
@@ -82,7 +90,7 @@ int tpo_server_open(struct tpo_server **out, const struct tpo_server_options *o,
     s->loop = o->loop;
     if (s->own_loop) rc = tpo_loop_open_alone(&s->loop, err);
     if (rc != TPO_OK) goto fail;
-    s->server = create_server(s->message_bytes_max);
+    s->server = create_server(s->message_bytes_max, o->memory_bytes_max);
     grpc_server_register_completion_queue(s->server, tpo_loop_queue(s->loop), NULL);
     grpc_server_credentials *plain = grpc_insecure_server_credentials_create();
     s->port = grpc_server_add_http2_port(s->server, o->listen, plain);

@@ -35,8 +35,9 @@ struct tpo_method {
 };
 
 struct tpo_server_options {
-    const char *listen;               /* "127.0.0.1:8430"; port 0 lets the system choose */
-    size_t message_bytes_max;         /* 0: 64 MiB, both ways */
+    const char *listen;       /* "127.0.0.1:8430"; port 0 lets the system choose */
+    size_t message_bytes_max; /* 0: 64 MiB, both ways */
+    size_t memory_bytes_max;  /* of messages on their way in or out, over all calls; past it gRPC resets calls; 0: no bound */
     const struct tpo_method *methods; /* borrowed for the server's life */
     int n_methods;
     const char *stage; /* put into errors that name no stage; NULL: none */
