@@ -8,7 +8,7 @@
  * (log_path), since services write to logs that nobody reads.
  *
  * Whatever a case left running ends with it, also what has a session of its own (the services of `tpo up`): all that a case starts carries
- * TPO_TEST_CASE=its directory in its environment. */
+ * TPO_TEST_CASE=its directory in its environment, or works there. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -110,11 +110,14 @@ static void print_log(const struct job *j, const char *name)
     if (log != NULL) fclose(log);
 }
 
-/* Whether process `pid` began with MARK=dir. What belongs to others cannot be read, hence is not ours. */
+/* Whether process `pid` began with MARK=dir, or works below dir: redis-server writes its title over its environment. What belongs to others cannot be
+ * read, hence is not ours. */
 static int belongs(long pid, const char *dir)
 {
-    char path[64], *line = NULL, mark[128];
-    size_t room = 0;
+    char path[64], *line = NULL, mark[128], cwd[PATH_MAX] = "";
+    size_t room = 0, length = strlen(dir);
+    snprintf(path, sizeof(path), "/proc/%ld/cwd", pid);
+    if (readlink(path, cwd, sizeof(cwd) - 1) > 0 && strncmp(cwd, dir, length) == 0 && strchr("/ ", cwd[length]) != NULL) return 1;
     int found = 0;
     snprintf(path, sizeof(path), "/proc/%ld/environ", pid);
     snprintf(mark, sizeof(mark), "%s=%s", MARK, dir);

@@ -47,15 +47,18 @@ static struct heard ask(struct tpo_gateway *g, uv_loop_t *loop, double left_ms)
 static void a_request_that_comes_too_late_is_not_begun(void **state)
 {
     (void)state;
-    const struct tpo_gateway_settings s = {.encoder = "127.0.0.1:1",
-                                           .router = "127.0.0.1:1",
-                                           .media = {"media", 1 << 20, 1 << 20, 60},
-                                           .running_max = 1,
-                                           .waiting_max = 1,
-                                           .timeout_ms = 1000,
-                                           .timeout_max_ms = 1000,
-                                           .tokens_max = 100,
-                                           .text_max_bytes = 1000};
+    const struct tpo_gateway_settings s = {
+        .encoder = "127.0.0.1:1",
+        .router = "127.0.0.1:1",
+        .media = {.dir = "media", .budget_bytes = 1 << 20, .file_max_bytes = 1 << 20, .ttl_s = 60},
+        .running_max = 1,
+        .waiting_max = 1,
+        .timeout_ms = 1000,
+        .timeout_max_ms = 1000,
+        .tokens_max = 100,
+        .text_max_bytes = 1000,
+        .body_max_bytes = 1 << 20,
+        .bodies_max_bytes = 1 << 20};
     uv_loop_t loop;
     struct tpo_gateway *g;
     struct tpo_error err;
