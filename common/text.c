@@ -103,6 +103,13 @@ char *tpo_text_take(struct tpo_text *t)
     return data;
 }
 
+bool tpo_id_valid(const char *id, size_t most)
+{
+    static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
+    size_t n = id != NULL ? strlen(id) : 0;
+    return n > 0 && n <= most && strspn(id, allowed) == n;
+}
+
 size_t tpo_utf8_count(const char *text)
 {
     size_t n = 0;

@@ -28,6 +28,9 @@ void tpo_text_free(struct tpo_text *t);
 /* The text, which is the caller's to free; NULL when it failed. The struct is empty afterwards. */
 char *tpo_text_take(struct tpo_text *t);
 
+#define TPO_REQUEST_ID_MAX 64
+bool tpo_id_valid(const char *id, size_t most); /* 1..most of [A-Za-z0-9._-], so that it can stand in a log; NULL is not */
+
 size_t tpo_utf8_count(const char *text); /* code points of valid UTF-8 */
 
 #endif

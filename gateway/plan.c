@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "common/sha256.h"
-#include "gateway/trace.h"
+#include "common/text.h"
 
 #define TURNS_MAX 256
 #define BOXES_MAX 64

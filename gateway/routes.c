@@ -7,7 +7,6 @@
 #include "common/protojson.h"
 #include "gateway/request.h"
 #include "gateway/sse.h"
-#include "gateway/trace.h"
 #include "media.pb-c.h"
 
 #define PARSE_INLINE 65536 /* a larger body is parsed by a work thread */

@@ -2,15 +2,9 @@
 #include "gateway/trace.h"
 
 #include <openssl/rand.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
-
-bool tpo_id_valid(const char *id, size_t most)
-{
-    static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
-    size_t n = id != NULL ? strlen(id) : 0;
-    return n > 0 && n <= most && strspn(id, allowed) == n;
-}
 
 void tpo_random_hex(char *out, size_t bytes)
 {

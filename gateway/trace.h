@@ -2,15 +2,11 @@
 #ifndef TPO_GATEWAY_TRACE_H
 #define TPO_GATEWAY_TRACE_H
 
-#include <stdbool.h>
 #include <stddef.h>
 
 #define TPO_TRACE_BYTES 56
 
-#define TPO_REQUEST_ID_MAX 64
-
-bool tpo_id_valid(const char *id, size_t most); /* 1..most of [A-Za-z0-9._-]; NULL is not */
-void tpo_random_hex(char *out, size_t bytes);   /* 2 * bytes digits and a NUL */
+void tpo_random_hex(char *out, size_t bytes); /* 2 * bytes digits and a NUL */
 /* W3C trace context: the caller's trace with a span of ours, or a trace of our own where `given` is NULL or nonsense. */
 void tpo_trace_choose(char out[TPO_TRACE_BYTES], const char *given);
 

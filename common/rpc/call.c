@@ -27,32 +27,6 @@
 
 static void move(struct tpo_call *c);
 
-/* --- metadata ---------------------------------------------------------------------------------------------------------------------- */
-
-static const char *find_text(struct tpo_call *c, const char *key)
-{
-    for (size_t i = 0; i < c->metadata.count; i++) {
-        const grpc_metadata *m = &c->metadata.metadata[i];
-        if (grpc_slice_str_cmp(m->key, key) != 0 || c->n_texts == (int)(sizeof(c->texts) / sizeof(c->texts[0]))) continue;
-        char *out = c->texts[c->n_texts++];
-        size_t n = GRPC_SLICE_LENGTH(m->value) < sizeof(c->texts[0]) ? GRPC_SLICE_LENGTH(m->value) : sizeof(c->texts[0]) - 1;
-        memcpy(out, GRPC_SLICE_START_PTR(m->value), n);
-        out[n] = '\0';
-        return out;
-    }
-    return NULL;
-}
-
-/* Any other caller's id would go into logs: only what cannot forge a line is taken. */
-static void read_request_id(struct tpo_call *c)
-{
-    const char *id = find_text(c, "tpo-request-id");
-    size_t n = id != NULL ? strlen(id) : 0;
-    bool ok = n > 0 && n <= 64 && strspn(id, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-") == n;
-    memcpy(c->request_id, ok ? id : "-", (ok ? n : 1) + 1);
-    c->n_texts = 0;
-}
-
 /* --- batches ----------------------------------------------------------------------------------------------------------------------- */
 
 static void start(struct tpo_call *c, const grpc_op *ops, size_t n, struct tpo_tag *tag)
@@ -361,7 +335,7 @@ static void on_accept(void *owner, int ok)
     tpo_call_accept(s);
     grpc_op op = {.op = GRPC_OP_RECV_CLOSE_ON_SERVER, .data.recv_close_on_server.cancelled = &c->close_cancelled};
     start(c, &op, 1, &c->close_tag);
-    read_request_id(c);
+    tpo_call_read_request_id(c);
     int rc = admit(c, &err);
     c->state = CALL_OPEN;
     if (!c->quiet) atomic_fetch_add(&s->n_calls, 1);
@@ -500,14 +474,4 @@ double tpo_call_left_ms(const struct tpo_call *c)
 {
     gpr_timespec left = gpr_time_sub(c->details.deadline, gpr_now(c->details.deadline.clock_type));
     return (double)left.tv_sec * 1e3 + left.tv_nsec * 1e-6;
-}
-
-const char *tpo_call_metadata(const struct tpo_call *c, const char *key)
-{
-    return find_text((struct tpo_call *)c, key);
-}
-
-const char *tpo_call_request_id(const struct tpo_call *c)
-{
-    return c->request_id;
 }

@@ -75,6 +75,9 @@ void tpo_call_send_newest(struct tpo_call *c, const ProtobufCMessage *message); 
 void tpo_call_check_stall(struct tpo_call *c, int64_t now_us);
 const struct tpo_method *tpo_server_method(struct tpo_server *s, grpc_slice path);
 
+/* call_metadata.c */
+void tpo_call_read_request_id(struct tpo_call *c); /* "-" for none, or one that is none */
+
 /* health.c */
 void tpo_health_init(struct tpo_server *s);
 
