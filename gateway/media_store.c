@@ -74,23 +74,20 @@ static void forget(struct tpo_media_store *st, struct stored *e)
     free(e);
 }
 
-void tpo_media_touch(struct tpo_media_store *st, const char *id)
+bool tpo_media_touch(struct tpo_media_store *st, const char *id)
 {
     struct stored *e = find(st, id);
-    if (e == NULL) return;
+    if (e == NULL) return false;
     e->used = time(NULL);
     list_remove(st, e);
     list_push(st, e);
+    return true;
 }
 
 void tpo_media_store_add(struct tpo_media_store *st, const char *id, uint64_t size, time_t used)
 {
-    struct stored *e = find(st, id);
-    if (e != NULL) {
-        tpo_media_touch(st, id);
-        return;
-    }
-    e = calloc(1, sizeof(*e));
+    if (tpo_media_touch(st, id)) return;
+    struct stored *e = calloc(1, sizeof(*e));
     if (e == NULL) return;
     snprintf(e->id, sizeof(e->id), "%s", id);
     e->size = size;
@@ -119,6 +116,46 @@ bool tpo_media_store_make_room(struct tpo_media_store *st)
     while ((st->n > st->s.files_max || st->bytes + st->incoming > st->s.budget_bytes) && st->oldest != NULL) evict(st, st->oldest);
     return st->bytes + st->incoming <= st->s.budget_bytes;
 }
+
+/* --- one that may have come by another way ------------------------------------------------------------------------------------------- */
+
+struct look {
+    uv_fs_t req;
+    struct tpo_media_store *store;
+    char id[65];
+    void (*on_known)(void *owner, bool known);
+    void *owner;
+};
+
+static void on_stat(uv_fs_t *req)
+{
+    struct look *l = req->data;
+    const bool known = req->result == 0 && S_ISREG(req->statbuf.st_mode);
+    if (known) tpo_media_store_add(l->store, l->id, req->statbuf.st_size, time(NULL));
+    uv_fs_req_cleanup(req);
+    l->on_known(l->owner, known);
+    tpo_media_store_release(l->store);
+    free(l);
+}
+
+bool tpo_media_look(struct tpo_media_store *st, const char *id, void (*on_known)(void *owner, bool known), void *owner)
+{
+    char path[PATH_MAX];
+    struct look *l = calloc(1, sizeof(*l));
+    if (l == NULL) return false;
+    *l = (struct look){.store = st, .on_known = on_known, .owner = owner};
+    l->req.data = l;
+    snprintf(l->id, sizeof(l->id), "%s", id);
+    snprintf(path, sizeof(path), "%s/%s", st->dir, id);
+    if (uv_fs_stat(st->loop, &l->req, path, on_stat) < 0) {
+        free(l);
+        return false;
+    }
+    st->users++;
+    return true;
+}
+
+/* --- opening and closing --------------------------------------------------------------------------------------------------------------- */
 
 static void on_sweep(uv_timer_t *timer)
 {

@@ -35,7 +35,11 @@ int tpo_media_store_open(struct tpo_media_store **out, uv_loop_t *loop, const st
 void tpo_media_store_close(struct tpo_media_store *store);
 uint64_t tpo_media_store_bytes(const struct tpo_media_store *store);
 int tpo_media_store_files(const struct tpo_media_store *store);
-void tpo_media_touch(struct tpo_media_store *store, const char *id);
+bool tpo_media_touch(struct tpo_media_store *store,
+                     const char *id); /* used now; false: it isn't counted here, look whether it lies there */
+/* Whether a file of this id lies in the directory, put there by another gateway: then it is counted here, too. on_known always comes, but
+ * where this answers false: out of memory. */
+bool tpo_media_look(struct tpo_media_store *store, const char *id, void (*on_known)(void *owner, bool known), void *owner);
 
 /* on_room: more may be added after tpo_upload_add answered false; may be NULL. on_done comes once, after tpo_upload_end or at the
  * first error (err->code != TPO_OK), and frees the upload. `expected` is the id the client announced, or "" or NULL.

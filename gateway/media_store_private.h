@@ -17,7 +17,7 @@ struct tpo_media_store {
     struct stored *newest, *oldest;
     void *by_id; /* the same, as a tree of tsearch */
     uint64_t bytes, incoming;
-    int n, users; /* uploads and readers that live */
+    int n, users; /* uploads, readers and looks that live */
     bool closing;
 };
 

@@ -5,7 +5,7 @@
  *      |    media_     |    |                         +-- task call: its head starts at once, beside GENERATING, and may run
  *      |    missing    v    |                             into HEADS; a head may ask for media too
  *      |               PUTTING
- *      +--turn, inline data--> STORING --stored--> ENCODING
+ *      +--turn, inline data, or an id to look for--> STORING --stored, found--> ENCODING
  *
  * With its turn a request is stamped with a version of the weights for all its hops (versions.h draws the rules). Where the peers have
  * none in common, or a stage refuses it before anything was streamed:
@@ -257,17 +257,44 @@ static void on_stored(void *owner, const char *id, uint64_t size, const struct t
     tpo_request_release(r);
 }
 
+static void on_looked(void *owner, bool known)
+{
+    struct tpo_request *r = owner;
+    struct tpo_error err;
+    if (!tpo_request_over(r) && known) {
+        tpo_encoder_call_open(r);
+    } else if (!tpo_request_over(r)) {
+        tpo_fail(&err, TPO_NOT_FOUND, "media_unknown", "no media of this id is here; send it again");
+        tpo_request_finish(r, &err);
+    }
+    tpo_request_release(r);
+}
+
+/* An id that this gateway was not sent counts only where the file lies in a directory that it shares: what caches of services hold is no right to it. */
+static void look_for(struct tpo_request *r)
+{
+    struct tpo_error err;
+    r->holds++;
+    if (tpo_media_look(r->g->media, r->media_id, on_looked, r)) return;
+    r->holds--;
+    tpo_fail(&err, TPO_RESOURCE_EXHAUSTED, "memory", "out of memory");
+    tpo_request_finish(r, &err);
+}
+
 static void store(struct tpo_request *r)
 {
     struct tpo_error err;
     Tpo__V1__MediaSource *m = r->q->n_media > 0 ? r->q->media[0] : NULL;
-    if (m == NULL || m->id[0] != '\0') {
-        if (m != NULL) snprintf(r->media_id, sizeof(r->media_id), "%s", m->id);
-        if (m != NULL) tpo_media_touch(r->g->media, m->id);
+    if (m != NULL) snprintf(r->media_id, sizeof(r->media_id), "%s", m->id);
+    if (m == NULL || (m->id[0] != '\0' && tpo_media_touch(r->g->media, m->id))) {
         tpo_encoder_call_open(r);
         return;
     }
     r->state = STORING;
+    if (m->id[0] != '\0') {
+        look_for(r);
+        return;
+    }
     r->upload = tpo_upload_open(r->g->media, NULL, NULL, on_stored, r);
     if (r->upload == NULL) {
         tpo_fail(&err, TPO_RESOURCE_EXHAUSTED, "memory", "out of memory");
