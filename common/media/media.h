@@ -20,6 +20,8 @@
 
 #include "common/status.h"
 
+#define TPO_MEDIA_SECONDS_MAX 1e7 /* no frame is told to be later; what a file claims beyond is told as 0 */
+
 struct tpo_media_options {
     const char *program; /* NULL: tpo-media beside the running program */
     int n_workers;       /* 0: 1 */

@@ -102,16 +102,24 @@ static void on_encode(void *owner, struct tpo_call *call, ProtobufCMessage *mess
 }
 
 /* --- looking and loading ------------------------------------------------------------------------------------------------------------- */
+/* Whether a value is one that this encoder could have made. Another program with our secret could have put something else under the key. */
+static bool fits(const struct tpo_cached *v, const struct tpo_config *c)
+{
+    bool sound = v->dtype == TPO_F32 && v->n_dims == 2 && v->shape[0] == tpo_config_queries(c) &&
+                 v->shape[1] == c->bridge.hidden_size && v->n_frames >= 1 && v->n_frames <= c->vision_encoder.num_frames &&
+                 v->width >= 1 && v->height >= 1 && v->duration_s >= 0;
+    for (int i = 0; sound && i < v->n_frames; i++) sound = v->times[i] >= 0 && v->times[i] <= TPO_MEDIA_SECONDS_MAX;
+    return sound;
+}
+
 static bool from_cache(struct service *s, struct tpo_encode *r, double began_ms)
 {
     struct tpo_cached v;
-    const int want[2] = {tpo_config_queries(&s->config), s->config.bridge.hidden_size};
     if (s->cache == NULL || tpo_cache_get(s->cache, &r->key, &v) != TPO_CACHE_HIT) return false;
-    /* Another program with our secret could have put something else under the key. */
-    bool fits = v.dtype == TPO_F32 && v.n_dims == 2 && v.shape[0] == want[0] && v.shape[1] == want[1] && v.n_frames >= 1;
-    if (fits) tpo_requests_land(&s->requests, r, &v, "hit", "hit", began_ms, NULL);
+    bool sound = fits(&v, &s->config);
+    if (sound) tpo_requests_land(&s->requests, r, &v, "hit", "hit", began_ms, NULL);
     tpo_cached_free(&v);
-    return fits;
+    return sound;
 }
 
 static int run_encode(void *self, struct tpo_job *job);

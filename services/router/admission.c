@@ -5,9 +5,26 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PROMPT_IDS_MAX 4096
+#include "common/media/media.h"
 
-int tpo_admission_check(const struct tpo_router_request *q, struct tpo_error *err)
+#define PROMPT_IDS_MAX 4096
+#define TURNS_MAX      256
+
+/* Each turn takes a few ids and each time a few bytes of the prompt, however short its message is. */
+static int check_counts(const struct tpo_router_request *q, const struct tpo_config *c, struct tpo_error *err)
+{
+    if (q->n_turns > TURNS_MAX) return tpo_fail(err, TPO_INVALID_ARGUMENT, "turns", "%d turns, at most %d", q->n_turns, TURNS_MAX);
+    if (q->n_frames > c->vision_encoder.num_frames)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "frames", "%d frames, the model takes %d at most", q->n_frames,
+                        c->vision_encoder.num_frames);
+    for (int i = 0; i < q->n_frames; i++)
+        if (!(q->frame_times_s[i] >= 0 && q->frame_times_s[i] <= TPO_MEDIA_SECONDS_MAX))
+            return tpo_fail(err, TPO_INVALID_ARGUMENT, "frames", "the time of frame %d is not from 0 to %.0f s", i,
+                            TPO_MEDIA_SECONDS_MAX);
+    return TPO_OK;
+}
+
+int tpo_admission_check(const struct tpo_router_request *q, const struct tpo_config *c, struct tpo_error *err)
 {
     const char *kind = q->media_kind;
     if (q->visual != NULL && (kind == NULL || (strcmp(kind, "image") != 0 && strcmp(kind, "video") != 0)))
@@ -20,7 +37,7 @@ int tpo_admission_check(const struct tpo_router_request *q, struct tpo_error *er
         for (int k = 0; k < 4; k++)
             if (!isfinite(q->boxes[i][k]))
                 return tpo_fail(err, TPO_INVALID_ARGUMENT, "box_range", "box %d holds a number that is none", i);
-    return TPO_OK;
+    return check_counts(q, c, err);
 }
 
 int tpo_admission_prompt(struct tpo_prompt *out, const struct tpo_router_request *q, const struct tpo_tokenizer *tokenizer,

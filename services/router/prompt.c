@@ -19,6 +19,7 @@ struct build {
     const struct tpo_tokenizer *t;
     const struct tpo_config *c; /* NULL for the kit's templates */
     bool bos, added;
+    int ids_max; /* 0: no bound */
     struct tpo_error *err;
 };
 
@@ -60,6 +61,8 @@ static int reserve(struct build *b, int more)
 static int push(struct build *b, int32_t id, int32_t visual, int32_t label, float weight)
 {
     struct tpo_prompt *p = b->p;
+    if (b->ids_max > 0 && p->n >= b->ids_max)
+        return tpo_fail(b->err, TPO_INVALID_ARGUMENT, "prompt_too_long", "the prompt takes more than %d tokens", b->ids_max);
     int rc = reserve(b, 1);
     if (rc != TPO_OK) return rc;
     p->ids[p->n] = id;
@@ -212,7 +215,7 @@ static struct build begin(struct tpo_prompt *p, const struct tpo_tokenizer *t, c
 {
     p->n = p->n_prefix = p->question = p->answer = p->n_slots = p->n_boxes = p->question_bytes = 0;
     p->words.n = 0;
-    return (struct build){p, t, c, c == NULL || c->bos_per_segment, false, err};
+    return (struct build){p, t, c, c == NULL || c->bos_per_segment, false, 0, err};
 }
 
 /* Timestamps, then the system text after a space; an empty one where there is neither. */
@@ -264,6 +267,7 @@ int tpo_prompt_serve(struct tpo_prompt *p, const struct tpo_tokenizer *t, const 
     struct build b = begin(p, t, c, err);
     int rc = check_turns(q, err);
     if (rc != TPO_OK) return rc;
+    b.ids_max = q->ids_max;
     bool system = strcmp(q->turns[0].role, "system") == 0;
     const char *question = q->turns[q->n_turns - 1].text;
     bool times = q->media_kind != NULL && strcmp(q->media_kind, "video") == 0 && strstr(question, "timestamp") != NULL;
@@ -273,8 +277,6 @@ int tpo_prompt_serve(struct tpo_prompt *p, const struct tpo_tokenizer *t, const 
         rc = (i - system) % 2 == 0 ? earlier_question(&b, q->turns[i].text) : answer(&b, q->turns[i].text, false, 0, 0);
     if (rc == TPO_OK) rc = last_question(&b, question, q->n_boxes);
     p->answer = p->n;
-    if (rc == TPO_OK && p->n > q->ids_max)
-        rc = tpo_fail(err, TPO_INVALID_ARGUMENT, "prompt_too_long", "the prompt takes %d tokens, at most %d", p->n, q->ids_max);
     return rc;
 }
 

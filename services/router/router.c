@@ -199,7 +199,7 @@ int tpo_router_submit(struct tpo_router *r, const struct tpo_router_request *q, 
 {
     struct sequence s = {.phase = PROMPT, .on = *on, .finish = "length", .weights = q->weights};
     struct sequence *slot = free_sequence(r);
-    int rc = tpo_admission_check(q, err);
+    int rc = tpo_admission_check(q, &r->config, err);
     if (rc == TPO_OK) rc = tpo_routing_init(&s.routing, &r->config, q->task, q->visual != NULL, err);
     if (rc == TPO_OK && slot == NULL)
         rc = tpo_fail(err, TPO_UNAVAILABLE, "kv_busy", "%d sequences are in flight", r->options.max_sequences);

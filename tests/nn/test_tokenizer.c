@@ -230,6 +230,13 @@ static void refuses_what_is_no_conversation(void **state)
     assert_int_equal(tpo_prompt_serve(&p, tokenizer, &config, &q, &err), TPO_INVALID_ARGUMENT);
     assert_string_equal(err.reason, "prompt_too_long");
     free(long_text);
+    /* What is too long is no longer built on: the rows stay at the bound. */
+    const struct tpo_prompt_turn many[] = {{"user", "What is this and where?"}, {"assistant", "A dog."}, {"user", "And there?"}};
+    q = ask(many, 3);
+    q.ids_max = 100;
+    assert_int_equal(tpo_prompt_serve(&p, tokenizer, &config, &q, &err), TPO_INVALID_ARGUMENT);
+    assert_string_equal(err.reason, "prompt_too_long");
+    assert_int_equal(p.n, 100);
     tpo_prompt_free(&p);
     close_kit();
 }

@@ -313,6 +313,52 @@ static void tasks_are_banned_and_forced(void **state)
     close_router();
 }
 
+static int submit_plain(const struct tpo_router_request *q, struct tpo_error *err)
+{
+    static struct heard h;
+    const struct tpo_router_events on = {&h, on_text, on_task, on_done, NULL};
+    *err = (struct tpo_error){0};
+    return tpo_router_submit(router, q, &on, &h.handle, err);
+}
+
+static void a_flood_of_frames_or_turns_is_refused(void **state)
+{
+    (void)state;
+    enum { TURNS = 257, FRAMES = 1024 };
+    static struct tpo_chat_turn turns[TURNS];
+    static double times[FRAMES];
+    static const double bad[] = {1e308, -0.5, 1.0001e7, NAN, INFINITY};
+    struct tpo_error err;
+    open_router("trained", 8 << 20, 4, 64, true);
+    for (int i = 0; i < TURNS; i++) turns[i] = (struct tpo_chat_turn){i % 2 ? "assistant" : "user", ""};
+    struct tpo_router_request q = {.n_turns = TURNS, .turns = turns, .task = "none", .max_new_tokens = 1};
+    assert_int_equal(submit_plain(&q, &err), TPO_INVALID_ARGUMENT);
+    assert_string_equal(err.reason, "turns");
+    assert_non_null(strstr(err.message, "at most 256"));
+    const struct tpo_chat_turn turn = {"user", "Give the timestamps."};
+    q = (struct tpo_router_request){.n_turns = 1,
+                                    .turns = &turn,
+                                    .task = "none",
+                                    .media_kind = "video",
+                                    .visual = visual,
+                                    .n_frames = FRAMES,
+                                    .frame_times_s = times,
+                                    .max_new_tokens = 1};
+    assert_true(config.vision_encoder.num_frames < FRAMES);
+    assert_int_equal(submit_plain(&q, &err), TPO_INVALID_ARGUMENT);
+    assert_string_equal(err.reason, "frames");
+    q.n_frames = config.vision_encoder.num_frames;
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        times[q.n_frames - 1] = bad[i];
+        assert_int_equal(submit_plain(&q, &err), TPO_INVALID_ARGUMENT);
+        assert_string_equal(err.reason, "frames");
+    }
+    times[q.n_frames - 1] = 1e7;
+    assert_int_equal(submit_plain(&q, &err), TPO_OK);
+    run_all();
+    close_router();
+}
+
 static void memory_is_reserved_and_returned(void **state)
 {
     (void)state;
@@ -428,6 +474,6 @@ static void samples_from_the_nucleus(void **state)
 
 TPO_TESTS(cmocka_unit_test(same_answer_alone_and_among_eight), cmocka_unit_test(task_vector_as_the_tape),
           cmocka_unit_test(merged_adapters_say_the_same), cmocka_unit_test(tasks_are_banned_and_forced),
-          cmocka_unit_test(memory_is_reserved_and_returned), cmocka_unit_test(the_default_pool_holds_whole_prompts),
-          cmocka_unit_test(cancelled_ones_end_and_others_go_on), cmocka_unit_test(a_cancelled_prefill_gives_its_memory_back),
-          cmocka_unit_test(samples_from_the_nucleus))
+          cmocka_unit_test(a_flood_of_frames_or_turns_is_refused), cmocka_unit_test(memory_is_reserved_and_returned),
+          cmocka_unit_test(the_default_pool_holds_whole_prompts), cmocka_unit_test(cancelled_ones_end_and_others_go_on),
+          cmocka_unit_test(a_cancelled_prefill_gives_its_memory_back), cmocka_unit_test(samples_from_the_nucleus))

@@ -2,6 +2,12 @@
 #include "tests/common/media/files.h"
 #include "tests/services/encoder/live.h"
 
+#include <math.h>
+
+#include "common/cache.h"
+#include "common/dtype.h"
+#include "services/encoder/frames.h"
+
 static void begin(struct live *l)
 {
     memset(l, 0, sizeof(*l));
@@ -126,6 +132,81 @@ static void a_hit_gives_the_same_bits(void **state)
     live_redis(&l);
     becomes_hit(&l, film, &second);
     tpo_payload_free(&second);
+    end(&l);
+}
+
+/* Puts a value under the key that the encoder will look for, as whoever can write to the Redis can. */
+static void put_forged(struct live *l, const char *id, const char *digest, const struct tpo_cached *v)
+{
+    char address[64], rule[96];
+    struct tpo_config c;
+    struct tpo_cache_key key;
+    struct tpo_error err = {0};
+    tpo_cache_t *cache;
+    assert_int_equal(tpo_config_load(&c, "model", &err), TPO_OK);
+    const char *const parts[] = {"encoder", id, tpo_frames_rule(rule, sizeof(rule), &c), digest, "f32"};
+    tpo_cache_key_make(&key, parts, 5);
+    snprintf(address, sizeof(address), "127.0.0.1:%d", l->redis_port);
+    const struct tpo_cache_options options = {.address = address, .name = "test"};
+    assert_int_equal(tpo_cache_open(&cache, &options, &err), TPO_OK);
+    struct tpo_cached back;
+    for (int i = 0; i < 500; i++) {
+        tpo_cache_put(cache, &key, v);
+        usleep(10000);
+        if (tpo_cache_get(cache, &key, &back) != TPO_CACHE_HIT) continue;
+        tpo_cached_free(&back);
+        tpo_cache_close(cache);
+        return;
+    }
+    fail_msg("the forged value never came to be");
+}
+
+static void a_value_no_film_could_have_is_a_miss(void **state)
+{
+    (void)state;
+    enum { FRAMES = 4096, FORGERIES = 8 };
+    static uint32_t indices[FRAMES];
+    static double times[FRAMES];
+    static _Alignas(64) float data[64 * 128];
+    const struct {
+        int n_frames;
+        uint32_t width, height;
+        double time_s, duration_s;
+        const char *cache;
+    } cases[FORGERIES] = {{1, 64, 48, 0.5, 1, "hit"},  {0, 64, 48, 0.5, 1, "miss"}, {FRAMES, 64, 48, 0.5, 1, "miss"},
+                          {1, 0, 48, 0.5, 1, "miss"},  {1, 64, 0, 0.5, 1, "miss"},  {1, 64, 48, 1e308, 1, "miss"},
+                          {1, 64, 48, NAN, 1, "miss"}, {1, 64, 48, 0.5, -1, "miss"}};
+    struct live l;
+    struct tpo_payload visual = {0};
+    struct tpo_error err = {0};
+    Tpo__V1__EncodeReply *reply;
+    char id[TPO_SHA256_HEX], digest[72], name[32];
+    begin(&l);
+    shell(FFMPEG "-f lavfi -i testsrc2=size=64x48:rate=8 -frames:v 9 still%%d.png");
+    put_file(&l, "still9.png", id);
+    assert_int_equal(live_encode(&l, id, &reply, &visual, &err), TPO_OK);
+    snprintf(digest, sizeof(digest), "%s", reply->digest);
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    tpo_payload_free(&visual);
+    for (int i = 0; i < FORGERIES; i++) {
+        const struct tpo_cached v = {.dtype = TPO_F32,
+                                     .n_dims = 2,
+                                     .shape = {64, 128},
+                                     .data = data,
+                                     .data_bytes = sizeof(data),
+                                     .width = cases[i].width,
+                                     .height = cases[i].height,
+                                     .duration_s = cases[i].duration_s,
+                                     .n_frames = cases[i].n_frames,
+                                     .indices = indices,
+                                     .times = times};
+        times[0] = cases[i].time_s;
+        snprintf(name, sizeof(name), "still%d.png", i + 1);
+        put_file(&l, name, id);
+        put_forged(&l, id, digest, &v);
+        if (strcmp(encoded(&l, id, &visual), cases[i].cache) != 0) fail_msg("forgery %d is no %s", i, cases[i].cache);
+        tpo_payload_free(&visual);
+    }
     end(&l);
 }
 
@@ -502,9 +583,10 @@ static void what_is_in_flight_ends_before_the_process(void **state)
     end(&l);
 }
 
-TPO_TESTS(cmocka_unit_test(a_hit_gives_the_same_bits), cmocka_unit_test(equal_misses_encode_once),
-          cmocka_unit_test(who_is_aboard_outlives_the_leader), cmocka_unit_test(a_load_ends_with_the_deadline_of_who_waits),
-          cmocka_unit_test(a_leaders_deadline_is_not_its_passengers), cmocka_unit_test(nobody_waits_nothing_is_encoded),
-          cmocka_unit_test(a_hit_does_not_wait_for_a_decoder), cmocka_unit_test(what_was_decoded_for_nobody_is_not_encoded),
-          cmocka_unit_test(bad_media_are_typed_errors), cmocka_unit_test(an_upload_that_ends_early_leaves_nothing),
-          cmocka_unit_test(a_full_queue_is_told_at_once), cmocka_unit_test(what_is_in_flight_ends_before_the_process))
+TPO_TESTS(cmocka_unit_test(a_hit_gives_the_same_bits), cmocka_unit_test(a_value_no_film_could_have_is_a_miss),
+          cmocka_unit_test(equal_misses_encode_once), cmocka_unit_test(who_is_aboard_outlives_the_leader),
+          cmocka_unit_test(a_load_ends_with_the_deadline_of_who_waits), cmocka_unit_test(a_leaders_deadline_is_not_its_passengers),
+          cmocka_unit_test(nobody_waits_nothing_is_encoded), cmocka_unit_test(a_hit_does_not_wait_for_a_decoder),
+          cmocka_unit_test(what_was_decoded_for_nobody_is_not_encoded), cmocka_unit_test(bad_media_are_typed_errors),
+          cmocka_unit_test(an_upload_that_ends_early_leaves_nothing), cmocka_unit_test(a_full_queue_is_told_at_once),
+          cmocka_unit_test(what_is_in_flight_ends_before_the_process))
