@@ -97,6 +97,8 @@ static void eval_tells_what_is_wrong(void **state)
     refused("tpo eval", "nowhere --threads 0", "--threads 0: must be 1 .. 256");
     refused("tpo eval", "nowhere --n 1", "--n 1: must be 2 ..");
     refused("tpo eval", "nowhere --frames 1", "--frames 1: must be 2 ..");
+    refused("tpo eval", "nowhere --frames 9", "--frames 9: must be 2 .. 8");
+    refused("tpo eval", "nowhere --kinds direction --images", "none of these is asked");
     refused("tpo eval", "nowhere --kinds \"how many,how much\"", "no kind is named \"how much\"");
     assert_int_equal(status_of("tpo eval", "nowhere --kinds \"how many,is there\" --images"), 1);
 }

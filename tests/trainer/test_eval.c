@@ -3,6 +3,9 @@
 
 #include <jansson.h>
 #include <math.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "trainer/eval/eval.h"
 #include "trainer/model_folder.h"
@@ -78,7 +81,6 @@ static void answers_do_not_depend_on_company(void **state)
     assert_int_equal(tpo_asker_run(a, items, N, together, NULL, &err), TPO_OK);
     for (int i = 0; i < N; i++) {
         assert_int_equal(tpo_asker_run(a, &items[i], 1, &alone, NULL, &err), TPO_OK);
-        assert_int_equal(alone.status, TPO_OK);
         assert_string_equal(alone.text, together[i].text);
         assert_int_equal(alone.called, together[i].called);
         assert_memory_equal(alone.box, together[i].box, sizeof(alone.box));
@@ -109,9 +111,77 @@ static void random_weights_know_nothing(void **state)
     json_t *j = json_load_file("scores.json", 0, NULL);
     json_t *box = json_object_get(json_object_get(json_object_get(j, "held_out"), "image"), "attribute box");
     assert_int_equal(json_integer_value(json_object_get(json_object_get(box, "seen"), "n")), 6);
+    assert_true(json_is_null(json_object_get(json_object_get(j, "routing"), "unseen")));
     json_decref(j);
     model_close(a);
+    memset(&e, 0, sizeof(e)); /* nothing asked: no number, and still JSON */
+    assert_int_equal(tpo_eval_write_json(&e, "none.json"), 0);
+    j = json_load_file("none.json", 0, NULL);
+    assert_true(json_is_null(json_object_get(json_object_get(j, "routing"), "trained")));
+    json_decref(j);
+}
+
+/* Every value of the file that comes after its header, all bits set: NaN. */
+static void poison(const char *path)
+{
+    uint64_t header;
+    struct stat st;
+    FILE *f = fopen(path, "r+b");
+    assert_non_null(f);
+    assert_int_equal(fread(&header, sizeof(header), 1, f), 1);
+    assert_int_equal(fstat(fileno(f), &st), 0);
+    assert_int_equal(fseek(f, (long)(8 + header), SEEK_SET), 0);
+    for (long left = (long)st.st_size - (long)(8 + header); left > 0; left--) fputc(0xff, f);
+    assert_int_equal(fclose(f), 0);
+}
+
+static void a_model_of_nan_is_an_error(void **state)
+{
+    (void)state;
+    char from[4096], command[4200];
+    struct tpo_eval_row row;
+    struct tpo_error err = {0};
+    snprintf(from, sizeof(from), "%s/models/small", tpo_test_source());
+    if (tpo_model_folder_write("nan", from, 1, 7, TPO_F32, &err) != TPO_OK) fail_msg("%s", err.message);
+    poison("nan/model.safetensors");
+    struct tpo_asker *a = model_open("nan");
+    assert_int_not_equal(tpo_eval_row(a, &row, TPO_WORLD_HELD_OUT, TPO_KIND_COUNT, 1, TPO_WORLD_TRAINED_PHRASING, 2, true, &err),
+                         TPO_OK);
+    assert_true(err.message[0] != '\0');
+    model_close(a);
+    snprintf(command, sizeof(command), "%s/tpo-trainer eval nan --n 2 --images --kinds 'how many' --out . >out 2>err",
+             tpo_test_build());
+    assert_int_equal(WEXITSTATUS(system(command)), 1);
+    assert_int_equal(access("scores.json", F_OK), -1);
+}
+
+/* A model of 16 frames: the worlds' clips have 8 at most, which it takes where its positions are stretched; told before anything is asked. */
+static void clips_the_model_cannot_take_are_told_first(void **state)
+{
+    (void)state;
+    char command[4400];
+    struct tpo_error err = {0};
+    for (int stretched = 0; stretched < 2; stretched++) {
+        snprintf(
+            command, sizeof(command),
+            "rm -rf from long && mkdir from && cp %s/models/small/*.json %s/models/small/tokenizer.model from && "
+            "sed -i 's/\"num_frames\": 8/\"num_frames\": 16/; s/\"ext_position\": true/\"ext_position\": %s/' from/config.json",
+            tpo_test_source(), tpo_test_source(), stretched ? "true" : "false");
+        assert_int_equal(system(command), 0);
+        if (tpo_model_folder_write("long", "from", 1, 7, TPO_F32, &err) != TPO_OK) fail_msg("%s", err.message);
+        struct tpo_asker *a = model_open("long");
+        assert_int_equal(tpo_asker_frames(a), 8);
+        assert_int_equal(tpo_asker_takes(a, 1, &err), TPO_OK);
+        assert_int_equal(tpo_asker_takes(a, 8, &err), stretched ? TPO_OK : TPO_INVALID_ARGUMENT);
+        if (!stretched) assert_string_equal(err.reason, "frame_count");
+        model_close(a);
+        if (stretched) continue;
+        snprintf(command, sizeof(command), "%s/tpo-trainer eval long --n 2 --kinds 'how many' >out 2>err", tpo_test_build());
+        assert_int_equal(WEXITSTATUS(system(command)), 1);
+        assert_int_equal(system("grep -q 'a clip of 8 frames' err"), 0);
+    }
 }
 
 TPO_TESTS(cmocka_unit_test(the_small_model_sees), cmocka_unit_test(answers_do_not_depend_on_company),
-          cmocka_unit_test(random_weights_know_nothing))
+          cmocka_unit_test(random_weights_know_nothing), cmocka_unit_test(a_model_of_nan_is_an_error),
+          cmocka_unit_test(clips_the_model_cannot_take_are_told_first))

@@ -21,6 +21,7 @@ struct tpo_asker {
     struct tpo_region *region;
     void (*answered)(void *owner); /* NULL: nobody watches */
     void *owner;
+    struct tpo_error failed; /* the first of a run */
 };
 
 int tpo_asker_open(struct tpo_asker **out, struct tpo_stream *stream, const char *folder, struct tpo_error *err)
@@ -60,9 +61,21 @@ int tpo_asker_side(const struct tpo_asker *a)
 {
     return a->config.vision_encoder.img_size;
 }
+
 int tpo_asker_frames(const struct tpo_asker *a)
 {
-    return a->config.vision_encoder.num_frames;
+    const int most = a->config.vision_encoder.num_frames;
+    return most < TPO_WORLD_FRAMES_MAX ? most : TPO_WORLD_FRAMES_MAX;
+}
+
+int tpo_asker_takes(const struct tpo_asker *a, int frames, struct tpo_error *err)
+{
+    return tpo_encoder_takes(a->encoder, frames, err);
+}
+
+static void fail_run(struct tpo_asker *a, const struct tpo_error *err)
+{
+    if (a->failed.code == TPO_OK) a->failed = *err;
 }
 
 struct asked {
@@ -84,18 +97,20 @@ static int on_text(void *owner, const char *text, size_t length)
 static int on_task(void *owner, const char *task, int index, int text_offset, const float *e, int D)
 {
     struct asked *q = owner;
+    struct tpo_error err = {0};
     (void)index, (void)text_offset, (void)D;
     if (strcmp(task, "region") != 0 || q->answer->called) return 0;
-    q->answer->called = tpo_region_run(q->asker->region, q->answer->box, e, 1, NULL) == TPO_OK;
-    return 0;
+    q->answer->called = tpo_region_run(q->asker->region, q->answer->box, e, 1, &err) == TPO_OK;
+    if (!q->answer->called) fail_run(q->asker, &err);
+    return !q->answer->called;
 }
 
 static void on_done(void *owner, int status, const char *finish_reason, int prompt_tokens, int completion_tokens,
                     const struct tpo_error *err)
 {
     struct asked *q = owner;
-    (void)finish_reason, (void)prompt_tokens, (void)completion_tokens, (void)err;
-    q->answer->status = status;
+    (void)finish_reason, (void)prompt_tokens, (void)completion_tokens;
+    if (status != TPO_OK) fail_run(q->asker, err);
     (*q->in_flight)--;
     if (q->asker->answered != NULL) q->asker->answered(q->asker->owner);
 }
@@ -126,7 +141,7 @@ static int answer_all(struct tpo_asker *a, const struct tpo_world_item *items, i
     const size_t size = (size_t)tpo_config_queries(&a->config) * (size_t)a->config.bridge.hidden_size;
     struct asked *asked = calloc((size_t)n, sizeof(*asked));
     int in_flight = 0, rc = asked != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for questions");
-    for (int i = 0; i < n && rc == TPO_OK;) {
+    for (int i = 0; i < n && rc == TPO_OK && a->failed.code == TPO_OK;) {
         asked[i] = (struct asked){a, &out[i], &in_flight};
         rc = in_flight < IN_FLIGHT ? submit(a, &items[i], visuals + (size_t)((i + shift) % n) * size, &asked[i], err)
                                    : TPO_UNAVAILABLE;
@@ -140,13 +155,16 @@ static int answer_all(struct tpo_asker *a, const struct tpo_world_item *items, i
     }
     while (in_flight > 0) tpo_router_step(a->router);
     free(asked);
-    return rc;
+    if (rc != TPO_OK || a->failed.code == TPO_OK) return rc;
+    if (err != NULL) *err = a->failed;
+    return a->failed.code;
 }
 
 int tpo_asker_run(struct tpo_asker *a, const struct tpo_world_item *items, int n, struct tpo_asker_answer *seen,
                   struct tpo_asker_answer *blind, struct tpo_error *err)
 {
     const size_t size = (size_t)tpo_config_queries(&a->config) * (size_t)a->config.bridge.hidden_size;
+    a->failed = (struct tpo_error){0};
     float *visuals = malloc(sizeof(float) * size * (size_t)n);
     int rc = visuals != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for %d pictures", n);
     for (int i = 0; i < n && rc == TPO_OK; i++)

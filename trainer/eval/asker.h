@@ -13,7 +13,6 @@ struct tpo_asker_answer {
     int length;
     bool called; /* the region head */
     float box[4];
-    int status; /* TPO_OK, or why the sequence ended without an answer */
 };
 
 struct tpo_asker;
@@ -24,10 +23,12 @@ void tpo_asker_close(struct tpo_asker *a); /* accepts NULL */
 /* Calls answered(owner) after each answer. */
 void tpo_asker_watch(struct tpo_asker *a, void (*answered)(void *owner), void *owner);
 int tpo_asker_side(const struct tpo_asker *a);   /* pixels of a picture */
-int tpo_asker_frames(const struct tpo_asker *a); /* most frames of a clip */
+int tpo_asker_frames(const struct tpo_asker *a); /* most frames of a clip that a world makes */
+/* INVALID_ARGUMENT when it takes no clips of so many frames. */
+int tpo_asker_takes(const struct tpo_asker *a, int frames, struct tpo_error *err);
 
 /* Looks at n items' pixels once, then answers their questions: seen[i] about its own picture, and, where blind is not NULL, blind[i] about the
- * next item's. n >= 2 for blind ones. */
+ * next item's. n >= 2 for blind ones. The first question that ends without an answer, or call without a box, ends the run with its error. */
 int tpo_asker_run(struct tpo_asker *a, const struct tpo_world_item *items, int n, struct tpo_asker_answer *seen,
                   struct tpo_asker_answer *blind, struct tpo_error *err);
 

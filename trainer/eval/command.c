@@ -17,8 +17,8 @@ static const struct tpo_setting rows[] = {
     {"n", TPO_SET_INT, &set.n, "500", .min = 2, .max = 100000,
      .help = "questions per kind; relations get four times as many, so that over N are hard"},
     {"images", TPO_SET_BOOL, &set.images, "no", .help = "images only, no clips"},
-    {"frames", TPO_SET_INT, &set.frames, NULL, .min = 2, .max = 100000,
-     .help = "of a clip, 2..8; nothing: as many as the model takes"},
+    {"frames", TPO_SET_INT, &set.frames, NULL, .min = 2, .max = TPO_WORLD_FRAMES_MAX,
+     .help = "of a clip, 2..8; nothing: as many as the model takes, 8 at most"},
     {"kinds", TPO_SET_TEXT, &set.kinds, NULL, .what = "A,B",
      .help = "of these kinds only (nothing: of all), out of" TPO_WORLD_KIND_MAP(QUOTED)},
     {"held-out", TPO_SET_BOOL, &set.held_out, "no", .help = "without the second split and the unseen phrasings"},
@@ -141,7 +141,8 @@ static int read_arguments(struct walk *w, int *argc, char **argv, struct tpo_err
     w->e->n = (int)set.n;
     w->e->frames = (int)set.frames;
     w->total = questions_of(w);
-    return TPO_OK;
+    if (w->total > 0) return TPO_OK;
+    return tpo_fail(err, TPO_INVALID_ARGUMENT, "kinds", "--kinds %s: with --images none of these is asked", set.kinds);
 }
 
 static int score(struct walk *w, const char *model, struct tpo_error *err)
@@ -151,9 +152,8 @@ static int score(struct walk *w, const char *model, struct tpo_error *err)
     int rc = tpo_stream_open(&stream, set.device, (int)set.threads, err);
     if (rc == TPO_OK) rc = tpo_asker_open(&w->asker, stream, model, err);
     if (rc == TPO_OK && e->frames == 0) e->frames = tpo_asker_frames(w->asker);
-    if (rc == TPO_OK && w->media == 2 && e->frames > tpo_asker_frames(w->asker))
-        rc =
-            tpo_fail(err, TPO_INVALID_ARGUMENT, "frames", "%s takes clips of %d frames at most", model, tpo_asker_frames(w->asker));
+    /* Now, and not after the pass over the images. */
+    if (rc == TPO_OK && w->media == 2) rc = tpo_asker_takes(w->asker, e->frames, err);
     if (rc == TPO_OK) {
         tpo_asker_watch(w->asker, on_answered, w);
         rc = walk_run(w, err);

@@ -105,11 +105,17 @@ int tpo_eval_write_markdown(const struct tpo_eval *e, const char *path)
     return failed ? EIO : 0;
 }
 
+/* JSON has no NaN. */
+static json_t *number(double x)
+{
+    return isfinite(x) ? json_real(x) : json_null();
+}
+
 static json_t *score_json(const struct tpo_score *s, enum tpo_world_kind kind)
 {
     json_t *j = json_pack("{s:i s:i s:i}", "n", s->n, "right", s->right, "routed", s->routed);
-    if (s->n > 0) json_object_set_new(j, "score", json_real(tpo_score_value(s, kind)));
-    if (tpo_world_kind_boxes(kind) && s->n > 0) json_object_set_new(j, "miou", json_real(s->iou / s->n));
+    if (s->n > 0) json_object_set_new(j, "score", number(tpo_score_value(s, kind)));
+    if (tpo_world_kind_boxes(kind) && s->n > 0) json_object_set_new(j, "miou", number(s->iou / s->n));
     if (kind == TPO_KIND_RELATION_BOX)
         json_object_update_new(j, json_pack("{s:i s:i}", "hard", s->hard, "hard_right", s->hard_right));
     if (kind == TPO_KIND_DESCRIPTION)
@@ -140,9 +146,9 @@ int tpo_eval_write_json(const struct tpo_eval *e, const char *path)
 {
     int n, right;
     routing_unseen(e, &n, &right);
-    json_t *j = json_pack("{s:i s:i s:o s:o s:{s:f s:f s:i}}", "items_per_kind", e->n, "frames", e->frames, "held_out",
-                          rows_json(e->held_out), "new_pairs", rows_json(e->combinations), "routing", "trained", routing_trained(e),
-                          "unseen", n > 0 ? (double)right / n : 0.0, "unseen_n", n);
+    json_t *j = json_pack("{s:i s:i s:o s:o s:{s:o s:o s:i}}", "items_per_kind", e->n, "frames", e->frames, "held_out",
+                          rows_json(e->held_out), "new_pairs", rows_json(e->combinations), "routing", "trained",
+                          number(routing_trained(e)), "unseen", number(share(right, n)), "unseen_n", n);
     const int failed = j == NULL || json_dump_file(j, path, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) != 0;
     json_decref(j);
     return failed ? EIO : 0;
