@@ -56,6 +56,13 @@ static double number_at(const json_t *object, const char *key)
     return json_number_value(json_object_get(object, key));
 }
 
+/* A place in a list; -1, which no list has, for what is none. */
+static int32_t index_at(const json_t *object, const char *key)
+{
+    double x = number_at(object, key);
+    return x >= 0 && x <= INT32_MAX ? (int32_t)x : -1;
+}
+
 static void on_event(void *owner, const char *event, const json_t *data)
 {
     struct answer *a = owner;
@@ -65,7 +72,9 @@ static void on_event(void *owner, const char *event, const json_t *data)
         fflush(stdout);
         a->printed_text = true;
     }
-    if (strcmp(event, "done") == 0) a->done = json_incref(json_object_get(data, "done"));
+    if (strcmp(event, "done") != 0) return;
+    json_decref(a->done);
+    a->done = json_incref(json_object_get(data, "done"));
 }
 
 /* --- the request -------------------------------------------------------------------------------------------------------------------------------- */
@@ -110,7 +119,7 @@ static void print_boxes(const json_t *done)
     const json_t *frames = json_object_get(json_object_get(done, "media"), "frames");
     json_array_foreach(json_object_get(done, "boxes"), i, box)
     {
-        const json_t *p = json_object_get(box, "pixels"), *frame = json_array_get(frames, (size_t)number_at(box, "frame"));
+        const json_t *p = json_object_get(box, "pixels"), *frame = json_array_get(frames, (size_t)index_at(box, "frame"));
         printf("  box     x0 %.1f  y0 %.1f  x1 %.1f  y1 %.1f pixels of frame %.0f (%.2f s)\n", number_at(p, "x0"),
                number_at(p, "y0"), number_at(p, "x1"), number_at(p, "y1"), number_at(frame, "index"), number_at(frame, "timeS"));
     }
@@ -150,11 +159,10 @@ static int draw(const struct answer *a, const char *file, struct tpo_error *err)
     {
         const json_t *p = json_object_get(box, "pixels");
         if (n < BOXES_MAX)
-            boxes[n++] = (struct tpo_drawn_box){(float)number_at(p, "x0"), (float)number_at(p, "y0"), (float)number_at(p, "x1"),
-                                                (float)number_at(p, "y1")};
+            boxes[n++] = (struct tpo_drawn_box){number_at(p, "x0"), number_at(p, "y0"), number_at(p, "x1"), number_at(p, "y1")};
     }
-    size_t frame = (size_t)number_at(json_array_get(list, 0), "frame");
-    int rc = tpo_picture_write(set.out, file, (int32_t)number_at(json_array_get(frames, frame), "index"), boxes, n, err);
+    const json_t *frame = json_array_get(frames, (size_t)index_at(json_array_get(list, 0), "frame"));
+    int rc = tpo_picture_write(set.out, file, index_at(frame, "index"), boxes, n, err);
     if (rc == TPO_OK && !set.json) printf("  picture %s\n", set.out);
     return rc;
 }
@@ -165,7 +173,7 @@ static int ask(const char *file, const char *media_id, json_t *turns, struct tpo
     struct answer a = {.begun_s = tpo_now_s()};
     json_t *request = make_request(media_id, turns, err);
     if (request == NULL) return TPO_INVALID_ARGUMENT;
-    int rc = tpo_http_perceive(set.gateway, request, on_event, &a, err);
+    int rc = tpo_http_perceive(set.gateway, request, set.timeout_ms, on_event, &a, err);
     json_decref(request);
     if (a.printed_text) printf("\n");
     if (rc == TPO_OK && a.done == NULL) rc = tpo_fail(err, TPO_UNAVAILABLE, "cut_off", "the answer was cut off");
@@ -253,7 +261,7 @@ int tpo_cmd_ask(int argc, char **argv)
     if (status >= 0) return status;
     json_t *turns = first_turns();
     int rc = add_question(turns, argv[2], &err);
-    if (rc == TPO_OK) rc = tpo_http_upload(set.gateway, argv[1], id, &err);
+    if (rc == TPO_OK) rc = tpo_http_upload(set.gateway, argv[1], set.timeout_ms, id, &err);
     if (rc == TPO_OK) rc = ask(argv[1], id, turns, &err);
     json_decref(turns);
     return finish("tpo ask", rc, &err);
@@ -275,7 +283,7 @@ int tpo_cmd_chat(int argc, char **argv)
     int status = read_flags(&table, &argc, argv, 1);
     if (status >= 0) return status;
     json_t *turns = first_turns();
-    int rc = tpo_http_upload(set.gateway, argv[1], id, &err);
+    int rc = tpo_http_upload(set.gateway, argv[1], set.timeout_ms, id, &err);
     while (rc == TPO_OK) {
         if (isatty(STDIN_FILENO)) printf("> "), fflush(stdout);
         if (getline(&line, &size, stdin) <= 0) break;

@@ -11,6 +11,9 @@
 #include "common/progress.h"
 #include "common/text.h"
 
+#define ANSWER_MAX ((size_t)64 << 20) /* bytes of a body, or of one line of an event stream */
+#define GRACE_MS   5000               /* for the gateway to say itself that the time ran out */
+
 struct answer {
     struct tpo_text body; /* of an answer that is no event stream, or the line being read */
     char event[32];
@@ -18,10 +21,17 @@ struct answer {
     void *owner;
 };
 
+/* Whether there is room for it; curl ends the transfer where a callback takes less than it was given. */
+static bool keep(struct answer *a, const char *data, size_t n)
+{
+    if (n > ANSWER_MAX - a->body.size) return false;
+    tpo_text_add(&a->body, data, n);
+    return !a->body.failed;
+}
+
 static size_t on_body(char *data, size_t size, size_t n, void *owner)
 {
-    tpo_text_add(&((struct answer *)owner)->body, data, size * n);
-    return size * n;
+    return keep(owner, data, size * n) ? size * n : 0;
 }
 
 /* The error object of the API; what is not one becomes UNKNOWN with the HTTP status. */
@@ -66,6 +76,10 @@ static int perform(CURL *c, const char *base, long *http, struct tpo_error *err)
     if (rc == CURLE_OK) return TPO_OK;
     if (rc == CURLE_COULDNT_CONNECT)
         return tpo_fail(err, TPO_UNAVAILABLE, "gateway_down", "no gateway answers at %s; `tpo up` starts one", base);
+    if (rc == CURLE_OPERATION_TIMEDOUT) return tpo_fail(err, TPO_DEADLINE_EXCEEDED, "timeout", "%s: no answer in time", base);
+    if (rc == CURLE_WRITE_ERROR)
+        return tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "http", "%s: an answer of more than %zu MiB, or no memory for it", base,
+                        ANSWER_MAX >> 20);
     return tpo_fail(err, TPO_UNAVAILABLE, "http", "%s: %s", base, curl_easy_strerror(rc));
 }
 
@@ -91,7 +105,7 @@ static int on_upload(void *owner, curl_off_t down_total, curl_off_t down, curl_o
     return 0;
 }
 
-static int upload(CURL *c, const char *base, FILE *in, long long size, struct answer *a, struct tpo_error *err)
+static int upload(CURL *c, const char *base, FILE *in, long long size, int64_t timeout_ms, struct answer *a, struct tpo_error *err)
 {
     long http = 0;
     struct tpo_progress bar = {.what = "uploading", .unit = "B"};
@@ -104,13 +118,16 @@ static int upload(CURL *c, const char *base, FILE *in, long long size, struct an
     curl_easy_setopt(c, CURLOPT_XFERINFOFUNCTION, on_upload);
     curl_easy_setopt(c, CURLOPT_XFERINFODATA, &bar);
     curl_easy_setopt(c, CURLOPT_NOPROGRESS, 0L);
+    /* A large file on a slow line may take its time, as long as something moves. */
+    curl_easy_setopt(c, CURLOPT_LOW_SPEED_LIMIT, 1L);
+    curl_easy_setopt(c, CURLOPT_LOW_SPEED_TIME, (long)((timeout_ms + GRACE_MS) / 1000));
     int rc = perform(c, base, &http, err);
     tpo_progress_end(&bar);
     curl_slist_free_all(headers);
     return rc == TPO_OK && http != 200 && http != 201 ? read_error(a->body.data, http, err) : rc;
 }
 
-int tpo_http_upload(const char *base, const char *file, char id[65], struct tpo_error *err)
+int tpo_http_upload(const char *base, const char *file, int64_t timeout_ms, char id[65], struct tpo_error *err)
 {
     struct answer a = {0};
     struct stat st;
@@ -121,7 +138,8 @@ int tpo_http_upload(const char *base, const char *file, char id[65], struct tpo_
         return tpo_fail(err, TPO_NOT_FOUND, "file", "%s: %s", file, in == NULL ? strerror(why) : "not a file");
     }
     CURL *c = prepare(base, "/v1/media", &a);
-    int rc = c != NULL ? upload(c, base, in, (long long)st.st_size, &a, err) : tpo_fail(err, TPO_ENOMEM, "memory", "no memory");
+    int rc = c != NULL ? upload(c, base, in, (long long)st.st_size, timeout_ms, &a, err)
+                       : tpo_fail(err, TPO_ENOMEM, "memory", "no memory");
     json_t *body = rc == TPO_OK && a.body.data != NULL ? json_loads(a.body.data, 0, NULL) : NULL;
     const char *text = json_string_value(json_object_get(body, "id"));
     if (rc == TPO_OK && (text == NULL || strlen(text) != 64))
@@ -152,13 +170,12 @@ static size_t on_stream(char *data, size_t size, size_t n, void *owner)
     size_t bytes = size * n, begin = 0;
     for (size_t i = 0; i < bytes; i++) {
         if (data[i] != '\n') continue;
-        tpo_text_add(&a->body, data + begin, i - begin);
+        if (!keep(a, data + begin, i - begin)) return 0;
         if (a->body.data != NULL) on_line(a, a->body.data);
         tpo_text_free(&a->body);
         begin = i + 1;
     }
-    if (begin < bytes) tpo_text_add(&a->body, data + begin, bytes - begin);
-    return bytes;
+    return begin == bytes || keep(a, data + begin, bytes - begin) ? bytes : 0;
 }
 
 /* An answer that is no event stream is an error object: that one is kept whole. */
@@ -169,8 +186,8 @@ static size_t on_header(char *data, size_t size, size_t n, void *curl)
     return size * n;
 }
 
-int tpo_http_perceive(const char *base, const json_t *request, void (*on_event)(void *owner, const char *event, const json_t *data),
-                      void *owner, struct tpo_error *err)
+int tpo_http_perceive(const char *base, const json_t *request, int64_t timeout_ms,
+                      void (*on_event)(void *owner, const char *event, const json_t *data), void *owner, struct tpo_error *err)
 {
     struct answer a = {.on_event = on_event, .owner = owner};
     long http = 0;
@@ -182,6 +199,7 @@ int tpo_http_perceive(const char *base, const json_t *request, void (*on_event)(
     curl_easy_setopt(c, CURLOPT_HTTPHEADER, headers);
     curl_easy_setopt(c, CURLOPT_HEADERFUNCTION, on_header);
     curl_easy_setopt(c, CURLOPT_HEADERDATA, c);
+    curl_easy_setopt(c, CURLOPT_TIMEOUT_MS, (long)(timeout_ms + GRACE_MS));
     int rc = perform(c, base, &http, err);
     if (rc == TPO_OK && http != 200) rc = read_error(a.body.data, http, err);
     curl_slist_free_all(headers);

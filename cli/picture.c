@@ -13,14 +13,20 @@ static void put(uint8_t *rgb, int width, int height, int x, int y, const uint8_t
     if (x >= 0 && y >= 0 && x < width && y < height) memcpy(rgb + 3 * ((int64_t)y * width + x), colour, 3);
 }
 
+/* The pixel next to `x`, one outside the picture at most: a box may say anything. */
+static int edge(double x, int side)
+{
+    return x > -1 ? x < side ? (int)lround(x) : side : -1;
+}
+
 /* A light line with a dark one outside, so that it shows on any ground. */
 static void draw(uint8_t *rgb, int width, int height, const struct tpo_drawn_box *b)
 {
     static const uint8_t light[3] = {255, 240, 0}, dark[3] = {0, 0, 0};
     int thick = width > 600 || height > 600 ? 3 : 1;
     for (int t = -1; t < thick; t++) {
-        int x0 = (int)lroundf(b->x0) + t, y0 = (int)lroundf(b->y0) + t, x1 = (int)lroundf(b->x1) - 1 - t,
-            y1 = (int)lroundf(b->y1) - 1 - t;
+        int x0 = edge(b->x0, width) + t, y0 = edge(b->y0, height) + t, x1 = edge(b->x1, width) - 1 - t,
+            y1 = edge(b->y1, height) - 1 - t;
         const uint8_t *colour = t < 0 ? dark : light;
         for (int x = x0; x <= x1; x++) put(rgb, width, height, x, y0, colour), put(rgb, width, height, x, y1, colour);
         for (int y = y0; y <= y1; y++) put(rgb, width, height, x0, y, colour), put(rgb, width, height, x1, y, colour);

@@ -7,7 +7,7 @@
 #include "common/status.h"
 
 struct tpo_drawn_box {
-    float x0, y0, x1, y1; /* pixels of the displayed picture */
+    double x0, y0, x1, y1; /* pixels of the displayed picture */
 };
 
 /* Decodes frame `index` of `media` (tpo-media does, beside this program) and writes it to `png`. */
