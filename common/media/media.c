@@ -15,6 +15,7 @@
 #include "common/clock.h"
 #include "common/files.h"
 #include "common/media/process.h"
+#include "common/utf8.h"
 
 #define WORKERS_MAX 64
 #define RING_SPARE  ((size_t)8 << 20) /* above this, memory of a closed file's frames goes back to the system */
@@ -113,7 +114,8 @@ static int reported(const struct tpo_media_reply *r, struct tpo_error *err)
     const char *reason = strcmp(r->reason, "media_too_large") == 0 ? r->reason
                          : code == TPO_OUT_OF_RANGE                ? "media_frame"
                                                                    : "media_unreadable";
-    return tpo_fail(err, code, reason, "%s", r->message);
+    /* Bytes that are no text would make the error unreadable for whoever it is sent to. */
+    return tpo_fail(err, code, reason, "%s", tpo_utf8_valid(r->message, strlen(r->message)) ? r->message : "?");
 }
 
 static int info_is_sane(const tpo_media_t *m, const struct tpo_media_reply *r)
@@ -256,7 +258,7 @@ static int read_frames(tpo_media_file_t *f, struct reading *r, tpo_media_on_fram
             if (rc != TPO_OK) return rc;
             r->n_read++;
             if (reply.code != TPO_OK) return reported(&reply, err);
-            time_s = isfinite(reply.time_s) ? reply.time_s : 0;
+            time_s = reply.time_s >= 0 && reply.time_s <= TPO_MEDIA_SECONDS_MAX ? reply.time_s : 0;
         }
         int rc = on_frame(arg, i, r->indices[i], time_s, rgb);
         if (rc != TPO_OK) return rc;
