@@ -2,10 +2,26 @@
 #include "common/files.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
+
+FILE *tpo_open_file(const char *path)
+{
+    struct stat st;
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0) return NULL;
+    const bool regular = fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
+    FILE *f = regular ? fdopen(fd, "rb") : NULL;
+    if (f != NULL) return f;
+    const int why = regular ? errno : EINVAL;
+    close(fd);
+    errno = why;
+    return NULL;
+}
 
 bool tpo_write_all(int fd, const void *data, size_t bytes)
 {

@@ -4,6 +4,11 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdio.h>
+
+/* Opens a regular file for reading, and nothing else: a fifo would keep its reader waiting, a device could have effects. NULL: errno tells why,
+ * EINVAL for what is no file. */
+FILE *tpo_open_file(const char *path);
 
 bool tpo_write_all(int fd, const void *data, size_t bytes); /* false: errno tells why, and some of it may be written */
 

@@ -16,6 +16,7 @@
 
 #define HEADER_BYTES_MAX 100000000u /* the format's own bound */
 #define FAULTS_MAX       4096
+#define SHARDS_MAX       4096
 #define INDEX_NAME       "model.safetensors.index.json"
 
 struct mapping {
@@ -29,6 +30,7 @@ struct mapping {
 struct tpo_safetensors_memory {
     struct mapping *files;
     int n_files;
+    json_t *names; /* {NAME: true} of the files, for have_file */
     json_t *index;
     bool survey;       /* collect faults instead of stopping */
     const char *stage; /* whose shards are read; NULL: all */
@@ -215,6 +217,8 @@ static struct mapping *mapping_add(struct tpo_safetensors *s, const char *path)
     m->name = strdup(slash != NULL ? slash + 1 : path);
     if (m->name == NULL) return NULL;
     s->memory->n_files++;
+    if (s->memory->names == NULL) s->memory->names = json_object();
+    if (json_object_set_new_nocheck(s->memory->names, m->name, json_true()) != 0) return NULL;
     return m;
 }
 
@@ -222,7 +226,7 @@ static int read_file(struct tpo_safetensors *s, const char *path)
 {
     struct mapping *m = mapping_add(s, path);
     if (m == NULL) return TPO_ENOMEM;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     struct stat st;
     if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
         int why = errno;
@@ -245,9 +249,7 @@ static int read_file(struct tpo_safetensors *s, const char *path)
 /* Whether this file was read already, as a shard of the index. */
 static bool have_file(const struct tpo_safetensors *s, const char *name)
 {
-    for (int i = 0; i < s->memory->n_files; i++)
-        if (strcmp(s->memory->files[i].name, name) == 0) return true;
-    return false;
+    return json_object_get(s->memory->names, name) != NULL;
 }
 
 static bool wanted(const struct tpo_safetensors *s, const char *name)
@@ -268,6 +270,8 @@ static int read_shards(struct tpo_safetensors *s, const char *folder, const json
         if (shard == NULL || shard[0] == '\0' || shard[0] == '.' || strchr(shard, '/') != NULL) {
             rc = fault(s, TPO_FAILED_PRECONDITION, "%s: %s: its shard is not a file name", INDEX_NAME, name);
         } else if (wanted(s, name) && !have_file(s, shard)) {
+            if (s->memory->n_files == SHARDS_MAX)
+                return fault(s, TPO_FAILED_PRECONDITION, "%s: more than %d shards", INDEX_NAME, SHARDS_MAX);
             snprintf(path, sizeof(path), "%s/%s", folder, shard);
             if (access(path, R_OK) != 0)
                 rc = fault(s, TPO_FAILED_PRECONDITION, "%s: %s: its shard %s is missing", INDEX_NAME, name, shard);
@@ -314,7 +318,7 @@ static int sort_names(struct tpo_safetensors *s)
 
 static int read_index(struct tpo_safetensors *s, const char *folder, const char *path)
 {
-    int rc = TPO_OK, fd = open(path, O_RDONLY | O_CLOEXEC);
+    int rc = TPO_OK, fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     struct stat st;
     char *text = NULL;
     size_t n = 0;
@@ -424,6 +428,7 @@ void tpo_safetensors_close(struct tpo_safetensors *s)
         free(m->name);
     }
     for (int i = 0; i < s->n_faults; i++) free(s->faults[i]);
+    json_decref(s->memory->names);
     json_decref(s->memory->index);
     free(s->memory->files);
     free(s->memory);

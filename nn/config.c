@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/files.h"
+
 #define JSON_BYTES_MAX (8 << 20)
 
 int tpo_config_vit_blocks(const struct tpo_config *c)
@@ -98,6 +100,7 @@ struct key {
 /* A key whose member is called as it is. */
 #define NAMED(section, member) #section, #member, AT(section.member)
 #define WIDTH_MAX              65536
+#define PATCHES_MAX            (1 << 20) /* of a clip: times a batch and a few it stays an int; the published model has 3,136 */
 static const struct key keys[] = {
     {NAMED(vision_encoder, img_size), INT, 1, 4096},
     {NAMED(vision_encoder, patch_size), INT, 1, 4096},
@@ -305,6 +308,10 @@ static int check_sizes(const struct tpo_config *c, struct tpo_error *err)
         rc = invalid(err, "vision_encoder", "encoder_num_heads", "makes heads wider than 256");
     if (rc == TPO_OK && c->bridge.hidden_size / c->bridge.num_attention_heads > 256)
         rc = invalid(err, "bridge", "num_attention_heads", "makes heads wider than 256");
+    const int most = c->vision_encoder.num_frames > c->vision_encoder.checkpoint_frames ? c->vision_encoder.num_frames
+                                                                                        : c->vision_encoder.checkpoint_frames;
+    if (rc == TPO_OK && (int64_t)most * tpo_config_patches(c) > PATCHES_MAX)
+        rc = invalid(err, "vision_encoder", "patch_size", "makes more patches of a clip than 1048576");
     return rc;
 }
 
@@ -314,7 +321,7 @@ static int load_object(json_t **out, const char *folder, const char *name, struc
     char path[4096];
     json_error_t e;
     snprintf(path, sizeof(path), "%s/%s", folder, name);
-    FILE *f = fopen(path, "rb");
+    FILE *f = tpo_open_file(path);
     if (f == NULL) return tpo_fail(err, TPO_NOT_FOUND, "config", "%s: %s", path, strerror(errno));
     char *text = malloc(JSON_BYTES_MAX);
     size_t n = text != NULL ? fread(text, 1, JSON_BYTES_MAX, f) : 0;
@@ -377,7 +384,7 @@ int tpo_config_hash(char hex[TPO_SHA256_HEX], const char *folder, struct tpo_err
     char path[4200], text[65536];
     uint8_t digest[TPO_SHA256_BYTES];
     snprintf(path, sizeof(path), "%.4000s/config.json", folder);
-    FILE *f = fopen(path, "rb");
+    FILE *f = tpo_open_file(path);
     const size_t n = f != NULL ? fread(text, 1, sizeof(text), f) : 0;
     if (f != NULL) fclose(f);
     if (n == 0 || n == sizeof(text))

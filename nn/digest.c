@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/files.h"
 #include "common/prefixes.h"
 #include "common/safetensors.h"
 #include "common/sha256.h"
@@ -14,7 +15,9 @@ static json_t *read_manifest(const char *folder)
 {
     char path[4096];
     snprintf(path, sizeof(path), "%s/manifest.json", folder);
-    json_t *manifest = json_load_file(path, JSON_REJECT_DUPLICATES, NULL);
+    FILE *f = tpo_open_file(path);
+    json_t *manifest = f != NULL ? json_loadf(f, JSON_REJECT_DUPLICATES, NULL) : NULL;
+    if (f != NULL) fclose(f);
     json_t *tensors = json_object_get(manifest, "tensors");
     if (!json_is_object(tensors)) tensors = NULL;
     json_incref(tensors);

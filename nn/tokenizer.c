@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/files.h"
 #include "common/text.h"
 #include "nn/tokenizer_sp.h"
 
@@ -98,7 +99,9 @@ int tpo_tokenizer_open_model(struct tpo_tokenizer **out, const char *model_path,
                              struct tpo_error *err)
 {
     char why[200] = "";
-    if (access(model_path, R_OK) != 0) return tpo_fail(err, TPO_NOT_FOUND, "tokenizer", "%s cannot be read", model_path);
+    FILE *f = tpo_open_file(model_path);
+    if (f == NULL) return tpo_fail(err, TPO_NOT_FOUND, "tokenizer", "%s cannot be read", model_path);
+    fclose(f);
     struct tpo_tokenizer *t = calloc(1, sizeof(*t));
     if (t == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a tokenizer");
     int rc = TPO_OK;
@@ -122,7 +125,9 @@ int tpo_tokenizer_open(struct tpo_tokenizer **out, const char *folder, struct tp
     json_error_t e;
     int n = 0, rc = TPO_OK;
     snprintf(path, sizeof(path), "%s/added_tokens.json", folder);
-    json_t *object = json_load_file(path, JSON_REJECT_DUPLICATES, &e);
+    FILE *f = tpo_open_file(path);
+    json_t *object = f != NULL ? json_loadf(f, JSON_REJECT_DUPLICATES, &e) : NULL;
+    if (f != NULL) fclose(f);
     if (!json_is_object(object)) {
         json_decref(object);
         return tpo_fail(err, access(path, R_OK) != 0 ? TPO_NOT_FOUND : TPO_INVALID_ARGUMENT, "tokenizer",

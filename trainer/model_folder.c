@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/files.h"
 #include "common/safetensors.h"
 #include "common/sha256.h"
 #include "kernels/vector.h"
@@ -32,7 +33,7 @@ static int copy_file(const char *to_dir, const char *from_dir, const char *name,
     size_t n;
     snprintf(from, sizeof(from), "%s/%s", from_dir, name);
     snprintf(to, sizeof(to), "%s/%s", to_dir, name);
-    FILE *in = fopen(from, "rb");
+    FILE *in = tpo_open_file(from);
     if (in == NULL) return tpo_fail(err, TPO_NOT_FOUND, "model_folder", "%s: %s", from, strerror(errno));
     FILE *out = fopen(to, "wb");
     int rc = out != NULL ? TPO_OK : TPO_FAILED_PRECONDITION;

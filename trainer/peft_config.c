@@ -6,7 +6,8 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
+
+#include "common/files.h"
 
 #define FILE_NAME   "adapter_config.json"
 #define OURS        "lm.base_model.model."
@@ -155,8 +156,10 @@ int tpo_peft_config_check(const char *dir, const struct tpo_config *c, const str
     char path[4096];
     json_error_t fault;
     snprintf(path, sizeof(path), "%s/" FILE_NAME, dir);
-    if (access(path, R_OK) != 0) return tpo_fail(err, TPO_NOT_FOUND, "adapter", "%.200s: %s", path, strerror(errno));
-    json_t *root = json_load_file(path, JSON_REJECT_DUPLICATES, &fault);
+    FILE *f = tpo_open_file(path);
+    if (f == NULL) return tpo_fail(err, TPO_NOT_FOUND, "adapter", "%.200s: %s", path, strerror(errno));
+    json_t *root = json_loadf(f, JSON_REJECT_DUPLICATES, &fault);
+    fclose(f);
     int rc = root != NULL ? kind_check(root, err)
                           : tpo_fail(err, TPO_INVALID_ARGUMENT, "adapter", FILE_NAME ":%d: %.80s", fault.line, fault.text);
     if (rc == TPO_OK) rc = rest_check(root, err);

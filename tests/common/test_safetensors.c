@@ -1,6 +1,7 @@
 /* Proves the safetensors reader and writer: round trips, shards, and files that lie. */
 #include "common/safetensors.h"
 
+#include <stdbool.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -146,6 +147,43 @@ static void index_and_shards_agree(void **state)
     assert_int_equal(tpo_safetensors_open(&s, "nowhere", &err), TPO_NOT_FOUND);
 }
 
+static void opening_never_waits_nor_goes_on_for_ever(void **state)
+{
+    (void)state;
+    enum { MANY = 4097 };
+    struct tpo_safetensors *s = NULL;
+    struct tpo_error err = {0};
+    assert_int_equal(mkdir("hostile", 0755), 0);
+    assert_int_equal(mkfifo("hostile/model.safetensors", 0600), 0);
+    assert_int_equal(tpo_safetensors_open(&s, "hostile", &err), TPO_FAILED_PRECONDITION);
+    assert_non_null(strstr(err.message, "not a file"));
+    assert_int_equal(mkfifo("hostile/model.safetensors.index.json", 0600), 0);
+    assert_int_equal(tpo_safetensors_open(&s, "hostile", &err), TPO_FAILED_PRECONDITION);
+    assert_int_equal(unlink("hostile/model.safetensors.index.json"), 0);
+    FILE *f = fopen("hostile/model.safetensors.index.json", "w");
+    assert_non_null(f);
+    for (int i = 0; i < MANY; i++) fprintf(f, "%s\"t%d\":\"s%d\"", i == 0 ? "{\"weight_map\":{" : ",", i, i);
+    fputs("}}", f);
+    fclose(f);
+    assert_int_equal(tpo_safetensors_survey(&s, "hostile", &err), TPO_OK);
+    assert_int_equal(s->n_faults, 4096);
+    tpo_safetensors_close(s);
+    for (int i = 0; i < MANY; i++) {
+        char path[64];
+        snprintf(path, sizeof(path), "hostile/s%d", i);
+        const struct tpo_entry e = {.name = strrchr(path, 's'), .dtype = TPO_U8, .n_dims = 1, .shape = {3}, .data = bytes};
+        if (i == 0)
+            assert_int_equal(tpo_safetensors_write(path, &e, 1, NULL), TPO_OK);
+        else
+            assert_int_equal(symlink("s0", path), 0);
+    }
+    assert_int_equal(tpo_safetensors_survey(&s, "hostile", &err), TPO_OK);
+    bool told = false;
+    for (int i = 0; i < s->n_faults; i++) told = told || strstr(s->faults[i], "more than 4096 shards") != NULL;
+    assert_true(told);
+    tpo_safetensors_close(s);
+}
+
 static void a_service_opens_its_own_shards(void **state)
 {
     (void)state;
@@ -183,6 +221,7 @@ static void every_name_has_an_owner(void **state)
     assert_null(tpo_prefix_owner(""));
 }
 
-TPO_TESTS(cmocka_unit_test(writes_what_it_reads), cmocka_unit_test(half_a_file_is_never_seen),
-          cmocka_unit_test(lies_are_told_by_name), cmocka_unit_test(index_and_shards_agree),
-          cmocka_unit_test(a_service_opens_its_own_shards), cmocka_unit_test(every_name_has_an_owner))
+TPO_TESTS(cmocka_unit_test(opening_never_waits_nor_goes_on_for_ever), cmocka_unit_test(writes_what_it_reads),
+          cmocka_unit_test(half_a_file_is_never_seen), cmocka_unit_test(lies_are_told_by_name),
+          cmocka_unit_test(index_and_shards_agree), cmocka_unit_test(a_service_opens_its_own_shards),
+          cmocka_unit_test(every_name_has_an_owner))

@@ -6,6 +6,7 @@
 
 #include "common/safetensors.h"
 #include "nn/config.h"
+#include "nn/tokenizer.h"
 #include "tests/support/test.h"
 
 static struct tpo_stream *open_stream(void)
@@ -188,6 +189,11 @@ static void config_is_strict(void **state)
         {"{\"model_config\":{\"llm\":{\"use_lora\":1}}}", "llm.use_lora"},
         {"{\"model_config\":{\"llm\":{\"hidden_size\":64,\"hidden_size\":64}}}", "duplicate"},
         {"{\"model_config\":{\"vision_encoder\":{\"img_size\":225}}}", "patch_size"},
+        {"{\"model_config\":{\"vision_encoder\":{\"img_size\":4096,\"patch_size\":1,\"num_frames\":257}}}", "more patches"},
+        {"{\"model_config\":{\"vision_encoder\":{\"img_size\":1024,\"patch_size\":1,\"num_frames\":1,\"checkpoint_frames\":2}}}",
+         "more patches"},
+        {"{\"model_config\":{\"vision_encoder\":{\"img_size\":1024,\"patch_size\":1,\"num_frames\":1,\"checkpoint_frames\":1}}}",
+         NULL},
         {"{\"model_config\":{\"vision_encoder\":{\"encoder_depth\":1}}}", "return_index"},
         {"{\"model_config\":{\"bridge\":{\"num_attention_heads\":7}}}", "bridge.num_attention_heads"},
         {"{\"model_config\":{\"bridge\":[]}}", "bridge"},
@@ -221,6 +227,28 @@ static void config_is_strict(void **state)
     assert_int_equal(tpo_config_load(&c, "nowhere", NULL), TPO_NOT_FOUND);
 }
 
-TPO_TESTS(cmocka_unit_test(a_value_depends_on_seed_and_name), cmocka_unit_test(orthogonal_starts_are),
-          cmocka_unit_test(loads_and_converts), cmocka_unit_test(refuses_by_name), cmocka_unit_test(digest_tells_weights_apart),
-          cmocka_unit_test(config_is_strict))
+/* A fifo in the place of a file would make an open wait for a writer that never comes. */
+static void a_fifo_is_no_file(void **state)
+{
+    (void)state;
+    char hex[TPO_SHA256_HEX], digest[72];
+    struct tpo_config c;
+    struct tpo_tokenizer *t = NULL;
+    struct tpo_error err = {0};
+    const float one = 1;
+    const struct tpo_entry e = {.name = "box_token", .dtype = TPO_F32, .n_dims = 1, .shape = {1}, .data = &one};
+    assert_int_equal(mkfifo("config.json", 0600), 0);
+    assert_int_equal(mkfifo("added_tokens.json", 0600), 0);
+    assert_int_equal(mkfifo("manifest.json", 0600), 0);
+    assert_int_equal(mkfifo("tokenizer.model", 0600), 0);
+    assert_int_not_equal(tpo_config_load(&c, ".", &err), TPO_OK);
+    assert_int_not_equal(tpo_config_hash(hex, ".", &err), TPO_OK);
+    assert_int_not_equal(tpo_tokenizer_open(&t, ".", &err), TPO_OK);
+    assert_int_not_equal(tpo_tokenizer_open_model(&t, "tokenizer.model", NULL, 0, &err), TPO_OK);
+    assert_int_equal(tpo_safetensors_write("model.safetensors", &e, 1, &err), TPO_OK);
+    assert_int_equal(tpo_params_digest(digest, ".", "region", false, &err), TPO_OK); /* as without a manifest */
+}
+
+TPO_TESTS(cmocka_unit_test(a_fifo_is_no_file), cmocka_unit_test(a_value_depends_on_seed_and_name),
+          cmocka_unit_test(orthogonal_starts_are), cmocka_unit_test(loads_and_converts), cmocka_unit_test(refuses_by_name),
+          cmocka_unit_test(digest_tells_weights_apart), cmocka_unit_test(config_is_strict))
