@@ -183,6 +183,23 @@ static void later_folders_of_others_are_left_alone(void **state)
     training_mesh_stop(&m);
 }
 
+/* A later folder of this very run, which holds an earlier step: the stage cannot end with it, and what it has done is written under its own step. */
+static void a_step_that_is_not_found_spoils_no_other(void **state)
+{
+    (void)state;
+    const char *const fault[] = {"--checkpoint-every", "2", "--fault", "after_commit:7", NULL};
+    struct training_mesh m;
+    prepare(&m);
+    assert_int_equal(training_wait(training_start("r.yaml", "moved", &m, fault), 60), 128 + SIGKILL);
+    shell("cp -r moved/1-talk/step-00000006 kept && cp -r kept moved/1-talk/step-00000900");
+    refused(&m, "moved", "written at step 8 is not what is found (step 6)", often);
+    shell("diff -r kept moved/1-talk/step-00000006 && rm -r moved/1-talk/step-00000900");
+    training_run("r.yaml", "moved", &m, often);
+    assert_true(training_says("moved.log", "event=restored step=8"));
+    training_same_model("whole", "moved", "1-talk");
+    training_mesh_stop(&m);
+}
+
 /* Files may not grow past what anything but a shard needs. */
 static void a_full_disk_leaves_the_checkpoint_before(void **state)
 {
@@ -444,10 +461,11 @@ static void status_is_told_to_others(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(damaged_checkpoints_are_refused_by_their_hash), cmocka_unit_test(later_folders_of_others_are_left_alone),
-          cmocka_unit_test(checkpoints_of_another_plan_are_refused), cmocka_unit_test(a_recipe_without_its_model_is_refused),
-          cmocka_unit_test(a_full_disk_leaves_the_checkpoint_before), cmocka_unit_test(a_second_trainer_is_refused),
-          cmocka_unit_test(a_second_trainer_on_a_copied_folder_is_refused), cmocka_unit_test(a_renamed_folder_goes_on_at_once),
-          cmocka_unit_test(nobody_came_while_a_step_was_open), cmocka_unit_test(nobody_came_while_a_step_was_prepared),
-          cmocka_unit_test(nobody_came_between_steps), cmocka_unit_test(another_trainer_is_at_work),
-          cmocka_unit_test(another_trainer_has_come_and_gone), cmocka_unit_test(other_models_and_addresses_are_refused),
-          cmocka_unit_test(fewer_lanes_than_replicas_are_refused), cmocka_unit_test(status_is_told_to_others))
+          cmocka_unit_test(checkpoints_of_another_plan_are_refused), cmocka_unit_test(a_step_that_is_not_found_spoils_no_other),
+          cmocka_unit_test(a_recipe_without_its_model_is_refused), cmocka_unit_test(a_full_disk_leaves_the_checkpoint_before),
+          cmocka_unit_test(a_second_trainer_is_refused), cmocka_unit_test(a_second_trainer_on_a_copied_folder_is_refused),
+          cmocka_unit_test(a_renamed_folder_goes_on_at_once), cmocka_unit_test(nobody_came_while_a_step_was_open),
+          cmocka_unit_test(nobody_came_while_a_step_was_prepared), cmocka_unit_test(nobody_came_between_steps),
+          cmocka_unit_test(another_trainer_is_at_work), cmocka_unit_test(another_trainer_has_come_and_gone),
+          cmocka_unit_test(other_models_and_addresses_are_refused), cmocka_unit_test(fewer_lanes_than_replicas_are_refused),
+          cmocka_unit_test(status_is_told_to_others))

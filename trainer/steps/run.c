@@ -263,23 +263,23 @@ static int step(struct stage *s, struct tpo_error *err)
 /* --- the end of a stage --------------------------------------------------------------------------------------------------------------- */
 
 /* What the services have learned, into the models of this process, by way of a last checkpoint: the models hold the start of the stage until all
- * of it is here, since a service may still die. */
+ * of it is here, since a service may still die. What is found may be another step's: s->at stays where the services are. */
 static int weights_fetch(struct stage *s, struct tpo_error *err)
 {
     struct run *r = s->run;
-    const int step = s->at.step;
     int rc = state_write(s, err);
-    if (rc == TPO_OK) rc = tpo_checkpoint_find(s->dir, s->name, &s->at, err);
+    struct tpo_checkpoint found = s->at;
+    if (rc == TPO_OK) rc = tpo_checkpoint_find(s->dir, s->name, &found, err);
     for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++)
-        if (s->at.step != step || s->at.has[p] != (r->crew.trainable[p] > 0))
+        if (found.step != s->at.step || found.has[p] != (r->crew.trainable[p] > 0))
             rc = tpo_fail(err, TPO_INTERNAL, "checkpoint", "%.200s: what was written at step %d is not what is found (step %d)",
-                          s->dir, step, s->at.step);
+                          s->dir, s->at.step, found.step);
     for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++) {
         struct tpo_learner *mirror = &r->mirrors[p];
         struct tpo_begun begun;
-        if (!s->at.has[p]) continue;
+        if (!found.has[p]) continue;
         rc = mirror->begin(mirror->self, r->crew.run, &s->recipe->plan, &begun, err);
-        if (rc == TPO_OK) rc = tpo_checkpoint_send(&s->at, p, mirror, err);
+        if (rc == TPO_OK) rc = tpo_checkpoint_send(&found, p, mirror, err);
         if (rc == TPO_OK) rc = mirror->end(mirror->self, err);
     }
     return rc;
