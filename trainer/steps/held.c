@@ -24,6 +24,8 @@ struct tpo_held {
     uint64_t leases[TPO_PARTS][TPO_REPLICAS_MAX];
 };
 
+#define NOBODY "-" /* in place of an instance that another trainer has used since; "" would end the list */
+
 /* Who asks whether a trainer is here (tpo_held_is) holds the lock for a moment: it is tried again for half a second. */
 #define LOCK_TRIES  10
 #define LOCK_NAP_NS 50000000L
@@ -184,7 +186,10 @@ int tpo_held_begun(struct tpo_held *h, const struct tpo_crew *t, struct tpo_erro
 {
     memset(h->leases, 0, sizeof(h->leases));
     for (int p = 0; p < TPO_PARTS; p++)
-        for (int r = 0; r < t->options.n_replicas[p]; r++) h->leases[p][r] = t->replicas[p][r].lease;
+        for (int r = 0; r < t->options.n_replicas[p]; r++) {
+            h->leases[p][r] = t->replicas[p][r].lease;
+            if (t->replicas[p][r].taken) snprintf(h->instances[p][r], sizeof(h->instances[p][r]), "%s", NOBODY);
+        }
     struct tpo_error why = {0};
     const int rc = note_write(h, &why);
     /* Old leases on a full disk make a later trainer go back to the last manifest, which is safe. */

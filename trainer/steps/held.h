@@ -25,7 +25,7 @@ void tpo_held_leases(const struct tpo_held *h, struct tpo_crew *t); /* those tha
 bool tpo_held_knows(const struct tpo_held *h, const struct tpo_crew *t, int part, int replica, bool of_any_run);
 /* All of the crew's are, from now on (false: none is). On disk when it returns. */
 int tpo_held_note(struct tpo_held *h, struct tpo_crew *t, bool known, struct tpo_error *err);
-/* Writes down the leases alone. */
+/* Writes down the leases, and forgets the instances that another trainer has taken: with these leases, the next one could not see that. */
 int tpo_held_begun(struct tpo_held *h, const struct tpo_crew *t, struct tpo_error *err);
 /* Whether somebody holds the lock of `dir`: for --status. */
 bool tpo_held_is(const char *dir);
