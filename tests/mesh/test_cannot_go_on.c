@@ -1,4 +1,5 @@
 /* Proves what a run leaves behind that ends by an error which no waiting helps. */
+#include "tests/support/annotated.h"
 #include "tests/support/test.h"
 #include "tests/support/training.h"
 
@@ -43,4 +44,25 @@ static void a_run_that_cannot_go_on_frees_its_services(void **state)
     training_mesh_stop(&m);
 }
 
-TPO_TESTS(cmocka_unit_test(a_run_that_cannot_go_on_frees_its_services))
+/* Its files are read once the services have begun. */
+static void data_that_cannot_be_read_free_the_services(void **state)
+{
+    (void)state;
+    static const char files[] = "  - name: files\n    steps: 2\n    data:\n"
+                                "      - {source: videochat2, annotations: data/image_it.json, media: data/images, skip_most: 0}\n"
+                                "    losses: {language: 1}\n" ANNOTATED_ALL;
+    struct training_mesh m;
+    annotated_write();
+    training_model(0);
+    training_recipe("r.yaml", files);
+    training_mesh_start(&m, "served", 1, 2);
+    assert_int_equal(rename("data/images/000005.png", "away.png"), 0);
+    refused(&m, "first", "1 of 8 rows are bad", NULL);
+    refused(&m, "second", "1 of 8 rows are bad", NULL); /* as the first, and not for its lease */
+    assert_int_equal(rename("away.png", "data/images/000005.png"), 0);
+    training_run("r.yaml", "first", &m, NULL);
+    training_mesh_stop(&m);
+}
+
+TPO_TESTS(cmocka_unit_test(a_run_that_cannot_go_on_frees_its_services),
+          cmocka_unit_test(data_that_cannot_be_read_free_the_services))

@@ -318,19 +318,6 @@ static int rejoin(struct stage *s, struct tpo_error *err)
     return rc;
 }
 
-static int recover(struct stage *s, bool fresh, struct tpo_error *err)
-{
-    struct run *r = s->run;
-    int rc = tpo_recovery_run(&s->recovery, fresh, &s->at, err);
-    if (rc == TPO_OK) rc = feed_reopen(s, err);
-    if (rc != TPO_OK) return rc;
-    tpo_run_log_stage(r->log, r->recipe, s->index, s->at.step + 1);
-    printf("stage=%s event=begin first_step=%d steps=%d trainable=%d/%d/%d\n", s->recipe->name, s->at.step + 1, s->recipe->steps,
-           r->crew.trainable[0], r->crew.trainable[1], r->crew.trainable[2]);
-    fflush(stdout);
-    return rejoin(s, err);
-}
-
 /* What cannot go on keeps nobody out: the open step is given up, what is done is written, and the services are free. Where that cannot be, as the disk is
  * full or a step is committed here and not there, they keep what they hold, and the same command goes on from it; others wait until the leases end. */
 static void leave(struct stage *s)
@@ -339,6 +326,26 @@ static void leave(struct stage *s)
     if (!r->remote || r->crew.torn || tpo_step_give_up(&r->crew, NULL) != TPO_OK) return;
     if (s->at.step > 0 && state_write(s, NULL) != TPO_OK) return;
     if (tpo_held_note(r->held, &r->crew, false, NULL) == TPO_OK) tpo_crew_end(&r->crew, NULL);
+}
+
+static void begin_tell(const struct stage *s)
+{
+    const struct run *r = s->run;
+    tpo_run_log_stage(r->log, r->recipe, s->index, s->at.step + 1);
+    printf("stage=%s event=begin first_step=%d steps=%d trainable=%d/%d/%d\n", s->recipe->name, s->at.step + 1, s->recipe->steps,
+           r->crew.trainable[0], r->crew.trainable[1], r->crew.trainable[2]);
+    fflush(stdout);
+}
+
+static int recover(struct stage *s, bool fresh, struct tpo_error *err)
+{
+    int rc = tpo_recovery_run(&s->recovery, fresh, &s->at, err);
+    if (rc != TPO_OK) return rc;
+    rc = feed_reopen(s, err);
+    if (rc == TPO_OK) begin_tell(s);
+    if (rc == TPO_OK) rc = rejoin(s, err);
+    if (rc != TPO_OK) leave(s);
+    return rc;
 }
 
 /* One step, or the end of the stage; *done once that is reached. A service that went away is waited for, and all go on from where they agree. */
