@@ -17,14 +17,14 @@ struct tpo_bad_rows {
     int64_t n_rows, count;
     char first[WHY_MAX];
     FILE *file; /* NULL: nothing is remembered */
-    bool told;  /* that it cannot be written */
 };
 
-static int fail_file(struct tpo_error *err, const char *path)
+/* Nothing more is remembered: a line behind one that was cut off could be read as another. */
+static void file_lost(struct tpo_bad_rows *b, int why)
 {
-    const bool full = errno == ENOSPC || errno == EDQUOT || errno == EFBIG;
-    return tpo_fail(err, full ? TPO_RESOURCE_EXHAUSTED : TPO_FAILED_PRECONDITION, full ? "disk_full" : "bad_rows", "%.200s: %s",
-                    path, strerror(errno));
+    tpo_log(TPO_LOG_ERROR, "bad_rows_lost", "reason=\"%s\"", strerror(why));
+    if (b->file != NULL) fclose(b->file);
+    b->file = NULL;
 }
 
 static bool bit_set(struct tpo_bad_rows *b, int64_t row, const char *why)
@@ -55,23 +55,33 @@ static void lines_read(struct tpo_bad_rows *b, FILE *old, uint64_t before)
         const size_t n = strlen(line);
         if (line[n - 1] != '\n' || sscanf(line, "%" SCNu64 " %" SCNd64 " %n", &index, &row, &at) != 2) continue;
         line[n - 1] = '\0';
-        if (index < before && row >= 0 && row < b->n_rows && bit_set(b, row, line + at)) line_write(b, index, row, line + at);
+        if (index >= before || row < 0 || row >= b->n_rows || !bit_set(b, row, line + at)) continue;
+        if (b->file != NULL) line_write(b, index, row, line + at);
     }
 }
 
-/* Written under another name, so that a kill leaves the old one or the new one. */
+/* Written under another name, so that a kill or a full disk leaves the old one or the new one. What the old one says is known either way. */
 static int file_open(struct tpo_bad_rows *b, const char *path, uint64_t before, struct tpo_error *err)
 {
     char part[4200];
     snprintf(part, sizeof(part), "%.4100s.part", path);
-    if ((b->file = fopen(part, "we")) == NULL) return fail_file(err, part);
-    fprintf(b->file, "rows %" PRId64 "\n", b->n_rows);
+    bool ok = (b->file = fopen(part, "we")) != NULL;
+    int why = errno;
     FILE *old = fopen(path, "re");
+    if (ok) fprintf(b->file, "rows %" PRId64 "\n", b->n_rows);
     if (old != NULL) {
         lines_read(b, old, before);
         fclose(old);
     }
-    if (fflush(b->file) != 0 || fdatasync(fileno(b->file)) != 0 || rename(part, path) != 0) return fail_file(err, path);
+    if (ok) {
+        ok = fflush(b->file) == 0 && fdatasync(fileno(b->file)) == 0 && rename(part, path) == 0;
+        why = errno;
+    }
+    if (ok) return TPO_OK;
+    unlink(part);
+    if (why != ENOSPC && why != EDQUOT && why != EFBIG)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "bad_rows", "%.200s: %s", path, strerror(why));
+    file_lost(b, why);
     return TPO_OK;
 }
 
@@ -111,10 +121,7 @@ bool tpo_bad_rows_add(struct tpo_bad_rows *b, uint64_t index, int64_t row, const
     if (!bit_set(b, row, why)) return false;
     if (b->file == NULL) return true;
     line_write(b, index, row, why);
-    if ((fflush(b->file) != 0 || fdatasync(fileno(b->file)) != 0) && !b->told) {
-        tpo_log(TPO_LOG_ERROR, "bad_rows_lost", "reason=\"%s\"", strerror(errno));
-        b->told = true;
-    }
+    if (fflush(b->file) != 0 || fdatasync(fileno(b->file)) != 0) file_lost(b, errno);
     return true;
 }
 

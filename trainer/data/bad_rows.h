@@ -22,14 +22,16 @@ struct tpo_bad_rows_of {
     const void *owner;
 };
 
-/* Takes over what `path` says of batches before sample `before`; later ones will be drawn again. NULL: nothing is remembered. FAILED_PRECONDITION
- * "bad_rows" for a file that cannot be written, RESOURCE_EXHAUSTED "disk_full", TPO_ENOMEM. */
+/* Takes over what `path` says of batches before sample `before`; later ones will be drawn again. NULL: nothing is remembered. On a full disk
+ * that is logged, what the file says is known, and nothing more is remembered. FAILED_PRECONDITION "bad_rows" for a file that cannot be written otherwise,
+ * TPO_ENOMEM. */
 int tpo_bad_rows_open(struct tpo_bad_rows **out, const char *path, const struct tpo_bad_rows_of *rows, uint64_t before,
                       struct tpo_error *err);
 void tpo_bad_rows_close(struct tpo_bad_rows *b); /* accepts NULL */
 
 bool tpo_bad_rows_has(const struct tpo_bad_rows *b, int64_t row); /* or left out */
-/* False for one that is known. On the disk when it returns; a disk that is full costs the memory of it (it is logged), not the run. */
+/* False for one that is known. On the disk when it returns; a disk that is full costs the memory of this row and those after it (it is
+ * logged), not the run. */
 bool tpo_bad_rows_add(struct tpo_bad_rows *b, uint64_t index, int64_t row, const char *why);
 int64_t tpo_bad_rows_count(const struct tpo_bad_rows *b);     /* without those left out */
 const char *tpo_bad_rows_first(const struct tpo_bad_rows *b); /* why the first one is; "" */
