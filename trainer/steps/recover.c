@@ -204,7 +204,10 @@ int tpo_recovery_run(const struct tpo_recovery *r, bool fresh, struct tpo_checkp
         const bool agreed = rc == TPO_OK && all_known(r, false) && agree(r->crew, &step);
         /* Nobody has committed a step: as the stage began, or after a Begin with other shares, which a trainer that died could not write down. */
         if (rc == TPO_OK) rc = agreed && (step > 0 || fresh) ? go_on(r, step, c, &why) : all_send(r, c, &why);
-        if (rc == TPO_OK) return TPO_OK;
+        if (rc == TPO_OK) {
+            r->crew->torn = false;
+            return TPO_OK;
+        }
         if (!tpo_recovery_helps(&why)) release(r);
         if (!tpo_recovery_helps(&why) || tpo_now_s() >= until_s) {
             if (err != NULL) *err = why;
