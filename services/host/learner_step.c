@@ -64,9 +64,8 @@ int tpo_direct_abort(void *self, const struct tpo_key *key, struct tpo_error *er
     struct tpo_direct *d = self;
     struct tpo_key open = *key;
     if (open.step == 0) open.step = d->step != 0 ? d->step : d->committed + 1;
-    if (d->begun && d->step == 0 && open.step > d->committed) return TPO_OK;
     int rc = tpo_direct_key_check(d, &open, err);
-    if (rc == TPO_OK && tpo_direct_step_close(d) != TPO_OK)
+    if (rc == TPO_OK && d->step != 0 && tpo_direct_step_close(d) != TPO_OK)
         rc = tpo_fail(err, TPO_INTERNAL, "abort", "%s: the device failed", d->model->stage);
     return rc;
 }

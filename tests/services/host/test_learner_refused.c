@@ -95,6 +95,13 @@ static void a_wrong_key_is_refused_by_every_call(void **state)
         }
         assert_int_equal(backward(&y, &key, NULL, &err), TPO_OK);
         finish(&y, &key);
+        for (size_t i = 0; with && i < 2; i++) { /* nor is one that finds no step open: it may be meant for another run or state */
+            struct tpo_key k = key_of(0, i == 0 ? 2 : 3, 0);
+            if (i == 0) snprintf(k.run, sizeof(k.run), "another");
+            err = (struct tpo_error){0};
+            assert_int_equal(y.learner.abort(y.learner.self, &k, &err), TPO_FAILED_PRECONDITION);
+            assert_string_equal(err.reason, i == 0 ? "wrong_run" : "wrong_version");
+        }
         weights_copy(&y, with ? asked : plain);
         toy_close(&y);
     }
