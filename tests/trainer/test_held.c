@@ -1,8 +1,9 @@
-/* Proves what a run's folder remembers of the processes that hold its state. */
+/* Proves what a run's folder remembers of the processes that hold its state, and whose it is. */
 #include "tests/support/test.h"
 
 #include "trainer/steps/held.h"
 
+#include <jansson.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -50,4 +51,34 @@ static void who_was_taken_is_not_believed_by_the_next_trainer(void **state)
     tpo_held_close(h);
 }
 
-TPO_TESTS(cmocka_unit_test(who_was_taken_is_not_believed_by_the_next_trainer))
+/* run.json as it is, but for its folder; NULL: without one, as older builds wrote it. */
+static void folder_put(const char *folder)
+{
+    json_t *j = json_load_file("run.json", 0, NULL);
+    assert_non_null(j);
+    if (folder != NULL)
+        json_object_set_new(j, "folder", json_string(folder));
+    else
+        json_object_del(j, "folder");
+    assert_int_equal(json_dump_file(j, "run.json", 0), 0);
+    json_decref(j);
+}
+
+static void the_token_of_another_folder_is_not_taken(void **state)
+{
+    (void)state;
+    static const char *const folders[] = {NULL, "1-2.3"};
+    char token[64];
+    for (int other = 0; other < 2; other++) {
+        struct tpo_held *h = open_out();
+        snprintf(token, sizeof(token), "%s", tpo_held_token(h));
+        tpo_held_close(h);
+        folder_put(folders[other]);
+        h = open_out();
+        assert_int_equal(strcmp(tpo_held_token(h), token) != 0, other);
+        tpo_held_close(h);
+    }
+}
+
+TPO_TESTS(cmocka_unit_test(who_was_taken_is_not_believed_by_the_next_trainer),
+          cmocka_unit_test(the_token_of_another_folder_is_not_taken))

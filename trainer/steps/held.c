@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "common/files.h"
+#include "common/log.h"
 
 struct tpo_held {
     char dir[3000], token[40];
@@ -121,7 +122,7 @@ static int folder_name(struct tpo_held *h, struct tpo_error *err)
 }
 
 /* The token is kept from one trainer of this folder to the next, so that the lease is its own: the lock tells that the one before is gone. That of a copied
- * folder is another's. */
+ * folder is another's; older builds wrote no folder. */
 static int note_read(struct tpo_held *h, struct tpo_error *err)
 {
     char path[4096];
@@ -130,7 +131,9 @@ static int note_read(struct tpo_held *h, struct tpo_error *err)
     json_t *j = json_load_file(path, 0, NULL);
     const char *token = json_string_value(json_object_get(j, "holder")), *run = json_string_value(json_object_get(j, "run")),
                *folder = json_string_value(json_object_get(j, "folder"));
-    if (token != NULL && token[0] != '\0' && folder != NULL && strcmp(folder, h->folder) == 0) {
+    const bool other = folder != NULL && strcmp(folder, h->folder) != 0;
+    if (other) tpo_log(TPO_LOG_WARN, "other_folder", "path=%s", h->dir);
+    if (token != NULL && token[0] != '\0' && !other) {
         snprintf(h->token, sizeof(h->token), "%s", token);
         snprintf(h->run, sizeof(h->run), "%s", run != NULL ? run : "");
         instances_read(h, json_object_get(j, "instances"), json_object_get(j, "leases"));
