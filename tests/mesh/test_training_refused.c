@@ -109,6 +109,17 @@ static void shards_say(const char *out, const char *part, bool more)
     json_decref(j);
 }
 
+/* Of the newest checkpoint, as it was before it told so. */
+static void plan_forget(const char *out)
+{
+    char path[128];
+    snprintf(path, sizeof(path), "%s/1-talk/step-00000004/manifest.json", out);
+    json_t *j = json_load_file(path, 0, NULL);
+    assert_int_equal(json_object_del(j, "groups") | json_object_del(j, "losses"), 0);
+    assert_int_equal(json_dump_file(j, path, 0), 0);
+    json_decref(j);
+}
+
 /* What a checkpoint holds fits neither other tensors nor other optimisers; its rate and length are not in it. */
 static void checkpoints_of_another_plan_are_refused(void **state)
 {
@@ -127,7 +138,9 @@ static void checkpoints_of_another_plan_are_refused(void **state)
         recipe_refused("other.yaml", NULL, "killed", cases[i].says, often);
     }
     recipe_with("other.yaml", "rate: 1.0e-3", "rate: 2.0e-3");
-    shell("cp -r killed faster && cp -r killed lacks");
+    shell("cp -r killed faster && cp -r killed lacks && cp -r killed older");
+    plan_forget("older");
+    refused(NULL, "older", "made by an older build", often);
     training_run("other.yaml", "faster", NULL, often);
     assert_true(training_says("faster.log", "event=restored step=4"));
     shards_say("lacks", "router", false);

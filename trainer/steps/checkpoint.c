@@ -207,6 +207,9 @@ static bool says(const json_t *j, const char *key, const char *text)
 
 static int plan_check(const char *dir, const json_t *j, const struct tpo_checkpoint *c, struct tpo_error *err)
 {
+    if (json_object_get(j, "groups") == NULL || json_object_get(j, "losses") == NULL)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "checkpoint",
+                        "%.80s does not tell its groups and losses: it was made by an older build, go on with that one", dir);
     if (!says(j, "groups", c->plan.groups))
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "checkpoint",
                         "%.80s was made with other groups (their tensors, optimisers or constants): go on with those it has", dir);

@@ -1,7 +1,7 @@
 /* checkpoint.h -- what a run leaves on disk, and how it goes on from there.
  *
  *   OUT/STAGE/step-00000500/   encoder.safetensors, router.safetensors, region.safetensors (shard.h); manifest.json last: run, step, version, aborted, seed,
- *                              generator (seed, counter), lanes, micro_batches, threads, the next sample, SHA-256 of each shard. Without a manifest
+ *                              generator (seed, counter), lanes, micro_batches, groups, losses, threads, the next sample, SHA-256 of each shard. Without a manifest
  *                              that fits there is no checkpoint, and the one before is used.
  *   OUT/STAGE/model/           a whole model folder in f32, training-only tensors included, once the stage is done; the next stage starts here
  *
