@@ -120,7 +120,8 @@ static void plan_forget(const char *out)
     json_decref(j);
 }
 
-/* What a checkpoint holds fits neither other tensors nor other optimisers; its rate and length are not in it. */
+/* What a checkpoint holds fits neither other tensors nor other optimisers; its rate and length are not in it, nor in which order the recipe names
+ * the losses. */
 static void checkpoints_of_another_plan_are_refused(void **state)
 {
     (void)state;
@@ -138,11 +139,15 @@ static void checkpoints_of_another_plan_are_refused(void **state)
         recipe_refused("other.yaml", NULL, "killed", cases[i].says, often);
     }
     recipe_with("other.yaml", "rate: 1.0e-3", "rate: 2.0e-3");
-    shell("cp -r killed faster && cp -r killed lacks && cp -r killed older");
+    shell("cp -r killed faster && cp -r killed lacks && cp -r killed older && cp -r killed turned");
     plan_forget("older");
     refused(NULL, "older", "made by an older build", often);
     training_run("other.yaml", "faster", NULL, often);
     assert_true(training_says("faster.log", "event=restored step=4"));
+    recipe_with("other.yaml", "language: 1, region: 1", "region: 1, language: 1");
+    training_run("other.yaml", "turned", NULL, often);
+    assert_true(training_says("turned.log", "event=restored step=4"));
+    training_same_model("whole", "turned", "1-talk");
     shards_say("lacks", "router", false);
     refused(NULL, "lacks", "lacks a shard of router", often);
     training_run("r.yaml", "killed", NULL, often);

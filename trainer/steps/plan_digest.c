@@ -12,6 +12,15 @@ static void group_add(tpo_sha256_t *h, const struct tpo_group *g)
     for (int i = 0; i < g->n_patterns; i++) tpo_sha256_add(h, g->patterns[i], strlen(g->patterns[i]) + 1);
 }
 
+/* The next by name, whatever their order in the recipe; NULL behind the last. */
+static const struct tpo_loss_weight *loss_after(const struct tpo_plan *plan, const char *name)
+{
+    const struct tpo_loss_weight *next = NULL;
+    for (const struct tpo_loss_weight *x = plan->losses; x < plan->losses + plan->n_losses; x++)
+        if (strcmp(x->name, name) > 0 && (next == NULL || strcmp(x->name, next->name) < 0)) next = x;
+    return next;
+}
+
 static void hex_end(tpo_sha256_t *h, char out[TPO_SHA256_HEX])
 {
     uint8_t digest[TPO_SHA256_BYTES];
@@ -24,9 +33,9 @@ void tpo_plan_digest(struct tpo_plan_digest *out, const struct tpo_plan *plan)
     tpo_sha256_t *h = tpo_sha256_open();
     for (int g = 0; g < plan->n_groups; g++) group_add(h, &plan->groups[g]);
     hex_end(h, out->groups);
-    for (int i = 0; i < plan->n_losses; i++) {
-        tpo_sha256_add(h, plan->losses[i].name, strlen(plan->losses[i].name) + 1);
-        tpo_sha256_add(h, &plan->losses[i].weight, sizeof(plan->losses[i].weight));
+    for (const struct tpo_loss_weight *x = loss_after(plan, ""); x != NULL; x = loss_after(plan, x->name)) {
+        tpo_sha256_add(h, x->name, strlen(x->name) + 1);
+        tpo_sha256_add(h, &x->weight, sizeof(x->weight));
     }
     hex_end(h, out->losses);
     tpo_sha256_close(h);
