@@ -1,4 +1,5 @@
-/* Proves that a call of a trainer waits for a service whose queue is full, whether it answers once or in a stream. */
+/* Proves that a call of a trainer waits for a service whose queue is full, whether it answers once or in a stream, and that what no message holds is not
+ * sent. */
 #include "tests/services/host/toy_busy.h"
 
 #include "trainer/steps/remote.h"
@@ -74,4 +75,28 @@ static void a_full_queue_is_waited_for(void **state)
     mesh_close(&w);
 }
 
-TPO_TESTS(cmocka_unit_test(a_full_queue_is_waited_for))
+/* As it is when many media are refused by name: known before it is sent. */
+static void what_no_message_holds_is_refused_here(void **state)
+{
+    (void)state;
+    enum { SAMPLES = 2 };
+    const int side = 3500; /* one alone would fit */
+    uint8_t *frame = calloc((size_t)(side * side), 3);
+    const struct tpo_sample sample = {.n_frames = 1, .height = side, .width = side, .pixels = frame};
+    const struct tpo_sample samples[SAMPLES] = {sample, sample};
+    struct tpo_forwarded f;
+    struct tpo_error err = {0};
+    struct tpo_learner l;
+    _Atomic uint64_t lease = 0;
+    const struct tpo_key key = key_of(1, 0, 0);
+    const struct tpo_remote_options o = {
+        .stage = "encoder", .address = "127.0.0.1:1", .holder = "me", .lease_ms = 60000, .timeout_ms = 60000, .lease = &lease};
+    assert_non_null(frame);
+    assert_int_equal(tpo_learner_open_remote(&l, &o, &err), TPO_OK);
+    assert_int_equal(l.forward(l.self, &key, samples, SAMPLES, NULL, 0, NULL, 0, &f, &err), TPO_INVALID_ARGUMENT);
+    assert_string_equal(err.reason, "samples");
+    l.close(l.self);
+    free(frame);
+}
+
+TPO_TESTS(cmocka_unit_test(a_full_queue_is_waited_for), cmocka_unit_test(what_no_message_holds_is_refused_here))

@@ -104,6 +104,18 @@ static int pixels_instead(struct remote *r, struct tpo_sample *s, const struct t
     return r->o.pixels(r->o.owner, &r->request, s, err);
 }
 
+static void refused_keep(struct remote *r, const struct tpo_sample *s)
+{
+    snprintf(r->refused[r->n_refused++ % REMOTE_REFUSED_MAX], TPO_SHA256_HEX, "%s", s->media_id);
+}
+
+static bool was_refused(const struct remote *r, const struct tpo_sample *s)
+{
+    for (unsigned i = 0; i < r->n_refused && i < REMOTE_REFUSED_MAX && s->media_id != NULL; i++)
+        if (strcmp(r->refused[i], s->media_id) == 0) return true;
+    return false;
+}
+
 /* A service that lacks one medium of a Forward gets all of them: in the first epoch it lacks nearly all. */
 static int media_give(struct remote *r, struct tpo_sample *samples, int n_samples, struct tpo_error *err)
 {
@@ -115,16 +127,33 @@ static int media_give(struct remote *r, struct tpo_sample *samples, int n_sample
         if (again) continue;
         struct tpo_error why = {0};
         rc = tpo_media_send(r->loop, r->peers, samples[i].media_id, samples[i].media_path, r->o.timeout_ms, r->o.stop, &why);
-        if (rc != TPO_OK && is_of_a_medium(&why)) rc = pixels_instead(r, &samples[i], &why, &why);
+        if (rc != TPO_OK && is_of_a_medium(&why)) {
+            refused_keep(r, &samples[i]);
+            rc = pixels_instead(r, &samples[i], &why, &why);
+        }
         if (rc != TPO_OK) *err = why;
     }
     return rc;
+}
+
+/* Checked before the first step (messages.h), but for media that are refused by name. */
+static int too_large(const struct remote *r, const struct tpo_sample *samples, int n_samples, size_t bytes, struct tpo_error *err)
+{
+    int n_named = 0;
+    for (int i = 0; i < n_samples; i++) n_named += samples[i].media_id != NULL;
+    return tpo_fail(
+        err, TPO_INVALID_ARGUMENT, "samples",
+        "%d samples, %d of them as pixels, have %.1f MiB, a message to %s %d: take fewer samples (and more micro_batches), "
+        "fewer frames, or media that it takes by name",
+        n_samples, n_samples - n_named, (double)bytes / (1 << 20), r->o.stage, TPO_RPC_MESSAGE_BYTES >> 20);
 }
 
 static int forward_ask(struct remote *r, Tpo__V1__ForwardRequest *m, const struct tpo_sample *samples, struct tpo_error *err)
 {
     m->samples = tpo_samples_pack(&r->request, samples, (int)m->n_samples, strcmp(r->o.stage, "encoder") == 0);
     if (m->samples == NULL) return no_memory(r, err);
+    const size_t bytes = protobuf_c_message_get_packed_size(&m->base);
+    if (bytes > TPO_RPC_MESSAGE_BYTES) return too_large(r, samples, (int)m->n_samples, bytes, err);
     return tpo_remote_ask(r, &r->forward, "/tpo.v1.Learner/Forward", &tpo__v1__forward_reply__descriptor, &m->base, err);
 }
 
@@ -136,6 +165,7 @@ static int refused_give(struct remote *r, struct tpo_sample *samples, int n_samp
     for (int i = 0; i < n_samples; i++) n_named += samples[i].media_id != NULL && strstr(why.message, samples[i].media_id) != NULL;
     for (int i = 0; i < n_samples && rc == TPO_OK; i++) {
         if (samples[i].media_id == NULL || (n_named > 0 && strstr(why.message, samples[i].media_id) == NULL)) continue;
+        if (n_named > 0) refused_keep(r, &samples[i]);
         rc = pixels_instead(r, &samples[i], &why, err);
         n_given++;
     }
@@ -143,10 +173,14 @@ static int refused_give(struct remote *r, struct tpo_sample *samples, int n_samp
 }
 
 /* Media that the service lacks are given to it: more than once, since what serving stores may push out what has just come. What it has and cannot read comes
- * as pixels, one more with every turn. */
+ * as pixels, one more with every turn; what it has refused before, from the first turn. */
 static int forward_named(struct remote *r, Tpo__V1__ForwardRequest *m, struct tpo_sample *samples, struct tpo_error *err)
 {
-    int rc = forward_ask(r, m, samples, err), n = (int)m->n_samples, gives = 0;
+    const int n = (int)m->n_samples;
+    int rc = TPO_OK, gives = 0;
+    for (int i = 0; i < n && rc == TPO_OK; i++)
+        if (was_refused(r, &samples[i])) rc = r->o.pixels(r->o.owner, &r->request, &samples[i], err);
+    if (rc == TPO_OK) rc = forward_ask(r, m, samples, err);
     for (int turn = 0; turn < n + GIVES_MAX && rc != TPO_OK && is_of_a_medium(err); turn++) {
         const bool lacks = strcmp(err->reason, "media_missing") == 0 && gives++ < GIVES_MAX;
         rc = lacks ? media_give(r, samples, n, err) : refused_give(r, samples, n, err);

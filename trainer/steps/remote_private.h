@@ -4,6 +4,7 @@
 
 #include "common/arena.h"
 #include "common/rpc/client.h"
+#include "common/sha256.h"
 #include "trainer/steps/remote.h"
 
 /* The answer to one kind of call: what it told lies in the message and the arena. */
@@ -12,12 +13,16 @@ struct remote_reply {
     struct tpo_arena arena;
 };
 
+#define REMOTE_REFUSED_MAX 256
+
 struct remote {
     struct tpo_remote_options o;
     struct tpo_loop *loop;
     struct tpo_peers *peers;
     struct tpo_arena request;
     struct remote_reply forward, backward, norms, chunk;
+    char refused[REMOTE_REFUSED_MAX][TPO_SHA256_HEX]; /* media that the service does not take, the last so many */
+    unsigned n_refused;                               /* ever */
     char run[64];
     uint64_t version;
     double run_ms;
