@@ -1,8 +1,8 @@
 /* checkpoint.h -- what a run leaves on disk, and how it goes on from there.
  *
  *   OUT/STAGE/step-00000500/   encoder.safetensors, router.safetensors, region.safetensors (shard.h); manifest.json last: run, step, version, aborted, seed,
- *                              generator (seed, counter), lanes, micro_batches, groups, losses, threads, the next sample, SHA-256 of each shard. Without a manifest
- *                              that fits there is no checkpoint, and the one before is used.
+ *                              generator (seed, counter), lanes, micro_batches, groups, losses (plan_digest.h), threads, the next sample, SHA-256 of
+ *                              each shard. Without a manifest that fits there is no checkpoint, and the one before is used.
  *   OUT/STAGE/model/           a whole model folder in f32, training-only tensors included, once the stage is done; the next stage starts here
  *
  * A folder is written under another name, synced and renamed, so that a killed run or a full disk leaves an old one or a new one. */
