@@ -52,7 +52,7 @@ struct tpo_cache {
     int n_gets, n_puts, closing, down; /* down: gets need not wait */
     int64_t close_until_us;
     double misses[MISSES_KEPT], wait_ms;
-    int n_misses;
+    uint64_t n_misses;
 
     redisContext *redis; /* the thread's */
     int64_t retry_us, backoff_ms;
@@ -310,7 +310,7 @@ void tpo_cache_missed(tpo_cache_t *c, double ms)
     double sorted[MISSES_KEPT];
     pthread_mutex_lock(&c->lock);
     c->misses[c->n_misses++ % MISSES_KEPT] = ms;
-    int n = c->n_misses < MISSES_KEPT ? c->n_misses : MISSES_KEPT;
+    int n = c->n_misses < MISSES_KEPT ? (int)c->n_misses : MISSES_KEPT;
     memcpy(sorted, c->misses, (size_t)n * sizeof(*sorted));
     qsort(sorted, (size_t)n, sizeof(*sorted), compare);
     c->wait_ms = sorted[n / 2] < WAIT_MS ? sorted[n / 2] : WAIT_MS;
