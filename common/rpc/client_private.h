@@ -35,6 +35,7 @@ struct tpo_peers {
     enum tpo_pick pick;
     struct peer **peers;
     int n_peers;
+    int watch_ms;         /* how long a watch of health lasts; the next takes its place */
     uint64_t turn;        /* breaks ties */
     struct tpo_rpc *rpcs; /* all in flight, watches too */
     _Atomic int n_rpcs;
@@ -60,8 +61,8 @@ bool tpo_resolver_take(struct tpo_peers *p, struct peer_addresses *out); /* whet
 struct peer *tpo_peer_pick(struct tpo_peers *p, const char *key, const char *version, const struct peer *except);
 void tpo_peer_release(struct peer *x);
 
-/* rpc.c: on one peer, waiting for it to be reachable. */
-struct tpo_rpc *tpo_rpc_open_watch(struct peer *x, const struct tpo_rpc_events *on);
+/* rpc.c: on one peer, for watch_ms; wait: until it can be reached, else UNAVAILABLE where it cannot. */
+struct tpo_rpc *tpo_rpc_open_watch(struct peer *x, bool wait, const struct tpo_rpc_events *on);
 void tpo_rpc_cancel_all(struct tpo_peers *p);
 
 #endif

@@ -9,6 +9,7 @@
 
 #define BACKOFF_MIN_MS 100
 #define BACKOFF_MAX_MS 2000
+#define WATCH_MS       (3600 * 1000)
 #define NEVER_US       INT64_MAX
 
 static grpc_arg number(const char *key, int value)
@@ -119,6 +120,8 @@ static void on_watch_done(void *owner, struct tpo_rpc *r, int status, const stru
     struct peer *x = owner;
     (void)r, (void)err;
     x->watch = NULL;
+    /* Its own deadline says nothing of the peer: what is known stands, and the next tick opens another. */
+    if (status == TPO_DEADLINE_EXCEEDED) return;
     x->n_versions = -1;
     /* A peer without the health service counts as serving: a call will tell. */
     x->health = status == TPO_UNIMPLEMENTED ? PEER_SERVING : PEER_NOT_SERVING;
@@ -129,7 +132,8 @@ static void on_watch_done(void *owner, struct tpo_rpc *r, int status, const stru
 static void watch(struct peer *x)
 {
     struct tpo_rpc_events on = {.owner = x, .on_message = on_health, .on_done = on_watch_done};
-    x->watch = tpo_rpc_open_watch(x, &on);
+    /* One that serves is there: if it is not, this must be heard at once and not waited out. */
+    x->watch = tpo_rpc_open_watch(x, x->health != PEER_SERVING, &on);
 }
 
 static void on_tick(void *owner, int ok)
@@ -156,6 +160,7 @@ int tpo_peers_open(struct tpo_peers **out, struct tpo_loop *l, const char *stage
     p->loop = l;
     p->stage = stage;
     p->pick = pick;
+    p->watch_ms = WATCH_MS;
     p->tick_tag = (struct tpo_tag){.on_event = on_tick, .owner = p};
     pthread_mutex_init(&p->lock, NULL);
     tpo_cond_init(&p->stop_changed);

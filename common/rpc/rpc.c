@@ -370,17 +370,17 @@ struct tpo_rpc *tpo_rpc_open(struct tpo_peers *p, const struct tpo_rpc_start *st
     return open_rpc(p, x, start, request, on, 0);
 }
 
-struct tpo_rpc *tpo_rpc_open_watch(struct peer *x, const struct tpo_rpc_events *on)
+struct tpo_rpc *tpo_rpc_open_watch(struct peer *x, bool wait, const struct tpo_rpc_events *on)
 {
     Grpc__Health__V1__HealthCheckRequest all = GRPC__HEALTH__V1__HEALTH_CHECK_REQUEST__INIT;
     struct tpo_rpc_start start = {
         .path = "/grpc.health.v1.Health/Watch",
         .reply = &grpc__health__v1__health_check_response__descriptor,
-        .timeout_ms = 3600 * 1000,
+        .timeout_ms = x->peers->watch_ms,
         .peer = 1, /* this very one: not tried elsewhere */
     };
     return open_rpc(x->peers, x, &start, tpo_message_pack(&all.base, NULL), on,
-                    GRPC_INITIAL_METADATA_WAIT_FOR_READY | GRPC_INITIAL_METADATA_WAIT_FOR_READY_EXPLICITLY_SET);
+                    (wait ? GRPC_INITIAL_METADATA_WAIT_FOR_READY : 0) | GRPC_INITIAL_METADATA_WAIT_FOR_READY_EXPLICITLY_SET);
 }
 
 void tpo_rpc_send(struct tpo_rpc *r, const ProtobufCMessage *message)

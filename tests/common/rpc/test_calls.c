@@ -1,4 +1,5 @@
 /* Calls of all four kinds between our server and our client, and the ways they end. */
+#include "common/rpc/client_private.h"
 #include "tests/common/rpc/echo.h"
 
 struct heard {
@@ -338,6 +339,45 @@ static void health_is_told_and_watched(void **state)
     echo_stop(&e);
 }
 
+static void wait_ready(struct echo *e, int n)
+{
+    for (int i = 0; i < 500 && tpo_peers_ready(e->peers) != n; i++) tpo_loop_wait(e->loop, 20);
+    assert_int_equal(tpo_peers_ready(e->peers), n);
+}
+
+static void a_watch_that_ends_by_its_deadline_changes_nothing(void **state)
+{
+    (void)state;
+    struct echo e;
+    const uint64_t held = 7;
+    uint64_t versions[TPO_PEER_VERSIONS_MAX];
+    echo_start(&e, (struct tpo_server_options){0});
+    wait_ready(&e, 1);
+    struct peer *x = e.peers->peers[0];
+    e.peers->watch_ms = 50;
+    tpo_rpc_cancel(x->watch); /* the one of an hour */
+    wait_ready(&e, 0);
+    wait_ready(&e, 1);
+    tpo_peers_set_versions(e.peers, 0, &held, 1);
+    for (int ends = 0, i = 0; ends < 3; i++) {
+        const bool watched = x->watch != NULL;
+        tpo_loop_wait(e.loop, 20);
+        ends += watched && x->watch == NULL;
+        assert_int_equal(tpo_peers_ready(e.peers), 1);
+        assert_int_equal(tpo_peers_versions(e.peers, 0, versions), 1);
+        assert_in_range(i, 0, 5000);
+    }
+    /* The next one still hears of a loss, told or seen. */
+    tpo_server_serving(e.server, false);
+    wait_ready(&e, 0);
+    assert_int_equal(tpo_peers_versions(e.peers, 0, versions), -1);
+    tpo_server_serving(e.server, true);
+    wait_ready(&e, 1);
+    tpo_server_drain(e.server, 0);
+    wait_ready(&e, 0);
+    echo_stop(&e);
+}
+
 static void *drain_thread(void *server)
 {
     tpo_server_drain(server, 5000);
@@ -466,6 +506,7 @@ TPO_TESTS(cmocka_unit_test(unary_answers_and_fails_as_told), cmocka_unit_test(a_
           cmocka_unit_test(a_paced_method_reads_when_it_asks), cmocka_unit_test(a_cancel_reaches_a_method_that_does_not_read),
           cmocka_unit_test(a_method_has_a_limit_of_its_own), cmocka_unit_test(limits_hold),
           cmocka_unit_test(bad_messages_are_refused), cmocka_unit_test(health_is_told_and_watched),
-          cmocka_unit_test(a_drain_lets_calls_finish), cmocka_unit_test(a_drain_gives_up_in_the_end),
-          cmocka_unit_test(a_dead_peer_costs_nothing_where_another_is), cmocka_unit_test(equal_keys_meet_the_same_peer),
-          cmocka_unit_test(no_peer_is_an_error_at_once), cmocka_unit_test(a_taken_port_is_an_error))
+          cmocka_unit_test(a_watch_that_ends_by_its_deadline_changes_nothing), cmocka_unit_test(a_drain_lets_calls_finish),
+          cmocka_unit_test(a_drain_gives_up_in_the_end), cmocka_unit_test(a_dead_peer_costs_nothing_where_another_is),
+          cmocka_unit_test(equal_keys_meet_the_same_peer), cmocka_unit_test(no_peer_is_an_error_at_once),
+          cmocka_unit_test(a_taken_port_is_an_error))
