@@ -69,7 +69,7 @@ static void on_encoder_done(void *owner, struct tpo_rpc *rpc, int status, const 
     struct tpo_request *r = owner;
     struct tpo_error own;
     snprintf(r->encoder_instance, sizeof(r->encoder_instance), "%s", tpo_rpc_peer(rpc));
-    r->peer = 1 + tpo_rpc_peer_index(rpc);
+    r->peer = tpo_rpc_peer_id(rpc);
     r->rpc = NULL;
     if (r->state == ENCODING && status == TPO_OK && r->encoded == NULL) {
         tpo_fail(&own, TPO_INTERNAL, "encoder_silent", "the encoder ended without a reply");
@@ -80,7 +80,7 @@ static void on_encoder_done(void *owner, struct tpo_rpc *rpc, int status, const 
         else
             tpo_request_fail(r, &own, "gateway");
     } else if (r->state == ENCODING && tpo_request_of_version(err)) {
-        const int peer = r->peer - 1;
+        const int peer = r->peer;
         r->peer = 0;
         if (tpo_version_refused(r->g->encoder, peer, r->version.number))
             tpo_encoder_call_open(r);

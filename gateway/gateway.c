@@ -306,8 +306,10 @@ void tpo_gateway_metrics(struct tpo_gateway *g, void (*on_text)(void *owner, con
             bool serving;
             tpo_peers_address(p, k, &serving);
             if (!serving) continue;
-            struct tpo_rpc_start start = {
-                .path = "/tpo.v1.Status/Get", .reply = &tpo__v1__status_reply__descriptor, .timeout_ms = 1000, .peer = 1 + k};
+            struct tpo_rpc_start start = {.path = "/tpo.v1.Status/Get",
+                                          .reply = &tpo__v1__status_reply__descriptor,
+                                          .timeout_ms = 1000,
+                                          .peer = tpo_peers_id(p, k)};
             s->waiting++;
             if (tpo_rpc_open(p, &start, &ask.base, NULL, &events, NULL) == NULL) s->waiting--;
         }

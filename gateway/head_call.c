@@ -101,9 +101,9 @@ static void on_head_done(void *owner, struct tpo_rpc *rpc, int status, const str
 {
     struct head_call *c = owner;
     struct tpo_request *r = c->r;
-    const int peer = tpo_rpc_peer_index(rpc);
+    const int peer = tpo_rpc_peer_id(rpc);
     snprintf(c->instance, sizeof(c->instance), "%s", tpo_rpc_peer(rpc));
-    c->peer = 1 + peer;
+    c->peer = peer;
     c->rpc = NULL;
     if (status == TPO_OK && c->end != NULL) {
         c->done = true;

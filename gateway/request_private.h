@@ -24,7 +24,7 @@ struct head_call {
     struct tpo_rpc *rpc;
     struct tpo_media_put *put;
     struct tpo_payload e; /* kept until the head has answered, for asking again after a put */
-    int puts, peer;
+    int puts, peer;       /* peer: the id of the one that worked on it last; 0: none */
     bool done;
     struct tpo_error err; /* why it failed */
     Tpo__V1__HeadDone *end;
@@ -57,7 +57,7 @@ struct tpo_request {
     struct tpo_upload *upload;
     struct tpo_media_put *put;
     struct tpo_rpc *rpc; /* encoder's, then router's */
-    int puts, peer;
+    int puts, peer;      /* peer: the id of the encoder that was given the bytes or asks for them; 0: none */
     struct tpo_payload visual;
     Tpo__V1__MediaInfo *media; /* within `encoded` */
     Tpo__V1__EncodeReply *encoded;

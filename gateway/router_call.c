@@ -49,7 +49,7 @@ static void on_router_done(void *owner, struct tpo_rpc *rpc, int status, const s
     r->rpc = NULL;
     if (r->state == GENERATING && status != TPO_OK) {
         /* The visual tokens went with the call: another router gets them from the encoder's cache, so all starts anew. */
-        if (tpo_request_of_version(err)) tpo_version_refused(r->g->router, tpo_rpc_peer_index(rpc), r->version.number);
+        if (tpo_request_of_version(err)) tpo_version_refused(r->g->router, tpo_rpc_peer_id(rpc), r->version.number);
         tpo_request_refused(r, err, "router");
     } else if (r->state == GENERATING && r->generated == NULL) {
         struct tpo_error silent;

@@ -44,9 +44,8 @@ static void on_status(void *owner, struct tpo_rpc *r, ProtobufCMessage *message,
 {
     struct ask *a = owner;
     const Tpo__V1__StatusReply *reply = (Tpo__V1__StatusReply *)message;
-    const int i = tpo_rpc_peer_index(r);
-    if (i >= 0 && reply->ready && reply->n_versions > 0)
-        tpo_peers_set_versions(a->peers, i, reply->versions, (int)reply->n_versions);
+    if (reply->ready && reply->n_versions > 0)
+        tpo_peers_set_versions(a->peers, tpo_rpc_peer_id(r), reply->versions, (int)reply->n_versions);
     protobuf_c_message_free_unpacked(message, NULL);
     if (payload != NULL) tpo_payload_free(payload);
 }
@@ -69,8 +68,10 @@ static void on_later(uv_timer_t *timer)
 static void ask_peer(struct tpo_version_watch *w, struct tpo_peers *p, int i)
 {
     const Tpo__V1__StatusRequest q = TPO__V1__STATUS_REQUEST__INIT;
-    const struct tpo_rpc_start start = {
-        .path = "/tpo.v1.Status/Get", .reply = &tpo__v1__status_reply__descriptor, .timeout_ms = STATUS_MS, .peer = 1 + i};
+    const struct tpo_rpc_start start = {.path = "/tpo.v1.Status/Get",
+                                        .reply = &tpo__v1__status_reply__descriptor,
+                                        .timeout_ms = STATUS_MS,
+                                        .peer = tpo_peers_id(p, i)};
     struct ask *a = calloc(1, sizeof(*a));
     const struct tpo_rpc_events on = {.owner = a, .on_message = on_status, .on_done = on_status_done};
     if (a == NULL) return;
@@ -226,6 +227,6 @@ bool tpo_version_choose(struct tpo_version_watch *w, const Tpo__V1__PerceiveRequ
 
 bool tpo_version_refused(struct tpo_peers *peers, int peer, uint64_t version)
 {
-    if (peer >= 0) tpo_peers_drop_version(peers, peer, version);
+    tpo_peers_drop_version(peers, peer, version);
     return set_holds(peers, version) == 1;
 }

@@ -34,11 +34,14 @@ int tpo_peers_ready(const struct tpo_peers *p); /* how many are SERVING */
 int tpo_peers_count(const struct tpo_peers *p);
 const char *tpo_peers_stage(const struct tpo_peers *p);
 const char *tpo_peers_address(const struct tpo_peers *p, int i, bool *serving);
+/* Peer i may be another after the next poll. Its id stays its own: never 0, and never another's when it is gone. */
+int tpo_peers_id(const struct tpo_peers *p, int i);
 
 #define TPO_PEER_VERSIONS_MAX 8
-/* The versions that peer i told of (StatusReply), for calls that need one; forgotten when its health is lost, since another process may come back. */
-void tpo_peers_set_versions(struct tpo_peers *p, int i, const uint64_t *versions, int n);
-void tpo_peers_drop_version(struct tpo_peers *p, int i, uint64_t version); /* it turned out not to hold it */
+/* The versions that a peer told of (StatusReply), for calls that need one; forgotten when its health is lost, since another process may come
+ * back. Nothing happens where the peer is gone. */
+void tpo_peers_set_versions(struct tpo_peers *p, int id, const uint64_t *versions, int n);
+void tpo_peers_drop_version(struct tpo_peers *p, int id, uint64_t version); /* it turned out not to hold it */
 /* How many peer i told of; -1: it has not told since its health was lost last. */
 int tpo_peers_versions(const struct tpo_peers *p, int i, uint64_t out[TPO_PEER_VERSIONS_MAX]);
 
@@ -61,7 +64,7 @@ struct tpo_rpc_start {
     const char *key;                                /* for TPO_PICK_HASH: the media's id; NULL: any */
     const char *request_id, *traceparent, *version; /* metadata; NULL: none */
     bool versioned;                                 /* pick only peers that hold `version` or have told of none */
-    int peer;                                       /* 1 + index of the peer that must take it; 0: pick */
+    int peer; /* the id of the one that takes it while it is known; 0, or gone: one is picked */
 };
 
 /* Starts a call with its first message (takes the payload's data). NULL and *err when there is no peer (UNAVAILABLE
@@ -73,7 +76,7 @@ void tpo_rpc_send(struct tpo_rpc *r, const ProtobufCMessage *message); /* queued
 void tpo_rpc_send_end(struct tpo_rpc *r);
 void tpo_rpc_cancel(struct tpo_rpc *r);            /* on_done follows, with TPO_CANCELLED */
 const char *tpo_rpc_peer(const struct tpo_rpc *r); /* its address */
-int tpo_rpc_peer_index(const struct tpo_rpc *r);
+int tpo_rpc_peer_id(const struct tpo_rpc *r);
 
 /* One unary call, waited for; the owner's thread has nothing else to do. *reply as in on_message. */
 int tpo_rpc_call(struct tpo_peers *p, const struct tpo_rpc_start *start, const ProtobufCMessage *message,

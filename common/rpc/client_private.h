@@ -10,6 +10,7 @@
 enum peer_health { PEER_UNKNOWN, PEER_SERVING, PEER_NOT_SERVING };
 
 struct peer {
+    int id;            /* never 0, never another's */
     char address[128]; /* as dialled */
     uint64_t hash;
     grpc_channel *channel;
@@ -34,7 +35,7 @@ struct tpo_peers {
     char *names;
     enum tpo_pick pick;
     struct peer **peers;
-    int n_peers;
+    int n_peers, last_id;
     int watch_ms;         /* how long a watch of health lasts; the next takes its place */
     uint64_t turn;        /* breaks ties */
     struct tpo_rpc *rpcs; /* all in flight, watches too */
@@ -57,6 +58,8 @@ void tpo_resolver_stop(struct tpo_peers *p);
 bool tpo_resolver_take(struct tpo_peers *p, struct peer_addresses *out); /* whether there is news */
 
 /* peers.c */
+int tpo_peers_update(struct tpo_peers *p, const struct peer_addresses *found); /* what was found is the set; ENOMEM */
+struct peer *tpo_peer_of(const struct tpo_peers *p, int id);                   /* NULL: none, or no longer */
 /* version: only those that may hold it; NULL: any. */
 struct peer *tpo_peer_pick(struct tpo_peers *p, const char *key, const char *version, const struct peer *except);
 void tpo_peer_release(struct peer *x);

@@ -63,6 +63,7 @@ static int add_peer(struct tpo_peers *p, const char *address)
     strcpy(x->address, address); /* both are 128 bytes */
     x->hash = hash_text(0xcbf29ce484222325u, address);
     x->channel = create_channel(address);
+    x->id = ++p->last_id;
     x->backoff_ms = BACKOFF_MIN_MS;
     x->refs = 1;
     x->n_versions = -1;
@@ -88,7 +89,7 @@ static void drop_peer(struct tpo_peers *p, int i)
     tpo_peer_release(x);
 }
 
-static void update(struct tpo_peers *p, const struct peer_addresses *found)
+int tpo_peers_update(struct tpo_peers *p, const struct peer_addresses *found)
 {
     for (int i = p->n_peers - 1; i >= 0; i--) {
         int k = 0;
@@ -98,8 +99,9 @@ static void update(struct tpo_peers *p, const struct peer_addresses *found)
     for (int k = 0; k < found->n; k++) {
         int i = 0;
         while (i < p->n_peers && strcmp(found->address[k], p->peers[i]->address) != 0) i++;
-        if (i == p->n_peers) add_peer(p, found->address[k]);
+        if (i == p->n_peers && add_peer(p, found->address[k]) != TPO_OK) return TPO_ENOMEM;
     }
+    return TPO_OK;
 }
 
 /* --- health ------------------------------------------------------------------------------------------------------------------------ */
@@ -142,7 +144,7 @@ static void on_tick(void *owner, int ok)
     struct peer_addresses found;
     (void)ok;
     if (p->closing) return;
-    if (p->resolving && tpo_resolver_take(p, &found)) update(p, &found);
+    if (p->resolving && tpo_resolver_take(p, &found)) tpo_peers_update(p, &found);
     int64_t now = tpo_now_us();
     for (int i = 0; i < p->n_peers; i++)
         if (p->peers[i]->watch == NULL && p->peers[i]->watch_after_us <= now) watch(p->peers[i]);
@@ -167,9 +169,8 @@ int tpo_peers_open(struct tpo_peers **out, struct tpo_loop *l, const char *stage
     p->names = strdup(addresses);
     if (p->names == NULL) goto fail;
     tpo_resolve(p->names, &found);
-    for (int k = 0; k < found.n; k++)
-        if (add_peer(p, found.address[k]) != TPO_OK) goto fail;
-    rc = tpo_resolver_start(p);
+    rc = tpo_peers_update(p, &found);
+    if (rc == TPO_OK) rc = tpo_resolver_start(p);
     if (rc != TPO_OK) goto fail;
     tpo_loop_tick_add(l, &p->tick_tag);
     on_tick(p, 1);
@@ -213,6 +214,18 @@ const char *tpo_peers_stage(const struct tpo_peers *p)
     return p->stage;
 }
 
+int tpo_peers_id(const struct tpo_peers *p, int i)
+{
+    return p->peers[i]->id;
+}
+
+struct peer *tpo_peer_of(const struct tpo_peers *p, int id)
+{
+    for (int i = 0; i < p->n_peers; i++)
+        if (p->peers[i]->id == id) return p->peers[i];
+    return NULL;
+}
+
 const char *tpo_peers_address(const struct tpo_peers *p, int i, bool *serving)
 {
     if (serving != NULL) *serving = p->peers[i]->health == PEER_SERVING;
@@ -221,17 +234,19 @@ const char *tpo_peers_address(const struct tpo_peers *p, int i, bool *serving)
 
 /* --- versions ------------------------------------------------------------------------------------------------------------------------ */
 
-void tpo_peers_set_versions(struct tpo_peers *p, int i, const uint64_t *versions, int n)
+void tpo_peers_set_versions(struct tpo_peers *p, int id, const uint64_t *versions, int n)
 {
-    struct peer *x = p->peers[i];
+    struct peer *x = tpo_peer_of(p, id);
+    if (x == NULL) return;
     x->n_versions = n < TPO_PEER_VERSIONS_MAX ? n : TPO_PEER_VERSIONS_MAX;
     for (int k = 0; k < x->n_versions; k++) x->versions[k] = versions[k];
 }
 
-void tpo_peers_drop_version(struct tpo_peers *p, int i, uint64_t version)
+void tpo_peers_drop_version(struct tpo_peers *p, int id, uint64_t version)
 {
-    struct peer *x = p->peers[i];
+    struct peer *x = tpo_peer_of(p, id);
     int n = 0;
+    if (x == NULL) return;
     for (int k = 0; k < x->n_versions; k++)
         if (x->versions[k] != version) x->versions[n++] = x->versions[k];
     x->n_versions = n; /* one that had not told is known to hold nothing of use, until it tells */

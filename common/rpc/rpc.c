@@ -351,8 +351,9 @@ static struct tpo_rpc *open_rpc(struct tpo_peers *p, struct peer *x, const struc
 struct tpo_rpc *tpo_rpc_open(struct tpo_peers *p, const struct tpo_rpc_start *start, const ProtobufCMessage *message,
                              struct tpo_payload *take_payload, const struct tpo_rpc_events *on, struct tpo_error *err)
 {
-    struct peer *x = start->peer > 0 && start->peer <= p->n_peers ? p->peers[start->peer - 1] : NULL;
-    if (start->peer == 0) x = tpo_peer_pick(p, start->key, start->versioned ? start->version : NULL, NULL);
+    struct tpo_rpc_start picked = *start;
+    struct peer *x = start->peer != 0 ? tpo_peer_of(p, start->peer) : NULL;
+    if (x == NULL) picked.peer = 0, x = tpo_peer_pick(p, start->key, start->versioned ? start->version : NULL, NULL);
     if (x == NULL || p->closing) {
         if (p->n_peers > 0 && start->versioned && !p->closing)
             tpo_fail(err, TPO_FAILED_PRECONDITION, "version", "no %s holds version %s", p->stage, start->version);
@@ -367,7 +368,7 @@ struct tpo_rpc *tpo_rpc_open(struct tpo_peers *p, const struct tpo_rpc_start *st
         tpo_fail(err, TPO_ENOMEM, "memory", "out of memory");
         return NULL;
     }
-    return open_rpc(p, x, start, request, on, 0);
+    return open_rpc(p, x, &picked, request, on, 0);
 }
 
 struct tpo_rpc *tpo_rpc_open_watch(struct peer *x, bool wait, const struct tpo_rpc_events *on)
@@ -377,7 +378,7 @@ struct tpo_rpc *tpo_rpc_open_watch(struct peer *x, bool wait, const struct tpo_r
         .path = "/grpc.health.v1.Health/Watch",
         .reply = &grpc__health__v1__health_check_response__descriptor,
         .timeout_ms = x->peers->watch_ms,
-        .peer = 1, /* this very one: not tried elsewhere */
+        .peer = x->id, /* not tried elsewhere */
     };
     return open_rpc(x->peers, x, &start, tpo_message_pack(&all.base, NULL), on,
                     (wait ? GRPC_INITIAL_METADATA_WAIT_FOR_READY : 0) | GRPC_INITIAL_METADATA_WAIT_FOR_READY_EXPLICITLY_SET);
@@ -419,11 +420,9 @@ const char *tpo_rpc_peer(const struct tpo_rpc *r)
     return r->peer->address;
 }
 
-int tpo_rpc_peer_index(const struct tpo_rpc *r)
+int tpo_rpc_peer_id(const struct tpo_rpc *r)
 {
-    for (int i = 0; i < r->peers->n_peers; i++)
-        if (r->peers->peers[i] == r->peer) return i;
-    return -1;
+    return r->peer->id;
 }
 
 /* --- a call that waits ------------------------------------------------------------------------------------------------------------------ */

@@ -358,7 +358,7 @@ static void a_watch_that_ends_by_its_deadline_changes_nothing(void **state)
     tpo_rpc_cancel(x->watch); /* the one of an hour */
     wait_ready(&e, 0);
     wait_ready(&e, 1);
-    tpo_peers_set_versions(e.peers, 0, &held, 1);
+    tpo_peers_set_versions(e.peers, x->id, &held, 1);
     for (int ends = 0, i = 0; ends < 3; i++) {
         const bool watched = x->watch != NULL;
         tpo_loop_wait(e.loop, 20);
@@ -454,15 +454,60 @@ static void equal_keys_meet_the_same_peer(void **state)
         char key[16];
         snprintf(key, sizeof(key), "media-%d", k);
         struct tpo_rpc_start start = {.path = "/x/y", .reply = &tpo__v1__encode_reply__descriptor, .timeout_ms = 2000, .key = key};
-        int first = tpo_rpc_peer_index(tpo_rpc_open(peers, &start, &q.base, NULL, &on, NULL));
-        int second = tpo_rpc_peer_index(tpo_rpc_open(peers, &start, &q.base, NULL, &on, NULL));
+        int first = tpo_rpc_peer_id(tpo_rpc_open(peers, &start, &q.base, NULL, &on, NULL));
+        int second = tpo_rpc_peer_id(tpo_rpc_open(peers, &start, &q.base, NULL, &on, NULL));
         assert_int_equal(first, second);
-        uses[first]++;
+        assert_in_range(first, 1, 3);
+        uses[first - 1]++;
     }
     for (int i = 0; i < 3; i++) assert_in_range(uses[i], 60, 140);
     tpo_peers_close(peers);
     assert_int_equal(h.done, 600);
     assert_int_equal(h.n, 0);
+    tpo_loop_close(loop);
+}
+
+/* Whom a call that must go to `id` goes to. */
+static const char *taker(struct tpo_peers *p, struct heard *h, int id)
+{
+    const Tpo__V1__EncodeRequest q = TPO__V1__ENCODE_REQUEST__INIT;
+    const struct tpo_rpc_start start = {
+        .path = "/x/y", .reply = &tpo__v1__encode_reply__descriptor, .timeout_ms = 2000, .peer = id};
+    const struct tpo_rpc_events on = {.owner = h, .on_message = on_message, .on_done = on_done};
+    struct tpo_rpc *r = tpo_rpc_open(p, &start, &q.base, NULL, &on, NULL);
+    assert_non_null(r);
+    return tpo_rpc_peer(r);
+}
+
+static void a_peer_stays_itself_when_others_go(void **state)
+{
+    (void)state;
+    struct tpo_loop *loop;
+    struct tpo_peers *p;
+    struct heard h = {0};
+    struct peer_addresses two = {2, {"127.0.0.2:1", "127.0.0.3:1"}}, other = {2, {"127.0.0.2:1", "127.0.0.4:1"}};
+    const uint64_t held = 7;
+    uint64_t versions[TPO_PEER_VERSIONS_MAX];
+    assert_int_equal(tpo_loop_open(&loop, NULL, NULL, NULL), TPO_OK);
+    assert_int_equal(tpo_peers_open(&p, loop, "encoder", "127.0.0.1:1,127.0.0.2:1,127.0.0.3:1", TPO_PICK_LEAST, NULL), TPO_OK);
+    const int second = tpo_peers_id(p, 1), third = tpo_peers_id(p, 2);
+    assert_int_equal(tpo_peers_update(p, &two), TPO_OK);
+    assert_int_equal(tpo_peers_count(p), 2);
+    assert_string_equal(taker(p, &h, second), "127.0.0.2:1");
+    assert_string_equal(taker(p, &h, third), "127.0.0.3:1");
+    /* The third goes and one comes in its place, which is not taken for it; a call for the third goes to any. */
+    assert_int_equal(tpo_peers_update(p, &other), TPO_OK);
+    tpo_peers_set_versions(p, third, &held, 1);
+    for (int i = 0; i < 2; i++) {
+        assert_int_not_equal(tpo_peers_id(p, i), third);
+        assert_int_equal(tpo_peers_versions(p, i, versions), -1);
+        tpo_peers_set_versions(p, tpo_peers_id(p, i), &held, 1);
+    }
+    tpo_peers_drop_version(p, third, held);
+    for (int i = 0; i < 2; i++) assert_int_equal(tpo_peers_versions(p, i, versions), 1);
+    assert_non_null(taker(p, &h, third));
+    tpo_peers_close(p);
+    assert_int_equal(h.done, 3);
     tpo_loop_close(loop);
 }
 
@@ -508,5 +553,5 @@ TPO_TESTS(cmocka_unit_test(unary_answers_and_fails_as_told), cmocka_unit_test(a_
           cmocka_unit_test(bad_messages_are_refused), cmocka_unit_test(health_is_told_and_watched),
           cmocka_unit_test(a_watch_that_ends_by_its_deadline_changes_nothing), cmocka_unit_test(a_drain_lets_calls_finish),
           cmocka_unit_test(a_drain_gives_up_in_the_end), cmocka_unit_test(a_dead_peer_costs_nothing_where_another_is),
-          cmocka_unit_test(equal_keys_meet_the_same_peer), cmocka_unit_test(no_peer_is_an_error_at_once),
-          cmocka_unit_test(a_taken_port_is_an_error))
+          cmocka_unit_test(equal_keys_meet_the_same_peer), cmocka_unit_test(a_peer_stays_itself_when_others_go),
+          cmocka_unit_test(no_peer_is_an_error_at_once), cmocka_unit_test(a_taken_port_is_an_error))
