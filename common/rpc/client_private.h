@@ -26,7 +26,8 @@ struct peer {
 
 struct peer_addresses {
     int n;
-    char address[64][128];
+    char address[64][128]; /* twice where two names have it */
+    int name[64];          /* whose, by its place in the list of names */
 };
 
 struct tpo_peers {
@@ -48,12 +49,13 @@ struct tpo_peers {
     pthread_mutex_t lock;
     pthread_cond_t stop_changed;
     bool stop, fresh;            /* under lock */
-    struct peer_addresses found; /* under lock */
+    struct peer_addresses found; /* written by the resolver under lock, once there is one */
 };
 
 /* resolve.c */
-void tpo_resolve(const char *names, struct peer_addresses *out); /* blocks */
-int tpo_resolver_start(struct tpo_peers *p);                     /* TPO_OK also when no name needs it */
+/* Blocks. A name that cannot be resolved keeps the addresses it has in `last`. */
+void tpo_resolve(const char *names, const struct peer_addresses *last, struct peer_addresses *out);
+int tpo_resolver_start(struct tpo_peers *p); /* TPO_OK also when no name needs it */
 void tpo_resolver_stop(struct tpo_peers *p);
 bool tpo_resolver_take(struct tpo_peers *p, struct peer_addresses *out); /* whether there is news */
 

@@ -155,7 +155,7 @@ static void on_tick(void *owner, int ok)
 int tpo_peers_open(struct tpo_peers **out, struct tpo_loop *l, const char *stage, const char *addresses, enum tpo_pick pick,
                    struct tpo_error *err)
 {
-    struct peer_addresses found;
+    const struct peer_addresses none = {0};
     struct tpo_peers *p = calloc(1, sizeof(*p));
     int rc = TPO_ENOMEM;
     if (p == NULL) return tpo_fail(err, rc, "memory", "out of memory");
@@ -168,8 +168,8 @@ int tpo_peers_open(struct tpo_peers **out, struct tpo_loop *l, const char *stage
     tpo_cond_init(&p->stop_changed);
     p->names = strdup(addresses);
     if (p->names == NULL) goto fail;
-    tpo_resolve(p->names, &found);
-    rc = tpo_peers_update(p, &found);
+    tpo_resolve(p->names, &none, &p->found);
+    rc = tpo_peers_update(p, &p->found);
     if (rc == TPO_OK) rc = tpo_resolver_start(p);
     if (rc != TPO_OK) goto fail;
     tpo_loop_tick_add(l, &p->tick_tag);

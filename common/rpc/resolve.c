@@ -30,46 +30,57 @@ static bool is_address(const char *host)
     return inet_pton(AF_INET, host, &any) == 1 || inet_pton(AF_INET6, host, &any) == 1;
 }
 
-static void add(struct peer_addresses *out, const char *text)
+static void add(struct peer_addresses *out, int name, const char *text)
 {
     for (int i = 0; i < out->n; i++)
-        if (strcmp(out->address[i], text) == 0) return;
-    if (out->n < (int)(sizeof(out->address) / sizeof(out->address[0])))
-        snprintf(out->address[out->n++], sizeof(out->address[0]), "%s", text);
+        if (out->name[i] == name && strcmp(out->address[i], text) == 0) return;
+    if (out->n == (int)(sizeof(out->address) / sizeof(out->address[0]))) return;
+    out->name[out->n] = name;
+    snprintf(out->address[out->n++], sizeof(out->address[0]), "%s", text);
 }
 
-static void look_up(struct peer_addresses *out, const char *host, const char *port)
+static void add_all(struct peer_addresses *out, int name, const char *port, const struct addrinfo *list)
 {
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV}, *list, *a;
-    if (getaddrinfo(host, port, &hints, &list) != 0) return;
-    for (a = list; a != NULL; a = a->ai_next) {
+    for (const struct addrinfo *a = list; a != NULL; a = a->ai_next) {
         char ip[INET6_ADDRSTRLEN + 1], text[128];
         if (getnameinfo(a->ai_addr, a->ai_addrlen, ip, sizeof(ip), NULL, 0, NI_NUMERICHOST) != 0) continue;
         snprintf(text, sizeof(text), a->ai_family == AF_INET6 ? "[%s]:%s" : "%s:%s", ip, port);
-        add(out, text);
-        /* A name of one machine often has an address of each family (localhost): one of them is one peer. */
-        if (strcmp(host, "localhost") == 0) break;
+        add(out, name, text);
     }
-    freeaddrinfo(list);
 }
 
-void tpo_resolve(const char *names, struct peer_addresses *out)
+static bool look_up(struct peer_addresses *out, int name, const char *host, const char *port)
 {
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV}, *list;
+    if (getaddrinfo(host, port, &hints, &list) != 0) return false;
+    add_all(out, name, port, list);
+    freeaddrinfo(list);
+    return true;
+}
+
+/* The name `name` of the list, n bytes at `at`. False where it has to be looked up and cannot. */
+static bool resolve_name(struct peer_addresses *out, int name, const char *at, size_t n)
+{
+    char host[112], port[8], text[128];
+    if (n >= sizeof(text)) return true;
+    snprintf(text, sizeof(text), "%.*s", (int)n, at);
+    const bool unix_socket = n > 5 && strncmp(at, "unix:", 5) == 0;
+    if (!unix_socket && !split(at, n, host, port)) return true;
+    if (!unix_socket && !is_address(host)) return look_up(out, name, host, port);
+    add(out, name, text);
+    return true;
+}
+
+void tpo_resolve(const char *names, const struct peer_addresses *last, struct peer_addresses *out)
+{
+    int name = 0;
     out->n = 0;
-    for (const char *at = names; *at != '\0';) {
-        char host[112], port[8], text[128];
-        size_t n = strcspn(at, ",");
-        if (n > 5 && n < sizeof(text) && strncmp(at, "unix:", 5) == 0) {
-            snprintf(text, sizeof(text), "%.*s", (int)n, at);
-            add(out, text);
-        } else if (split(at, n, host, port)) {
-            if (is_address(host)) {
-                snprintf(text, sizeof(text), "%.*s", (int)n, at);
-                add(out, text);
-            } else {
-                look_up(out, host, port);
-            }
-        }
+    for (const char *at = names; *at != '\0'; name++) {
+        const size_t n = strcspn(at, ",");
+        /* A name server that fails for a moment takes no peer away. */
+        if (!resolve_name(out, name, at, n))
+            for (int i = 0; i < last->n; i++)
+                if (last->name[i] == name) add(out, name, last->address[i]);
         at += n + (at[n] == ',');
     }
 }
@@ -95,10 +106,10 @@ static void *resolver_thread(void *arg)
         if (p->stop) break;
         pthread_mutex_unlock(&p->lock);
         struct peer_addresses found;
-        tpo_resolve(p->names, &found);
+        tpo_resolve(p->names, &p->found, &found);
         pthread_mutex_lock(&p->lock);
-        /* A name server that fails for a moment takes no peer away. */
-        if (found.n > 0) p->found = found, p->fresh = true;
+        p->found = found;
+        p->fresh = true;
     }
     pthread_mutex_unlock(&p->lock);
     return NULL;

@@ -485,7 +485,8 @@ static void a_peer_stays_itself_when_others_go(void **state)
     struct tpo_loop *loop;
     struct tpo_peers *p;
     struct heard h = {0};
-    struct peer_addresses two = {2, {"127.0.0.2:1", "127.0.0.3:1"}}, other = {2, {"127.0.0.2:1", "127.0.0.4:1"}};
+    const struct peer_addresses two = {.n = 2, .address = {"127.0.0.2:1", "127.0.0.3:1"}};
+    const struct peer_addresses other = {.n = 2, .address = {"127.0.0.2:1", "127.0.0.4:1"}};
     const uint64_t held = 7;
     uint64_t versions[TPO_PEER_VERSIONS_MAX];
     assert_int_equal(tpo_loop_open(&loop, NULL, NULL, NULL), TPO_OK);
