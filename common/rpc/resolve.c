@@ -24,10 +24,17 @@ static bool split(const char *name, size_t n, char host[112], char port[8])
     return true;
 }
 
+/* This name is 127.0.0.1, where services listen unless told otherwise; most systems list ::1 for it, too, and first. */
+static bool is_here(const char *host)
+{
+    return strcmp(host, "localhost") == 0;
+}
+
+/* What needs no look-up. */
 static bool is_address(const char *host)
 {
     struct in6_addr any;
-    return inet_pton(AF_INET, host, &any) == 1 || inet_pton(AF_INET6, host, &any) == 1;
+    return is_here(host) || inet_pton(AF_INET, host, &any) == 1 || inet_pton(AF_INET6, host, &any) == 1;
 }
 
 static void add(struct peer_addresses *out, int name, const char *text)
@@ -67,6 +74,7 @@ static bool resolve_name(struct peer_addresses *out, int name, const char *at, s
     const bool unix_socket = n > 5 && strncmp(at, "unix:", 5) == 0;
     if (!unix_socket && !split(at, n, host, port)) return true;
     if (!unix_socket && !is_address(host)) return look_up(out, name, host, port);
+    if (!unix_socket && is_here(host)) snprintf(text, sizeof(text), "127.0.0.1:%s", port);
     add(out, name, text);
     return true;
 }

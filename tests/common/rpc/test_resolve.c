@@ -39,13 +39,24 @@ static void a_name_that_fails_keeps_its_own_addresses(void **state)
     assert_int_equal(out.n, 1);
 }
 
+/* Whatever else the hosts file says of it. */
+static void localhost_is_where_services_listen(void **state)
+{
+    (void)state;
+    struct peer_addresses out;
+    tpo_resolve("localhost:8430", &none, &out);
+    assert_int_equal(out.n, 1);
+    assert_string_equal(out.address[0], "127.0.0.1:8430");
+}
+
 static void an_address_of_two_names_is_one_peer(void **state)
 {
     (void)state;
     struct tpo_loop *loop;
     struct tpo_peers *p;
     assert_int_equal(tpo_loop_open(&loop, NULL, NULL, NULL), TPO_OK);
-    assert_int_equal(tpo_peers_open(&p, loop, "encoder", "127.0.0.1:1,localhost:1,127.0.0.1:1", TPO_PICK_LEAST, NULL), TPO_OK);
+    assert_int_equal(tpo_peers_open(&p, loop, "encoder", "127.0.0.1:1,localhost:1,127.0.0.1:1," FAILS ":1", TPO_PICK_LEAST, NULL),
+                     TPO_OK);
     assert_int_equal(tpo_peers_count(p), 1);
     assert_string_equal(tpo_peers_address(p, 0, NULL), "127.0.0.1:1");
     tpo_peers_close(p);
@@ -53,4 +64,4 @@ static void an_address_of_two_names_is_one_peer(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(addresses_stay_as_they_are), cmocka_unit_test(a_name_that_fails_keeps_its_own_addresses),
-          cmocka_unit_test(an_address_of_two_names_is_one_peer))
+          cmocka_unit_test(localhost_is_where_services_listen), cmocka_unit_test(an_address_of_two_names_is_one_peer))
