@@ -124,9 +124,10 @@ static void on_watch_done(void *owner, struct tpo_rpc *r, int status, const stru
     x->watch = NULL;
     /* Its own deadline says nothing of the peer: what is known stands, and the next tick opens another. */
     if (status == TPO_DEADLINE_EXCEEDED) return;
-    x->n_versions = -1;
-    /* A peer without the health service counts as serving: a call will tell. */
-    x->health = status == TPO_UNIMPLEMENTED ? PEER_SERVING : PEER_NOT_SERVING;
+    /* A peer without the health service, or with no room for one more watch, answers: it counts as serving, and a call will tell. */
+    const bool answers = status == TPO_UNIMPLEMENTED || status == TPO_RESOURCE_EXHAUSTED;
+    if (!answers) x->n_versions = -1;
+    x->health = answers ? PEER_SERVING : PEER_NOT_SERVING;
     x->watch_after_us = status == TPO_UNIMPLEMENTED ? NEVER_US : tpo_now_us() + x->backoff_ms * 1000;
     x->backoff_ms = x->backoff_ms * 2 < BACKOFF_MAX_MS ? x->backoff_ms * 2 : BACKOFF_MAX_MS;
 }

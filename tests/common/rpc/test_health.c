@@ -84,6 +84,14 @@ static void watches_are_bounded(void **state)
     wait_for(&e, &more.done, 1);
     assert_int_equal(more.err.code, TPO_RESOURCE_EXHAUSTED);
     assert_string_equal(more.err.reason, "too_many_watches");
+    /* Who comes now hears nothing of its health, and takes it for well: it answers. */
+    struct tpo_peers *late;
+    char address[32];
+    snprintf(address, sizeof(address), "127.0.0.1:%d", tpo_server_port(e.server));
+    assert_int_equal(tpo_peers_open(&late, e.loop, "encoder", address, TPO_PICK_LEAST, NULL), TPO_OK);
+    for (int i = 0; i < 1500 && tpo_peers_ready(late) == 0; i++) tpo_loop_wait(e.loop, 20);
+    assert_int_equal(tpo_peers_ready(late), 1);
+    tpo_peers_close(late);
     for (int i = 0; i < 255; i++) tpo_rpc_cancel(r[i]);
     for (int i = 0; i < 255; i++) wait_for(&e, &w[i].done, 1);
     /* The server sees a cancel later than its caller. */
