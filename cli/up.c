@@ -70,7 +70,8 @@ static int try_port(int wanted)
     return port;
 }
 
-/* A free port below those that the system lends to connections: one of the latter could be taken by anybody's call before our process listens on it. */
+/* A free port below those that the system lends to connections: one of the latter could be taken by anybody's call before our process listens on
+ * it. */
 static int free_port(void)
 {
     uint16_t drawn;
@@ -288,7 +289,8 @@ static void look_at(void *owner, const char *name)
         snprintf(s->dead, sizeof(s->dead), "%s", name);
 }
 
-/* Ready when the gateway says so and misses no head; fails as soon as a process has died, or fewer than `started` are known: a `tpo down` was here. */
+/* Ready when the gateway says so and misses no head; fails as soon as a process has died, or fewer than `started` are known: a `tpo down` was
+ * here. */
 static int wait_ready(const char *base, int started, struct tpo_error *err)
 {
     for (int64_t waited = 0; waited < set.wait_ms; waited += 100) {

@@ -1,8 +1,8 @@
 /* cache_value.h -- what the cache keeps of one medium: a tensor and what a reply must say of the medium, as bytes that prove themselves.
  *
- * Little-endian: magic "TPOCACH1", the key's digest (32), dtype, n_dims (u32), shape (8 x i64), data bytes (u64), width, height (u32), duration (f64),
- * n_frames, 0 (u32), per frame index, 0 (u32), time (f64); the data; SHA-256 of all that, or its HMAC under a secret. A value that is torn, swapped with
- * another key's, of another build's layout or forged does not parse: it is a miss. */
+ * Little-endian: magic "TPOCACH1", the key's digest (32), dtype, n_dims (u32), shape (8 x i64), data bytes (u64), width, height (u32), duration
+ * (f64), n_frames, 0 (u32), per frame index, 0 (u32), time (f64); the data; SHA-256 of all that, or its HMAC under a secret. A value that is
+ * torn, swapped with another key's, of another build's layout or forged does not parse: it is a miss. */
 #ifndef TPO_COMMON_CACHE_VALUE_H
 #define TPO_COMMON_CACHE_VALUE_H
 

@@ -38,8 +38,8 @@ struct tpo_safetensors {
  * for everything else. survey keeps what is sound and lists every fault it can find; it fails only for lack of memory. */
 int tpo_safetensors_open(struct tpo_safetensors **out, const char *path, struct tpo_error *err);
 int tpo_safetensors_survey(struct tpo_safetensors **out, const char *path, struct tpo_error *err);
-/* As open, but of a folder with an index only the shards in which it puts a tensor of `stage`, or one that no service owns (prefixes.h): the others needn't
- * be there. */
+/* As open, but of a folder with an index only the shards in which it puts a tensor of `stage`, or one that no service owns (prefixes.h): the
+ * others needn't be there. */
 int tpo_safetensors_open_stage(struct tpo_safetensors **out, const char *path, const char *stage, struct tpo_error *err);
 void tpo_safetensors_close(struct tpo_safetensors *s); /* accepts NULL; data pointers die */
 const struct tpo_entry *tpo_safetensors_find(const struct tpo_safetensors *s, const char *name);

@@ -55,9 +55,9 @@ struct tpo_settings {
     int n_rows, n_more;
 };
 
-/* Fills every value. On TPO_OK argv[1] .. argv[*argc - 1] hold the arguments that are no flags (all after a `--`). TPO_CANCELLED: --help was asked for and
- * printed on stdout, exit 0. TPO_INVALID_ARGUMENT: err->message is the sentence to print, "--queue 0: must be 1 .. 65536" (an unknown flag
- * names its nearest neighbour). */
+/* Fills every value. On TPO_OK argv[1] .. argv[*argc - 1] hold the arguments that are no flags (all after a `--`). TPO_CANCELLED: --help was
+ * asked for and printed on stdout, exit 0. TPO_INVALID_ARGUMENT: err->message is the sentence to print, "--queue 0: must be 1 .. 65536" (an
+ * unknown flag names its nearest neighbour). */
 int tpo_settings_read(const struct tpo_settings *s, int *argc, char **argv, struct tpo_error *err);
 void tpo_settings_help(const struct tpo_settings *s, FILE *out);
 /* One log line per setting, event=setting, with where it came from. */

@@ -1,11 +1,11 @@
 /* door_http.h -- the HTTP door: connections, requests and answers on one libuv loop. It knows no route by itself.
  *
- * HTTP/1.0 and 1.1 (RFC 9112), 505 for anything else. Requests of a connection are answered in order, one at a time: what a client
- * pipelines waits, up to 64 KiB, then isn't read; nor is the next one looked at while 64 KiB of answers wait to be taken. Refused with an
- * answer in JSON (code, reason, message, stage, requestId) and, where the rest of the input can't be trusted, a closed connection: malformed text, both Content-Length and
- * chunked, white space before a header's colon, no or two Host headers in 1.1 (400); a body over the route's limit (413); a path
- * over 8 KiB (414); headers over 16 KiB (431); headers that take over 10 s, a body that stalls for 30 s (408); an unknown path
- * (404); a known path with another method (405, Allow).
+ * HTTP/1.0 and 1.1 (RFC 9112), 505 for anything else. Requests of a connection are answered in order, one at a time: what a client pipelines
+ * waits, up to 64 KiB, then isn't read; nor is the next one looked at while 64 KiB of answers wait to be taken. Refused with an answer in JSON
+ * (code, reason, message, stage, requestId) and, where the rest of the input can't be trusted, a closed connection: malformed text, both
+ * Content-Length and chunked, white space before a header's colon, no or two Host headers in 1.1 (400); a body over the route's limit (413); a
+ * path over 8 KiB (414); headers over 16 KiB (431); headers that take over 10 s, a body that stalls for 30 s (408); an unknown path (404); a
+ * known path with another method (405, Allow).
  *
  * Everything runs on the loop's thread. A handler is called back from the loop, and may answer from within any callback. */
 #ifndef TPO_GATEWAY_DOOR_HTTP_H

@@ -205,8 +205,9 @@ static size_t base_length(const char *name, const char *suffix)
     return n > n_suffix && strcmp(name + n - n_suffix, suffix) == 0 ? n - n_suffix : 0;
 }
 
-/* A service tells a histogram as its sum and then its count (tpo_metrics_each). Both are samples of one family, which our own histogram has too: as
- * counters they would be families beside it with names of its samples, and a strict parser refuses that. Half of a pair tells nothing and is dropped. */
+/* A service tells a histogram as its sum and then its count (tpo_metrics_each). Both are samples of one family, which our own histogram has too:
+ * as counters they would be families beside it with names of its samples, and a strict parser refuses that. Half of a pair tells nothing and is
+ * dropped. */
 static void take_counter(struct scrape *s, const Tpo__V1__Counter *c, const Tpo__V1__Counter *next, const char *labels)
 {
     char name[64];

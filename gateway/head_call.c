@@ -87,8 +87,8 @@ static bool put_for_head(struct head_call *c, const struct tpo_error *err)
     return true;
 }
 
-/* The head failed, or none has this version: then the whole request may begin anew, while nothing was streamed; if that was known when the version was
- * chosen, beginning anew would choose the same. */
+/* The head failed, or none has this version: then the whole request may begin anew, while nothing was streamed; if that was known when the
+ * version was chosen, beginning anew would choose the same. */
 static void refused(struct head_call *c, const struct tpo_error *err)
 {
     struct tpo_error told = *err;

@@ -270,7 +270,8 @@ static void on_looked(void *owner, bool known)
     tpo_request_release(r);
 }
 
-/* An id that this gateway was not sent counts only where the file lies in a directory that it shares: what caches of services hold is no right to it. */
+/* An id that this gateway was not sent counts only where the file lies in a directory that it shares: what caches of services hold is no right to
+ * it. */
 static void look_for(struct tpo_request *r)
 {
     struct tpo_error err;

@@ -1,8 +1,8 @@
 /* This file owns attention over contiguous keys on CUDA, forward and backward.
  *
- * A block of four warps owns 64 rows of one side (queries for out and dq, keys for dk and dv), 16 to a warp, and walks tiles of the other side, with the
- * running maximum of Milakov & Gimelshein 2018 forward and the recomputed probabilities of Dao 2022 (arXiv:2205.14135) backward. dq and dk are made by
- * two kernels, so that nobody adds to what another wrote; everything is summed in one order.
+ * A block of four warps owns 64 rows of one side (queries for out and dq, keys for dk and dv), 16 to a warp, and walks tiles of the other side,
+ * with the running maximum of Milakov & Gimelshein 2018 forward and the recomputed probabilities of Dao 2022 (arXiv:2205.14135) backward. dq and
+ * dk are made by two kernels, so that nobody adds to what another wrote; everything is summed in one order.
  *
  * Products run on the tensor cores in TF32, which has 11 bits of a mantissa: each number goes as a large part and the rest of it, and three products
  * (large x rest, rest x large, large x large) hold 22 bits, the accuracy of f32 arithmetic (Markidis et al. 2018, arXiv:1803.04014). */
@@ -26,8 +26,8 @@ __device__ static void split(unsigned *large, unsigned *rest, float x)
     *rest = __float_as_uint(x - __uint_as_float(*large)) + 0x1000u;
 }
 
-/* sum (16, 8) += a (16, 8) b (8, 8), f32 in and out. With g = lane / 4 and t = lane % 4 a lane holds of a the elements (g, t), (g + 8, t), (g, t + 4),
- * (g + 8, t + 4), of b (t, g), (t + 4, g), of the sum (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1). */
+/* sum (16, 8) += a (16, 8) b (8, 8), f32 in and out. With g = lane / 4 and t = lane % 4 a lane holds of a the elements (g, t), (g + 8, t), (g, t
+ * + 4), (g + 8, t + 4), of b (t, g), (t + 4, g), of the sum (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1). */
 struct operand_a {
     unsigned large[4], rest[4];
 };

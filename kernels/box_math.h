@@ -1,5 +1,5 @@
-/* box_math.h -- the arithmetic of the box loss, which both twins run row by row on one thread: mean L1 of corners and mean 1 - GIoU (Rezatofighi et al.
- * 2019, arXiv:1902.09630). loss.h tells the shapes. Private to kernels/. */
+/* box_math.h -- the arithmetic of the box loss, which both twins run row by row on one thread: mean L1 of corners and mean 1 - GIoU (Rezatofighi
+ * et al. 2019, arXiv:1902.09630). loss.h tells the shapes. Private to kernels/. */
 #ifndef TPO_KERNELS_BOX_MATH_H
 #define TPO_KERNELS_BOX_MATH_H
 

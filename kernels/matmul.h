@@ -9,10 +9,10 @@
  * `bias` may be NULL. `add` non-zero adds to what the output holds (bias included once). All f32; leading dimensions ldx, ldy, ... are
  * the distance between rows in elements, so that a slice of a wider matrix is an operand. No operand may alias the output.
  *
- * A row of y (of dx) has the same bits whatever M is: every element is summed along the depth in one order, in chunks of fixed length.
- * matvec has an order of its own (different bits from matmul), equal for every number of rows. tpo_matmul and tpo_matmul_dx pack a few
- * megabytes of the weights at a time into memory of the stream; nobody keeps a second copy. (On CUDA cuBLAS chooses its code by shape, so there a row's
- * bits may depend on M; equal calls have equal bits.)
+ * A row of y (of dx) has the same bits whatever M is: every element is summed along the depth in one order, in chunks of fixed length. matvec has
+ * an order of its own (different bits from matmul), equal for every number of rows. tpo_matmul and tpo_matmul_dx pack a few megabytes of the
+ * weights at a time into memory of the stream; nobody keeps a second copy. (On CUDA cuBLAS chooses its code by shape, so there a row's bits may
+ * depend on M; equal calls have equal bits.)
  *
  * TPO_EINVAL when a size is not positive or a leading dimension is too small; the output is untouched then. */
 #ifndef TPO_KERNELS_MATMUL_H

@@ -2,8 +2,8 @@
  *
  * cuBLAS counts columns first, so each row-major matrix is its transpose there: y^T (N, M) = w^T' x^T and so on.
  *
- * Weights in bf16 go through the tensor cores, which multiply bf16 and add in f32, and still count as matmul.h promises: an f32 row is the sum of three
- * bf16 rows (8 bits of its mantissa each), so three products added up, the smallest first, hold every bit of it. */
+ * Weights in bf16 go through the tensor cores, which multiply bf16 and add in f32, and still count as matmul.h promises: an f32 row is the sum of
+ * three bf16 rows (8 bits of its mantissa each), so three products added up, the smallest first, hold every bit of it. */
 #include <cuda_bf16.h>
 
 #include "kernels/cuda.h"

@@ -1,7 +1,7 @@
 /* This file owns attention over paged keys on CUDA.
  *
- * The keys of a query's head are dealt out to SPLITS x WARPS warps by their position, so that one long sequence keeps a whole GPU busy; what each warp has
- * (the maximum, the sum of weights, the sum of weighted values) is joined in one order. Nothing of that depends on other rows. */
+ * The keys of a query's head are dealt out to SPLITS x WARPS warps by their position, so that one long sequence keeps a whole GPU busy; what each
+ * warp has (the maximum, the sum of weights, the sum of weighted values) is joined in one order. Nothing of that depends on other rows. */
 #include "kernels/cuda.h"
 
 #define WARPS  4

@@ -12,8 +12,8 @@
 #include "nn/config.h"
 #include "nn/params.h"
 
-/* Prints the report of `stage` on `folder`, whose config.json is read first; `declare` names the tensors that the service needs of that config. 0: sound; 1: at
- * least one fault; 2: it could not look. These are exit statuses. */
+/* Prints the report of `stage` on `folder`, whose config.json is read first; `declare` names the tensors that the service needs of that config.
+ * 0: sound; 1: at least one fault; 2: it could not look. These are exit statuses. */
 int tpo_check_folder(const char *stage, void (*declare)(struct tpo_params *schema, const struct tpo_config *c), const char *folder);
 
 #endif

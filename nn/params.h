@@ -73,8 +73,8 @@ struct tpo_param *tpo_param_of_product(struct tpo_param *p);                    
 int tpo_param_read(const struct tpo_param *p, struct tpo_stream *s, float *to); /* its values as f32 of the device */
 struct tpo_weight tpo_param_weight(const struct tpo_param *p);
 
-/* Maps `folder` (model.safetensors or the shards of its index) and fills data of every declared tensor. `stage` is the owner in the prefix
- * table (common/prefixes.h). FAILED_PRECONDITION naming the tensor when one is missing, extra, misshapen or mistyped; a missing aid is drawn fresh. */
+/* Maps `folder` (model.safetensors or the shards of its index) and fills data of every declared tensor. `stage` is the owner in the prefix table
+ * (common/prefixes.h). FAILED_PRECONDITION naming the tensor when one is missing, extra, misshapen or mistyped; a missing aid is drawn fresh. */
 int tpo_params_load(struct tpo_params *p, struct tpo_stream *s, const char *folder, const char *stage, struct tpo_error *err);
 
 /* Compares the schema with files (common/safetensors.h): every missing, misshapen or mistyped tensor, and every extra one (under a prefix of

@@ -21,8 +21,9 @@ struct tpo_snapshot {
 
 /* The weights as they are in p now, all borrowed; digest may be "". TPO_ENOMEM. */
 int tpo_snapshot_open(struct tpo_snapshot **out, const struct tpo_params *p, const char *digest, struct tpo_error *err);
-/* `loaded` with the tensors that `trainee` no longer keeps where `untrained`, a snapshot of it from before its training, found them. p and `loaded` are
- * serving's; tensors of the trainee alone (a training aid's) are left out. Reads the trainee's committed weights, so on the thread that trains. */
+/* `loaded` with the tensors that `trainee` no longer keeps where `untrained`, a snapshot of it from before its training, found them. p and
+ * `loaded` are serving's; tensors of the trainee alone (a training aid's) are left out. Reads the trainee's committed weights, so on the thread
+ * that trains. */
 int tpo_snapshot_of_trained(struct tpo_snapshot **out, struct tpo_stream *s, const struct tpo_params *p,
                             const struct tpo_snapshot *loaded, const struct tpo_params *trainee,
                             const struct tpo_snapshot *untrained, struct tpo_error *err);

@@ -118,7 +118,8 @@ int tpo_read(struct tpo_tape *t, float *host, const struct tpo_tensor *x); /* x'
 void tpo_seed(struct tpo_tape *t, struct tpo_tensor *x, const float *upstream, float scale);
 int tpo_tape_backward(struct tpo_tape *t);
 
-/* Until the next reset backward calls `complete` for each parameter of the pass once its gradient is whole: nothing of this pass adds to it any more. */
+/* Until the next reset backward calls `complete` for each parameter of the pass once its gradient is whole: nothing of this pass adds to it any
+ * more. */
 void tpo_tape_on_complete(struct tpo_tape *t, void (*complete)(void *arg, struct tpo_param *p), void *arg);
 
 #endif

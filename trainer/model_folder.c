@@ -54,7 +54,8 @@ int tpo_model_folder_companions(const char *dir, const char *from, struct tpo_er
 
 /* --- the list of tensors ------------------------------------------------------------------------------------------------------------------- */
 
-/* What a folder is made of: the schemas of the services and, with random weights, what tensors.txt lists beside them; and where the values come from. */
+/* What a folder is made of: the schemas of the services and, with random weights, what tensors.txt lists beside them; and where the values come
+ * from. */
 struct folder {
     struct tpo_params schemas[N_STAGES + 1];
     struct tpo_entry *entries;      /* (n) */

@@ -7,10 +7,11 @@
 #include "common/dtype.h"
 #include "common/status.h"
 
-/* Writes DIR with config.json, added_tokens.json and tokenizer.model of `from`, every tensor that the services' schemas ask of that config, in shards where
- * there is much of it (shards.h), and manifest.json: values from the weights of `from`, or with `random` from `seed`, then with what FROM/tensors.txt lists
- * besides (tensor_list.h). dtype F32 or BF16 (round to nearest even). Training-only tensors (ext.*.dense, ext.*.slot heads) are left out. DIR must not hold a
- * model yet: ALREADY_EXISTS; no room: RESOURCE_EXHAUSTED "disk_full". A failure leaves what was there before. */
+/* Writes DIR with config.json, added_tokens.json and tokenizer.model of `from`, every tensor that the services' schemas ask of that config, in
+ * shards where there is much of it (shards.h), and manifest.json: values from the weights of `from`, or with `random` from `seed`, then with what
+ * FROM/tensors.txt lists besides (tensor_list.h). dtype F32 or BF16 (round to nearest even). Training-only tensors (ext.*.dense, ext.*.slot
+ * heads) are left out. DIR must not hold a model yet: ALREADY_EXISTS; no room: RESOURCE_EXHAUSTED "disk_full". A failure leaves what was there
+ * before. */
 int tpo_model_folder_write(const char *dir, const char *from, int random, uint64_t seed, enum tpo_dtype dtype,
                            struct tpo_error *err);
 

@@ -34,7 +34,8 @@ int tpo_store_fd(tpo_store_t *s, const char *id);
 int tpo_store_write(tpo_store_t *s, tpo_store_writer_t **out, const char *id, struct tpo_error *err);
 /* RESOURCE_EXHAUSTED "media_too_large" past the limits, "media_disk" when writing fails; only cancel is left then. */
 int tpo_store_add(tpo_store_writer_t *w, const void *data, size_t bytes, struct tpo_error *err);
-/* The file is there when this returns TPO_OK. INVALID_ARGUMENT "media_hash" or "media_empty", RESOURCE_EXHAUSTED "media_disk"; frees w in any case. */
+/* The file is there when this returns TPO_OK. INVALID_ARGUMENT "media_hash" or "media_empty", RESOURCE_EXHAUSTED "media_disk"; frees w in any
+ * case. */
 int tpo_store_end(tpo_store_writer_t *w, char id[TPO_SHA256_HEX], int64_t *size_bytes, struct tpo_error *err);
 void tpo_store_cancel(tpo_store_writer_t *w); /* accepts NULL */
 

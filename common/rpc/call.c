@@ -8,10 +8,10 @@
  *       +---------------------------------------------------------------------------------------------+
  *                                                            and the method has let go
  *
- * While OPEN at most one read and one write are out, besides the notice of the close, which is out from OPEN until the end. A cancelled call takes the
- * same road: its method hears on_cancel, finishes, and gRPC answers the last batches at once. Whatever happens sets a flag and calls move(), the
- * one place where batches are started and the state changes. Another thread only fills the outbox, under the lock, and posts the call to its owner; a
- * posted call is not freed. */
+ * While OPEN at most one read and one write are out, besides the notice of the close, which is out from OPEN until the end. A cancelled call
+ * takes the same road: its method hears on_cancel, finishes, and gRPC answers the last batches at once. Whatever happens sets a flag and calls
+ * move(), the one place where batches are started and the state changes. Another thread only fills the outbox, under the lock, and posts the call
+ * to its owner; a posted call is not freed. */
 #include <grpc/byte_buffer.h>
 #include <grpc/slice.h>
 #include <grpc/support/time.h>

@@ -33,8 +33,8 @@ void tpo_loop_post(struct tpo_loop *l, struct tpo_tag *tag);
 /* on_event about every 100 ms on the owning thread, until removed. Any thread adds and removes; after a removal it is not running. */
 void tpo_loop_tick_add(struct tpo_loop *l, struct tpo_tag *tag);
 void tpo_loop_tick_remove(struct tpo_loop *l, struct tpo_tag *tag);
-/* Waits until *condition is seen zero by the owning thread or the time is over (-1: none). Bridged: polls meanwhile. Alone: from another thread; the owner calls
- * tpo_loop_notify after it changed what is waited for. */
+/* Waits until *condition is seen zero by the owning thread or the time is over (-1: none). Bridged: polls meanwhile. Alone: from another thread;
+ * the owner calls tpo_loop_notify after it changed what is waited for. */
 bool tpo_loop_wait_zero(struct tpo_loop *l, _Atomic int *condition, int64_t timeout_ms);
 void tpo_loop_notify(struct tpo_loop *l);
 

@@ -1,8 +1,8 @@
 /* payload.h -- a message with a Tensor as its last field, without copying the data through protobuf-c.
  *
- * proto/common.proto: Tensor {dtype = 1, repeated int64 shape = 2 (packed), bytes data = 3}. In the messages that carry one beside a header it is field 15.
- * A sender packs the header, appends the Tensor's own header, and hands the data over as a slice; a receiver finds the field without unpacking
- * the data. On the wire it is an ordinary message: a field order of another encoder's, and an unpacked shape, are read too. */
+ * proto/common.proto: Tensor {dtype = 1, repeated int64 shape = 2 (packed), bytes data = 3}. In the messages that carry one beside a header it is
+ * field 15. A sender packs the header, appends the Tensor's own header, and hands the data over as a slice; a receiver finds the field without
+ * unpacking the data. On the wire it is an ordinary message: a field order of another encoder's, and an unpacked shape, are read too. */
 #ifndef TPO_COMMON_RPC_PAYLOAD_H
 #define TPO_COMMON_RPC_PAYLOAD_H
 

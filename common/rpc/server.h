@@ -1,7 +1,7 @@
 /* server.h -- a gRPC server on the C core: all four call kinds, one completion-queue thread that owns every call.
  *
- * A method's functions run on that thread and must not block (Media.Put writes its chunk and returns; everything that computes goes through services/host's queue).
- * Answers may come from any thread: tpo_call_send and tpo_call_finish put them into the call's outbox and wake the owner.
+ * A method's functions run on that thread and must not block (Media.Put writes its chunk and returns; everything that computes goes through
+ * services/host's queue). Answers may come from any thread: tpo_call_send and tpo_call_finish put them into the call's outbox and wake the owner.
  *
  * A message over its method's limit ends the call with RESOURCE_EXHAUSTED "message_too_large"; one over the server's is refused by gRPC itself.
  *

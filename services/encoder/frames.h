@@ -25,8 +25,9 @@ char *tpo_frames_rule(char *out, size_t size, const struct tpo_config *c);
 /* Reads from a descriptor (borrowed) with a worker of `media`. s is used for the resize alone. Errors are media.h's. */
 int tpo_frames_load(struct tpo_frames *f, tpo_media_t *media, int fd, const struct tpo_config *c, struct tpo_stream *s,
                     int timeout_ms, struct tpo_error *err);
-/* The same for someone whose patience may end sooner: left_ms(owner), asked before opening, before reading and at every frame, tells for how long it lasts. Each
- * part gets the shorter of that and timeout_ms (1 or more then); at 0 or less the load ends with CANCELLED "nobody_waits". NULL: endless. */
+/* The same for someone whose patience may end sooner: left_ms(owner), asked before opening, before reading and at every frame, tells for how long
+ * it lasts. Each part gets the shorter of that and timeout_ms (1 or more then); at 0 or less the load ends with CANCELLED "nobody_waits". NULL:
+ * endless. */
 struct tpo_frames_patience {
     double (*left_ms)(void *owner);
     void *owner;

@@ -1,6 +1,7 @@
 /* This file owns the frames of recorded samples: decoded ahead, handed over once, forgotten.
  *
- * A slot moves  empty --asked--> wanted --a thread is free--> loading --> ready or failed --taken--> empty. Only the compute thread asks and takes. */
+ * A slot moves  empty --asked--> wanted --a thread is free--> loading --> ready or failed --taken--> empty. Only the compute thread asks and
+ * takes. */
 #include "services/encoder/recorded.h"
 
 #include <pthread.h>

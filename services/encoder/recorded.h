@@ -31,8 +31,8 @@ struct tpo_recorded_options {
 int tpo_recorded_open(struct tpo_recorded **out, const struct tpo_recorded_options *o, struct tpo_error *err);
 void tpo_recorded_close(struct tpo_recorded *r); /* accepts NULL; after the learner over its model */
 
-/* tpo_encoder_model that reads samples with media ids too. FAILED_PRECONDITION "media_missing" where the bytes are not here, INVALID_ARGUMENT "media_id",
- * else media.h's errors. */
+/* tpo_encoder_model that reads samples with media ids too. FAILED_PRECONDITION "media_missing" where the bytes are not here, INVALID_ARGUMENT
+ * "media_id", else media.h's errors. */
 struct tpo_model *tpo_recorded_model(struct tpo_recorded *r);
 
 #endif

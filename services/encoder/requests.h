@@ -54,8 +54,8 @@ bool tpo_requests_queue(struct tpo_requests *q, struct tpo_encode *r, enum tpo_r
 struct tpo_encode *tpo_requests_next(struct tpo_requests *q, enum tpo_request_line line);
 void tpo_requests_stop(struct tpo_requests *q, enum tpo_request_line line);
 
-/* Ends the leader's flight: the leader and all who came aboard get the value, or the error where v is NULL. own and aboard are what their replies say of the
- * cache; began_ms is when the work began. */
+/* Ends the leader's flight: the leader and all who came aboard get the value, or the error where v is NULL. own and aboard are what their replies
+ * say of the cache; began_ms is when the work began. */
 void tpo_requests_land(struct tpo_requests *q, struct tpo_encode *leader, const struct tpo_cached *v, const char *own,
                        const char *aboard, double began_ms, const struct tpo_error *err);
 /* Of all aboard, the time of the one who waits longest: a leader's deadline must not fail its passengers. 0 or less: nobody waits any more. */

@@ -1,7 +1,7 @@
 /* fault.h -- a process that kills or stops itself at a named point, so that tests can prove what a kill or a long sleep there leaves behind.
  *
- * `--fault POINT` or `--fault POINT:N`: SIGKILL to itself when the point is reached for the N-th time (1). `--fault POINT:N:stop`: SIGSTOP instead, and
- * it goes on from there at SIGCONT. Without the setting every point is one comparison. */
+ * `--fault POINT` or `--fault POINT:N`: SIGKILL to itself when the point is reached for the N-th time (1). `--fault POINT:N:stop`: SIGSTOP
+ * instead, and it goes on from there at SIGCONT. Without the setting every point is one comparison. */
 #ifndef TPO_SERVICES_HOST_FAULT_H
 #define TPO_SERVICES_HOST_FAULT_H
 

@@ -1,4 +1,5 @@
-/* This file owns the pieces in which tensors enter and leave a direct learner: the sums of a share (Gather, Scatter) and the state (Export, Import). */
+/* This file owns the pieces in which tensors enter and leave a direct learner: the sums of a share (Gather, Scatter) and the state (Export,
+ * Import). */
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,6 +1,7 @@
 /* learner_rpc.h -- the Learner service of learner.proto over the learner of this process, and the lease that keeps a second trainer out.
  *
- * Everything runs as jobs on the compute thread, beside serving, so nothing here is locked. Without --train every method answers UNIMPLEMENTED "train".
+ * Everything runs as jobs on the compute thread, beside serving, so nothing here is locked. Without --train every method answers UNIMPLEMENTED
+ * "train".
  *
  *   free --Begin--> leased (holder H, number L) --any call with L--> leased, the time starts anew when it has been answered
  *   leased --Begin by H--> leased, L + 1 (calls of before are refused)      leased --Begin by another--> FAILED_PRECONDITION "leased"

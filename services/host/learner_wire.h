@@ -1,9 +1,9 @@
 /* learner_wire.h -- the nouns of learner.h as messages of learner.proto, and back.
  *
- * pack functions build a message in an arena; it borrows texts and data from its source. unpack functions check everything that a stranger could have written
- * (counts, types, shapes against lengths, numbers that are not finite, offsets outside their sentence) before anything else sees it; texts borrow from the
- * message, tensors are copied to 64-byte aligned memory of the arena, since kernels and bits rest on that. Texts are UTF-8 without NUL already
- * (payload.h). INVALID_ARGUMENT "learner" names the field. NULL from a pack function: no memory. */
+ * pack functions build a message in an arena; it borrows texts and data from its source. unpack functions check everything that a stranger could
+ * have written (counts, types, shapes against lengths, numbers that are not finite, offsets outside their sentence) before anything else sees it;
+ * texts borrow from the message, tensors are copied to 64-byte aligned memory of the arena, since kernels and bits rest on that. Texts are UTF-8
+ * without NUL already (payload.h). INVALID_ARGUMENT "learner" names the field. NULL from a pack function: no memory. */
 #ifndef TPO_SERVICES_HOST_LEARNER_WIRE_H
 #define TPO_SERVICES_HOST_LEARNER_WIRE_H
 

@@ -92,8 +92,8 @@ void tpo_lease_end(struct tpo_lease *l)
 
 /* --- the watch ------------------------------------------------------------------------------------------------------------------------------ */
 
-/* Compute thread. A call may have renewed the lease between the watch's look at the clock and this. A lease that is found over is over for all that come
- * after: a call may have been stamped before this and queued behind it. */
+/* Compute thread. A call may have renewed the lease between the watch's look at the clock and this. A lease that is found over is over for all
+ * that come after: a call may have been stamped before this and queued behind it. */
 static int on_look(void *self, struct tpo_job *job)
 {
     struct tpo_lease *l = job->user;

@@ -4,9 +4,9 @@
  *   publish 1:                          [1 0]
  *   publish 2, once 0 is let go:        [2 1]        before that: RESOURCE_EXHAUSTED "versions", with retry_ms
  *
- * The older version is let go when no request runs on it and none has come for it for hold_ms, counted from when it was superseded at the earliest: by
- * then the deadline of every request that was stamped with it has passed. It stays until a third one needs its place. Numbers only grow, and a number
- * names one state of the weights for ever: publishing the newest once more does nothing.
+ * The older version is let go when no request runs on it and none has come for it for hold_ms, counted from when it was superseded at the
+ * earliest: by then the deadline of every request that was stamped with it has passed. It stays until a third one needs its place. Numbers only
+ * grow, and a number names one state of the weights for ever: publishing the newest once more does nothing.
  *
  * A request names its version by the metadata tpo-version, exactly ("0" is the folder's weights), or by its message's field, where 0 means the newest
  * held; the metadata goes first. FAILED_PRECONDITION "version" when it is not here. */
@@ -35,7 +35,8 @@ void tpo_versions_close(struct tpo_versions *v); /* accepts NULL; cleared before
 
 /* Compute thread. Takes the weights: those of the folder, once, before the service is ready. TPO_ENOMEM leaves them with the caller. */
 int tpo_versions_start(struct tpo_versions *v, struct tpo_snapshot *take_weights, struct tpo_error *err);
-/* Compute thread. Makes room for version `number`: TPO_OK, *held true when it is the newest already; FAILED_PRECONDITION "version" when it is below. */
+/* Compute thread. Makes room for version `number`: TPO_OK, *held true when it is the newest already; FAILED_PRECONDITION "version" when it is
+ * below. */
 int tpo_versions_room(struct tpo_versions *v, uint64_t number, bool *held, struct tpo_stream *s, struct tpo_error *err);
 /* Compute thread, after tpo_versions_room. Takes the weights; TPO_ENOMEM leaves them with the caller. */
 int tpo_versions_add(struct tpo_versions *v, uint64_t number, struct tpo_snapshot *take_weights, struct tpo_error *err);

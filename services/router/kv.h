@@ -33,8 +33,8 @@ void tpo_kv_close(struct tpo_kv *kv);
 
 int tpo_kv_blocks(int tokens);                         /* that many positions take */
 bool tpo_kv_free(const struct tpo_kv *kv, int tokens); /* whether as many are free */
-/* Gives sequence `slot` room for `tokens` positions: INVALID_ARGUMENT "kv_full" when the whole pool is too small (asking again won't help), UNAVAILABLE
- * "kv_busy" when others hold too much of it now. */
+/* Gives sequence `slot` room for `tokens` positions: INVALID_ARGUMENT "kv_full" when the whole pool is too small (asking again won't help),
+ * UNAVAILABLE "kv_busy" when others hold too much of it now. */
 int tpo_kv_take(struct tpo_kv *kv, int slot, int tokens, struct tpo_error *err);
 void tpo_kv_give(struct tpo_kv *kv, int slot); /* returns them */
 

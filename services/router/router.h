@@ -74,8 +74,9 @@ int tpo_router_wanted(const struct tpo_router *r);
 void tpo_router_cancel(struct tpo_router *r, uint64_t handle); /* on_done follows from the next step, with TPO_CANCELLED */
 int tpo_router_step(struct tpo_router *r);                     /* one scheduler step; the number of sequences still in flight */
 
-/* For training: input "visual" (samples * Q, C); outputs "e.NAME" per task that occurs; losses "language", "slot", "attention". Targets of
- * the slot loss: "slot.words" (Q, 4 or 5) I32 vocabulary ids or -100, "slot.boxes" (Q, 4) F32, "slot.centres" (Q, 2) F32, a row with NaN taking no part. */
+/* For training: input "visual" (samples * Q, C); outputs "e.NAME" per task that occurs; losses "language", "slot", "attention". Targets of the
+ * slot loss: "slot.words" (Q, 4 or 5) I32 vocabulary ids or -100, "slot.boxes" (Q, 4) F32, "slot.centres" (Q, 2) F32, a row with NaN taking no
+ * part. */
 struct tpo_model *tpo_router_model(struct tpo_router *r);
 
 #endif

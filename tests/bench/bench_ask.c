@@ -1,9 +1,10 @@
-/* bench_ask -- the whole mesh on the small model: 1, 8 and 32 askers over REST, answers a second, p50, p99, where the time goes, and the same questions to the
- * same weights in PyTorch (tests/peers/tpo_torch.py: one process, batch 1), in one run.
+/* bench_ask -- the whole mesh on the small model: 1, 8 and 32 askers over REST, answers a second, p50, p99, where the time goes, and the same
+ * questions to the same weights in PyTorch (tests/peers/tpo_torch.py: one process, batch 1), in one run.
  *
- * It starts a mesh of its own on free ports and ends it. Pictures are warm (their visual tokens cached) in the rows so named, and new to the mesh in the cold
- * ones: PNG files made unequal by a few bytes at their end, which no decoder reads. The share that no stage accounts for is 1 - (sum of the stages' queue and run
- * time) / (time between sending and answer) as the asker sees it; beside it, what is left when the hops count too: HTTP, JSON and the client. */
+ * It starts a mesh of its own on free ports and ends it. Pictures are warm (their visual tokens cached) in the rows so named, and new to the mesh
+ * in the cold ones: PNG files made unequal by a few bytes at their end, which no decoder reads. The share that no stage accounts for is 1 - (sum
+ * of the stages' queue and run time) / (time between sending and answer) as the asker sees it; beside it, what is left when the hops count too:
+ * HTTP, JSON and the client. */
 #include <curl/curl.h>
 #include <jansson.h>
 #include <pthread.h>

@@ -1,7 +1,7 @@
 /* Times operations of the CUDA device at the published model's sizes: `make bench B=cuda`, on a machine with a GPU.
  *
- * Each line: microseconds of one call in a row of many, and the rate that its arithmetic (TFLOP/s) or its traffic (GB/s) makes. tests/peers/cuda_torch.py
- * prints the same lines for PyTorch on the same GPU; a last column gives PyTorch's time over ours. */
+ * Each line: microseconds of one call in a row of many, and the rate that its arithmetic (TFLOP/s) or its traffic (GB/s) makes.
+ * tests/peers/cuda_torch.py prints the same lines for PyTorch on the same GPU; a last column gives PyTorch's time over ours. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,4 +1,5 @@
-/* The router at the published size (Mistral 7B with its LoRA) on the CUDA device: `make bench B=cuda_router`, on a machine with a GPU of 24 GB or more.
+/* The router at the published size (Mistral 7B with its LoRA) on the CUDA device: `make bench B=cuda_router`, on a machine with a GPU of 24 GB or
+ * more.
  *
  * Weights are random bf16, made in the device's memory; they pass through the code that serves (services/router/batch.h: paged keys, one pass for the
  * rows of all sequences). Prints a prompt's rate and, for 1, 8 and 16 sequences with some hundred tokens behind them, tokens/s and the weights read

@@ -1,6 +1,6 @@
-/* bench_hop -- what a hop costs: an echo of 100 B and of 295 KB (visual tokens) through common/rpc, and the same echo through grpc++ (hop_peer.cc), in
- * one run on one machine. Each server is a process of its own. One call at a time gives microseconds; several at once give calls per second. The
- * rounds of the two alternate, and the best of each counts, since neighbours make single rounds slower and never faster. */
+/* bench_hop -- what a hop costs: an echo of 100 B and of 295 KB (visual tokens) through common/rpc, and the same echo through grpc++
+ * (hop_peer.cc), in one run on one machine. Each server is a process of its own. One call at a time gives microseconds; several at once give
+ * calls per second. The rounds of the two alternate, and the best of each counts, since neighbours make single rounds slower and never faster. */
 #include <errno.h>
 #include <signal.h>
 #include <spawn.h>

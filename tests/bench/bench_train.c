@@ -1,11 +1,12 @@
-/* bench_train -- training steps of the small model in one process, over a mesh of its services, and in PyTorch (tests/peers/train_torch.py), in one run.
+/* bench_train -- training steps of the small model in one process, over a mesh of its services, and in PyTorch (tests/peers/train_torch.py), in
+ * one run.
  *
  *   bench_train [THREADS] [STEPS] [torch|alone]        default: 2, 20, torch; alone: without PyTorch. Run from the repository's root
  *
  * tests/bench/train.yaml says what is trained. All start from the weights of models/small and take the same batches in the same order, drawn
- * ahead: what is timed is forward, backward and the optimiser's step. First all must find the same losses on the first batch. One process and the mesh
- * take turns, a block of steps each, and their ratio is that of the blocks' medians. CPU seconds are of one process's own threads (the mesh's lie in
- * its services); they say more than the wall's where others use the machine. */
+ * ahead: what is timed is forward, backward and the optimiser's step. First all must find the same losses on the first batch. One process and the
+ * mesh take turns, a block of steps each, and their ratio is that of the blocks' medians. CPU seconds are of one process's own threads (the
+ * mesh's lie in its services); they say more than the wall's where others use the machine. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

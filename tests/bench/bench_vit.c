@@ -3,9 +3,10 @@
  *
  *   bench_vit [THREADS] [BLOCKS]        default: every core, 23. Less than 23 blocks: every figure is of that many.
  *
- * Weights are random, f32 and then bf16 (--dtype bf16: they stay as they are, all sums are f32). FLOPs are those of the products: 2 tokens (12 width^2) and 4 tokens^2 width for a block. The bare figure is the time oneDNN
- * takes for a block's four products alone, attention not counted. PyTorch's bf16 is timed on one block, as it has no instructions for it on
- * many a machine and would take minutes: its seconds are that times BLOCKS. CPU seconds say more than wall where others use the machine. */
+ * Weights are random, f32 and then bf16 (--dtype bf16: they stay as they are, all sums are f32). FLOPs are those of the products: 2 tokens (12
+ * width^2) and 4 tokens^2 width for a block. The bare figure is the time oneDNN takes for a block's four products alone, attention not counted.
+ * PyTorch's bf16 is timed on one block, as it has no instructions for it on many a machine and would take minutes: its seconds are that times
+ * BLOCKS. CPU seconds say more than wall where others use the machine. */
 #include <dlfcn.h>
 #include <math.h>
 #include <stdio.h>

@@ -1,5 +1,5 @@
-/* Attention on CUDA beside its CPU twin, over random shapes: head widths 8 to 256, masks, segments, grouped heads, backward, paged keys. Skipped where
- * there is no GPU. */
+/* Attention on CUDA beside its CPU twin, over random shapes: head widths 8 to 256, masks, segments, grouped heads, backward, paged keys. Skipped
+ * where there is no GPU. */
 #include "tests/kernels/twins.h"
 
 /* --- attention ------------------------------------------------------------------------------------------------------------------------- */

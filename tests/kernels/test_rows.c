@@ -432,7 +432,8 @@ static void the_generator_is_pinned(void **state)
     assert_true(tpo_random_normal(1, 2) == 0x1.60a1b4p-6f);
 }
 
-/* A bf16 table gives the f32 of the same values, at an odd place in its file, too; rows whose index is negative stay, one past the table is refused. */
+/* A bf16 table gives the f32 of the same values, at an odd place in its file, too; rows whose index is negative stay, one past the table is
+ * refused. */
 static void rows_of_a_half_table_are_widened(void **state)
 {
     (void)state;

@@ -11,8 +11,8 @@ static void refused(const struct training_mesh *m, const char *out, const char *
     if (!training_says(err, text)) fail_msg("%s does not say \"%s\"", err, text);
 }
 
-/* Some draws are past the largest message that services take: a run that meets one ends there. What it has done by then is kept, the services are free for
- * others at once, and with larger messages it goes on. */
+/* Some draws are past the largest message that services take: a run that meets one ends there. What it has done by then is kept, the services are
+ * free for others at once, and with larger messages it goes on. */
 static void a_run_that_cannot_go_on_frees_its_services(void **state)
 {
     (void)state;

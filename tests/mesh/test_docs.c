@@ -1,5 +1,5 @@
-/* Proves that docs/rest.md, docs/grpc.md and docs/deploy.md are true of the programs: their commands run, their client speaks with the mesh, every metric
- * is on the page, and every setting that a page names exists. */
+/* Proves that docs/rest.md, docs/grpc.md and docs/deploy.md are true of the programs: their commands run, their client speaks with the mesh,
+ * every metric is on the page, and every setting that a page names exists. */
 #include "tests/support/test.h"
 
 #include <sys/wait.h>

@@ -1,5 +1,5 @@
-/* Proves --dtype bf16 end to end: a mesh whose folder is BF16 and stays so answers bit for bit as the same model does in this process on weights converted to
- * f32, the adapter beside them; and with --train it learns as one process in f32 does. */
+/* Proves --dtype bf16 end to end: a mesh whose folder is BF16 and stays so answers bit for bit as the same model does in this process on weights
+ * converted to f32, the adapter beside them; and with --train it learns as one process in f32 does. */
 #include <fcntl.h>
 #include <jansson.h>
 #include <unistd.h>
@@ -314,7 +314,8 @@ static void it_answers_like_the_converted_weights(void **state)
     local_close(&merged);
 }
 
-/* Stage 2 begins, here and there, from weights that BF16 can hold; the mesh serves just those, as BF16. Adapters and head learn, the rest is frozen. */
+/* Stage 2 begins, here and there, from weights that BF16 can hold; the mesh serves just those, as BF16. Adapters and head learn, the rest is
+ * frozen. */
 static void it_learns_like_one_process(void **state)
 {
     static const char stages[] = "  - name: see\n"

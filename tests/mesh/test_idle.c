@@ -1,5 +1,5 @@
-/* Proves that a service which is not called for longer than a lease lasts stays its trainer's: others compute meanwhile, or samples are drawn, or files
- * are written. */
+/* Proves that a service which is not called for longer than a lease lasts stays its trainer's: others compute meanwhile, or samples are drawn, or
+ * files are written. */
 #include "tests/support/test.h"
 #include "tests/support/training.h"
 

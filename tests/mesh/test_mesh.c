@@ -57,8 +57,8 @@ static double span_ms(const json_t *stage)
     return number_of(stage, "queueMs") + number_of(stage, "runMs") + number_of(stage, "hopMs");
 }
 
-/* hop_ms is what is left of a call's time after queue and run: more than nothing, and with them never more than the request took. Encoder and router work
- * one after the other; heads while the router still writes, or after it. */
+/* hop_ms is what is left of a call's time after queue and run: more than nothing, and with them never more than the request took. Encoder and
+ * router work one after the other; heads while the router still writes, or after it. */
 static void hops_are_told_apart_from_work(void **state)
 {
     (void)state;

@@ -1,5 +1,5 @@
-/* Proves what the size of the router's pool of keys and values (--kv-bytes) means for those who ask: a pool too small for any picture doesn't start, a
- * request too large for it is told so for good, and one that waits for room is not read again before every token of the others. */
+/* Proves what the size of the router's pool of keys and values (--kv-bytes) means for those who ask: a pool too small for any picture doesn't
+ * start, a request too large for it is told so for good, and one that waits for room is not read again before every token of the others. */
 #include <stdlib.h>
 
 #include "tests/support/mesh.h"

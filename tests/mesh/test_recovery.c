@@ -1,5 +1,5 @@
-/* Proves that a run over a mesh outlives its processes: each is killed at each named point of a step and started again, and the weights are those of a run
- * that nobody killed. And what is refused: damaged checkpoints, full disks, second trainers, other models. */
+/* Proves that a run over a mesh outlives its processes: each is killed at each named point of a step and started again, and the weights are those
+ * of a run that nobody killed. And what is refused: damaged checkpoints, full disks, second trainers, other models. */
 #include "tests/support/http.h"
 #include "tests/support/test.h"
 #include "tests/support/training.h"
@@ -348,8 +348,8 @@ static int published(const char *log, int step, bool numbers)
     return atoi(line);
 }
 
-/* A router that dies and comes back holds the folder's weights alone. It does not wait for the next version: what the others serve is given to it where the
- * run comes to that step again, and where none was published in this stage yet, what the stage before left, before the first step. */
+/* A router that dies and comes back holds the folder's weights alone. It does not wait for the next version: what the others serve is given to it
+ * where the run comes to that step again, and where none was published in this stage yet, what the stage before left, before the first step. */
 static void a_router_that_comes_back_serves_with_the_others(void **state)
 {
     (void)state;
@@ -435,7 +435,8 @@ static void replicas_swap(struct training_mesh *m, int service)
     m->ports[service][1] = port;
 }
 
-/* The trainer that comes back names the replicas in another order, so that each has another's lanes; the trainer after it has the first order again. */
+/* The trainer that comes back names the replicas in another order, so that each has another's lanes; the trainer after it has the first order
+ * again. */
 static void replicas_are_named_in_another_order(void **state)
 {
     (void)state;

@@ -1,5 +1,6 @@
-/* Proves that a trained version goes into a running mesh with no failed request: real programs, requests of all kinds in a loop, several swaps, every answer
- * of one version and equal to that of a mesh started on that version's folder. And what a service that was killed and has lost its versions does to it. */
+/* Proves that a trained version goes into a running mesh with no failed request: real programs, requests of all kinds in a loop, several swaps,
+ * every answer of one version and equal to that of a mesh started on that version's folder. And what a service that was killed and has lost its
+ * versions does to it. */
 #include <jansson.h>
 #include <math.h>
 #include <netinet/in.h>

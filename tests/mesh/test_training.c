@@ -1,5 +1,5 @@
-/* Proves that a mesh trains as one process does: weights and losses bit for bit, with one and with two replicas of each service. The services serve other
- * weights than those the run starts from, so that nothing is right by chance. */
+/* Proves that a mesh trains as one process does: weights and losses bit for bit, with one and with two replicas of each service. The services
+ * serve other weights than those the run starts from, so that nothing is right by chance. */
 #include "tests/support/test.h"
 #include "tests/support/training.h"
 

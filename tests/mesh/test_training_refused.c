@@ -1,4 +1,5 @@
-/* Proves what a run refuses or survives besides kills: damaged checkpoints, a full disk, a second trainer, a lease that ended, another model, too few lanes. */
+/* Proves what a run refuses or survives besides kills: damaged checkpoints, a full disk, a second trainer, a lease that ended, another model, too
+ * few lanes. */
 #include "tests/support/test.h"
 #include "tests/support/training.h"
 

@@ -1,5 +1,5 @@
-/* Proves what `tpo up` does with a run directory that is not empty: a whole mesh is left alone, what is left of a broken one ends before another starts,
- * and a start that fails ends what it started. */
+/* Proves what `tpo up` does with a run directory that is not empty: a whole mesh is left alone, what is left of a broken one ends before another
+ * starts, and a start that fails ends what it started. */
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>

@@ -1,5 +1,5 @@
-/* training.h -- a very small model, a mesh of real services that train it, and real trainers, for the tests of training over a mesh. Everything lies in the
- * case's own directory; failures abort the case. */
+/* training.h -- a very small model, a mesh of real services that train it, and real trainers, for the tests of training over a mesh. Everything
+ * lies in the case's own directory; failures abort the case. */
 #ifndef TPO_TESTS_TRAINING_H
 #define TPO_TESTS_TRAINING_H
 
@@ -35,8 +35,8 @@ bool training_mesh_died(struct training_mesh *m, int service, int replica);
 /* As --mesh takes it. */
 const char *training_mesh_text(const struct training_mesh *m);
 
-/* Starts tpo-trainer train RECIPE --out OUT ... with two threads; mesh NULL: one process; more: further words, NULL ends them. stdout is appended to OUT.log,
- * stderr to OUT.err. */
+/* Starts tpo-trainer train RECIPE --out OUT ... with two threads; mesh NULL: one process; more: further words, NULL ends them. stdout is appended
+ * to OUT.log, stderr to OUT.err. */
 pid_t training_start(const char *recipe, const char *out, const struct training_mesh *m, const char *const *more);
 /* Exit status, or 128 + signal. Ends the case when it takes longer than limit_s. */
 int training_wait(pid_t pid, double limit_s);
@@ -47,8 +47,8 @@ void training_run(const char *recipe, const char *out, const struct training_mes
 void training_same_model(const char *out_a, const char *out_b, const char *stage);
 /* Every step's line tells the same losses, norms, clip and rate. */
 void training_same_lines(const char *out_a, const char *out_b);
-/* Every one of the stage's `steps` steps tells the same losses, norms, clip and rates by their f32 bits, as its event file holds them. A loss there is the
- * mean of the step's micro-batches. */
+/* Every one of the stage's `steps` steps tells the same losses, norms, clip and rates by their f32 bits, as its event file holds them. A loss
+ * there is the mean of the step's micro-batches. */
 void training_same_bits(const char *out_a, const char *out_b, const char *stage, int steps);
 /* Whether a file holds a text. */
 bool training_says(const char *path, const char *text);

@@ -253,7 +253,8 @@ static const char stage_of_names[] =
     "    groups:\n"
     "      - {name: lora, optimiser: adamw, rate: 2e-3, tensors: ['lm.*lora_A.*', 'lm.*lora_B.*']}\n";
 
-/* The encoder refuses media that the trainer reads: too large for it, or not decoded in its time. They come as pixels, and the run is that of one process. */
+/* The encoder refuses media that the trainer reads: too large for it, or not decoded in its time. They come as pixels, and the run is that of one
+ * process. */
 static void media_that_only_the_encoder_refuses(void **state)
 {
     (void)state;
@@ -285,7 +286,8 @@ static void media_that_only_the_encoder_refuses(void **state)
     }
 }
 
-/* One picture has more pixels than the encoder decodes: it alone comes as pixels, those beside it by name. Ten epochs: whoever walks with it asks once. */
+/* One picture has more pixels than the encoder decodes: it alone comes as pixels, those beside it by name. Ten epochs: whoever walks with it asks
+ * once. */
 static void what_comes_as_pixels_is_the_one_that_is_refused(void **state)
 {
     (void)state;

@@ -1,5 +1,5 @@
-/* Proves that a call of a trainer waits for a service whose queue is full, whether it answers once or in a stream, and that what no message holds is not
- * sent. */
+/* Proves that a call of a trainer waits for a service whose queue is full, whether it answers once or in a stream, and that what no message holds
+ * is not sent. */
 #include "tests/services/host/toy_busy.h"
 
 #include "trainer/steps/remote.h"

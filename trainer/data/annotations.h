@@ -6,10 +6,10 @@
  *   videochat2   [{video or image, QA: [{i, q, a}]}]; a question is "i q" where i is not empty
  *   mvbench      [{video, question, candidates: [], answer}]; the answer is the candidate's letter, "(B)", as in multiple choice
  *
- * A file is read once and its rows are indexed by offset: no row is kept, so memory is 16 bytes a row, and refcoco's boxes (instances.h). A bad row
- * is one that is no JSON object, lacks a field or has one of the wrong type, is empty, has a box that is NaN, inverted or outside its picture, answers
- * with a task token, or names what is no file below the media folder (or a path that leads out of it). Each is counted and reported to on_bad as
- * "file:line: why". */
+ * A file is read once and its rows are indexed by offset: no row is kept, so memory is 16 bytes a row, and refcoco's boxes (instances.h). A bad
+ * row is one that is no JSON object, lacks a field or has one of the wrong type, is empty, has a box that is NaN, inverted or outside its
+ * picture, answers with a task token, or names what is no file below the media folder (or a path that leads out of it). Each is counted and
+ * reported to on_bad as "file:line: why". */
 #ifndef TPO_TRAINER_DATA_ANNOTATIONS_H
 #define TPO_TRAINER_DATA_ANNOTATIONS_H
 
@@ -61,8 +61,9 @@ unsigned tpo_annotations_line(const struct tpo_annotations *a, int64_t row); /* 
 /* The row that draw `index` takes: epoch index / rows is an order of its own in which every row comes once, a pure function of (seed, index). */
 int64_t tpo_annotations_pick(const struct tpo_annotations *a, uint64_t index);
 
-/* A row (0..rows-1) as a sample in the arena: media_id is the medium's path below the media folder, pixels is NULL: the caller decodes; n_frames is 1 for an image, 0 for a film. Language
- * weights are 1. NOT_FOUND "annotations" when its medium went away, DATA_LOSS "annotations" when the file changed, TPO_ENOMEM when the arena is full. */
+/* A row (0..rows-1) as a sample in the arena: media_id is the medium's path below the media folder, pixels is NULL: the caller decodes; n_frames
+ * is 1 for an image, 0 for a film. Language weights are 1. NOT_FOUND "annotations" when its medium went away, DATA_LOSS "annotations" when the
+ * file changed, TPO_ENOMEM when the arena is full. */
 int tpo_annotations_row(const struct tpo_annotations *a, struct tpo_arena *arena, int64_t row, struct tpo_sample *out,
                         struct tpo_error *err);
 

@@ -1,5 +1,5 @@
-/* bad_rows.h -- which rows of a source have a bad medium, and since which draw. Remembered in a file, so that a run that goes on counts those that the run
- * before it met.
+/* bad_rows.h -- which rows of a source have a bad medium, and since which draw. Remembered in a file, so that a run that goes on counts those
+ * that the run before it met.
  *
  *   rows N           of the source; another number: the file is of other annotations, and nothing of it counts
  *   INDEX ROW WHY    a line for each, as they are found; INDEX: the first sample of the batch that met it
@@ -22,9 +22,9 @@ struct tpo_bad_rows_of {
     const void *owner;
 };
 
-/* Takes over what `path` says of batches before sample `before`; later ones will be drawn again. NULL: nothing is remembered. On a full disk
- * that is logged, what the file says is known, and nothing more is remembered. FAILED_PRECONDITION "bad_rows" for a file that cannot be written otherwise,
- * TPO_ENOMEM. */
+/* Takes over what `path` says of batches before sample `before`; later ones will be drawn again. NULL: nothing is remembered. On a full disk that
+ * is logged, what the file says is known, and nothing more is remembered. FAILED_PRECONDITION "bad_rows" for a file that cannot be written
+ * otherwise, TPO_ENOMEM. */
 int tpo_bad_rows_open(struct tpo_bad_rows **out, const char *path, const struct tpo_bad_rows_of *rows, uint64_t before,
                       struct tpo_error *err);
 void tpo_bad_rows_close(struct tpo_bad_rows *b); /* accepts NULL */

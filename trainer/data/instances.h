@@ -1,5 +1,5 @@
-/* instances.h -- the boxes of COCO's instances.json, by id: {images: [{id, file_name, width, height}], annotations: [{id, image_id, bbox: [x, y, w, h]
- * in pixels}]}. Read whole; 40 bytes an annotation are kept, and the pictures' names. */
+/* instances.h -- the boxes of COCO's instances.json, by id: {images: [{id, file_name, width, height}], annotations: [{id, image_id, bbox: [x, y,
+ * w, h] in pixels}]}. Read whole; 40 bytes an annotation are kept, and the pictures' names. */
 #ifndef TPO_TRAINER_DATA_INSTANCES_H
 #define TPO_TRAINER_DATA_INSTANCES_H
 
@@ -21,8 +21,9 @@ struct tpo_instances {
     struct tpo_arena names;
 };
 
-/* A box that is not four finite numbers, is inverted, without area, outside its picture by more than half a pixel, or of a picture without a size, is kept
- * with its fault. NOT_FOUND "annotations" for a missing file, INVALID_ARGUMENT "annotations" for one that is no JSON. free accepts the zeroed. */
+/* A box that is not four finite numbers, is inverted, without area, outside its picture by more than half a pixel, or of a picture without a
+ * size, is kept with its fault. NOT_FOUND "annotations" for a missing file, INVALID_ARGUMENT "annotations" for one that is no JSON. free accepts
+ * the zeroed. */
 int tpo_instances_load(struct tpo_instances *s, const char *path, struct tpo_error *err);
 void tpo_instances_free(struct tpo_instances *s);
 

@@ -93,8 +93,9 @@ static int not_opened(struct tpo_error *err)
     return tpo_fail(err, ours ? TPO_RESOURCE_EXHAUSTED : TPO_NOT_FOUND, ours ? "files" : "media_missing", "%s", strerror(errno));
 }
 
-/* What a busy machine does is no fault of the file: decoders that are in use are waited for, one that is slow gets more time, one that ended, which may have
- * been killed, another try. A file that is never done ends the run: to pass over it would make what is drawn depend on the load. */
+/* What a busy machine does is no fault of the file: decoders that are in use are waited for, one that is slow gets more time, one that ended,
+ * which may have been killed, another try. A file that is never done ends the run: to pass over it would make what is drawn depend on the
+ * load. */
 static int frames_read(struct tpo_frames *frames, tpo_media_t *media, const char *path, const struct tpo_config *c,
                        struct tpo_stream *stream, struct tpo_error *err)
 {

@@ -1,10 +1,11 @@
 /* source.h -- an annotation file and its media as batches of training samples, the like of the world's (world.h).
  *
- * Sample `index` is a row and the frames of its medium, a pure function of the files, the seed and the index: annotations.h's order, epoch by epoch.
- * A row whose medium is gone or cannot be decoded is bad from then on; the draws that meet it take another row instead, which (seed, index) alone
- * names, so that a run that goes on later draws the same, and counts the same where it knows what the run before found (bad_rows.h). A busy machine
- * marks nothing: it is waited for. Frames come as the encoder service makes them (services/encoder/frames.h): an image is one frame, a film is sampled
- * by rule "middle" and resized. Of a row that asks more than n_conversations questions as many in a row are taken, the first by (seed, index).
+ * Sample `index` is a row and the frames of its medium, a pure function of the files, the seed and the index: annotations.h's order, epoch by
+ * epoch. A row whose medium is gone or cannot be decoded is bad from then on; the draws that meet it take another row instead, which (seed,
+ * index) alone names, so that a run that goes on later draws the same, and counts the same where it knows what the run before found (bad_rows.h).
+ * A busy machine marks nothing: it is waited for. Frames come as the encoder service makes them (services/encoder/frames.h): an image is one
+ * frame, a film is sampled by rule "middle" and resized. Of a row that asks more than n_conversations questions as many in a row are taken, the
+ * first by (seed, index).
  *
  * With by_id a row's medium is decoded here when it is drawn first, which tells whether it can be; from then on its name is all that is needed. */
 #ifndef TPO_TRAINER_DATA_SOURCE_H
@@ -35,18 +36,18 @@ struct tpo_source_options {
                             fewer frames than the model's bring them all the same, since a service samples by its own configuration */
 };
 
-/* Reads and checks the file. The errors of tpo_annotations_open, and INVALID_ARGUMENT "frames" for a clip that the model does not take. Bad rows are logged,
- * the first ten with their reason, and all by number. */
+/* Reads and checks the file. The errors of tpo_annotations_open, and INVALID_ARGUMENT "frames" for a clip that the model does not take. Bad rows
+ * are logged, the first ten with their reason, and all by number. */
 int tpo_source_open(struct tpo_source **out, const struct tpo_source_options *o, struct tpo_error *err);
 void tpo_source_close(struct tpo_source *s); /* accepts NULL */
 
-/* Samples first .. first+n-1 into the batch, valid until its next fill. INVALID_ARGUMENT "annotations" once more than skip_most of the file's rows are
- * bad, or when 64 rows drawn for one sample are; FAILED_PRECONDITION "media_slow" for a file that is not decoded in five tries; what is not a row's
- * fault (no decoder, no memory, no more files, annotations that changed) as it is. */
+/* Samples first .. first+n-1 into the batch, valid until its next fill. INVALID_ARGUMENT "annotations" once more than skip_most of the file's
+ * rows are bad, or when 64 rows drawn for one sample are; FAILED_PRECONDITION "media_slow" for a file that is not decoded in five tries; what is
+ * not a row's fault (no decoder, no memory, no more files, annotations that changed) as it is. */
 int tpo_source_fill(struct tpo_source *s, struct tpo_world_batch *b, uint64_t first, int n, struct tpo_error *err);
 
-/* The frames of a sample that names its medium, into the arena and in place of the name. `stream`: of the resize, one for each thread. FAILED_PRECONDITION
- * "media_gone" where the medium is not what it was when the sample was drawn; "media_slow". */
+/* The frames of a sample that names its medium, into the arena and in place of the name. `stream`: of the resize, one for each thread.
+ * FAILED_PRECONDITION "media_gone" where the medium is not what it was when the sample was drawn; "media_slow". */
 int tpo_source_pixels(tpo_media_t *media, const struct tpo_config *c, struct tpo_stream *stream, struct tpo_arena *a,
                       struct tpo_sample *s, struct tpo_error *err);
 

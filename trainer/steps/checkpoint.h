@@ -29,8 +29,8 @@ struct tpo_checkpoint {
 int tpo_checkpoint_write(const char *stage_dir, const char *run, struct tpo_crew *t, const struct tpo_checkpoint *c,
                          struct tpo_error *err);
 
-/* The newest sound checkpoint of the stage; c->step is 0 where there is none. FAILED_PRECONDITION "checkpoint" when its lanes, micro-batches, seed, team
- * sizes, groups or losses are not those of *c (the bits would differ), or when its shards are not those of the services that learn. */
+/* The newest sound checkpoint of the stage; c->step is 0 where there is none. FAILED_PRECONDITION "checkpoint" when its lanes, micro-batches,
+ * seed, team sizes, groups or losses are not those of *c (the bits would differ), or when its shards are not those of the services that learn. */
 int tpo_checkpoint_find(const char *stage_dir, const char *run, struct tpo_checkpoint *c, struct tpo_error *err);
 /* What was found, into a learner that has begun the stage and holds its start (or an earlier state of it). */
 int tpo_checkpoint_send(const struct tpo_checkpoint *c, int part, struct tpo_learner *l, struct tpo_error *err);

@@ -67,8 +67,8 @@ void tpo_crew_close(struct tpo_crew *t); /* accepts the half-built */
 typedef int (*tpo_replica_job)(struct tpo_crew *t, int part, int replica, void *arg, struct tpo_error *err);
 int tpo_crew_each(struct tpo_crew *t, tpo_replica_job job, void *arg, struct tpo_error *err);
 
-/* Who runs and who trains in a stage, and Begin everywhere. FAILED_PRECONDITION "lanes" for fewer lanes than replicas, or fewer micro-batches than lanes
- * of several replicas; "stage" when an address is another service's. */
+/* Who runs and who trains in a stage, and Begin everywhere. FAILED_PRECONDITION "lanes" for fewer lanes than replicas, or fewer micro-batches
+ * than lanes of several replicas; "stage" when an address is another service's. */
 int tpo_crew_begin(struct tpo_crew *t, const struct tpo_recipe *r, int stage, const char *run, struct tpo_error *err);
 /* Gives up whatever step is open, everywhere; the first error. */
 int tpo_crew_abort(struct tpo_crew *t, struct tpo_error *err);

@@ -21,13 +21,14 @@ struct tpo_feed_options {
     const char *media_program; /* as media.h has it; started only where the stage reads files */
 };
 
-/* Draws steps first_step, first_step + 1, ... of the stage. A source's rows come in its own order (source.h): the micro-batches that draw from it, from
- * the stage's first step on, go through it epoch by epoch. The errors of tpo_world_open, tpo_source_open, tpo_media_open and
+/* Draws steps first_step, first_step + 1, ... of the stage. A source's rows come in its own order (source.h): the micro-batches that draw from
+ * it, from the stage's first step on, go through it epoch by epoch. The errors of tpo_world_open, tpo_source_open, tpo_media_open and
  * tpo_message_check. */
 int tpo_feed_open(struct tpo_feed **out, const struct tpo_feed_options *o, struct tpo_error *err);
 void tpo_feed_close(struct tpo_feed *f); /* accepts NULL; joins the thread */
 
-/* Whether the stage reads files, and how many of their rows are passed over as of the step that was taken last: bad ones, and those whose media are. */
+/* Whether the stage reads files, and how many of their rows are passed over as of the step that was taken last: bad ones, and those whose media
+ * are. */
 bool tpo_feed_reads(const struct tpo_feed *f);
 int64_t tpo_feed_skipped(const struct tpo_feed *f);
 

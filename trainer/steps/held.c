@@ -110,7 +110,8 @@ static int note_write(const struct tpo_held *h, struct tpo_error *err)
     return rc;
 }
 
-/* Of the lock's file, which is made once and never replaced: a copy's is another. Unlike a device's number, these outlast a mount on another machine. */
+/* Of the lock's file, which is made once and never replaced: a copy's is another. Unlike a device's number, these outlast a mount on another
+ * machine. */
 static int folder_name(struct tpo_held *h, struct tpo_error *err)
 {
     struct statx x;
@@ -121,8 +122,8 @@ static int folder_name(struct tpo_held *h, struct tpo_error *err)
     return TPO_OK;
 }
 
-/* The token is kept from one trainer of this folder to the next, so that the lease is its own: the lock tells that the one before is gone. That of a copied
- * folder is another's; older builds wrote no folder. */
+/* The token is kept from one trainer of this folder to the next, so that the lease is its own: the lock tells that the one before is gone. That
+ * of a copied folder is another's; older builds wrote no folder. */
 static int note_read(struct tpo_held *h, struct tpo_error *err)
 {
     char path[4096];

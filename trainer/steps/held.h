@@ -4,8 +4,8 @@
  *   OUT/run.json   {"holder": random token, "folder": whose, "run": "...", "instances": {"encoder": ["..."], ...}, "leases": {...}}, written whole and
  *                  renamed
  *
- * The token counts in the folder that it was made for (inode and birth of OUT/lock): who works on a copy gets one of its own, is refused while the first
- * one's lease lasts, and goes on from the last checkpoint.
+ * The token counts in the folder that it was made for (inode and birth of OUT/lock): who works on a copy gets one of its own, is refused while
+ * the first one's lease lasts, and goes on from the last checkpoint.
  *
  * An instance is listed once its process holds the state that the run has; a trainer that comes back finds another one and knows that
  * state was lost. The same holds for a lease that is not the next one: another trainer has been there. */

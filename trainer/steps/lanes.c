@@ -128,8 +128,8 @@ static void way_add(struct walk *w, int m, int n)
         if (w->crew->runs[p]) w->on_way[p][lane_replica(w->crew, &w->stage->plan, p, m)] += n;
 }
 
-/* The next micro-batch of a line, once there is room for it; -1: there is none. Room is taken everywhere at once, and those before it in its lane have
- * theirs already, so that none on its way waits for one that is not. */
+/* The next micro-batch of a line, once there is room for it; -1: there is none. Room is taken everywhere at once, and those before it in its lane
+ * have theirs already, so that none on its way waits for one that is not. */
 static int begin_next(struct walk *w, int line)
 {
     pthread_mutex_lock(&w->lock);

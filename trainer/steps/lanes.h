@@ -22,8 +22,8 @@ struct tpo_pass {
     int n_spans;
 };
 
-/* Forward and Backward of all micro-batches, passes[M]; where a service has replicas, their sums are on their way (t->collective) when it returns TPO_OK. On
- * failure nothing is on its way any more. The first error that happened. */
+/* Forward and Backward of all micro-batches, passes[M]; where a service has replicas, their sums are on their way (t->collective) when it returns
+ * TPO_OK. On failure nothing is on its way any more. The first error that happened. */
 int tpo_lanes_walk(struct tpo_crew *t, const struct tpo_recipe_stage *s, const struct tpo_key *key,
                    const struct tpo_world_batch *batches, struct tpo_pass *passes, struct tpo_error *err);
 

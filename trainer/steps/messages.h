@@ -8,7 +8,8 @@
 #include "nn/params.h"
 #include "trainer/steps/recipe.h"
 
-/* Of one entry of a stage's data; by_id as in feed.h, n_films: how many rows of its source may be films. INVALID_ARGUMENT "samples", with what to change. */
+/* Of one entry of a stage's data; by_id as in feed.h, n_films: how many rows of its source may be films. INVALID_ARGUMENT "samples", with what to
+ * change. */
 int tpo_message_check(const struct tpo_recipe_stage *s, int data, const struct tpo_config *c, bool by_id, int64_t n_films,
                       struct tpo_error *err);
 

@@ -1,7 +1,8 @@
 /* recover.h -- how a run finds its place: at its beginning, after a trainer came back, and after a service did (docs/mesh.md, Recovery).
  *
- * Begin tells each process' instance, version, prepared and committed step. A process that is not known to hold the run's state sends everybody back to the
- * last manifest, or to the start of the stage; else a step committed anywhere is committed everywhere; what is open besides is given up. */
+ * Begin tells each process' instance, version, prepared and committed step. A process that is not known to hold the run's state sends everybody
+ * back to the last manifest, or to the start of the stage; else a step committed anywhere is committed everywhere; what is open besides is given
+ * up. */
 #ifndef TPO_TRAINER_STEPS_RECOVER_H
 #define TPO_TRAINER_STEPS_RECOVER_H
 
@@ -25,8 +26,8 @@ struct tpo_recovery {
 /* A service is away or has lost what it knew of the step: recovery helps, and other errors it does not. */
 bool tpo_recovery_helps(const struct tpo_error *err);
 
-/* Begins the stage everywhere and brings all to one state, c->step done and t->version theirs. Waits for services that are away, says so once. `fresh`:
- * in this run of the trainer the stage before has just ended everywhere, so that all hold the start of this one. */
+/* Begins the stage everywhere and brings all to one state, c->step done and t->version theirs. Waits for services that are away, says so once.
+ * `fresh`: in this run of the trainer the stage before has just ended everywhere, so that all hold the start of this one. */
 int tpo_recovery_run(const struct tpo_recovery *r, bool fresh, struct tpo_checkpoint *c, struct tpo_error *err);
 
 #endif

@@ -96,8 +96,8 @@ static bool is_of_a_medium(const struct tpo_error *err)
     return !own && strncmp(err->reason, "media_", strlen("media_")) == 0;
 }
 
-/* The service cannot take this sample's medium by name: it is too large for it, or its decoder is busy for too long. Its frames come from here, as they
- * do in one process. */
+/* The service cannot take this sample's medium by name: it is too large for it, or its decoder is busy for too long. Its frames come from here,
+ * as they do in one process. */
 static int pixels_instead(struct remote *r, struct tpo_sample *s, const struct tpo_error *why, struct tpo_error *err)
 {
     tpo_log(TPO_LOG_WARN, "media_as_pixels", "id=%.16s stage=%s reason=%s", s->media_id, r->o.stage, why->reason);
@@ -172,8 +172,8 @@ static int refused_give(struct remote *r, struct tpo_sample *samples, int n_samp
     return n_given > 0 ? rc : why.code;
 }
 
-/* Media that the service lacks are given to it: more than once, since what serving stores may push out what has just come. What it has and cannot read comes
- * as pixels, one more with every turn; what it has refused before, from the first turn. */
+/* Media that the service lacks are given to it: more than once, since what serving stores may push out what has just come. What it has and cannot
+ * read comes as pixels, one more with every turn; what it has refused before, from the first turn. */
 static int forward_named(struct remote *r, Tpo__V1__ForwardRequest *m, struct tpo_sample *samples, struct tpo_error *err)
 {
     const int n = (int)m->n_samples;

@@ -1,8 +1,8 @@
 /* remote.h -- struct tpo_learner over learner.proto: one handle of one service, for one thread at a time.
  *
- * Every call has a deadline. Since all may be repeated, one that found no way to the service is made once more; a service whose queue is full is asked
- * again when it says, for as long as a call may take. Errors are the service's, with its reason and stage. What forward, backward, norms and export_state answer lives until the next call
- * of that kind on this handle, not until Commit. */
+ * Every call has a deadline. Since all may be repeated, one that found no way to the service is made once more; a service whose queue is full is
+ * asked again when it says, for as long as a call may take. Errors are the service's, with its reason and stage. What forward, backward, norms
+ * and export_state answer lives until the next call of that kind on this handle, not until Commit. */
 #ifndef TPO_TRAINER_STEPS_REMOTE_H
 #define TPO_TRAINER_STEPS_REMOTE_H
 

@@ -213,8 +213,8 @@ static int checkpoint(struct stage *s, struct tpo_error *err)
     return rc;
 }
 
-/* Serving goes on from the committed step; where it cannot take a version yet it takes a later one, and waits for the last. Steps that are done once more
- * change nothing there; the one that is served, reached again, is given to a service that has lost it. */
+/* Serving goes on from the committed step; where it cannot take a version yet it takes a later one, and waits for the last. Steps that are done
+ * once more change nothing there; the one that is served, reached again, is given to a service that has lost it. */
 static int publish(struct stage *s, bool patient, struct tpo_error *err)
 {
     struct run *r = s->run;
@@ -305,8 +305,8 @@ static int stage_finish(struct stage *s, struct tpo_error *err)
 
 /* --- a stage --------------------------------------------------------------------------------------------------------------------------- */
 
-/* A service that was started again serves its folder's weights. It gets what the others serve as soon as the run is there again, not when the next version
- * is due. */
+/* A service that was started again serves its folder's weights. It gets what the others serve as soon as the run is there again, not when the
+ * next version is due. */
 static int rejoin(struct stage *s, struct tpo_error *err)
 {
     struct tpo_error why = {0};
@@ -318,8 +318,9 @@ static int rejoin(struct stage *s, struct tpo_error *err)
     return rc;
 }
 
-/* What cannot go on keeps nobody out: the open step is given up, what is done is written, and the services are free. Where that cannot be, as the disk is
- * full or a step is committed here and not there, they keep what they hold, and the same command goes on from it; others wait until the leases end. */
+/* What cannot go on keeps nobody out: the open step is given up, what is done is written, and the services are free. Where that cannot be, as the
+ * disk is full or a step is committed here and not there, they keep what they hold, and the same command goes on from it; others wait until the
+ * leases end. */
 static void leave(struct stage *s)
 {
     struct run *r = s->run;

@@ -26,9 +26,9 @@ struct tpo_step_report {
     struct tpo_timing timing;
 };
 
-/* Step `step` (from 1) on samples[M]. A step that meets something not finite is aborted everywhere, counted, and is no error. On an error nothing is on its
- * way any more, but services may be left with an open step: tpo_step_give_up, or recovery, which alone may follow where t->torn is set. INTERNAL "replicas"
- * when replicas' norms differ. */
+/* Step `step` (from 1) on samples[M]. A step that meets something not finite is aborted everywhere, counted, and is no error. On an error nothing
+ * is on its way any more, but services may be left with an open step: tpo_step_give_up, or recovery, which alone may follow where t->torn is set.
+ * INTERNAL "replicas" when replicas' norms differ. */
 int tpo_step_run(struct tpo_crew *t, const struct tpo_recipe_stage *s, int step, const struct tpo_world_batch *batches,
                  struct tpo_step_report *out, struct tpo_error *err);
 

@@ -1,7 +1,7 @@
 /* yaml.h -- a YAML file, walked strictly.
  *
- * The first thing that does not fit is the file's error: INVALID_ARGUMENT with the reader's reason, "file:line: what is wrong". From then on every function here
- * answers something harmless, so a walk needs to look at `rc` only before it goes on to what would not end. */
+ * The first thing that does not fit is the file's error: INVALID_ARGUMENT with the reader's reason, "file:line: what is wrong". From then on
+ * every function here answers something harmless, so a walk needs to look at `rc` only before it goes on to what would not end. */
 #ifndef TPO_TRAINER_STEPS_YAML_H
 #define TPO_TRAINER_STEPS_YAML_H
 

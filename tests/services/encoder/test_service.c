@@ -433,7 +433,8 @@ static void ask_and_leave(struct live *l, int n, int *tail)
     while (live_counter(l, "tpo_requests_total", NULL) < ended + n) usleep(10000);
 }
 
-/* Which of them were decoded and waited for the model when everybody left is chance: it is tried until some were. A skipped one is in no count but the decoder's. */
+/* Which of them were decoded and waited for the model when everybody left is chance: it is tried until some were. A skipped one is in no count
+ * but the decoder's. */
 static void what_was_decoded_for_nobody_is_not_encoded(void **state)
 {
     (void)state;

@@ -1,5 +1,5 @@
-/* toy_busy.h -- a toy with a queue of one place, and serving that keeps its compute thread: the first request has begun when ./busy is there, and all end
- * once ./go is. */
+/* toy_busy.h -- a toy with a queue of one place, and serving that keeps its compute thread: the first request has begun when ./busy is there, and
+ * all end once ./go is. */
 #ifndef TPO_TESTS_SERVICES_HOST_TOY_BUSY_H
 #define TPO_TESTS_SERVICES_HOST_TOY_BUSY_H
 

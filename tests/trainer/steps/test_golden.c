@@ -197,8 +197,8 @@ static void three_steps_equal_paper(void **state)
     paper_end(&p, recipe, &crew);
 }
 
-/* Step 1 meets a goal that is no number, or one whose square is beyond f32: given up everywhere and counted; version and weights stay, and the step after
- * it has the bits of a run that never met one. */
+/* Step 1 meets a goal that is no number, or one whose square is beyond f32: given up everywhere and counted; version and weights stay, and the
+ * step after it has the bits of a run that never met one. */
 static void what_is_not_finite_is_given_up_and_counted(void **state)
 {
     (void)state;
