@@ -11,8 +11,7 @@
 /* GET, the body as JSON (NULL where it is none). *http is the status. UNAVAILABLE when nobody answers. The caller decrefs. */
 int tpo_http_get(const char *base, const char *path, long *http, json_t **body, struct tpo_error *err);
 
-/* Streams the file to POST /v1/media; id gets its SHA-256. Shows a progress bar when it lasts. It ends when
- * nothing moves for timeout_ms and 5 s. */
+/* Streams the file to POST /v1/media; id gets its SHA-256. Shows a progress bar when it lasts. It ends when nothing moves for timeout_ms and 5 s. */
 int tpo_http_upload(const char *base, const char *file, int64_t timeout_ms, char id[65], struct tpo_error *err);
 
 /* POST /v1/perceive with "stream": true. on_event gets each event's name and data while they come. The error is the answer's own.

@@ -7,8 +7,7 @@
  * range and any NaN or infinity are refused, with the field's path in the message.
  *
  * Both directions recurse at most 16 deep, whatever comes in. More than 65,536 keys and values, a string of any length being one, are
- * refused before any is built: so reading takes a few times the text's own size and
- * some tens of MiB at most. Thread-safe: nothing is shared. */
+ * refused before any is built: so reading takes a few times the text's own size and some tens of MiB at most. Thread-safe: nothing is shared. */
 #ifndef TPO_COMMON_PROTOJSON_H
 #define TPO_COMMON_PROTOJSON_H
 

@@ -35,8 +35,8 @@ int tpo_media_store_open(struct tpo_media_store **out, uv_loop_t *loop, const st
 void tpo_media_store_close(struct tpo_media_store *store);
 uint64_t tpo_media_store_bytes(const struct tpo_media_store *store);
 int tpo_media_store_files(const struct tpo_media_store *store);
-bool tpo_media_touch(struct tpo_media_store *store,
-                     const char *id); /* used now; false: it isn't counted here, look whether it lies there */
+/* The file was used now. False: it isn't counted here; look whether it lies there. */
+bool tpo_media_touch(struct tpo_media_store *store, const char *id);
 /* Whether a file of this id lies in the directory, put there by another gateway: then it is counted here, too. on_known always comes, but
  * where this answers false: out of memory. */
 bool tpo_media_look(struct tpo_media_store *store, const char *id, void (*on_known)(void *owner, bool known), void *owner);

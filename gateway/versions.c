@@ -176,7 +176,7 @@ static bool newest_below(const struct tpo_peers *p, uint64_t below, uint64_t *ou
     return found;
 }
 
-/* Whether the request may call head `i`: without media none is called (contracts.md 1). */
+/* Whether the request may call head `i`: without media none is called (services/router/task.h). */
 static bool may_call(const struct tpo_head *head, const Tpo__V1__PerceiveRequest *q)
 {
     if (q->n_media == 0) return false;

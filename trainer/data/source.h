@@ -31,9 +31,9 @@ struct tpo_source_options {
     float weight_end;                    /* of the </s> */
     const char *bad_rows;                /* the file that remembers bad rows (bad_rows.h); NULL: none */
     uint64_t first;                      /* the sample that is filled first: a run goes on there */
-    bool
-        by_id; /* samples name their medium (media_id, media_path) instead of bringing pixels, for an encoder that reads recorded media; films of
-                            fewer frames than the model's bring them all the same, since a service samples by its own configuration */
+    /* Samples name their medium (media_id, media_path) instead of bringing pixels, for an encoder that reads recorded media; films of fewer frames
+     * than the model's bring them all the same, since a service samples by its own configuration. */
+    bool by_id;
 };
 
 /* Reads and checks the file. The errors of tpo_annotations_open, and INVALID_ARGUMENT "frames" for a clip that the model does not take. Bad rows

@@ -1,8 +1,8 @@
 /* lanes.h -- the micro-batches of a step on their way through the services: encoder -> router -> region, and back.
  *
  * Micro-batch m of M goes to lane floor(m * lanes / M); the lane picks the replica in every service. Walkers take micro-batches in order, so that
- * replicas run side by side and one service computes while another does, with at most as many on their way through a
- * replica as it keeps tapes, whatever the numbers of replicas. Backwards of a lane go to a service in order of m, whoever walks them. */
+ * replicas run side by side and one service computes while another does, with at most as many on their way through a replica as it keeps tapes,
+ * whatever the numbers of replicas. Backwards of a lane go to a service in order of m, whoever walks them. */
 #ifndef TPO_TRAINER_STEPS_LANES_H
 #define TPO_TRAINER_STEPS_LANES_H
 
