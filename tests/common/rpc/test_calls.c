@@ -1,40 +1,5 @@
 /* Calls of all four kinds between our server and our client, and the ways they end. */
-#include "common/rpc/client_private.h"
-#include "tests/common/rpc/echo.h"
-
-struct heard {
-    int n, done, status;
-    uint64_t bytes;
-    char text[64];
-    struct tpo_error err;
-    int to_send;
-    _Atomic int open;
-};
-
-static void on_message(void *owner, struct tpo_rpc *r, ProtobufCMessage *message, struct tpo_payload *payload)
-{
-    struct heard *h = owner;
-    (void)r;
-    if (message->descriptor == &tpo__v1__generate_event__descriptor) {
-        Tpo__V1__GenerateEvent *e = (Tpo__V1__GenerateEvent *)message;
-        assert_int_equal(e->kind_case, TPO__V1__GENERATE_EVENT__KIND_TEXT);
-        assert_int_equal(atoi(e->text->text), h->n);
-    }
-    if (message->descriptor == &tpo__v1__media_put_reply__descriptor) h->bytes = ((Tpo__V1__MediaPutReply *)message)->size_bytes;
-    if (message->descriptor == &tpo__v1__media_chunk__descriptor) h->bytes += ((Tpo__V1__MediaChunk *)message)->data.len;
-    h->n++;
-    protobuf_c_message_free_unpacked(message, NULL);
-    tpo_payload_free(payload);
-}
-
-static void on_done(void *owner, struct tpo_rpc *r, int status, const struct tpo_error *err)
-{
-    struct heard *h = owner;
-    (void)r;
-    h->done++;
-    h->status = status;
-    h->err = *err;
-}
+#include "tests/common/rpc/heard.h"
 
 static uint8_t chunk_bytes[1 << 20];
 
@@ -47,18 +12,6 @@ static void on_writable(void *owner, struct tpo_rpc *r)
         tpo_rpc_send(r, &chunk.base);
     else
         tpo_rpc_send_end(r);
-}
-
-static void wait_done(struct echo *e, struct heard *h)
-{
-    for (int i = 0; i < 1500 && !h->done; i++) tpo_loop_wait(e->loop, 20);
-    assert_int_equal(h->done, 1);
-}
-
-static void wait_ready(struct echo *e, int n)
-{
-    for (int i = 0; i < 500 && tpo_peers_ready(e->peers) != n; i++) tpo_loop_wait(e->loop, 20);
-    assert_int_equal(tpo_peers_ready(e->peers), n);
 }
 
 static struct tpo_rpc *generate(struct echo *e, struct heard *h, const char *task, uint32_t n, int timeout_ms)
@@ -330,55 +283,6 @@ static void bad_messages_are_refused(void **state)
     echo_stop(&e);
 }
 
-static void health_is_told_and_watched(void **state)
-{
-    (void)state;
-    struct echo e;
-    echo_start(&e, (struct tpo_server_options){0});
-    for (int i = 0; i < 500 && tpo_peers_ready(e.peers) == 0; i++) tpo_loop_wait(e.loop, 20);
-    assert_int_equal(tpo_peers_ready(e.peers), 1);
-    tpo_server_serving(e.server, false);
-    for (int i = 0; i < 500 && tpo_peers_ready(e.peers) == 1; i++) tpo_loop_wait(e.loop, 20);
-    assert_int_equal(tpo_peers_ready(e.peers), 0);
-    tpo_server_serving(e.server, true);
-    for (int i = 0; i < 500 && tpo_peers_ready(e.peers) == 0; i++) tpo_loop_wait(e.loop, 20);
-    assert_int_equal(tpo_peers_ready(e.peers), 1);
-    echo_stop(&e);
-}
-
-static void a_watch_that_ends_by_its_deadline_changes_nothing(void **state)
-{
-    (void)state;
-    struct echo e;
-    const uint64_t held = 7;
-    uint64_t versions[TPO_PEER_VERSIONS_MAX];
-    echo_start(&e, (struct tpo_server_options){0});
-    wait_ready(&e, 1);
-    struct peer *x = e.peers->peers[0];
-    e.peers->watch_ms = 50;
-    tpo_rpc_cancel(x->watch); /* the one of an hour */
-    wait_ready(&e, 0);
-    wait_ready(&e, 1);
-    tpo_peers_set_versions(e.peers, x->id, &held, 1);
-    for (int ends = 0, i = 0; ends < 3; i++) {
-        const bool watched = x->watch != NULL;
-        tpo_loop_wait(e.loop, 20);
-        ends += watched && x->watch == NULL;
-        assert_int_equal(tpo_peers_ready(e.peers), 1);
-        assert_int_equal(tpo_peers_versions(e.peers, 0, versions), 1);
-        assert_in_range(i, 0, 5000);
-    }
-    /* The next one still hears of a loss, told or seen. */
-    tpo_server_serving(e.server, false);
-    wait_ready(&e, 0);
-    assert_int_equal(tpo_peers_versions(e.peers, 0, versions), -1);
-    tpo_server_serving(e.server, true);
-    wait_ready(&e, 1);
-    tpo_server_drain(e.server, 0);
-    wait_ready(&e, 0);
-    echo_stop(&e);
-}
-
 static void *drain_thread(void *server)
 {
     tpo_server_drain(server, 5000);
@@ -421,118 +325,6 @@ static void a_drain_gives_up_in_the_end(void **state)
     echo_stop(&e);
 }
 
-static void a_dead_peer_costs_nothing_where_another_is(void **state)
-{
-    (void)state;
-    struct echo e;
-    struct tpo_error err = {0};
-    char digest[96], both[128];
-    echo_start(&e, (struct tpo_server_options){0});
-    struct tpo_server *second = echo_server((struct tpo_server_options){0});
-    struct tpo_peers *pair;
-    snprintf(both, sizeof(both), "127.0.0.1:%d,127.0.0.1:%d", tpo_server_port(second), tpo_server_port(e.server));
-    assert_int_equal(tpo_peers_open(&pair, e.loop, "encoder", both, TPO_PICK_LEAST, &err), TPO_OK);
-    for (int i = 0; i < 500 && tpo_peers_ready(pair) < 2; i++) tpo_loop_wait(e.loop, 20);
-    tpo_server_close(second);
-    for (int i = 0; i < 20; i++) assert_int_equal(echo_ask(pair, "hello", 5000, digest, &err), TPO_OK);
-    tpo_peers_close(pair);
-    echo_stop(&e);
-}
-
-static void equal_keys_meet_the_same_peer(void **state)
-{
-    (void)state;
-    struct tpo_loop *loop;
-    struct tpo_peers *peers;
-    struct tpo_error err;
-    Tpo__V1__EncodeRequest q = TPO__V1__ENCODE_REQUEST__INIT;
-    struct heard h = {0};
-    struct tpo_rpc_events on = {.owner = &h, .on_message = on_message, .on_done = on_done};
-    int uses[3] = {0};
-    assert_int_equal(tpo_loop_open(&loop, NULL, NULL, &err), TPO_OK);
-    assert_int_equal(tpo_peers_open(&peers, loop, "encoder", "127.0.0.1:1,127.0.0.2:1,127.0.0.3:1", TPO_PICK_HASH, &err), TPO_OK);
-    for (int k = 0; k < 300; k++) {
-        char key[16];
-        snprintf(key, sizeof(key), "media-%d", k);
-        struct tpo_rpc_start start = {.path = "/x/y", .reply = &tpo__v1__encode_reply__descriptor, .timeout_ms = 2000, .key = key};
-        int first = tpo_rpc_peer_id(tpo_rpc_open(peers, &start, &q.base, NULL, &on, NULL));
-        int second = tpo_rpc_peer_id(tpo_rpc_open(peers, &start, &q.base, NULL, &on, NULL));
-        assert_int_equal(first, second);
-        assert_in_range(first, 1, 3);
-        uses[first - 1]++;
-    }
-    for (int i = 0; i < 3; i++) assert_in_range(uses[i], 60, 140);
-    tpo_peers_close(peers);
-    assert_int_equal(h.done, 600);
-    assert_int_equal(h.n, 0);
-    tpo_loop_close(loop);
-}
-
-/* Whom a call that must go to `id` goes to. */
-static const char *taker(struct tpo_peers *p, struct heard *h, int id)
-{
-    const Tpo__V1__EncodeRequest q = TPO__V1__ENCODE_REQUEST__INIT;
-    const struct tpo_rpc_start start = {
-        .path = "/x/y", .reply = &tpo__v1__encode_reply__descriptor, .timeout_ms = 2000, .peer = id};
-    const struct tpo_rpc_events on = {.owner = h, .on_message = on_message, .on_done = on_done};
-    struct tpo_rpc *r = tpo_rpc_open(p, &start, &q.base, NULL, &on, NULL);
-    assert_non_null(r);
-    return tpo_rpc_peer(r);
-}
-
-static void a_peer_stays_itself_when_others_go(void **state)
-{
-    (void)state;
-    struct tpo_loop *loop;
-    struct tpo_peers *p;
-    struct heard h = {0};
-    const struct peer_addresses two = {.n = 2, .address = {"127.0.0.2:1", "127.0.0.3:1"}};
-    const struct peer_addresses other = {.n = 2, .address = {"127.0.0.2:1", "127.0.0.4:1"}};
-    const uint64_t held = 7;
-    uint64_t versions[TPO_PEER_VERSIONS_MAX];
-    assert_int_equal(tpo_loop_open(&loop, NULL, NULL, NULL), TPO_OK);
-    assert_int_equal(tpo_peers_open(&p, loop, "encoder", "127.0.0.1:1,127.0.0.2:1,127.0.0.3:1", TPO_PICK_LEAST, NULL), TPO_OK);
-    const int second = tpo_peers_id(p, 1), third = tpo_peers_id(p, 2);
-    assert_int_equal(tpo_peers_update(p, &two), TPO_OK);
-    assert_int_equal(tpo_peers_count(p), 2);
-    assert_string_equal(taker(p, &h, second), "127.0.0.2:1");
-    assert_string_equal(taker(p, &h, third), "127.0.0.3:1");
-    /* The third goes and one comes in its place, which is not taken for it; a call for the third goes to any. */
-    assert_int_equal(tpo_peers_update(p, &other), TPO_OK);
-    tpo_peers_set_versions(p, third, &held, 1);
-    for (int i = 0; i < 2; i++) {
-        assert_int_not_equal(tpo_peers_id(p, i), third);
-        assert_int_equal(tpo_peers_versions(p, i, versions), -1);
-        tpo_peers_set_versions(p, tpo_peers_id(p, i), &held, 1);
-    }
-    tpo_peers_drop_version(p, third, held);
-    for (int i = 0; i < 2; i++) assert_int_equal(tpo_peers_versions(p, i, versions), 1);
-    assert_non_null(taker(p, &h, third));
-    tpo_peers_close(p);
-    assert_int_equal(h.done, 3);
-    tpo_loop_close(loop);
-}
-
-static void no_peer_is_an_error_at_once(void **state)
-{
-    (void)state;
-    struct tpo_loop *loop;
-    struct tpo_peers *peers;
-    struct tpo_error err = {0};
-    char digest[96];
-    assert_int_equal(tpo_loop_open(&loop, NULL, NULL, &err), TPO_OK);
-    assert_int_equal(tpo_peers_open(&peers, loop, "encoder", "", TPO_PICK_LEAST, &err), TPO_OK);
-    assert_int_equal(echo_ask(peers, "x", 1000, digest, &err), TPO_UNAVAILABLE);
-    assert_string_equal(err.reason, "peer_missing");
-    assert_string_equal(err.stage, "encoder");
-    tpo_peers_close(peers);
-    assert_int_equal(tpo_peers_open(&peers, loop, "encoder", "127.0.0.1:1", TPO_PICK_LEAST, &err), TPO_OK);
-    assert_int_equal(echo_ask(peers, "x", 1000, digest, &err), TPO_UNAVAILABLE);
-    assert_string_equal(err.reason, "peer_unavailable");
-    tpo_peers_close(peers);
-    tpo_loop_close(loop);
-}
-
 static void a_taken_port_is_an_error(void **state)
 {
     (void)state;
@@ -552,8 +344,5 @@ TPO_TESTS(cmocka_unit_test(unary_answers_and_fails_as_told), cmocka_unit_test(a_
           cmocka_unit_test(an_abandoned_stream_is_cleaned_up), cmocka_unit_test(a_silent_streamer_is_given_up),
           cmocka_unit_test(a_paced_method_reads_when_it_asks), cmocka_unit_test(a_cancel_reaches_a_method_that_does_not_read),
           cmocka_unit_test(a_method_has_a_limit_of_its_own), cmocka_unit_test(limits_hold),
-          cmocka_unit_test(bad_messages_are_refused), cmocka_unit_test(health_is_told_and_watched),
-          cmocka_unit_test(a_watch_that_ends_by_its_deadline_changes_nothing), cmocka_unit_test(a_drain_lets_calls_finish),
-          cmocka_unit_test(a_drain_gives_up_in_the_end), cmocka_unit_test(a_dead_peer_costs_nothing_where_another_is),
-          cmocka_unit_test(equal_keys_meet_the_same_peer), cmocka_unit_test(a_peer_stays_itself_when_others_go),
-          cmocka_unit_test(no_peer_is_an_error_at_once), cmocka_unit_test(a_taken_port_is_an_error))
+          cmocka_unit_test(bad_messages_are_refused), cmocka_unit_test(a_drain_lets_calls_finish),
+          cmocka_unit_test(a_drain_gives_up_in_the_end), cmocka_unit_test(a_taken_port_is_an_error))

@@ -1,39 +1,6 @@
 /* Training on recorded media in a real encoder: serving's own tokens where it is frozen, decoded pixels where it learns, bytes that are missing. */
 #include "services/host/learner_wire.h"
-#include "tests/common/media/files.h"
-#include "tests/services/encoder/live.h"
-
-static void begin(struct live *l)
-{
-    memset(l, 0, sizeof(*l));
-    l->build = tpo_test_build();
-    l->redis_port = live_free_port();
-    l->train = true;
-    live_model(l, tpo_test_source());
-    live_redis(l);
-    live_encoder(l);
-    live_connect(l);
-}
-
-static void end(struct live *l)
-{
-    live_close(l);
-    const int status = live_stop(l->encoder, SIGTERM);
-    assert_true(WIFEXITED(status));
-    assert_int_equal(WEXITSTATUS(status), 0);
-    live_stop(l->redis, SIGTERM);
-}
-
-static void put_file(struct live *l, const char *path, char id[TPO_SHA256_HEX])
-{
-    size_t n;
-    struct live_put p;
-    uint8_t *data = slurp(path, &n), digest[TPO_SHA256_BYTES];
-    tpo_sha256(digest, data, n);
-    tpo_sha256_hex(id, digest);
-    if (live_put(l, id, data, n, 1 << 20, &p) != TPO_OK) fail_msg("put %s: %s", path, p.err.message);
-    free(data);
-}
+#include "tests/services/encoder/harness.h"
 
 static int call(struct live *l, const char *path, const ProtobufCMessage *m, const ProtobufCMessageDescriptor *type, void *reply,
                 struct tpo_error *err)
@@ -120,32 +87,13 @@ static float *visual(struct live *l, const struct tpo_key *key, uint64_t lease, 
     return copy;
 }
 
-static void encode(struct live *l, const char *id, struct tpo_payload *out, bool *hit)
-{
-    Tpo__V1__EncodeReply *reply;
-    struct tpo_error err = {0};
-    if (live_encode(l, id, &reply, out, &err) != TPO_OK) fail_msg("%s (%s)", err.message, err.reason);
-    *hit = strcmp(reply->cache, "hit") == 0;
-    protobuf_c_message_free_unpacked(&reply->base, NULL);
-}
-
-static void becomes_hit(struct live *l, const char *id, struct tpo_payload *out)
-{
-    bool hit = false;
-    for (int i = 0; i < 500 && !hit; i++) {
-        if (i > 0) tpo_payload_free(out), usleep(10000);
-        encode(l, id, out, &hit);
-    }
-    assert_true(hit);
-}
-
 static void a_frozen_encoder_shares_the_cache(void **state)
 {
     (void)state;
     struct live l;
     struct tpo_payload served = {0};
     char image[TPO_SHA256_HEX], film[TPO_SHA256_HEX];
-    begin(&l);
+    begin(&l, true);
     shell(FFMPEG "-f lavfi -i testsrc2=size=64x48 -frames:v 1 a.png");
     shell(FFMPEG "-f lavfi -i testsrc2=size=96x64:rate=8 -frames:v 11 -pix_fmt yuv420p a.mp4");
     put_file(&l, "a.png", image);
@@ -163,9 +111,12 @@ static void a_frozen_encoder_shares_the_cache(void **state)
     assert_true(live_counter(&l, "tpo_training_visual_total", "source=cache") == 1);
     assert_true(live_counter(&l, "tpo_training_visual_total", "source=encoder") == 1);
     tpo_payload_free(&served);
+    /* Serving runs nothing for it, unless Redis is too slow to wait for. */
+    while (live_counter(&l, "tpo_cache_writes_total", "result=ok") < 2) usleep(10000); /* the harness limits the wait */
     becomes_hit(&l, film, &served);
     assert_memory_equal(x + QUERIES * 128, served.data, served.size_bytes);
-    assert_true(live_counter(&l, "tpo_encoder_runs_total", NULL) == runs);
+    const double slow = live_counter(&l, "tpo_cache_requests_total", "result=timeout");
+    assert_true(live_counter(&l, "tpo_encoder_runs_total", NULL) <= runs + slow);
     tpo_payload_free(&served);
     free(x);
     end(&l);
@@ -195,7 +146,7 @@ static void a_frozen_encoder_shares_the_cache_after_it_has_learned(void **state)
     struct live l;
     struct tpo_payload served = {0};
     char image[TPO_SHA256_HEX];
-    begin(&l);
+    begin(&l, true);
     shell(FFMPEG "-f lavfi -i testsrc2=size=64x48 -frames:v 1 a.png");
     put_file(&l, "a.png", image);
     const struct tpo_sample sample = {.media_id = image};
@@ -233,9 +184,8 @@ static void one_that_learns_decodes_ahead(void **state)
     (void)state;
     struct live l;
     struct tpo_payload served = {0};
-    bool hit;
     char ids[2][TPO_SHA256_HEX];
-    begin(&l);
+    begin(&l, true);
     shell(FFMPEG "-f lavfi -i testsrc2=size=64x48 -frames:v 1 a.png");
     shell(FFMPEG "-f lavfi -i testsrc=size=80x48 -frames:v 1 b.png");
     put_file(&l, "a.png", ids[0]);
@@ -250,10 +200,10 @@ static void one_that_learns_decodes_ahead(void **state)
     float *b = visual(&l, &key, lease, &second, 1);
     assert_true(live_counter(&l, "tpo_media_decodes_total", "result=ok") == 2);
     assert_true(live_counter(&l, "tpo_training_visual_total", NULL) == 0);
-    encode(&l, ids[0], &served, &hit);
+    encoded(&l, ids[0], &served);
     assert_memory_equal(a, served.data, served.size_bytes);
     tpo_payload_free(&served);
-    encode(&l, ids[1], &served, &hit);
+    encoded(&l, ids[1], &served);
     assert_memory_equal(b, served.data, served.size_bytes);
     tpo_payload_free(&served);
     free(a), free(b);
@@ -267,7 +217,7 @@ static void missing_bytes_are_told_and_may_come(void **state)
     struct tpo_error err = {0};
     Tpo__V1__ForwardReply *reply;
     char id[TPO_SHA256_HEX];
-    begin(&l);
+    begin(&l, true);
     shell(FFMPEG "-f lavfi -i testsrc2=size=64x48 -frames:v 1 a.png");
     size_t n;
     uint8_t *data = slurp("a.png", &n), digest[TPO_SHA256_BYTES];
