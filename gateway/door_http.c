@@ -148,7 +148,7 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 void tpo_http_set_reading(struct tpo_http *x)
 {
     if (x->state == CLOSED) return;
-    bool want = !x->lost && !x->ended && (x->state == LINGER || (!x->paused && x->pending.size < PENDING_BYTES));
+    bool want = !x->lost && !x->ended && (x->state == LINGER || (!x->paused && x->pending.size - x->taken < PENDING_BYTES));
     if (want == x->reading) return;
     x->reading = want;
     if (want)

@@ -310,23 +310,34 @@ static bool line_is_http(struct tpo_http *x, const char *data, size_t size)
     return !x->line_read || (strncmp(x->word, "RTSP/", 5) != 0 && strncmp(x->word, "ICE/", 4) != 0);
 }
 
-static void feed(struct tpo_http *x, const char *data, size_t size)
+/* Up to the end of one request; how many bytes that took. */
+static size_t feed(struct tpo_http *x, const char *data, size_t size)
 {
     if (!line_is_http(x, data, size)) {
         refuse_version(x);
-        return;
+        return size;
     }
     x->in_execute = true;
     llhttp_errno_t rc = llhttp_execute(&x->parser, data, size);
     x->in_execute = false;
     if (rc == HPE_PAUSED) {
         const char *stop = llhttp_get_error_pos(&x->parser);
-        size_t used = stop != NULL ? (size_t)(stop - data) : size;
-        tpo_text_add(&x->pending, data + used, size - used);
-        if (x->pending.failed) tpo_http_close(x);
-    } else if (rc != HPE_OK) {
-        refuse_malformed(x, rc);
+        return stop != NULL ? (size_t)(stop - data) : size;
     }
+    if (rc != HPE_OK) refuse_malformed(x, rc);
+    return size;
+}
+
+static void wait_with(struct tpo_http *x, const char *data, size_t size)
+{
+    struct tpo_text *p = &x->pending;
+    if (x->taken > 0) {
+        p->size -= x->taken;
+        memmove(p->data, p->data + x->taken, p->size);
+        x->taken = 0;
+    }
+    tpo_text_add(p, data, size);
+    if (p->failed) tpo_http_close(x);
 }
 
 void tpo_http_go_on(struct tpo_http *x)
@@ -340,22 +351,19 @@ void tpo_http_go_on(struct tpo_http *x)
         x->request_id[0] = '\0';
         tpo_http_arm(x, x->door->s.idle_timeout_ms);
         llhttp_resume(&x->parser);
-        struct tpo_text waiting = x->pending;
-        x->pending = (struct tpo_text){0};
-        if (waiting.size > 0) feed(x, waiting.data, waiting.size);
-        tpo_text_free(&waiting);
+        if (x->taken < x->pending.size) x->taken += feed(x, x->pending.data + x->taken, x->pending.size - x->taken);
+        if (x->taken < x->pending.size) continue;
+        tpo_text_free(&x->pending);
+        x->taken = 0;
     }
 }
 
 void tpo_http_parse(struct tpo_http *x, const char *data, size_t size)
 {
-    if (x->complete || x->pending.size > 0) {
-        tpo_text_add(&x->pending, data, size);
-        if (x->pending.failed) tpo_http_close(x);
-    } else {
-        feed(x, data, size);
-        tpo_http_go_on(x);
-    }
+    size_t used = 0;
+    if (!x->complete && x->pending.size == 0) used = feed(x, data, size);
+    if (used < size) wait_with(x, data + used, size - used);
+    tpo_http_go_on(x);
     tpo_http_set_reading(x);
 }
 

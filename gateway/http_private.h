@@ -48,7 +48,8 @@ struct tpo_http {
     bool answered; /* the last byte of the answer is on its way */
     bool streaming, chunked, keep_alive, head_only;
 
-    struct tpo_text pending; /* pipelined bytes that wait */
+    struct tpo_text pending; /* pipelined bytes that wait, from `taken` on */
+    size_t taken;
 };
 
 struct tpo_http_door {
