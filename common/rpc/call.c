@@ -23,7 +23,8 @@
 #include "common/rpc/details.h"
 #include "common/rpc/server_private.h"
 
-#define WATCHES_MAX 256 /* of Health: they are not calls, and end when their caller likes */
+#define WATCHES_MAX 256   /* of Health: they are not calls, and end when their caller likes */
+#define READ_LEAST  16384 /* bytes of a stream that buy its caller more time */
 
 static void move(struct tpo_call *c);
 
@@ -263,12 +264,21 @@ static void deliver(struct tpo_call *c)
     c->method->on_message(c->method->owner, c, message, &payload);
 }
 
+/* Only whole pieces buy time: a caller that sends a byte now and then holds its call no longer than a silent one. */
+static void count_read(struct tpo_call *c)
+{
+    c->owed_us += tpo_now_us() - c->reading_since_us;
+    if (c->received != NULL) c->read_bytes += grpc_byte_buffer_length(c->received);
+    if (c->read_bytes >= READ_LEAST) c->owed_us = 0, c->read_bytes = 0;
+}
+
 static void on_read(void *owner, int ok)
 {
     struct tpo_call *c = owner;
     struct tpo_error err;
     c->tags--;
     c->reading = false;
+    count_read(c);
     pthread_mutex_lock(&c->lock);
     bool wanted = !c->finished && !c->told_lost;
     pthread_mutex_unlock(&c->lock);
@@ -375,8 +385,9 @@ void tpo_call_accept(struct tpo_server *s)
 void tpo_call_check_stall(struct tpo_call *c, int64_t now_us)
 {
     struct tpo_error err;
-    if (c->state != CALL_OPEN || !c->reading || now_us - c->reading_since_us < (int64_t)c->server->stall_ms * 1000) return;
-    tpo_fail(&err, TPO_DEADLINE_EXCEEDED, "stalled", "no message came for %d ms", c->server->stall_ms);
+    if (c->state != CALL_OPEN || !c->reading || c->owed_us + now_us - c->reading_since_us < (int64_t)c->server->stall_ms * 1000)
+        return;
+    tpo_fail(&err, TPO_DEADLINE_EXCEEDED, "stalled", "no message, or too little of a stream, came in %d ms", c->server->stall_ms);
     lose(c, &err);
     move(c);
 }

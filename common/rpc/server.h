@@ -44,7 +44,7 @@ struct tpo_server_options {
     struct tpo_loop
         *loop; /* of client.h: methods run where it is polled (drain and close are called there, too); NULL: a thread of its own */
     int calls_max; /* at once; one more gets RESOURCE_EXHAUSTED "too_many_calls"; 0: 1024 */
-    int stall_ms;  /* a caller that owes a message this long gets DEADLINE_EXCEEDED "stalled"; 0: 30 s */
+    int stall_ms; /* a caller that owes a message, or the next 16 KiB of a stream, this long gets DEADLINE_EXCEEDED "stalled"; 0: 30 s */
 };
 
 /* Serves Health as well (grpc.health.v1 Check and Watch): NOT_SERVING until tpo_server_serving. At most 256 watch at once, one more gets

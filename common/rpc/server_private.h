@@ -32,8 +32,9 @@ struct tpo_call {
     grpc_byte_buffer *received;
     int close_cancelled, tags; /* tags: batches that have not come back */
     bool reading, writing, greeted, read_ended, handed, told_lost, quiet, watching;
-    int64_t reading_since_us;
-    struct tpo_error doomed; /* code != OK: ends so whatever the method says */
+    int64_t reading_since_us, owed_us; /* owed: waited in all since the last READ_LEAST bytes were complete */
+    size_t read_bytes;                 /* since then */
+    struct tpo_error doomed;           /* code != OK: ends so whatever the method says */
     struct tpo_tag accept_tag, read_tag, write_tag, close_tag, post_tag;
     void *owner;
     char request_id[72];

@@ -172,6 +172,28 @@ static void a_silent_streamer_is_given_up(void **state)
     echo_stop(&e);
 }
 
+static void a_trickling_streamer_is_given_up(void **state)
+{
+    (void)state;
+    struct echo e;
+    struct heard h = {0};
+    Tpo__V1__MediaChunk chunk = TPO__V1__MEDIA_CHUNK__INIT;
+    struct tpo_rpc_start start = {
+        .path = "/tpo.v1.Media/Put", .reply = &tpo__v1__media_put_reply__descriptor, .stream_in = true, .timeout_ms = 20000};
+    struct tpo_rpc_events on = {.owner = &h, .on_message = on_message, .on_done = on_done};
+    chunk.data = (ProtobufCBinaryData){10, chunk_bytes};
+    echo_start(&e, (struct tpo_server_options){.stall_ms = 400});
+    struct tpo_rpc *r = tpo_rpc_open(e.peers, &start, &chunk.base, NULL, &on, NULL);
+    for (int i = 0; i < 900 && !h.done; i++) {
+        tpo_rpc_send(r, &chunk.base);
+        tpo_loop_wait(e.loop, 20);
+    }
+    assert_int_equal(h.done, 1);
+    assert_int_equal(h.status, TPO_DEADLINE_EXCEEDED);
+    assert_string_equal(h.err.reason, "stalled");
+    echo_stop(&e);
+}
+
 /* Until the method has taken n messages. */
 static void wait_taken(struct echo *e, int n)
 {
@@ -342,7 +364,7 @@ TPO_TESTS(cmocka_unit_test(unary_answers_and_fails_as_told), cmocka_unit_test(a_
           cmocka_unit_test(server_streams_in_order), cmocka_unit_test(a_cancel_reaches_the_method),
           cmocka_unit_test(a_client_streams_megabytes), cmocka_unit_test(both_sides_stream),
           cmocka_unit_test(an_abandoned_stream_is_cleaned_up), cmocka_unit_test(a_silent_streamer_is_given_up),
-          cmocka_unit_test(a_paced_method_reads_when_it_asks), cmocka_unit_test(a_cancel_reaches_a_method_that_does_not_read),
-          cmocka_unit_test(a_method_has_a_limit_of_its_own), cmocka_unit_test(limits_hold),
-          cmocka_unit_test(bad_messages_are_refused), cmocka_unit_test(a_drain_lets_calls_finish),
+          cmocka_unit_test(a_trickling_streamer_is_given_up), cmocka_unit_test(a_paced_method_reads_when_it_asks),
+          cmocka_unit_test(a_cancel_reaches_a_method_that_does_not_read), cmocka_unit_test(a_method_has_a_limit_of_its_own),
+          cmocka_unit_test(limits_hold), cmocka_unit_test(bad_messages_are_refused), cmocka_unit_test(a_drain_lets_calls_finish),
           cmocka_unit_test(a_drain_gives_up_in_the_end), cmocka_unit_test(a_taken_port_is_an_error))
