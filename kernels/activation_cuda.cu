@@ -18,7 +18,7 @@ struct gelu {
 struct relu {
     __device__ static float value(float x)
     {
-        return x > 0.0f ? x : 0.0f;
+        return x <= 0.0f ? 0.0f : x; /* a NaN stays one */
     }
     __device__ static float slope(float x)
     {

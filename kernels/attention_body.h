@@ -74,13 +74,9 @@ static float row_weigh(const struct tpo_attention_part *a, const struct tpo_atte
     float *row = a->score + r * KEYS, old = a->top[r];
     vec top = splat(old), total = splat(0.0f);
     for (int i = 0; i < b->n_tiles * TILE; i += LANES) top = larger(load(row + i), top);
-    float most = top_lane(top), factor = 0.0f;
-    if (most == -INFINITY) {
-        memset(row, 0, (size_t)b->n_tiles * TILE * sizeof(*row));
-        return 0.0f;
-    }
+    float most = top_lane(top), factor = 0.0f, from = most == -INFINITY ? 0.0f : most; /* no key seen yet, or only NaN */
     for (int i = 0; i < b->n_tiles * TILE; i += LANES) {
-        vec e = exp_vec(load(row + i) - splat(most));
+        vec e = exp_vec(load(row + i) - splat(from));
         store(row + i, e);
         total += e;
     }

@@ -159,7 +159,7 @@ static void chunk_end(const struct job *f, const struct tpo_attention_part *a, c
         float total = a->total[t - t0], top = a->top[t - t0];
         tpo_simd()->scale(f->out + row * p->ldo + h * p->D, total > 0.0f ? 1.0f / total : 0.0f, sums + (int64_t)(t - t0) * a->Dp,
                           p->D);
-        if (f->lse != NULL) f->lse[row * p->H + h] = top == -INFINITY ? -INFINITY : top + logf(total);
+        if (f->lse != NULL) f->lse[row * p->H + h] = top + logf(total); /* -infinity where no key was seen */
     }
 }
 

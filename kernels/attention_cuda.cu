@@ -19,10 +19,12 @@ template <int WIDE> struct tile {
 
 /* --- the tensor cores ------------------------------------------------------------------------------------------------------------------- */
 
-/* x = large + rest, both as TF32, rounded. */
+/* x = large + rest, both as TF32, rounded; of an infinity or a NaN the large part is one too (the NaN that a GPU makes is all ones, and rounding it
+ * would carry into the sign). */
 __device__ static void split(unsigned *large, unsigned *rest, float x)
 {
-    *large = (__float_as_uint(x) + 0x1000u) & 0xffffe000u;
+    const unsigned bits = __float_as_uint(x);
+    *large = (x == x ? bits + 0x1000u : bits) & 0xffffe000u;
     *rest = __float_as_uint(x - __uint_as_float(*large)) + 0x1000u;
 }
 
@@ -260,7 +262,7 @@ __global__ void __launch_bounds__(WARPS *TPO_WARP)
         const unsigned pairs = seen_pairs<Tile, true>(p, b, t0, s0, others);
         if (!__syncthreads_or(pairs != 0)) continue;
         const int64_t at = (int64_t)b * p.S + s0;
-        const int keys = min(Tile::rows, p.S - s0);
+        const int keys = min(Tile::rows, end - s0);
         load<Tile>(k_tile, k + at * p.ldk + g * p.D, p.ldk, Tile::rows, keys, p.D);
         load<Tile>(v_tile, v + at * p.ldv + g * p.D, p.ldv, Tile::rows, keys, p.D);
         __syncthreads();
@@ -274,7 +276,7 @@ __global__ void __launch_bounds__(WARPS *TPO_WARP)
     const int row = threadIdx.x / TPO_WARP * 16 + threadIdx.x % TPO_WARP / 4;
     for (int half = 0; half < 2; half++)
         if (lse != NULL && threadIdx.x % 4 == 0 && row + 8 * half < rows)
-            lse[(row0 + row + 8 * half) * p.H + h] = top[half] == -INFINITY ? -INFINITY : top[half] + logf(total[half]);
+            lse[(row0 + row + 8 * half) * p.H + h] = top[half] + logf(total[half]); /* -infinity where no key was seen */
 }
 
 /* --- backward --------------------------------------------------------------------------------------------------------------------------- */
@@ -323,7 +325,7 @@ __global__ void __launch_bounds__(WARPS *TPO_WARP) query_grad(const struct grad 
         const unsigned pairs = seen_pairs<Tile, true>(p, b, t0, s0, others);
         if (!__syncthreads_or(pairs != 0)) continue;
         const int64_t at = (int64_t)b * p.S + s0;
-        const int keys = min(Tile::rows, p.S - s0);
+        const int keys = min(Tile::rows, end - s0);
         load<Tile>(k_tile, g.k + at * p.ldk + group * p.D, p.ldk, Tile::rows, keys, p.D);
         load<Tile>(v_tile, g.v + at * p.ldv + group * p.D, p.ldv, Tile::rows, keys, p.D);
         __syncthreads();
@@ -402,10 +404,12 @@ template <typename Tile> static size_t shared_bytes(int own)
     return (size_t)(own * OWN + 2 * Tile::rows) * Tile::ld * sizeof(float);
 }
 
-/* Shared memory beyond 48 KB is asked for by name. */
+/* Shared memory beyond 48 KB is asked for by name. A GPU whose blocks have less (docs/gpu.md) is told so. */
 template <typename Kernel> static int allow(Kernel kernel, size_t bytes)
 {
-    return tpo_cuda_code(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    const int code = tpo_cuda_code(e);
+    return e == cudaErrorInvalidValue ? TPO_UNIMPLEMENTED : code;
 }
 
 static dim3 grid_of(int rows, int heads)

@@ -43,9 +43,16 @@ void *tpo_cuda_scratch(struct tpo_stream *s, size_t bytes);
 /* All queued work is done; TPO_EINVAL when a kernel set the fault word since, TPO_INTERNAL when the device failed. */
 int tpo_cuda_finish(struct tpo_stream *s);
 
+/* A failure is told here and not once more by the next launch. */
 static inline int tpo_cuda_code(cudaError_t e)
 {
+    if (e != cudaSuccess) cudaGetLastError();
     return e == cudaSuccess ? TPO_OK : e == cudaErrorMemoryAllocation ? TPO_ENOMEM : TPO_INTERNAL;
+}
+
+static inline int tpo_cublas_code(cublasStatus_t status)
+{
+    return status == CUBLAS_STATUS_SUCCESS ? TPO_OK : status == CUBLAS_STATUS_ALLOC_FAILED ? TPO_ENOMEM : TPO_INTERNAL;
 }
 
 /* Whether the launch before it was taken. */

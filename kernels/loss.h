@@ -8,7 +8,7 @@
  *   p, g (n, 4) corners; out[0] = l1, out[1] = giou term; giou[n] each 1-GIoU or NaN where not valid (may be NULL)
  *   grad:  dp = up_l1 * d l1 + up_giou * d giou
  * Weighted L1 / squared error:  loss[m] = weight[m] * sum_c |p - g|  (or (p-g)^2), rows of C
- * TPO_EINVAL when a size is not positive or a label is outside [0, V) and not -100. */
+ * TPO_EINVAL when a size is not positive or a label is outside [0, V) and not -100; of a label a GPU says so when it is next waited for. */
 #ifndef TPO_KERNELS_LOSS_H
 #define TPO_KERNELS_LOSS_H
 

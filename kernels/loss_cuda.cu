@@ -135,7 +135,7 @@ __global__ void argmax(int32_t *out, const float *x, int V)
     __shared__ float tops[TPO_THREADS];
     __shared__ int places[TPO_THREADS];
     x += (int64_t)blockIdx.x * V;
-    float top = threadIdx.x < V ? x[threadIdx.x] : -INFINITY;
+    float top = threadIdx.x < V && (threadIdx.x == 0 || x[threadIdx.x] == x[threadIdx.x]) ? x[threadIdx.x] : -INFINITY;
     int at = threadIdx.x < V ? (int)threadIdx.x : 0;
     for (int v = threadIdx.x + TPO_THREADS; v < V; v += TPO_THREADS)
         if (better(x[v], v, top, at)) top = x[v], at = v;

@@ -10,17 +10,12 @@
 
 #define PARTS 3
 
-static int blas_code(cublasStatus_t status)
-{
-    return status == CUBLAS_STATUS_SUCCESS ? TPO_OK : status == CUBLAS_STATUS_ALLOC_FAILED ? TPO_ENOMEM : TPO_INTERNAL;
-}
-
 /* c (m, n) = op(a) op(b), in cuBLAS's order. */
 static int gemm(struct tpo_stream *s, cublasOperation_t opa, cublasOperation_t opb, int m, int n, int k, const float *a, int lda,
                 const float *b, int ldb, int add, float *c, int ldc)
 {
     const float one = 1.0f, beta = add ? 1.0f : 0.0f;
-    return blas_code(cublasSgemm(tpo_cuda_of(s)->blas, opa, opb, m, n, k, &one, a, lda, b, ldb, &beta, c, ldc));
+    return tpo_cublas_code(cublasSgemm(tpo_cuda_of(s)->blas, opa, opb, m, n, k, &one, a, lda, b, ldb, &beta, c, ldc));
 }
 
 /* x = parts[0] + parts[1] + parts[2], largest first, each (M, K) and packed. */
@@ -52,7 +47,8 @@ static int gemm_half(struct tpo_stream *s, cublasOperation_t opw, int M, int N, 
         status = cublasGemmEx(tpo_cuda_of(s)->blas, opw, CUBLAS_OP_N, N, M, K, &one, w, CUDA_R_16BF, wide, parts + part * n,
                               CUDA_R_16BF, K, &beta, y, CUDA_R_32F, ldy, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
     }
-    return blas_code(status);
+    const int code = tpo_cublas_code(status);
+    return code == TPO_OK ? tpo_cuda_launched() : code;
 }
 
 __global__ void add_bias(float *y, int ldy, const float *bias, int N, int64_t n)
@@ -66,7 +62,7 @@ extern "C" int tpo_matmul_cuda(struct tpo_stream *s, float *y, int ldy, const fl
     if (M < 1 || N < 1 || K < 1 || ldx < K || ldy < N) return TPO_EINVAL;
     const int rc = w.dtype == TPO_BF16 ? gemm_half(s, CUBLAS_OP_T, M, N, K, x, ldx, w.data, K, add, y, ldy)
                                        : gemm(s, CUBLAS_OP_T, CUBLAS_OP_N, N, M, K, (const float *)w.data, K, x, ldx, add, y, ldy);
-    if (rc != TPO_OK || bias == NULL) return rc != TPO_OK ? rc : tpo_cuda_launched();
+    if (rc != TPO_OK || bias == NULL) return rc;
     const int64_t cells = (int64_t)M * N;
     add_bias<<<tpo_cuda_blocks(cells, TPO_THREADS), TPO_THREADS, 0, tpo_cuda_stream(s)>>>(y, ldy, bias, N, cells);
     return tpo_cuda_launched();

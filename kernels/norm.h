@@ -6,7 +6,7 @@
  *   x, y, dx, dy  (M, C) f32      w, b, dw, db  (C) f32      rows of x and y may be the same memory in the forward pass
  *   mean, rstd    (M) f32, written forward where not NULL, read backward
  *
- * Backward: dx is written (or added to with `add`); dw and db are added to, in row order; either may be NULL (frozen).
+ * Backward: dx is written (or added to with `add`); dw and db are added to, in row order; either may be NULL (frozen). dx may be dy.
  * TPO_EINVAL when a size is not positive. */
 #ifndef TPO_KERNELS_NORM_H
 #define TPO_KERNELS_NORM_H

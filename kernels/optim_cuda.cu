@@ -72,8 +72,7 @@ static int multiply(struct tpo_stream *s, float *c, const float *a, cublasOperat
                     cublasOperation_t opb, int ldb, int m, int n, int k)
 {
     const float one = 1.0f, zero = 0.0f;
-    const cublasStatus_t status = cublasSgemm(tpo_cuda_of(s)->blas, opa, opb, m, n, k, &one, a, lda, b, ldb, &zero, c, m);
-    return status == CUBLAS_STATUS_SUCCESS ? TPO_OK : TPO_INTERNAL;
+    return tpo_cublas_code(cublasSgemm(tpo_cuda_of(s)->blas, opa, opb, m, n, k, &one, a, lda, b, ldb, &zero, c, m));
 }
 
 static int square_product(struct tpo_stream *s, float *y, const float *a, const float *b, int r)

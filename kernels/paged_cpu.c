@@ -1,4 +1,5 @@
 /* This file owns the CPU's attention over paged keys. */
+#include <limits.h>
 #include <string.h>
 
 #include "kernels/cpu.h"
@@ -10,6 +11,7 @@ struct paged {
     const struct tpo_paged_shape *p;
     char *scratch;
     size_t scratch_stride;
+    int pairs; /* (row, head) pairs of one part: 1 unless a team's job could not have so many parts */
 };
 
 static int shape_ok(const struct tpo_paged_shape *p)
@@ -28,12 +30,11 @@ static int64_t place(const struct tpo_paged_shape *p, int m, int t, int g)
     return ((block * p->block_tokens + t % p->block_tokens) * p->G + g) * p->D;
 }
 
-static void run_paged(void *arg, int part, int member)
+static void run_pair(const struct paged *f, int pair, int member)
 {
-    const struct paged *f = arg;
     const struct tpo_simd *v = tpo_simd();
     const struct tpo_paged_shape *p = f->p;
-    int m = part / p->H, h = part % p->H, g = h / (p->H / p->G), n = p->position[m] + 1;
+    int m = pair / p->H, h = pair % p->H, g = h / (p->H / p->G), n = p->position[m] + 1;
     const float *q = f->q + (int64_t)m * p->ldq + h * p->D;
     float *out = f->out + (int64_t)m * p->ldo + h * p->D, *score = (float *)(f->scratch + f->scratch_stride * (size_t)member);
     for (int t = 0; t < n; t++) score[t] = p->scale * v->dot(q, f->pool_k + place(p, m, t, g), p->D);
@@ -42,16 +43,25 @@ static void run_paged(void *arg, int part, int member)
     for (int t = 0; t < n; t++) v->axpy(out, score[t], f->pool_v + place(p, m, t, g), p->D);
 }
 
+static void run_paged(void *arg, int part, int member)
+{
+    const struct paged *f = arg;
+    const int first = part * f->pairs, n = f->p->M * f->p->H;
+    for (int i = first; i < first + f->pairs && i < n; i++) run_pair(f, i, member);
+}
+
 int tpo_attention_paged_cpu(struct tpo_stream *s, float *out, const float *q, const float *pool_k, const float *pool_v,
                             const struct tpo_paged_shape *shape)
 {
     if (!shape_ok(shape) || shape->ldq < shape->H * shape->D || shape->ldo < shape->H * shape->D) return TPO_EINVAL;
-    struct paged f = {out, q, pool_k, pool_v, shape, NULL, 0};
+    const int64_t n = (int64_t)shape->M * shape->H;
+    if (n > INT_MAX) return TPO_EINVAL;
+    struct paged f = {out, q, pool_k, pool_v, shape, NULL, 0, (int)((n + TPO_TEAM_PARTS - 1) / TPO_TEAM_PARTS)};
     int longest = 0;
     for (int m = 0; m < shape->M; m++) longest = shape->position[m] > longest ? shape->position[m] : longest;
     f.scratch = tpo_cpu_scratch(s, ((size_t)longest + 1) * sizeof(float), &f.scratch_stride);
     if (f.scratch == NULL) return TPO_ENOMEM;
-    tpo_team_run(s->team, run_paged, &f, shape->M * shape->H);
+    tpo_team_run(s->team, run_paged, &f, (int)((n + f.pairs - 1) / f.pairs));
     return TPO_OK;
 }
 

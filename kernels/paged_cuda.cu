@@ -25,7 +25,7 @@ __device__ static bool row_ok(const struct tpo_paged_shape &p, int m)
 template <int EACH> __device__ static void columns_of(float *to, const float *from, int D)
 {
     const int first = threadIdx.x % TPO_WARP * EACH;
-    if (EACH == 4 && D % 4 == 0) {
+    if (EACH == 4 && D % 4 == 0 && (uintptr_t)from % sizeof(float4) == 0) {
         const float4 v = first < D ? *(const float4 *)(from + first) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
         return;

@@ -57,7 +57,7 @@ static void dropout(float *y, const float *x, float p, uint64_t key, uint64_t co
 static void relu(float *y, const float *x, int64_t n)
 {
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; i++) y[i] = x[i] > 0.0f ? x[i] : 0.0f;
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] <= 0.0f ? 0.0f : x[i]; /* a NaN stays one */
 }
 
 static void relu_grad(float *dx, const float *dy, const float *x, int add, int64_t n)

@@ -16,17 +16,17 @@ static pthread_once_t cuda_once = PTHREAD_ONCE_INIT;
 static const struct tpo_device *cuda_device;
 static char cuda_problem[200];
 
-/* The library lies next to the program, or one folder up (test programs lie below the build folder), else where the loader looks. */
+/* The library lies next to the program (test programs lie in the build's tests/), else where the loader looks. */
 static void *open_cuda_library(void)
 {
     char self[PATH_MAX], path[PATH_MAX + 32];
     ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
     self[n > 0 ? n : 0] = '\0';
-    for (char *slash = strrchr(self, '/'); slash != NULL; slash = strrchr(self, '/')) {
-        *slash = '\0';
-        snprintf(path, sizeof(path), "%s/libtpo_cuda.so", self);
-        if (access(path, R_OK) == 0) return dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    }
+    char *end = strrchr(self, '/');
+    for (char *at = strstr(self, "/tests/"); at != NULL; at = strstr(at + 1, "/tests/")) end = at;
+    if (end != NULL) *end = '\0';
+    snprintf(path, sizeof(path), "%s/libtpo_cuda.so", self);
+    if (access(path, R_OK) == 0) return dlopen(path, RTLD_NOW | RTLD_LOCAL);
     return dlopen("libtpo_cuda.so", RTLD_NOW | RTLD_LOCAL);
 }
 

@@ -5,7 +5,7 @@
  * when an operation returns; a CUDA stream queues in order.
  *
  * The same bits: a result never depends on the number of threads in the team, and a row of a product, a norm or an attention never depends
- * on the other rows of the call (fixed tiles, fixed order of sums; see matmul.h). No atomics, no -ffast-math. */
+ * on the other rows of the call (fixed tiles, fixed order of sums; see matmul.h, and for a GPU's products docs/gpu.md). No atomics, no -ffast-math. */
 #ifndef TPO_KERNELS_STREAM_H
 #define TPO_KERNELS_STREAM_H
 

@@ -58,12 +58,13 @@ static int open_cuda(struct tpo_stream *s, int n_threads, struct tpo_error *err)
     if (e != cudaSuccess)
         return tpo_fail(err, tpo_cuda_code(e), "cuda", "a CUDA stream cannot be opened: %s", cudaGetErrorString(e));
     *c->fault = 0;
-    if (cublasCreate(&c->blas) != CUBLAS_STATUS_SUCCESS || cublasSetStream(c->blas, c->stream) != CUBLAS_STATUS_SUCCESS)
-        return tpo_fail(err, TPO_INTERNAL, "cublas", "cuBLAS cannot be opened on this GPU");
     /* f32 products in f32 (no TF32), bf16 ones summed in f32 throughout, no split sums joined by atomics. */
-    cublasSetMathMode(c->blas, (cublasMath_t)(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION));
-    cublasSetAtomicsMode(c->blas, CUBLAS_ATOMICS_NOT_ALLOWED);
-    return TPO_OK;
+    const int math = CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+    int code = tpo_cublas_code(cublasCreate(&c->blas));
+    if (code == TPO_OK) code = tpo_cublas_code(cublasSetStream(c->blas, c->stream));
+    if (code == TPO_OK) code = tpo_cublas_code(cublasSetMathMode(c->blas, (cublasMath_t)math));
+    if (code == TPO_OK) code = tpo_cublas_code(cublasSetAtomicsMode(c->blas, CUBLAS_ATOMICS_NOT_ALLOWED));
+    return code == TPO_OK ? TPO_OK : tpo_fail(err, code, "cublas", "cuBLAS cannot be opened on this GPU");
 }
 
 static void *alloc_cuda(struct tpo_stream *s, size_t bytes)

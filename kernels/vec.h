@@ -165,13 +165,15 @@ VEC_FN float top_lane(vec x)
     return a > b ? a : b;
 }
 
-/* e^x: 2^n times a polynomial on |r| <= ln2/2 (Cephes' coefficients), within 2e-7 of the value. 0 below -87.3; stays at e^88 above 88. */
+/* e^x: 2^n times a polynomial on |r| <= ln2/2 (Cephes' coefficients), within 2e-7 of the value. 0 below -87.3; stays at e^88 above 88; a NaN stays
+ * itself (as a number its low bits would be taken for n). */
 VEC_FN vec exp_vec(vec x)
 {
     const vec magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to a whole number, which then lies in the low bits */
     ivec tiny = x < splat(-87.3f);
     x = choose(tiny, splat(0.0f), x);
     x = choose(x > splat(88.0f), splat(88.0f), x);
+    const ivec number = x == x;
     vec shifted = x * splat(1.44269504f) + magic, n = shifted - magic;
     vec r = x - n * splat(0.693359375f);
     r = r - n * splat(-2.12194440e-4f);
@@ -182,7 +184,7 @@ VEC_FN vec exp_vec(vec x)
     y = y * r + splat(1.6666665459e-1f);
     y = y * r + splat(5.0000001201e-1f);
     y = y * (r * r) + r + splat(1.0f);
-    return choose(tiny, splat(0.0f), (vec)((ivec)y + ((ivec)shifted << 23)));
+    return choose(tiny, splat(0.0f), choose(number, (vec)((ivec)y + ((ivec)shifted << 23)), x));
 }
 
 VEC_FN vec sigmoid_vec(vec x)

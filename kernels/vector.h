@@ -2,7 +2,7 @@
  *
  *   tpo_add       y = a + b                tpo_axpy   y += alpha x            tpo_scale  y = alpha x
  *   tpo_fill      y = value                tpo_sum    *out = sum x, f64, fixed order (blocks of 4096 summed in order)
- *   tpo_sumsq     *out = sum x^2 in f64, the same order                       tpo_sub_dot etc. are not here: products are matmul.h's
+ *   tpo_sumsq     *out = sum x^2 in f64, the same order                       (products are matmul.h's)
  *   tpo_dropout   y = x * keep / (1-p), keep drawn by tpo_random(key, i) >= p; the gradient is the same call on dy
  *   tpo_bf16_to_f32, tpo_f16_to_f32, tpo_f32_to_bf16 (round to nearest even): weights in and out
  *

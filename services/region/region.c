@@ -56,8 +56,8 @@ static int region_forward(void *self, struct tpo_tape *t, struct tpo_forward *f,
         if (target == NULL || target->rows != e->rows || target->cols != 4)
             return tpo_fail(err, TPO_INVALID_ARGUMENT, "boxes_shape", "%d rows of e.region need as many target boxes", e->rows);
         float *goal = tpo_arena_alloc(tpo_tape_arena(t), 4 * (size_t)target->rows * sizeof(*goal));
-        struct tpo_tensor *loss = NULL;
-        if (goal != NULL && tpo_read(t, goal, target) == TPO_OK) loss = tpo_loss_box(t, boxes, goal, L1_WEIGHT, GIOU_WEIGHT);
+        const int rc = goal != NULL ? tpo_read(t, goal, target) : TPO_ENOMEM;
+        struct tpo_tensor *loss = tpo_tape_check(t, rc) ? tpo_loss_box(t, boxes, goal, L1_WEIGHT, GIOU_WEIGHT) : NULL;
         if (loss != NULL) tpo_forward_loss(f, "region", loss);
     }
     if (tpo_tape_error(t) == TPO_OK) return TPO_OK;

@@ -57,9 +57,12 @@ static void not_a_number_stays_one(void **state)
 {
     (void)state;
     struct tpo_stream *s = check_stream(1);
+    const uint32_t ones = 0x7fffffff; /* as a GPU makes it: low bits that must not be read as a number's */
     float x[20], y[20];
-    for (int i = 0; i < 20; i++) x[i] = NAN;
+    for (int i = 0; i < 20; i++) memcpy(&x[i], &ones, sizeof(ones));
     tpo_gelu(s, y, x, 20);
+    for (int i = 0; i < 20; i++) assert_true(isnan(y[i]));
+    tpo_relu(s, y, x, 20);
     for (int i = 0; i < 20; i++) assert_true(isnan(y[i]));
     tpo_swiglu(s, y, x, x, 20, 1, 20);
     for (int i = 0; i < 20; i++) assert_true(isnan(y[i]));

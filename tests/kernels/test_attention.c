@@ -1,5 +1,6 @@
 /* Attention against f64 loops, gradients against finite differences: odd sizes, shared heads, ragged and wholly masked rows, large scores;
  * paged equals contiguous; the same bits for every team and every company. */
+#include "kernels/team.h"
 #include "tests/kernels/check.h"
 
 struct setting {
@@ -188,9 +189,11 @@ static void large_gradients_equal_f64(void **state)
     (void)state;
     static const struct setting large[] = {{2, 150, 150, 4, 4, 32, 1, 1, 1, 0, 1, 0},
                                            {1, 70, 133, 4, 2, 64, 0, 0, 0, 7, 1, 0},
-                                           {1, 66, 80, 2, 1, 128, 1, 0, 0, 0, 1, 0}};
+                                           {1, 66, 80, 2, 1, 128, 1, 0, 0, 0, 1, 0},
+                                           {1, 30, 300, 2, 1, 32, 0, 0, 0, 0, 1, 0}, /* more keys than are walked at a time */
+                                           {1, 60, 520, 2, 2, 16, 0, 0, 0, 1, 1, 0}};
     struct tpo_stream *s = check_stream(2);
-    for (size_t i = 0; i < 3; i++) {
+    for (size_t i = 0; i < 5; i++) {
         struct problem m = make(&large[i]);
         const struct tpo_attention_shape *p = &m.p;
         int64_t n = m.nq + m.nk + m.nv;
@@ -240,6 +243,24 @@ static void large_values_stay_right(void **state)
         check_gradients(s, &m, 2e-2);
         unmake(&m);
     }
+    tpo_stream_close(s);
+}
+
+/* Where a step has gone wrong it must be seen: a row of NaN (here that of a GPU, all ones) is one, as over paged keys, and the others are not. */
+static void not_a_number_stays_one(void **state)
+{
+    (void)state;
+    static const struct setting whole = {1, 9, 300, 2, 1, 32, 0, 0, 0, 0, 1, 0};
+    const uint32_t ones = 0x7fffffff;
+    struct tpo_stream *s = check_stream(1);
+    struct problem m = make(&whole);
+    float *out = check_zeros(m.no), *lse = check_zeros(m.nl);
+    for (int i = 0; i < 32; i++) memcpy(m.q + 4 * m.p.ldq + i, &ones, sizeof(ones)); /* query 4, head 0 */
+    assert_int_equal(tpo_attention(s, out, lse, m.q, m.k, m.v, &m.p), TPO_OK);
+    for (int64_t i = 0; i < m.no; i++) assert_int_equal(isnan(out[i]) != 0, i / m.p.ldo == 4 && i % m.p.ldo < 32);
+    for (int i = 0; i < 18; i++) assert_int_equal(isnan(lse[i]) != 0, i == 8);
+    free(out), free(lse);
+    unmake(&m);
     tpo_stream_close(s);
 }
 
@@ -377,6 +398,22 @@ static void paged_equals_contiguous(void **state)
     tpo_stream_close(s);
 }
 
+/* As many as a long prompt of a large model has, more than the parts of a team's job. */
+static void a_million_paged_rows(void **state)
+{
+    (void)state;
+    enum { M = 350000, H = 3 };
+    struct tpo_stream *s = check_stream(2);
+    float *q = check_numbers("q", M * H, 1, 0), *out = check_zeros(M * H), k[H] = {1, 2, 3}, v[H] = {4, 5, 6};
+    int32_t *seq = check_alloc(M, sizeof(*seq)), *position = check_alloc(M, sizeof(*position)), table = 0;
+    const struct tpo_paged_shape p = {M, H, H, 1, H, H, 1, 1, 1, seq, position, &table};
+    assert_true(M * H > TPO_TEAM_PARTS);
+    assert_int_equal(tpo_attention_paged(s, out, q, k, v, &p), TPO_OK);
+    for (int i = 0; i < M * H; i++) assert_true(out[i] == v[i % H]); /* one key takes all */
+    free(q), free(out), free(seq), free(position);
+    tpo_stream_close(s);
+}
+
 static void impossible_shapes_are_refused(void **state)
 {
     (void)state;
@@ -395,5 +432,6 @@ static void impossible_shapes_are_refused(void **state)
 
 TPO_TESTS(cmocka_unit_test(outputs_equal_f64), cmocka_unit_test(gradients_equal_differences),
           cmocka_unit_test(large_gradients_equal_f64), cmocka_unit_test(large_values_stay_right),
-          cmocka_unit_test(bits_depend_on_own_keys_alone), cmocka_unit_test(row_losses_equal_differences),
-          cmocka_unit_test(paged_equals_contiguous), cmocka_unit_test(impossible_shapes_are_refused))
+          cmocka_unit_test(not_a_number_stays_one), cmocka_unit_test(bits_depend_on_own_keys_alone),
+          cmocka_unit_test(row_losses_equal_differences), cmocka_unit_test(paged_equals_contiguous),
+          cmocka_unit_test(a_million_paged_rows), cmocka_unit_test(impossible_shapes_are_refused))

@@ -2,8 +2,9 @@
 #include "kernels/vector.h"
 #include "tests/kernels/check.h"
 
-static const int sizes[][3] = {{1, 1, 1},      {1, 31, 33},   {33, 1, 31},    {31, 33, 1},
-                               {64, 128, 128}, {65, 300, 70}, {300, 33, 257}, {520, 65, 31}};
+static const int sizes[][3] = {
+    {1, 1, 1},     {1, 31, 33},    {33, 1, 31},   {31, 33, 1},    {64, 128, 128},
+    {65, 300, 70}, {300, 33, 257}, {520, 65, 31}, {2, 1100, 2100}}; /* the last one's weight is packed in more than one go */
 #define N_SIZES (sizeof(sizes) / sizeof(sizes[0]))
 
 struct operands {
