@@ -97,7 +97,9 @@ struct tpo_model *tpo_encoder_model(struct tpo_encoder *e)
 
 int tpo_encoder_takes(const struct tpo_encoder *e, int T, struct tpo_error *err)
 {
-    const int most = e->config.vision_encoder.num_frames;
+    const int most = e->config.vision_encoder.num_frames, tubelet = e->config.vision_encoder.tubelet_size;
+    if (T > 0 && T % tubelet != 0)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "frame_count", "%d frames; this model takes them by %d", T, tubelet);
     if (T == 1 || T == most || (e->config.vision_encoder.ext_position && T > 0 && T < most)) return TPO_OK;
     return tpo_fail(err, TPO_INVALID_ARGUMENT, "frame_count", "a clip of %d frames; this model takes 1%s %d", T,
                     e->config.vision_encoder.ext_position ? " to" : " or", most);

@@ -28,8 +28,7 @@ struct slot {
 
 struct tpo_recorded {
     struct tpo_recorded_options o;
-    char loaded[72], digest[72],
-        rule[96]; /* digests of the weights: the folder's; as they are, "" where nobody has asked since they were replaced */
+    char loaded[72], digest[72]; /* of the weights: the folder's; as they are, "" where nobody has asked since they were replaced */
     struct tpo_model model, *inner;
     struct tpo_snapshot *untrained; /* where the weights lay when the folder was read */
 
@@ -204,8 +203,7 @@ static int frozen_forward(struct tpo_recorded *r, struct tpo_tape *t, struct tpo
         const char *id = f->samples[i].media_id;
         float *own = visual + (int64_t)i * rows * cols;
         struct tpo_cache_key key;
-        const char *const parts[] = {"encoder", id, r->rule, r->digest, r->o.config->keep_bf16 ? "bf16" : "f32"};
-        tpo_cache_key_make(&key, parts, 5);
+        tpo_encoder_key(&key, r->o.how, id, r->digest);
         const bool hit = tpo_sha256_is_hex(id) && from_cache(r, &key, own, rows, cols);
         rc = hit ? TPO_OK : computed(r, id, &key, own, rows, cols, err);
         if (rc != TPO_OK) return rc;
@@ -276,7 +274,6 @@ int tpo_recorded_open(struct tpo_recorded **out, const struct tpo_recorded_optio
     r->model.forward = recorded_forward;
     r->model.replaced = recorded_replaced;
     snprintf(r->loaded, sizeof(r->loaded), "%s", o->digest);
-    tpo_frames_rule(r->rule, sizeof(r->rule), o->config);
     int rc = tpo_snapshot_open(&r->untrained, r->inner->params, o->digest, err);
     while (rc == TPO_OK && r->n_threads < o->threads && r->n_threads < THREADS &&
            pthread_create(&r->threads[r->n_threads], NULL, decode_thread, r) == 0)

@@ -13,6 +13,7 @@
 #include "common/media/media.h"
 #include "common/media/store.h"
 #include "services/encoder/encoder.h"
+#include "services/encoder/key.h"
 
 struct tpo_recorded;
 
@@ -20,6 +21,7 @@ struct tpo_recorded;
 struct tpo_recorded_options {
     struct tpo_encoder *encoder; /* the one that learns, as it was loaded */
     const struct tpo_config *config;
+    const struct tpo_encoder_how *how; /* serving's part of the cache's keys */
     tpo_store_t *store;
     tpo_media_t *media;
     tpo_cache_t *cache; /* NULL: none */

@@ -46,6 +46,7 @@ struct service {
     struct tpo_recorded *recorded;         /* the trainee's model, media ids understood */
     struct tpo_serving serving;            /* encoder's weights, version by version */
     struct tpo_config config;
+    struct tpo_encoder_how how;
     struct work *retired; /* the job that ran last: the host may look at it until the next one runs */
 
     tpo_store_t *store;
@@ -66,7 +67,6 @@ static struct service the_service;
 /* --- arriving ---------------------------------------------------------------------------------------------------------------------- */
 static struct tpo_encode *admit(struct service *s, struct tpo_call *call, const Tpo__V1__EncodeRequest *q, struct tpo_error *err)
 {
-    char rule[96];
     if (!tpo_host_ready(s->host))
         tpo_fail(err, TPO_UNAVAILABLE, "loading", "the encoder is not ready");
     else if (!tpo_sha256_is_hex(q->media_id))
@@ -79,9 +79,7 @@ static struct tpo_encode *admit(struct service *s, struct tpo_call *call, const 
         return NULL;
     }
     memcpy(r->id, q->media_id, sizeof(r->id));
-    const char *const parts[] = {"encoder", r->id, tpo_frames_rule(rule, sizeof(rule), &s->config), r->version->digest,
-                                 s->config.keep_bf16 ? "bf16" : "f32"};
-    tpo_cache_key_make(&r->key, parts, 5);
+    tpo_encoder_key(&r->key, &s->how, r->id, r->version->digest);
     return r;
 }
 
@@ -273,6 +271,7 @@ static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
     int rc = tpo_config_load(&s->config, set->model, err);
     s->config.keep_bf16 = strcmp(set->dtype, "bf16") == 0;
     if (rc == TPO_OK) rc = tpo_stream_open(&s->stream, set->device, (int)set->threads, err);
+    if (rc == TPO_OK) rc = tpo_encoder_how_make(&s->how, &s->config, set->model, tpo_stream_device_name(s->stream), err);
     if (rc == TPO_OK) rc = tpo_encoder_open(&s->encoder, s->stream, &s->config, set->model, 0, 0, err);
     if (rc == TPO_OK) rc = tpo_params_digest(digest, set->model, "encoder", false, err);
     if (rc == TPO_OK) rc = tpo_serving_open(&s->serving, h, s->stream, tpo_encoder_model(s->encoder)->params, digest, err);
@@ -325,6 +324,7 @@ static int open_learner(void *self, struct tpo_learner *out, struct tpo_error *e
     if (rc != TPO_OK) return rc;
     const struct tpo_recorded_options o = {.encoder = s->trainee,
                                            .config = &s->config,
+                                           .how = &s->how,
                                            .store = s->store,
                                            .media = s->media,
                                            .cache = s->cache,

@@ -108,11 +108,9 @@ struct tpo_tensor *tpo_vit_patches(struct tpo_tape *t, const struct tpo_vit *v, 
 {
     const int side = v->config->vision_encoder.img_size, patch = v->config->vision_encoder.patch_size;
     const int tubelet = v->config->vision_encoder.tubelet_size, K = 3 * tubelet * patch * patch;
-    if (T < tubelet) return NULL;
     struct tpo_tensor *rows = tpo_input(t, NULL, B * (T / tubelet) * tpo_config_patches(v->config), K, needs_grad);
-    if (rows == NULL || tpo_patchify(tpo_tape_stream(t), rows->data, pixels, B, T, side, side, patch, tubelet) != TPO_OK)
-        return NULL;
-    return rows;
+    if (rows == NULL) return NULL;
+    return tpo_tape_check(t, tpo_patchify(tpo_tape_stream(t), rows->data, pixels, B, T, side, side, patch, tubelet)) ? rows : NULL;
 }
 
 struct tpo_tensor *tpo_vit_forward(struct tpo_tape *t, const struct tpo_vit *v, struct tpo_tensor *patches, int B)

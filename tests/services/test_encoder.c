@@ -60,6 +60,27 @@ static bool wants_all(void *plan, const char *name)
     return true;
 }
 
+/* What a tubelet of two frames cannot cut is the asker's fault, not a lack of memory. */
+static void tubelets_take_whole_ones(void **state)
+{
+    (void)state;
+    struct tpo_config c = small(false);
+    struct tpo_error err = {0};
+    float visual[(QUERIES + 2) * BRIDGE];
+    c.vision_encoder.tubelet_size = 2;
+    struct tpo_encoder *e = encoder_open(&c, 0);
+    uint8_t *pixels = pixels_of(4, 1);
+    assert_int_equal(tpo_encoder_takes(e, 4, &err), TPO_OK);
+    assert_int_equal(tpo_encoder_run(e, visual, pixels, 4, &err), TPO_OK);
+    for (int T = 1; T <= 3; T += 2) {
+        assert_int_equal(tpo_encoder_takes(e, T, &err), TPO_INVALID_ARGUMENT);
+        assert_string_equal(err.reason, "frame_count");
+        assert_int_equal(tpo_encoder_run(e, visual, pixels, T, &err), TPO_INVALID_ARGUMENT);
+    }
+    free(pixels);
+    tpo_encoder_close(e);
+}
+
 /* A micro-batch of an image and two clips gives every sample the bits that serving gives it alone. */
 static void training_equals_serving(void **state)
 {
@@ -236,5 +257,6 @@ static void bad_samples_are_named(void **state)
     tpo_encoder_close(e);
 }
 
-TPO_TESTS(cmocka_unit_test(training_equals_serving), cmocka_unit_test(frames_have_places),
-          cmocka_unit_test(frame_counts_are_checked), cmocka_unit_test(dense_gradients), cmocka_unit_test(bad_samples_are_named))
+TPO_TESTS(cmocka_unit_test(tubelets_take_whole_ones), cmocka_unit_test(training_equals_serving),
+          cmocka_unit_test(frames_have_places), cmocka_unit_test(frame_counts_are_checked), cmocka_unit_test(dense_gradients),
+          cmocka_unit_test(bad_samples_are_named))

@@ -3,7 +3,7 @@
 
 #include "common/cache.h"
 #include "common/dtype.h"
-#include "services/encoder/frames.h"
+#include "services/encoder/key.h"
 #include "tests/services/encoder/harness.h"
 
 static void refused(struct live *l, const char *id, int code, const char *reason)
@@ -75,14 +75,15 @@ static void a_hit_gives_the_same_bits(void **state)
 /* Puts a value under the key that the encoder will look for, as whoever can write to the Redis can. */
 static void put_forged(struct live *l, const char *id, const char *digest, const struct tpo_cached *v)
 {
-    char address[64], rule[96];
+    char address[64];
+    struct tpo_encoder_how how;
     struct tpo_config c;
     struct tpo_cache_key key;
     struct tpo_error err = {0};
     tpo_cache_t *cache;
     assert_int_equal(tpo_config_load(&c, "model", &err), TPO_OK);
-    const char *const parts[] = {"encoder", id, tpo_frames_rule(rule, sizeof(rule), &c), digest, "f32"};
-    tpo_cache_key_make(&key, parts, 5);
+    assert_int_equal(tpo_encoder_how_make(&how, &c, "model", "cpu", &err), TPO_OK);
+    tpo_encoder_key(&key, &how, id, digest);
     snprintf(address, sizeof(address), "127.0.0.1:%d", l->redis_port);
     const struct tpo_cache_options options = {.address = address, .name = "test"};
     assert_int_equal(tpo_cache_open(&cache, &options, &err), TPO_OK);
