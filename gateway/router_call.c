@@ -75,10 +75,10 @@ void tpo_router_call_open(struct tpo_request *r)
     for (size_t i = 0; i < q->n_boxes; i++) boxes[i] = &r->rects[i];
     ask.boxes = boxes;
     ask.task = q->task[0] != '\0' ? q->task : (char *)"auto";
-    ask.max_new_tokens = q->max_new_tokens != 0 ? q->max_new_tokens : 200;
+    ask.max_new_tokens = q->max_new_tokens;
     ask.seed = q->seed != 0 ? q->seed : 1;
     ask.temperature = q->temperature;
-    ask.top_p = q->top_p > 0 ? q->top_p : 1;
+    ask.top_p = q->top_p;
     ask.version = r->version.number;
     ask.media_kind = (char *)tpo_plan_media_kind(r->media);
     if (r->media != NULL && strcmp(ask.media_kind, "video") == 0) {

@@ -27,7 +27,8 @@ void tpo_batch_close(struct tpo_batch *b); /* accepts NULL */
 /* Runs n rows; prompt: tpo_matmul and n <= rows_max, else tpo_matvec and n <= TPO_MATVEC_ROWS. *hidden: (n, D) after the final norm, of the
  * device, good until the next call. */
 int tpo_batch_run(struct tpo_batch *b, const struct tpo_batch_row *rows, int n, bool prompt, const float **hidden);
-/* The logits of n (at most TPO_MATVEC_ROWS) of that result's rows, copied to host memory (n, V); one pass over lm_head. Ends the result. */
+/* The logits of n (at most TPO_MATVEC_ROWS) of that result's rows, copied to host memory (n, V); one pass over lm_head; may be
+ * called again for others. */
 int tpo_batch_logits(struct tpo_batch *b, const int32_t *rows, int n, float *logits);
 
 /* The rows of one medium and of user boxes, (queries + n_boxes, D), in memory of the device that the caller frees. */

@@ -143,7 +143,10 @@ static struct tpo_tensor *language_loss(struct tpo_tape *t, const struct tpo_lea
     int32_t *row = tpo_arena_alloc(arena, (size_t)most * sizeof(*row)),
             *label = tpo_arena_alloc(arena, (size_t)most * sizeof(*label));
     float *weight = tpo_arena_alloc(arena, (size_t)most * sizeof(*weight));
-    if (row == NULL || label == NULL || weight == NULL) return NULL;
+    if (row == NULL || label == NULL || weight == NULL) {
+        tpo_tape_check(t, TPO_ENOMEM);
+        return NULL;
+    }
     double sum = 0;
     for (int k = 0; k < b->n_packed; k++) {
         const struct tpo_packed *p = &b->packed[k];

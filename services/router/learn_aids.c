@@ -105,7 +105,10 @@ static struct tpo_tensor *word_loss(struct tpo_tape *t, const struct tpo_learn_b
     int32_t *label = tpo_arena_alloc(arena, (size_t)to->n * sizeof(*label)),
             *words = tpo_arena_alloc(arena, (size_t)to->n * sizeof(*words));
     int n_labels = 0, n_words = 0;
-    if (label == NULL || words == NULL) return NULL;
+    if (label == NULL || words == NULL) {
+        tpo_tape_check(t, TPO_ENOMEM);
+        return NULL;
+    }
     for (int i = 0; i < to->n; i++) {
         const int32_t word = to->words[(size_t)i * (size_t)to->columns + (size_t)column];
         if (word >= b->learn->decoder->config->llm.vocab_size) {
@@ -232,7 +235,10 @@ static struct tpo_tensor *layer_loss(struct tpo_tape *t, const struct tpo_learn_
     struct look l = {.rows = tpo_arena_alloc(arena, 3 * (size_t)most * sizeof(*l.rows)),
                      .target = tpo_arena_alloc(arena, (size_t)most * (size_t)b->rows.T * sizeof(*l.target)),
                      .weight = tpo_arena_alloc(arena, (size_t)most * sizeof(*l.weight))};
-    if (l.rows == NULL || l.target == NULL || l.weight == NULL) return NULL;
+    if (l.rows == NULL || l.target == NULL || l.weight == NULL) {
+        tpo_tape_check(t, TPO_ENOMEM);
+        return NULL;
+    }
     for (int k = 0; k < b->n_packed; k++)
         for (int i = 0; i < b->packed[k].source->n_attention; i++)
             if (b->packed[k].source->attention[i].layer == layer)
@@ -248,7 +254,10 @@ struct tpo_tensor *tpo_learn_attention_loss(struct tpo_tape *t, const struct tpo
 {
     const struct tpo_config *c = b->learn->decoder->config;
     int *count = tpo_arena_calloc(tpo_tape_arena(t), (size_t)c->llm.num_hidden_layers * sizeof(*count));
-    if (count == NULL) return NULL;
+    if (count == NULL) {
+        tpo_tape_check(t, TPO_ENOMEM);
+        return NULL;
+    }
     for (int k = 0; k < b->n_packed; k++) {
         for (int i = 0; i < b->packed[k].source->n_attention; i++) {
             const struct tpo_attention_target *a = &b->packed[k].source->attention[i];

@@ -256,10 +256,10 @@ static int request_fill(struct request *r, const struct tpo_job *job, const stru
     r->q.frame_times_s = r->times;
     r->q.task = m->task[0] != '\0' ? m->task : "auto";
     r->q.media_kind = m->media_kind[0] != '\0' ? m->media_kind : NULL;
-    r->q.max_new_tokens = m->max_new_tokens == 0 ? 200 : m->max_new_tokens > 1u << 20 ? 1 << 20 : (int)m->max_new_tokens;
+    r->q.max_new_tokens = m->max_new_tokens > INT_MAX ? INT_MAX : (int)m->max_new_tokens;
     r->q.seed = m->seed == 0 ? 1 : m->seed;
     r->q.temperature = m->temperature;
-    r->q.top_p = m->top_p == 0.0f ? 1.0f : m->top_p;
+    r->q.top_p = m->top_p;
     return request_visual(r, &job->payload, c, err);
 }
 

@@ -38,7 +38,7 @@ int32_t tpo_sample(const struct tpo_sampler *s, uint64_t step, const float *logi
     int n = 0;
     for (int32_t i = 0; i < V; i++) {
         if (isnan(logits[i]) || is_banned(i, banned, n_banned)) continue;
-        work[n] = (struct tpo_candidate){exp(((double)logits[i] - logits[top]) / s->temperature), i};
+        work[n] = (struct tpo_candidate){logits[i] == logits[top] ? 1 : exp(((double)logits[i] - logits[top]) / s->temperature), i};
         total += work[n++].p;
     }
     qsort(work, (size_t)n, sizeof(*work), likelier_first);
