@@ -139,7 +139,7 @@ static int fill(struct tpo_params *p, struct tpo_stream *s, struct tpo_param *it
         return half != NULL ? tpo_copy_in(s, half, e->data, e->size_bytes) : TPO_ENOMEM;
     }
     if (cpu && e->dtype == TPO_F32 && (uintptr_t)e->data % ALIGNMENT == 0) {
-        item->data = (float *)e->data; /* the mapping is private: training that writes here copies the page */
+        item->data = (float *)e->data; /* read only: what trains copies its weights first */
         return TPO_OK;
     }
     item->data = block_add(p, s, item->size);

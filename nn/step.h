@@ -17,8 +17,6 @@ struct tpo_step {
 
 int32_t *tpo_tape_indices(struct tpo_tape *t, const int32_t *host, int64_t n); /* a device copy */
 struct tpo_tensor *tpo_tape_make(struct tpo_tape *t, int rows, int cols, bool needs_grad);
-/* Sets the first error; true when code is TPO_OK and nothing has failed before. */
-bool tpo_tape_check(struct tpo_tape *t, int code);
 /* A step of `size` bytes, cleared, appended; NULL when the tape does not record or memory ran out. */
 void *tpo_tape_step(struct tpo_tape *t, size_t size, struct tpo_tensor *out,
                     void (*backward)(struct tpo_tape *, struct tpo_step *));

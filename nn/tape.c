@@ -384,7 +384,7 @@ int tpo_grads_begin(struct tpo_tape *t, int n, struct tpo_tensor *const *x, floa
 void tpo_grad_give(struct tpo_tape *t, struct tpo_tensor *x, float *dy)
 {
     if (!x->needs_grad || t->error != TPO_OK) return;
-    if (x->ld != x->cols) {
+    if (x->ld != x->cols || x->view_of != NULL) {
         t->error = TPO_EINVAL;
     } else if (x->grad == NULL && !x->borrowed) {
         x->grad = dy;

@@ -24,7 +24,7 @@ struct tpo_tensor {
      * reached it). */
     float *grad;
     int rows, cols; /* everything is a matrix: leading dimensions folded into rows */
-    int ld; /* elements between rows; cols but for tpo_columns, which tpo_linear (as x), tpo_rotate and tpo_attend alone take */
+    int ld;         /* elements between rows; cols but for tpo_columns, which tpo_linear (as x) and tpo_attend alone take */
     bool needs_grad;
     bool borrowed;              /* grad belongs to a parameter or an input: always added to, never taken over */
     struct tpo_tensor *view_of; /* tpo_columns: gradients go straight into this one's */
@@ -40,6 +40,8 @@ void tpo_tape_close(struct tpo_tape *t);              /* accepts NULL */
 /* Just after a reset: memory for n floats in one piece, so that a pass of that size takes no more and its scopes all close. Less is no error. */
 void tpo_tape_room(struct tpo_tape *t, int64_t n);
 int tpo_tape_error(const struct tpo_tape *t); /* the first error, or TPO_OK */
+/* Sets the first error: what failed beside the operations counts, too. True when code is TPO_OK and nothing has failed before. */
+bool tpo_tape_check(struct tpo_tape *t, int code);
 struct tpo_stream *tpo_tape_stream(const struct tpo_tape *t);
 struct tpo_arena *tpo_tape_arena(struct tpo_tape *t); /* for what lives as long as the pass: index arrays, masks */
 

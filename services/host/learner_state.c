@@ -68,8 +68,9 @@ static int check_muon(const struct tpo_param *p, const struct tpo_group *g, stru
 static float *fresh(struct tpo_stream *s, int64_t n)
 {
     float *block = tpo_device_alloc(s, sizeof(float) * (size_t)n);
-    if (block != NULL) tpo_fill(s, block, 0, n);
-    return block;
+    if (block == NULL || tpo_fill(s, block, 0, n) == TPO_OK) return block;
+    tpo_device_free(s, block);
+    return NULL;
 }
 
 static int open_item(struct tpo_learner_state *s, struct tpo_trainable *x, enum tpo_optimiser optimiser)
@@ -88,8 +89,8 @@ static int open_item(struct tpo_learner_state *s, struct tpo_trainable *x, enum 
 
 static int hands_open(struct tpo_learner_state *s, int64_t scratch, struct tpo_error *err)
 {
-    const int members = s->stream->team != NULL ? tpo_team_size(s->stream->team) : 1;
-    while (s->n_hands < members && s->n_hands < TPO_HANDS_MAX) {
+    const int team = s->stream->team != NULL ? tpo_team_size(s->stream->team) : 1, members = team > TPO_HANDS_MAX ? 1 : team;
+    while (s->n_hands < members) {
         struct tpo_stream **hand = &s->hands[s->n_hands];
         if (members == 1)
             *hand = s->stream;

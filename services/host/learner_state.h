@@ -24,7 +24,7 @@ struct tpo_learner_state {
     struct tpo_trainable *items; /* by name */
     int n, n_lanes, now;
     /* The optimiser's step of a tensor is one part of the team's work, since most are too small to be shared out: member i runs it on a stream of
-     * one thread, hands[i], with Muon's scratch[i]. Without a team the stream itself is the only hand. */
+     * one thread, hands[i], with Muon's scratch[i]. Without a team, or with a larger one, the stream itself is the only hand. */
     int n_hands;
     struct tpo_stream *hands[TPO_HANDS_MAX];
     float *scratch[TPO_HANDS_MAX];
