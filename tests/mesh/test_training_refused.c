@@ -458,27 +458,6 @@ static void fewer_lanes_than_replicas_are_refused(void **state)
     training_mesh_stop(&m);
 }
 
-/* --status tells of a run from outside, and that it has ended. */
-static void status_is_told_to_others(void **state)
-{
-    (void)state;
-    char command[4300];
-    training_model(0);
-    training_recipe("r.yaml", stages);
-    snprintf(command, sizeof(command), "%s/tpo-trainer train --status --out one >status.log 2>&1", tpo_test_build());
-    assert_int_not_equal(system(command), 0);
-    training_run("r.yaml", "one", NULL, often);
-    shell(command);
-    assert_true(training_says("status.log", "done"));
-    assert_true(training_says("status.log", "stage talk, step 8 of 8"));
-    assert_true(training_says("status.log", "language"));
-    const char *const fault[] = {"--fault", "after_commit:2", NULL};
-    assert_int_equal(training_wait(training_start("r.yaml", "one-killed", NULL, fault), 60), 128 + SIGKILL);
-    snprintf(command, sizeof(command), "%s/tpo-trainer train --status --out one-killed >status.log 2>&1", tpo_test_build());
-    shell(command);
-    assert_true(training_says("status.log", "not running"));
-}
-
 TPO_TESTS(cmocka_unit_test(damaged_checkpoints_are_refused_by_their_hash), cmocka_unit_test(later_folders_of_others_are_left_alone),
           cmocka_unit_test(checkpoints_of_another_plan_are_refused), cmocka_unit_test(a_step_that_is_not_found_spoils_no_other),
           cmocka_unit_test(a_recipe_without_its_model_is_refused), cmocka_unit_test(a_full_disk_leaves_the_checkpoint_before),
@@ -486,5 +465,4 @@ TPO_TESTS(cmocka_unit_test(damaged_checkpoints_are_refused_by_their_hash), cmock
           cmocka_unit_test(a_renamed_folder_goes_on_at_once), cmocka_unit_test(nobody_came_while_a_step_was_open),
           cmocka_unit_test(nobody_came_while_a_step_was_prepared), cmocka_unit_test(nobody_came_between_steps),
           cmocka_unit_test(another_trainer_is_at_work), cmocka_unit_test(another_trainer_has_come_and_gone),
-          cmocka_unit_test(other_models_and_addresses_are_refused), cmocka_unit_test(fewer_lanes_than_replicas_are_refused),
-          cmocka_unit_test(status_is_told_to_others))
+          cmocka_unit_test(other_models_and_addresses_are_refused), cmocka_unit_test(fewer_lanes_than_replicas_are_refused))

@@ -56,12 +56,12 @@ bool tpo_held_is(const char *dir)
     return held;
 }
 
-int tpo_small_file(const char *path, const char *text, struct tpo_error *err)
+static int file_put(const char *path, const char *text, bool sync, struct tpo_error *err)
 {
     char part[4200];
     snprintf(part, sizeof(part), "%s.part", path);
     const int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    bool ok = fd >= 0 && tpo_write_all(fd, text, strlen(text)) && fsync(fd) == 0;
+    bool ok = fd >= 0 && tpo_write_all(fd, text, strlen(text)) && (!sync || fsync(fd) == 0);
     const int why = errno;
     if (fd >= 0) close(fd);
     errno = why;
@@ -69,6 +69,16 @@ int tpo_small_file(const char *path, const char *text, struct tpo_error *err)
     const bool full = errno == ENOSPC || errno == EDQUOT || errno == EFBIG;
     return tpo_fail(err, full ? TPO_RESOURCE_EXHAUSTED : TPO_FAILED_PRECONDITION, full ? "disk_full" : "write", "%.200s: %s", path,
                     strerror(errno));
+}
+
+int tpo_small_file(const char *path, const char *text, struct tpo_error *err)
+{
+    return file_put(path, text, true, err);
+}
+
+int tpo_passing_file(const char *path, const char *text, struct tpo_error *err)
+{
+    return file_put(path, text, false, err);
 }
 
 /* --- run.json ------------------------------------------------------------------------------------------------------------------------ */

@@ -32,5 +32,7 @@ bool tpo_held_is(const char *dir);
 
 /* Writes a small file under another name, syncs and renames it. */
 int tpo_small_file(const char *path, const char *text, struct tpo_error *err);
+/* The same without a sync, for what a machine that goes down may lose. */
+int tpo_passing_file(const char *path, const char *text, struct tpo_error *err);
 
 #endif

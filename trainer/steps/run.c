@@ -203,10 +203,11 @@ static int checkpoint(struct stage *s, struct tpo_error *err)
     struct run *r = s->run;
     struct tpo_error why = {0};
     int rc = state_write(s, &why);
+    if (rc == TPO_OK) tpo_run_log_note(r->log, "");
     if (rc == TPO_OK) return rc;
     if (strcmp(why.reason, "disk_full") == 0) {
         tpo_log(TPO_LOG_ERROR, "checkpoint_failed", "step=%d reason=disk_full", s->at.step);
-        tpo_run_log_state(r->log, "training", "the disk is full: the last checkpoint could not be written");
+        tpo_run_log_note(r->log, "the disk is full: the last checkpoint could not be written");
         return TPO_OK;
     }
     if (err != NULL) *err = why;

@@ -60,7 +60,9 @@ int tpo_train_main(int argc, char **argv)
     int rc = tpo_settings_read(&table, &argc, argv, &err);
     if (rc == TPO_CANCELLED) return 0;
     if (rc == TPO_OK) rc = tpo_fault_set(set.fault, &err);
-    if (rc == TPO_OK && argc != (set.status ? 1 : 2))
+    if (rc == TPO_OK && set.status && argc > 1)
+        rc = tpo_fail(&err, TPO_INVALID_ARGUMENT, "arguments", "--status takes no recipe: it tells of the run in --out");
+    if (rc == TPO_OK && !set.status && argc != 2)
         rc = tpo_fail(&err, TPO_INVALID_ARGUMENT, "arguments", "one RECIPE.yaml is needed (see --help)");
     if (rc != TPO_OK) {
         fprintf(stderr, "tpo train: %s\n", err.message);

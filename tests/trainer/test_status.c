@@ -1,0 +1,96 @@
+/* What `tpo train --status` tells another shell of a run. */
+#include "tests/support/test.h"
+#include "tests/support/training.h"
+
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static void prepare(int steps)
+{
+    char stage[512];
+    snprintf(stage, sizeof(stage),
+             "  - name: talk\n"
+             "    steps: %d\n"
+             "    data: [{frames: 1, samples: 2, conversations: 2}]\n"
+             "    losses: {language: 1}\n"
+             "    groups: [{name: all, optimiser: adamw, rate: 1.0e-3, tensors: ['*']}]\n",
+             steps);
+    training_model(0);
+    training_recipe("r.yaml", stage);
+}
+
+static int asked(const char *words)
+{
+    char command[4300];
+    snprintf(command, sizeof(command), "%s/tpo-trainer train --status %s >status.log 2>&1", tpo_test_build(), words);
+    return system(command);
+}
+
+static void expect(const char *out, const char *text)
+{
+    char words[64];
+    snprintf(words, sizeof(words), "--out %s", out);
+    assert_int_equal(asked(words), 0);
+    if (!training_says("status.log", text)) fail_msg("--status of %s does not say \"%s\"", out, text);
+}
+
+static void status_is_told_to_others(void **state)
+{
+    (void)state;
+    prepare(8);
+    assert_int_not_equal(asked("--out one"), 0);
+    training_run("r.yaml", "one", NULL, NULL);
+    expect("one", "done");
+    expect("one", "stage talk, step 8 of 8");
+    expect("one", "language");
+    const char *const fault[] = {"--fault", "after_commit:2", NULL};
+    assert_int_equal(training_wait(training_start("r.yaml", "killed", NULL, fault), 60), 128 + SIGKILL);
+    expect("killed", "not running");
+}
+
+static void says_wait(const char *path, const char *text)
+{
+    for (int i = 0; i < 6000; i++) {
+        if (access(path, R_OK) == 0 && training_says(path, text)) return;
+        usleep(10000);
+    }
+    fail_msg("%s never says %s", path, text);
+}
+
+/* Files may not grow past what anything but a shard needs until it stands in its third step. */
+static void a_full_disk_is_told_until_a_checkpoint_succeeds(void **state)
+{
+    (void)state;
+    const char *const fault[] = {"--checkpoint-every", "2", "--fault", "after_commit:3:stop", NULL};
+    struct rlimit before, small;
+    int status = 0;
+    prepare(1000);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    small = before;
+    small.rlim_cur = 32768;
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    const pid_t pid = training_start("r.yaml", "full", NULL, fault);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    assert_int_equal(waitpid(pid, &status, WUNTRACED), pid);
+    assert_true(WIFSTOPPED(status));
+    expect("full", "training: the disk is full");
+    assert_int_equal(prlimit(pid, RLIMIT_FSIZE, &before, NULL), 0);
+    kill(pid, SIGCONT);
+    says_wait("full.log", "step=5/");
+    kill(pid, SIGKILL);
+    training_wait(pid, 60);
+    expect("full", "not running; was training\n");
+}
+
+static void a_recipe_has_no_place_beside_status(void **state)
+{
+    (void)state;
+    assert_int_not_equal(asked("r.yaml"), 0);
+    assert_true(training_says("status.log", "--status takes no recipe"));
+}
+
+TPO_TESTS(cmocka_unit_test(status_is_told_to_others), cmocka_unit_test(a_full_disk_is_told_until_a_checkpoint_succeeds),
+          cmocka_unit_test(a_recipe_has_no_place_beside_status))
