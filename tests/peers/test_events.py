@@ -7,6 +7,7 @@ import sys
 import tempfile
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as PluginEventAccumulator
 
 BUILD = sys.argv[1]
 SOURCE = os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
@@ -42,6 +43,23 @@ def main():
             if abs(value - event.value) > 6e-5:
                 sys.exit(f"loss/dense: printed {value}, read {event.value}")
         print(f"TensorBoard read {len(tags)} tags of 4 steps")
+        done_again(scratch, recipe)
+
+
+def done_again(scratch, recipe):
+    """A run that is killed in step 4 goes on behind its checkpoint of step 2: step 3 is there once, in either of TensorBoard's readers."""
+    out = os.path.join(scratch, "again")
+    command = [os.path.join(BUILD, "tpo-trainer"), "train", recipe, "--out", out, "--checkpoint-every", "2"]
+    subprocess.run(command + ["--fault", "after_commit:4"], capture_output=True)
+    subprocess.run(command, check=True, capture_output=True)
+    (stage,) = {os.path.dirname(p) for p in glob.glob(os.path.join(out, "*", "events.out.tfevents.*"))}
+    old, new = EventAccumulator(stage), PluginEventAccumulator(stage)
+    old.Reload()
+    new.Reload()
+    for steps in ([e.step for e in old.Scalars("loss/dense")], [e.step for e in new.Tensors("loss/dense")]):
+        if steps != [1, 2, 3, 4]:
+            sys.exit(f"after a kill: steps {steps}")
+    print("TensorBoard read a step that was done again once")
 
 
 main()

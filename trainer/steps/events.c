@@ -20,6 +20,7 @@
 struct tpo_events {
     int fd;    /* -1: the file could not be made */
     off_t end; /* of the last whole record */
+    int next;  /* the step that needs no mark */
     uint64_t lost;
     char path[4096];
 };
@@ -168,10 +169,25 @@ static void scalars_of(struct scalars *v, const struct tpo_recipe_stage *s, cons
     scalar_add(v, "speed/", "samples_per_s", r->timing.wall_s > 0 ? r->samples / r->timing.wall_s : 0);
 }
 
+/* A run goes on behind its last checkpoint: without the mark a reader would draw the steps that were lost beside those done again. */
+static void start_append(struct tpo_events *e, int step)
+{
+    Tfevents__Event event = TFEVENTS__EVENT__INIT;
+    Tfevents__SessionLog log = TFEVENTS__SESSION_LOG__INIT;
+    log.status = TFEVENTS__SESSION_LOG__SESSION_STATUS__START;
+    event.step = step;
+    event.what_case = TFEVENTS__EVENT__WHAT_SESSION_LOG;
+    event.session_log = &log;
+    event_append(e, &event);
+}
+
 void tpo_events_step(struct tpo_events *e, const struct tpo_recipe_stage *s, int step, const struct tpo_step_report *r,
                      uint64_t aborted)
 {
     if (e == NULL) return;
+    const uint64_t lost = e->lost;
+    if (step != e->next) start_append(e, step);
+    if (e->lost == lost) e->next = step + 1;
     struct scalars *v = malloc(sizeof(*v));
     if (v == NULL) {
         record_lose(e, "no memory");

@@ -1,12 +1,15 @@
 /* events.h -- a stage's numbers as TensorBoard reads them: OUT/k-STAGE/events.out.tfevents.SECONDS.HOST.PID.N
  *
  * A file is TFRecords: length (u64), masked CRC32C of it, an Event (proto/tfevents.proto), masked CRC32C of that; all little-endian. The mask is
- * ((crc >> 15) | (crc << 17)) + 0xa282ead8. A run that goes on begins a file of its own in the same folder, and TensorBoard joins them by step.
+ * ((crc >> 15) | (crc << 17)) + 0xa282ead8. A run that goes on begins a file of its own in the same folder, and TensorBoard joins them in order of
+ * their names. Before the first step of a file, and before one that is done again after a recovery, stands SessionLog START with that step: what a
+ * reader has of it and of later steps is void.
  *
  *   loss/NAME          mean over the micro-batches that had it     rate/GROUP   learning rate, after warm-up and cosine
- *   norm/all, norm/SERVICE   gradient norm of the clipped groups   clip         factor that was used     aborted   steps given up so far
+ *   norm/all     gradient norm of the clipped groups               norm/SERVICE of all groups of a service
+ *   clip         factor that was used                              aborted      steps given up so far
  *   time/PHASE         seconds, by the names of timing.h           time/bubble  seconds in which no service computed
- *   speed/samples_per_s
+ *   data/skipped rows of files passed over so far, where a stage reads any                            speed/samples_per_s
  *
  * Nothing here can stop a training run: a file that cannot be written costs records, which are counted and logged once. */
 #ifndef TPO_TRAINER_STEPS_EVENTS_H

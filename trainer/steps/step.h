@@ -15,7 +15,7 @@ struct tpo_step_report {
     } losses[TPO_LOSSES_MAX];
     int n_losses;
     double norm;                 /* of the clipped groups */
-    double norms[TPO_PARTS];     /* of each service's clipped groups */
+    double norms[TPO_PARTS];     /* of all groups of each service */
     float clip;                  /* factor that was used */
     float rate;                  /* share of every group's rate */
     float rates[TPO_GROUPS_MAX]; /* of each group, as the stage lists them */

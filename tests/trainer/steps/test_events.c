@@ -31,6 +31,13 @@ static struct tpo_step_report report(void)
     return r;
 }
 
+static void expect_start(const Tfevents__Event *e, int step)
+{
+    assert_int_equal(e->what_case, TFEVENTS__EVENT__WHAT_SESSION_LOG);
+    assert_int_equal(e->session_log->status, TFEVENTS__SESSION_LOG__SESSION_STATUS__START);
+    assert_int_equal(e->step, step);
+}
+
 static void crc_is_castagnoli(void **state)
 {
     (void)state;
@@ -52,10 +59,11 @@ static void what_was_written_is_read_back(void **state)
     assert_int_equal(tpo_events_lost(e), 0);
     tpo_events_close(e);
     test_events_read(&read, "stage", 0);
-    assert_int_equal(read.n, 3);
+    assert_int_equal(read.n, 4);
     assert_string_equal(read.all[0]->file_version, "brain.Event:2");
-    assert_int_equal(read.all[1]->step, 7);
-    assert_int_equal(read.all[2]->step, 8);
+    expect_start(read.all[1], 7);
+    assert_int_equal(read.all[2]->step, 7);
+    assert_int_equal(read.all[3]->step, 8);
     static const struct {
         const char *tag;
         float value;
@@ -65,9 +73,9 @@ static void what_was_written_is_read_back(void **state)
                   {"aborted", 3},          {"time/forward", .125F},   {"time/bubble", .0625F},
                   {"time/data", 0},        {"speed/samples_per_s", 4}};
     for (size_t i = 0; i < sizeof(wanted) / sizeof(wanted[0]); i++)
-        if (test_events_value(read.all[1], wanted[i].tag) != wanted[i].value)
-            fail_msg("%s is %g", wanted[i].tag, (double)test_events_value(read.all[1], wanted[i].tag));
-    assert_int_equal(read.all[1]->summary->n_value, 2 + 2 + 4 + 2 + TPO_PHASES + 2);
+        if (test_events_value(read.all[2], wanted[i].tag) != wanted[i].value)
+            fail_msg("%s is %g", wanted[i].tag, (double)test_events_value(read.all[2], wanted[i].tag));
+    assert_int_equal(read.all[2]->summary->n_value, 2 + 2 + 4 + 2 + TPO_PHASES + 2);
     test_events_free(&read);
 }
 
@@ -85,10 +93,34 @@ static void a_run_that_goes_on_begins_another_file(void **state)
     }
     for (int k = 0; k < 2; k++) {
         test_events_read(&read, "stage", k);
-        assert_int_equal(read.n, 2);
-        assert_int_equal(read.all[1]->step, k + 1);
+        assert_int_equal(read.n, 3);
+        expect_start(read.all[1], k + 1);
+        assert_int_equal(read.all[2]->step, k + 1);
         test_events_free(&read);
     }
+}
+
+/* Steps 2 and 3 are done again, as after a recovery that went back to a checkpoint. */
+static void steps_done_again_follow_a_start(void **state)
+{
+    (void)state;
+    static const int steps[] = {1, 2, 3, 2, 3, 4}, starts[] = {1, 0, 0, 1, 0, 0};
+    struct test_events read;
+    const struct tpo_recipe_stage s = stage();
+    const struct tpo_step_report r = report();
+    int at = 1;
+    mkdir("stage", 0755);
+    struct tpo_events *e = tpo_events_open("stage");
+    for (int i = 0; i < 6; i++) tpo_events_step(e, &s, steps[i], &r, 0);
+    tpo_events_close(e);
+    test_events_read(&read, "stage", 0);
+    assert_int_equal(read.n, 1 + 6 + 2);
+    for (int i = 0; i < 6; i++) {
+        if (starts[i]) expect_start(read.all[at++], steps[i]);
+        assert_int_equal(read.all[at]->what_case, TFEVENTS__EVENT__WHAT_SUMMARY);
+        assert_int_equal(read.all[at++]->step, steps[i]);
+    }
+    test_events_free(&read);
 }
 
 static void a_full_disk_costs_records_only(void **state)
@@ -111,7 +143,7 @@ static void a_full_disk_costs_records_only(void **state)
     tpo_events_step(e, &s, 11, &r, 0); /* there is room again: what follows can be read */
     tpo_events_close(e);
     test_events_read(&read, "stage", 0);
-    assert_int_equal(read.n, 1 + 10 - (int)lost + 1);
+    assert_int_equal(read.n, 2 + 10 - (int)lost + 1);
     assert_int_equal(read.all[read.n - 1]->step, 11);
     test_events_free(&read);
 }
@@ -124,11 +156,11 @@ static void no_folder_costs_records_only(void **state)
     struct tpo_events *e = tpo_events_open("missing/folder");
     assert_non_null(e);
     tpo_events_step(e, &s, 1, &r, 0);
-    assert_int_equal(tpo_events_lost(e), 2);
+    assert_int_equal(tpo_events_lost(e), 3);
     tpo_events_close(e);
     tpo_events_step(NULL, &s, 1, &r, 0);
 }
 
 TPO_TESTS(cmocka_unit_test(crc_is_castagnoli), cmocka_unit_test(what_was_written_is_read_back),
-          cmocka_unit_test(a_run_that_goes_on_begins_another_file), cmocka_unit_test(a_full_disk_costs_records_only),
-          cmocka_unit_test(no_folder_costs_records_only))
+          cmocka_unit_test(a_run_that_goes_on_begins_another_file), cmocka_unit_test(steps_done_again_follow_a_start),
+          cmocka_unit_test(a_full_disk_costs_records_only), cmocka_unit_test(no_folder_costs_records_only))
