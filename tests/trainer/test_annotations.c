@@ -123,6 +123,25 @@ static void refcoco_takes_the_images_name_and_one_split(void **state)
     tpo_arena_free(&arena);
 }
 
+/* A missing number is not 0. */
+static void what_has_no_id_is_nobodys(void **state)
+{
+    (void)state;
+    struct tpo_annotations *a = NULL;
+    struct tpo_error err;
+    file_write("instances.json", "{\"images\":[{\"width\":200,\"height\":100,\"file_name\":\"b.png\"},"
+                                 "{\"id\":1,\"width\":200,\"height\":100}],\"annotations\":["
+                                 "{\"image_id\":1,\"bbox\":[50,25,100,50]},{\"id\":2,\"bbox\":[50,25,100,50]},"
+                                 "{\"id\":3,\"image_id\":\"1\",\"bbox\":[50,25,100,50]},"
+                                 "{\"id\":4,\"image_id\":1,\"bbox\":[50,25,100,50]}]}");
+    const char *rows = "[" REF(0, "a.png") "," REF(2, "a.png") "," REF(3, "a.png") "," REF(4, "a.png") "]";
+    if (opened(&a, TPO_ANNOTATIONS_REFCOCO, rows, .75, &err) != TPO_OK) fail_msg("%s", err.message);
+    assert_int_equal(tpo_annotations_bad(a, TPO_FAULT_ROW_BROKEN), 1);
+    assert_int_equal(tpo_annotations_bad(a, TPO_FAULT_ROW_BOX), 2);
+    assert_int_equal(tpo_annotations_rows(a), 1);
+    tpo_annotations_close(a);
+}
+
 static void bad_rows_are_counted_by_reason(void **state)
 {
     (void)state;
@@ -185,6 +204,24 @@ static void files_that_are_no_list_are_refused(void **state)
     assert_int_equal(tpo_annotations_open(&a, &o, &err), TPO_NOT_FOUND);
 }
 
+/* Two files that were joined would be one, and the second's rows gone. */
+static void what_stands_behind_the_list_is_refused(void **state)
+{
+    (void)state;
+#define ROWS "[{\"video\":\"a.png\",\"QA\":[{\"q\":\"x\",\"a\":\"y\"}]}]"
+    static const char *const behind[] = {"\n" ROWS, "\n,", " \n]", "\n\x01"};
+    struct tpo_annotations *a = NULL;
+    struct tpo_error err;
+    char text[512];
+    for (size_t i = 0; i < sizeof(behind) / sizeof(behind[0]); i++) {
+        snprintf(text, sizeof(text), ROWS "%s", behind[i]);
+        if (opened(&a, TPO_ANNOTATIONS_VIDEOCHAT2, text, 1, &err) != TPO_INVALID_ARGUMENT) fail_msg("\"%s\" was taken", text);
+        if (strstr(err.message, "rows.json:2: something stands behind") == NULL) fail_msg("%s", err.message);
+    }
+    assert_int_equal(opened(&a, TPO_ANNOTATIONS_VIDEOCHAT2, "\n" ROWS " \r\n\t\n", 0, &err), TPO_OK);
+    tpo_annotations_close(a);
+}
+
 static void every_epoch_takes_every_row_once(void **state)
 {
     (void)state;
@@ -212,5 +249,6 @@ static void every_epoch_takes_every_row_once(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(each_source_makes_samples), cmocka_unit_test(refcoco_takes_the_images_name_and_one_split),
-          cmocka_unit_test(bad_rows_are_counted_by_reason), cmocka_unit_test(files_that_are_no_list_are_refused),
+          cmocka_unit_test(what_has_no_id_is_nobodys), cmocka_unit_test(bad_rows_are_counted_by_reason),
+          cmocka_unit_test(files_that_are_no_list_are_refused), cmocka_unit_test(what_stands_behind_the_list_is_refused),
           cmocka_unit_test(every_epoch_takes_every_row_once))

@@ -65,6 +65,24 @@ static void bad_media_are_passed_over_then_stop_the_run(void **state)
     annotated_refused("none", "INVALID_ARGUMENT: 64 rows drawn for one sample are bad: ", ".png: ");
 }
 
+/* One picture in 4000 rows: a sample's 64 draws meet none but missing ones, which were found when the file was read. */
+static void a_file_of_missing_media_names_one_of_its_rows(void **state)
+{
+    (void)state;
+    annotated_write();
+    training_model(0);
+    FILE *f = fopen("data/image_it.json", "w");
+    assert_non_null(f);
+    fputs("[{\"image\":\"000001.png\",\"QA\":[{\"q\":\"What?\",\"a\":\"red\"}]}", f);
+    for (int i = 0; i < 3999; i++) fputs(",\n{\"image\":\"none.png\",\"QA\":[{\"q\":\"What?\",\"a\":\"red\"}]}", f);
+    fputs("]\n", f);
+    fclose(f);
+    training_recipe("r.yaml", "  - name: files\n    steps: 6\n    data:\n"
+                              "      - {source: videochat2, annotations: data/image_it.json, media: data/images, skip_most: 1}\n"
+                              "    losses: {language: 1}\n" ANNOTATED_ALL);
+    annotated_refused("none", "64 rows drawn for one sample are bad: data/image_it.json:", ": its medium is missing");
+}
+
 /* Six steps of two pictures each, of 8 of which two are broken: which are drawn when is the seed's. */
 static void two_are_broken(const char *skip_most)
 {
@@ -339,6 +357,7 @@ static void a_medium_that_goes_away_after_its_draw_is_passed_over(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(bad_media_are_passed_over_then_stop_the_run),
+          cmocka_unit_test(a_file_of_missing_media_names_one_of_its_rows),
           cmocka_unit_test(a_run_with_bad_media_goes_on_to_the_same_bits_and_counts),
           cmocka_unit_test(a_run_past_its_share_of_bad_media_stops_at_the_same_step),
           cmocka_unit_test(a_busy_decoder_is_waited_for), cmocka_unit_test(no_more_files_is_no_fault_of_a_row),

@@ -418,8 +418,14 @@ static void missing_files_are_found_before_the_first_step(void **state)
     annotated_refused("out", "NOT_FOUND: stage later: data/refs.json cannot be read", "");
     assert_int_equal(access("out/1-now", F_OK), -1);
 
-    const char *const data[] = {"--data", "elsewhere", NULL};
+    /* The boxes lie beside it, though no key names them. */
     assert_int_equal(rename("refs.away", "data/refs.json"), 0);
+    assert_int_equal(rename("data/instances.json", "instances.away"), 0);
+    annotated_refused("out", "NOT_FOUND: stage later: data/instances.json cannot be read", "");
+    assert_int_equal(access("out/1-now", F_OK), -1);
+    assert_int_equal(rename("instances.away", "data/instances.json"), 0);
+
+    const char *const data[] = {"--data", "elsewhere", NULL};
     assert_int_equal(training_wait(training_start("r.yaml", "moved", NULL, data), 60), 1);
     assert_true(training_says("moved.err", "NOT_FOUND: stage later: elsewhere/data/refs.json cannot be read"));
 }

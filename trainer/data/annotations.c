@@ -39,13 +39,17 @@ const char *tpo_annotation_fault_name(enum tpo_annotation_fault f)
     return fault_names[f];
 }
 
-/* instances.json lies beside the annotations unless it is named. */
+void tpo_annotations_instances(char *out, size_t size, const char *annotations)
+{
+    const char *slash = strrchr(annotations, '/');
+    snprintf(out, size, "%.*sinstances.json", slash != NULL ? (int)(slash - annotations + 1) : 0, annotations);
+}
+
 static int instances_load(struct tpo_annotations *a, struct tpo_error *err)
 {
     char path[4096];
-    const char *slash = strrchr(a->path, '/');
     if (a->options.instances != NULL) return tpo_instances_load(&a->instances, a->options.instances, err);
-    snprintf(path, sizeof(path), "%.*sinstances.json", slash != NULL ? (int)(slash - a->path + 1) : 0, a->path);
+    tpo_annotations_instances(path, sizeof(path), a->path);
     return tpo_instances_load(&a->instances, path, err);
 }
 
@@ -275,6 +279,11 @@ static int row_add(struct scan *s, size_t from, size_t to, uint32_t line, struct
     return TPO_OK;
 }
 
+static bool is_space(char c)
+{
+    return c == ' ' || c == '\n' || c == '\t' || c == '\r';
+}
+
 /* Where each element of the outer list begins and ends: strings are skipped, brackets counted; what is inside is jansson's to judge. */
 static int rows_scan(struct scan *s, struct tpo_error *err)
 {
@@ -283,9 +292,10 @@ static int rows_scan(struct scan *s, struct tpo_error *err)
     uint32_t line = 1, from_line = 1;
     int depth = 0, rc = TPO_OK;
     bool string = false, open = false, ended = false;
-    for (; at < a->size && rc == TPO_OK && !ended; at++) {
+    for (; at < a->size && rc == TPO_OK; at++) {
         const char c = a->text[at];
         if (c == '\n') line++;
+        if (ended && !is_space(c)) break; /* another list, say: two files that were joined */
         if (string) {
             if (c == '\\')
                 at++;
@@ -293,12 +303,11 @@ static int rows_scan(struct scan *s, struct tpo_error *err)
                 string = false;
             continue;
         }
-        const bool space = c == ' ' || c == '\n' || c == '\t' || c == '\r';
-        if (depth == 0 && !space && c != '[') break;
+        if (depth == 0 && !is_space(c) && c != '[') break;
         if (depth == 1 && (c == ',' || c == ']')) {
             if (open) rc = row_add(s, from, at, from_line, err);
             open = false;
-        } else if (depth == 1 && !open && !space) {
+        } else if (depth == 1 && !open && !is_space(c)) {
             open = true;
             from = at;
             from_line = line;
@@ -307,8 +316,9 @@ static int rows_scan(struct scan *s, struct tpo_error *err)
         if ((c == '[' || c == '{') && ++depth > DEPTH_MAX) break;
         if (c == ']' || c == '}') ended = --depth == 0;
     }
-    if (rc != TPO_OK || ended) return rc;
-    return tpo_fail(err, TPO_INVALID_ARGUMENT, "annotations", "%.200s:%u: not a whole list of rows", a->path, line);
+    if (rc != TPO_OK || (ended && at == a->size)) return rc;
+    return tpo_fail(err, TPO_INVALID_ARGUMENT, "annotations", "%.200s:%u: %s", a->path, line,
+                    ended ? "something stands behind the list of rows" : "not a whole list of rows");
 }
 
 static int rows_read(struct tpo_annotations *a, struct tpo_error *err)

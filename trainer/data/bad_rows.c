@@ -52,8 +52,8 @@ static void lines_read(struct tpo_bad_rows *b, FILE *old, uint64_t before)
         uint64_t index = 0;
         int64_t row = 0;
         int at = 0;
-        const size_t n = strlen(line);
-        if (line[n - 1] != '\n' || sscanf(line, "%" SCNu64 " %" SCNd64 " %n", &index, &row, &at) != 2) continue;
+        const size_t n = strlen(line); /* 0 where it begins with NUL */
+        if (n == 0 || line[n - 1] != '\n' || sscanf(line, "%" SCNu64 " %" SCNd64 " %n", &index, &row, &at) != 2) continue;
         line[n - 1] = '\0';
         if (index >= before || row < 0 || row >= b->n_rows || !bit_set(b, row, line + at)) continue;
         if (b->file != NULL) line_write(b, index, row, line + at);

@@ -41,32 +41,44 @@ static const char *box_normalise(float out[4], const json_t *bbox, const struct 
     return NULL;
 }
 
-/* The pictures by id, malloc'd; NULL without memory. */
-static struct picture *pictures_take(struct tpo_instances *s, const json_t *images)
+/* The pictures that have an id, by it, malloc'd; NULL without memory. */
+static struct picture *pictures_take(struct tpo_instances *s, const json_t *images, size_t *n)
 {
     struct picture *all = calloc(json_array_size(images) + 1, sizeof(*all));
     const json_t *x;
     size_t i;
+    *n = 0;
     if (all == NULL) return NULL;
     json_array_foreach((json_t *)images, i, x)
     {
+        const json_t *id = json_object_get(x, "id");
         const char *name = json_string_value(json_object_get(x, "file_name"));
-        all[i] = (struct picture){json_integer_value(json_object_get(x, "id")), json_number_value(json_object_get(x, "width")),
-                                  json_number_value(json_object_get(x, "height")), NULL};
-        if (name != NULL && (all[i].name = tpo_arena_copy(&s->names, name, strlen(name))) == NULL) {
+        if (!json_is_integer(id)) continue;
+        struct picture *p = &all[(*n)++];
+        *p = (struct picture){json_integer_value(id), json_number_value(json_object_get(x, "width")),
+                              json_number_value(json_object_get(x, "height")), NULL};
+        if (name != NULL && (p->name = tpo_arena_copy(&s->names, name, strlen(name))) == NULL) {
             free(all);
             return NULL;
         }
     }
-    qsort(all, json_array_size(images), sizeof(*all), by_id);
+    qsort(all, *n, sizeof(*all), by_id);
     return all;
+}
+
+/* NULL where it names none that is there. */
+static const struct picture *picture_of(const json_t *annotation, const struct picture *pictures, size_t n)
+{
+    const json_t *id = json_object_get(annotation, "image_id");
+    const int64_t image = json_integer_value(id);
+    return json_is_integer(id) ? bsearch(&image, pictures, n, sizeof(*pictures), by_id) : NULL;
 }
 
 static int instances_take(struct tpo_instances *s, const json_t *root, const char *path, struct tpo_error *err)
 {
     const json_t *images = json_object_get(root, "images"), *list = json_object_get(root, "annotations"), *x;
-    struct picture *pictures = pictures_take(s, images);
-    size_t i;
+    size_t i, n;
+    struct picture *pictures = pictures_take(s, images, &n);
     s->items = calloc(json_array_size(list) + 1, sizeof(*s->items));
     if (pictures == NULL || s->items == NULL) {
         free(pictures);
@@ -74,10 +86,11 @@ static int instances_take(struct tpo_instances *s, const json_t *root, const cha
     }
     json_array_foreach((json_t *)list, i, x)
     {
+        const json_t *id = json_object_get(x, "id");
+        if (!json_is_integer(id)) continue;
         struct tpo_instance *o = &s->items[s->n++];
-        const int64_t image = json_integer_value(json_object_get(x, "image_id"));
-        const struct picture *p = bsearch(&image, pictures, json_array_size(images), sizeof(*pictures), by_id);
-        o->id = json_integer_value(json_object_get(x, "id"));
+        const struct picture *p = picture_of(x, pictures, n);
+        o->id = json_integer_value(id);
         o->medium = p != NULL ? p->name : NULL;
         o->fault = box_normalise(o->box, json_object_get(x, "bbox"), p);
     }

@@ -228,21 +228,35 @@ static void questions_choose(const struct tpo_source *s, struct tpo_sample *samp
     sample->n_conversations = s->o.n_conversations;
 }
 
+/* Rows whose media were missing when the file was read are told as they were found, and not by the first that was met. */
+static int none_is_good(struct part *p, int64_t last)
+{
+    struct tpo_source *s = p->source;
+    char first[300];
+    pthread_mutex_lock(&s->lock);
+    snprintf(first, sizeof(first), "%s", tpo_bad_rows_first(s->bad));
+    pthread_mutex_unlock(&s->lock);
+    if (first[0] == '\0')
+        snprintf(first, sizeof(first), "%.100s:%u: its medium is missing", s->o.rows.annotations,
+                 tpo_annotations_line(s->rows, last));
+    return tpo_fail(&p->err, TPO_INVALID_ARGUMENT, "annotations", "%d rows drawn for one sample are bad: %.200s", TRIES, first);
+}
+
 static int sample_draw(struct part *p, uint64_t index, struct tpo_sample *out)
 {
     struct tpo_source *s = p->source;
     const uint64_t n = (uint64_t)tpo_annotations_rows(s->rows);
+    int64_t row = 0;
     for (uint64_t k = 0; k < TRIES; k++) {
-        const int64_t row = k == 0 ? tpo_annotations_pick(s->rows, index)
-                                   : (int64_t)(tpo_random_u64(s->o.rows.seed ^ KEY_INSTEAD, index * TRIES + k) % n);
+        row = k == 0 ? tpo_annotations_pick(s->rows, index)
+                     : (int64_t)(tpo_random_u64(s->o.rows.seed ^ KEY_INSTEAD, index * TRIES + k) % n);
         if (is_marked(s, row)) continue;
         memset(&p->err, 0, sizeof(p->err));
         const int rc = row_take(p, row, out, &p->err);
         if (rc == TPO_OK) questions_choose(s, out, index);
         if (rc == TPO_OK || !is_marked(s, row)) return rc;
     }
-    return tpo_fail(&p->err, TPO_INVALID_ARGUMENT, "annotations", "%d rows drawn for one sample are bad: %.200s", TRIES,
-                    tpo_bad_rows_first(s->bad));
+    return none_is_good(p, row);
 }
 
 static void *part_draw(void *arg)

@@ -356,7 +356,10 @@ int tpo_recipe_files(const struct tpo_recipe *r, struct tpo_error *err)
     for (int i = 0; i < r->n_stages; i++)
         for (int k = 0; k < r->stages[i].n_data; k++) {
             const struct tpo_recipe_data *d = &r->stages[i].data[k];
-            const char *const paths[] = {d->annotations, d->instances, d->media};
+            char beside[4096];
+            const bool unnamed = d->annotations != NULL && d->source == TPO_ANNOTATIONS_REFCOCO && d->instances == NULL;
+            if (unnamed) tpo_annotations_instances(beside, sizeof(beside), d->annotations);
+            const char *const paths[] = {d->annotations, unnamed ? beside : d->instances, d->media};
             for (int p = 0; p < 3; p++)
                 if (paths[p] != NULL && access(paths[p], R_OK) != 0)
                     return tpo_fail(err, TPO_NOT_FOUND, "annotations", "stage %s: %.180s cannot be read", r->stages[i].name,

@@ -79,7 +79,7 @@ float tpo_recipe_loss(const struct tpo_recipe_stage *s, const char *name); /* we
 /* Which of the stage's data micro-batch m of a step draws: a pure function of its arguments. */
 int tpo_recipe_pick(const struct tpo_recipe *r, int stage, int step, int micro_batch);
 
-/* NOT_FOUND "annotations" for the first annotation file or media folder of any stage that cannot be read. */
+/* NOT_FOUND "annotations" for the first annotation file, file of boxes or media folder of any stage that cannot be read. */
 int tpo_recipe_files(const struct tpo_recipe *r, struct tpo_error *err);
 
 #endif
