@@ -161,6 +161,34 @@ static void what_services_hold_is_not_sent(void **state)
     assert_int_equal(system("grep -q 'of=region tensors=4 sent=[1-4]$' mesh.log"), 0);
 }
 
+/* The router keeps its older version for long; the encoder and the region head, who drop theirs at once, have taken the next one by then. */
+static void a_service_without_room_for_a_version_ends_no_run(void **state)
+{
+    (void)state;
+    struct training_mesh m;
+    const char *const publishing[] = {"--publish-every", "1", "--wait", "50ms", NULL};
+    training_model(0);
+    training_recipe("r.yaml", "  - name: talk\n"
+                              "    steps: 4\n"
+                              "    data: [{frames: 1, samples: 2, conversations: 2}]\n"
+                              "    losses: {language: 1, region: 1}\n"
+                              "    groups: [{name: all, optimiser: adamw, rate: 1.0e-3, tensors: ['*']}]\n");
+    training_run("r.yaml", "whole", NULL, NULL);
+    setenv("TPO_VERSION_HOLD", "0ms", 1);
+    training_mesh_start(&m, "served", 1, 2);
+    setenv("TPO_VERSION_HOLD", "10m", 1);
+    training_mesh_renew(&m, TRAINING_ROUTER, 0, NULL);
+    unsetenv("TPO_VERSION_HOLD");
+    const int status = training_wait(training_start("r.yaml", "mesh", &m, publishing), 60);
+    if (status != 0) fail_msg("the run ended with %d", status);
+    assert_true(training_says("mesh.log", "event=published step=1"));
+    assert_true(training_says("mesh.log", "event=publish_apart step=2"));
+    assert_true(training_says("mesh.log", "event=publish_apart step=4"));
+    training_same_lines("whole", "mesh");
+    training_same_model("whole", "mesh", "1-talk");
+    training_mesh_stop(&m);
+}
+
 TPO_TESTS(cmocka_unit_test(fifty_steps_of_stage_two), cmocka_unit_test(twenty_steps_of_everything_with_dropout),
           cmocka_unit_test(replicas_of_unequal_number), cmocka_unit_test(dropout_is_not_idle),
-          cmocka_unit_test(what_services_hold_is_not_sent))
+          cmocka_unit_test(what_services_hold_is_not_sent), cmocka_unit_test(a_service_without_room_for_a_version_ends_no_run))

@@ -214,22 +214,30 @@ static int checkpoint(struct stage *s, struct tpo_error *err)
     return rc;
 }
 
-/* Serving goes on from the committed step; where it cannot take a version yet it takes a later one, and waits for the last. Steps that are done
- * once more change nothing there; the one that is served, reached again, is given to a service that has lost it. */
+/* Serving goes on from the committed step; where it cannot take a version yet it takes a later one, and waits for the last. A service that has no
+ * room for what others have taken gets a later one, too: requests are served from what all hold. Steps that are done once more change nothing there;
+ * the one that is served, reached again, is given to a service that has lost it. */
 static int publish(struct stage *s, bool patient, struct tpo_error *err)
 {
     struct run *r = s->run;
+    struct tpo_error why = {0};
     const int every = r->options->publish_every, n = s->at.step;
     uint64_t version = n == s->published ? s->version : 0;
     if (!r->remote || every == 0 || n < s->published || (n == 0 && version == 0)) return TPO_OK;
     if (!s->apart && n % every != 0 && n < s->recipe->steps) return TPO_OK;
-    int rc = tpo_crew_publish(&r->crew, n, r->options->wait_ms, patient, &version, err);
+    const int rc = tpo_crew_publish(&r->crew, n, r->options->wait_ms, patient, &version, &why);
     if (version == 0) return rc;
     s->published = n;
     s->version = version;
     s->apart = rc != TPO_OK;
     if (rc == TPO_OK) printf("stage=%s event=published step=%d version=%llu\n", s->recipe->name, n, (unsigned long long)version);
     fflush(stdout);
+    if (rc == TPO_OK) return rc;
+    if (why.code == TPO_RESOURCE_EXHAUSTED) {
+        tpo_log(TPO_LOG_WARN, "publish_apart", "step=%d version=%llu reason=%s", n, (unsigned long long)version, why.reason);
+        return TPO_OK;
+    }
+    if (err != NULL) *err = why;
     return rc;
 }
 
@@ -313,8 +321,7 @@ static int rejoin(struct stage *s, struct tpo_error *err)
     struct tpo_error why = {0};
     s->apart = s->apart || tpo_crew_serves_apart(&s->run->crew);
     const int rc = s->apart ? publish(s, false, &why) : TPO_OK;
-    /* What has no room yet is given with a later step, what went away is the next step's to find. */
-    if (rc == TPO_OK || tpo_recovery_helps(&why) || why.code == TPO_RESOURCE_EXHAUSTED) return TPO_OK;
+    if (rc == TPO_OK || tpo_recovery_helps(&why)) return TPO_OK; /* what went away is the next step's to find */
     if (err != NULL) *err = why;
     return rc;
 }
