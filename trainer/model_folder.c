@@ -61,6 +61,7 @@ struct folder {
     struct tpo_entry *entries;      /* (n) */
     const struct tpo_param **items; /* (n) */
     int n;
+    const char *dir;              /* its companions are taken */
     struct tpo_safetensors *from; /* NULL: random, from seed */
     uint64_t seed;
     float *whole; /* of the tensor `whole_of`, whose values cannot be drawn one by one */
@@ -103,7 +104,7 @@ static int folder_open(struct folder *f, const char *from, int random, uint64_t 
 {
     struct tpo_config config;
     int total = 0, rc = tpo_config_load(&config, from, err);
-    *f = (struct folder){.seed = seed, .whole_of = -1};
+    *f = (struct folder){.dir = from, .seed = seed, .whole_of = -1};
     if (rc == TPO_OK && !random) rc = tpo_safetensors_open(&f->from, from, err);
     if (rc == TPO_OK) rc = schemas_declare(f, &config, from, err);
     for (int k = 0; k <= OTHERS; k++) total += f->schemas[k].n;
@@ -217,20 +218,28 @@ static int settle(const char *part, const char *dir, struct tpo_error *err)
     return rc;
 }
 
-/* Everything is written to DIR/.part and moved once it is whole; a failure leaves nothing. */
-static int write_folder(struct folder *f, const char *dir, const char *from, struct tpo_error *err)
+int tpo_model_folder_vacant(const char *dir, struct tpo_error *err)
+{
+    static const char *const weights[] = {"model.safetensors", "model.safetensors.index.json"};
+    char path[4200];
+    for (size_t i = 0; i < sizeof(weights) / sizeof(weights[0]); i++) {
+        snprintf(path, sizeof(path), "%.4000s/%s", dir, weights[i]);
+        if (access(path, F_OK) == 0) return tpo_fail(err, TPO_ALREADY_EXISTS, "model_folder", "%s is there already", path);
+    }
+    return TPO_OK;
+}
+
+int tpo_model_folder_fill(const char *dir, int (*write)(void *owner, const char *part, struct tpo_error *err), void *owner,
+                          struct tpo_error *err)
 {
     char part[4100];
-    const struct tpo_shards shards = {
-        .tensors = f->entries, .n = f->n, .shard_bytes = TPO_SHARD_BYTES, .begin = begin, .make = make, .owner = f};
     const bool made = mkdir(dir, 0755) == 0;
     if (!made && errno != EEXIST) return tpo_fail(err, TPO_FAILED_PRECONDITION, "model_folder", "%s: %s", dir, strerror(errno));
     snprintf(part, sizeof(part), "%.4000s/.part", dir);
     settle(part, NULL, NULL); /* of a run that was killed */
     int rc =
         mkdir(part, 0755) == 0 ? TPO_OK : tpo_fail(err, TPO_FAILED_PRECONDITION, "model_folder", "%s: %s", part, strerror(errno));
-    if (rc == TPO_OK) rc = tpo_model_folder_companions(part, from, err);
-    if (rc == TPO_OK) rc = tpo_shards_write(part, &shards, err);
+    if (rc == TPO_OK) rc = write(owner, part, err);
     if (rc == TPO_OK) rc = settle(part, dir, err);
     if (rc == TPO_OK) return TPO_OK;
     settle(part, NULL, NULL);
@@ -238,18 +247,23 @@ static int write_folder(struct folder *f, const char *dir, const char *from, str
     return rc;
 }
 
+static int folder_put(void *owner, const char *part, struct tpo_error *err)
+{
+    struct folder *f = owner;
+    const struct tpo_shards shards = {
+        .tensors = f->entries, .n = f->n, .shard_bytes = TPO_SHARD_BYTES, .begin = begin, .make = make, .owner = f};
+    const int rc = tpo_model_folder_companions(part, f->dir, err);
+    return rc == TPO_OK ? tpo_shards_write(part, &shards, err) : rc;
+}
+
 int tpo_model_folder_write(const char *dir, const char *from, int random, uint64_t seed, enum tpo_dtype dtype,
                            struct tpo_error *err)
 {
-    static const char *const weights[] = {"model.safetensors", "model.safetensors.index.json"};
-    char path[4200];
     struct folder f;
-    for (size_t i = 0; i < sizeof(weights) / sizeof(weights[0]); i++) {
-        snprintf(path, sizeof(path), "%.4000s/%s", dir, weights[i]);
-        if (access(path, F_OK) == 0) return tpo_fail(err, TPO_ALREADY_EXISTS, "model_folder", "%s is there already", path);
-    }
-    int rc = folder_open(&f, from, random, seed, dtype, err);
-    if (rc == TPO_OK) rc = write_folder(&f, dir, from, err);
+    int rc = tpo_model_folder_vacant(dir, err);
+    if (rc != TPO_OK) return rc;
+    rc = folder_open(&f, from, random, seed, dtype, err);
+    if (rc == TPO_OK) rc = tpo_model_folder_fill(dir, folder_put, &f, err);
     folder_close(&f);
     return rc;
 }

@@ -15,6 +15,13 @@
 int tpo_model_folder_write(const char *dir, const char *from, int random, uint64_t seed, enum tpo_dtype dtype,
                            struct tpo_error *err);
 
+/* ALREADY_EXISTS where `dir` holds weights. */
+int tpo_model_folder_vacant(const char *dir, struct tpo_error *err);
+
+/* Makes `dir` where it is missing, lets `write` put files into DIR/.part and moves them once it is done: a failure leaves what was there before. */
+int tpo_model_folder_fill(const char *dir, int (*write)(void *owner, const char *part, struct tpo_error *err), void *owner,
+                          struct tpo_error *err);
+
 /* Copies config.json, added_tokens.json and tokenizer.model. */
 int tpo_model_folder_companions(const char *dir, const char *from, struct tpo_error *err);
 

@@ -29,10 +29,10 @@ static bool peft_name(char out[TPO_NAME_MAX], const char *ours)
     return true;
 }
 
-static int folder_make(const char *dir, const char *file, struct tpo_error *err)
+static int folder_make(const char *dir, struct tpo_error *err)
 {
     char path[4096];
-    snprintf(path, sizeof(path), "%s/%s", dir, file);
+    snprintf(path, sizeof(path), "%s/adapter_model.safetensors", dir);
     if (access(path, F_OK) == 0) return tpo_fail(err, TPO_ALREADY_EXISTS, "adapter", "%.200s is there already", path);
     if (mkdir(dir, 0755) != 0 && errno != EEXIST)
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "adapter", "%.200s: %s", dir, strerror(errno));
@@ -108,7 +108,7 @@ int tpo_peft_export(const char *dir, const char *model, struct tpo_error *err)
     struct tpo_safetensors *files = NULL;
     int rc = model_open(&c, &p, &files, model, err);
     if (rc == TPO_OK) rc = tpo_stream_open(&s, "cpu", 1, err);
-    if (rc == TPO_OK) rc = folder_make(dir, "adapter_model.safetensors", err);
+    if (rc == TPO_OK) rc = folder_make(dir, err);
     if (rc == TPO_OK) rc = tpo_peft_config_write(dir, &c, err);
     if (rc == TPO_OK) rc = tensors_write(dir, s, &p, files, err); /* last: a folder that holds them is whole */
     tpo_safetensors_close(files);
@@ -168,6 +168,19 @@ static int merged_write(const char *dir, const struct tpo_safetensors *files, co
     return rc;
 }
 
+struct merging {
+    const char *model;
+    const struct tpo_safetensors *files, *lora;
+};
+
+static int merged_put(void *owner, const char *part, struct tpo_error *err)
+{
+    const struct merging *m = owner;
+    int rc = tpo_model_folder_companions(part, m->model, err);
+    if (rc == TPO_OK) rc = merged_write(part, m->files, m->lora, err);
+    return rc == TPO_OK ? tpo_model_folder_manifest(part, err) : rc;
+}
+
 int tpo_peft_import(const char *dir, const char *model, const char *adapter, struct tpo_error *err)
 {
     char path[4096];
@@ -179,10 +192,9 @@ int tpo_peft_import(const char *dir, const char *model, const char *adapter, str
     if (rc == TPO_OK) rc = tpo_peft_config_check(adapter, &c, &p, err);
     if (rc == TPO_OK) rc = tpo_safetensors_open(&lora, path, err);
     if (rc == TPO_OK) rc = adapter_check(&p, lora, err);
-    if (rc == TPO_OK) rc = folder_make(dir, "model.safetensors", err);
-    if (rc == TPO_OK) rc = tpo_model_folder_companions(dir, model, err);
-    if (rc == TPO_OK) rc = merged_write(dir, files, lora, err);
-    if (rc == TPO_OK) rc = tpo_model_folder_manifest(dir, err);
+    if (rc == TPO_OK) rc = tpo_model_folder_vacant(dir, err);
+    struct merging m = {model, files, lora};
+    if (rc == TPO_OK) rc = tpo_model_folder_fill(dir, merged_put, &m, err);
     tpo_safetensors_close(lora);
     tpo_safetensors_close(files);
     tpo_params_free(&p, NULL);

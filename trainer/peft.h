@@ -17,7 +17,7 @@ int tpo_peft_export(const char *dir, const char *model, struct tpo_error *err);
 
 /* Writes `dir`: the model folder `model` with the adapter's LoRA (F32) in place of its own; every other tensor as it is. INVALID_ARGUMENT "adapter"
  * by the name of the key or tensor: a config that means something else than the router computes (trainer/peft_config.h), a tensor that is missing,
- * extra, misshapen or not F32. ALREADY_EXISTS when `dir` holds a model. */
+ * extra, misshapen or not F32. ALREADY_EXISTS when `dir` holds a model. A failure leaves what was there before. */
 int tpo_peft_import(const char *dir, const char *model, const char *adapter, struct tpo_error *err);
 
 #endif

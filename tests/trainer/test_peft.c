@@ -1,7 +1,9 @@
 /* LoRA out to PEFT's layout and back keeps every bit; an adapter or a model that does not fit is refused by the name of what is wrong. */
 #include "tests/support/test.h"
 
+#include <signal.h>
 #include <stdbool.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -329,7 +331,45 @@ static void a_checkpoint_keeps_the_heads_of_training(void **state)
     tpo_safetensors_close(files);
 }
 
+/* There is room for the companions and not for the weights: nothing is left, and the same command works once there is. */
+static void a_full_disk_leaves_no_half_a_folder(void **state)
+{
+    (void)state;
+    struct tpo_error err;
+    struct rlimit before, small;
+    struct stat weights, words;
+    model_make("one", 1);
+    ok(tpo_peft_export("adapter", "one", &err), &err);
+    assert_true(stat("one/model.safetensors", &weights) == 0 && stat("one/tokenizer.model", &words) == 0);
+    assert_true(words.st_size < weights.st_size - 1);
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    small = before;
+    small.rlim_cur = (rlim_t)weights.st_size - 1;
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    assert_int_equal(tpo_peft_import("made", "one", "adapter", &err), TPO_RESOURCE_EXHAUSTED);
+    assert_int_equal(access("made", F_OK), -1);
+    mkdir("made", 0755);
+    assert_int_equal(tpo_peft_import("made", "one", "adapter", &err), TPO_RESOURCE_EXHAUSTED);
+    assert_int_equal(rmdir("made"), 0); /* it is empty */
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    ok(tpo_peft_import("made", "one", "adapter", &err), &err);
+    assert_int_equal(access("made/manifest.json", F_OK), 0);
+}
+
+static void a_folder_with_weights_in_shards_is_a_model(void **state)
+{
+    (void)state;
+    struct tpo_error err;
+    model_make("one", 1);
+    ok(tpo_peft_export("adapter", "one", &err), &err);
+    mkdir("made", 0755);
+    fclose(fopen("made/model.safetensors.index.json", "w"));
+    assert_int_equal(tpo_peft_import("made", "one", "adapter", &err), TPO_ALREADY_EXISTS);
+}
+
 TPO_TESTS(cmocka_unit_test(out_and_in_keeps_every_bit), cmocka_unit_test(tensors_that_do_not_fit_are_named),
           cmocka_unit_test(configs_that_do_not_fit_are_refused), cmocka_unit_test(configs_that_say_the_same_otherwise_are_taken),
           cmocka_unit_test(models_that_are_not_their_config_are_refused),
-          cmocka_unit_test(a_checkpoint_keeps_the_heads_of_training))
+          cmocka_unit_test(a_checkpoint_keeps_the_heads_of_training), cmocka_unit_test(a_full_disk_leaves_no_half_a_folder),
+          cmocka_unit_test(a_folder_with_weights_in_shards_is_a_model))
