@@ -47,8 +47,8 @@ struct tpo_annotations_options {
 /* Where refcoco's boxes are unless they are named: instances.json beside the annotations. */
 void tpo_annotations_instances(char *out, size_t size, const char *annotations);
 
-/* Reads and checks every row. NOT_FOUND "annotations" for a missing file or folder; INVALID_ARGUMENT "annotations" when the file is no list or more than one, holds no
- * good row, or more than skip_most of its rows are bad: the sentence names the commonest fault and the first row that has it. */
+/* Reads and checks every row. NOT_FOUND "annotations" for a missing file or folder; INVALID_ARGUMENT "annotations" when the file is no list or more
+ * than one, holds no good row, or more than skip_most of its rows are bad: the sentence names the commonest fault and the first row that has it. */
 int tpo_annotations_open(struct tpo_annotations **out, const struct tpo_annotations_options *o, struct tpo_error *err);
 void tpo_annotations_close(struct tpo_annotations *a); /* accepts NULL */
 

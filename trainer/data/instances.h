@@ -21,9 +21,9 @@ struct tpo_instances {
     struct tpo_arena names;
 };
 
-/* A box that is not four finite numbers, is inverted, without area, outside its picture by more than half a pixel, or of a picture without a
- * size, is kept with its fault; what has no id (a whole number) is nobody's. NOT_FOUND "annotations" for a missing file, INVALID_ARGUMENT "annotations" for one that is no JSON. free accepts
- * the zeroed. */
+/* A box that is not four finite numbers, is inverted, without area, outside its picture by more than half a pixel, or of a picture without a size, is
+ * kept with its fault; what has no id (a whole number) is nobody's. NOT_FOUND "annotations" for a missing file, INVALID_ARGUMENT "annotations" for
+ * one that is no JSON. free accepts the zeroed. */
 int tpo_instances_load(struct tpo_instances *s, const char *path, struct tpo_error *err);
 void tpo_instances_free(struct tpo_instances *s);
 
