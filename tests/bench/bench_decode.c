@@ -23,6 +23,7 @@
 
 #include "common/safetensors.h"
 #include "services/router/router.h"
+#include "tests/bench/after.h"
 #include "tests/bench/bare_read.h"
 #include "trainer/model_folder.h"
 
@@ -45,7 +46,7 @@ static void die(const char *what)
 
 static void shell(const char *format, const char *argument)
 {
-    char command[512];
+    char command[1024];
     snprintf(command, sizeof(command), format, argument, argument);
     if (system(command) != 0) die(command);
 }
@@ -339,11 +340,6 @@ static void settings(const struct tpo_config *c, const char *dtype, int n)
     if (!alone) peer_close(&peer);
 }
 
-static void clean(void)
-{
-    shell("rm -rf %s", folder);
-}
-
 int main(int argc, char **argv)
 {
     const char *build = getenv("TPO_BUILD") != NULL ? getenv("TPO_BUILD") : "build";
@@ -353,7 +349,7 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     snprintf(folder, sizeof(folder), "%s/bench-decode", build);
     shell("rm -rf %s && mkdir -p %s", folder);
-    atexit(clean);
+    after("rm -rf %s", folder);
     write_config(&c);
     write_weights(&c);
     for (int i = 2; i < argc; i++) settings(&c, argv[i], n);

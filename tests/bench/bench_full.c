@@ -3,7 +3,7 @@
  *
  *   KEEP=1 make bench B=full     leaves the folder for the next run; one that was there already is used, and stays
  *
- * build/published is made of models/published where it is missing (`tpo model random`). The mesh is `tpo up --any-port --dtype bf16`, all cores,
+ * build/published is made of models/published where it is missing (`tpo model random`), and is there only when it is whole. The mesh is `tpo up --any-port --dtype bf16`, all cores,
  * weights mapped. Per process: the time until it serves (open: mapped and checked; ready: after a pass that warms it, which reads every weight
  * once, from the disk if need be), and memory after both answers beside the bytes of the tensors it owns: what it has of its own (RssAnon) and
  * what of the files is in memory (RssFile, the kernel's to drop), and the peak of both (VmHWM). Random weights never stop: every answer is cut at
@@ -17,11 +17,13 @@
 #include "common/cores.h"
 #include "common/prefixes.h"
 #include "common/safetensors.h"
+#include "tests/bench/after.h"
 #include "tests/bench/bare_read.h"
 #include "tests/support/http.h"
 #include "tests/support/test.h"
 
 #define FOLDER     "build/published"
+#define NEW        FOLDER ".new" /* while it is written */
 #define TOKENS     16
 #define READ_BYTES ((size_t)512 << 20)
 
@@ -200,13 +202,14 @@ int main(void)
     const double begun = tpo_now_s();
     strcpy(run_dir, "/tmp/tpo-bench-XXXXXX");
     if (mkdtemp(run_dir) == NULL) die("no directory");
-    if (!there && system("build/tpo model random models/published " FOLDER " --dtype bf16") != 0)
+    after("rm -rf %s " NEW "%s", run_dir, keep ? "" : " " FOLDER);
+    if (!there &&
+        system("rm -rf " NEW " && build/tpo model random models/published " NEW " --dtype bf16 && mv " NEW " " FOLDER) != 0)
         die("the folder could not be written");
     if (!there) printf("folder written in %.0f s\n", tpo_now_s() - begun);
-    /* A clip's prompt has more rows than the usual pool of keys holds at this width. */
-    setenv("TPO_KV_BYTES", "256M", 0);
     setenv("TPO_TIMEOUT_MAX", "2h", 0);
     const double started = tpo_now_s();
+    after("build/tpo down --run-dir %s", run_dir);
     snprintf(command, sizeof(command), "build/tpo up --any-port --run-dir %s --model %s --dtype bf16 --wait 1h >/dev/null", run_dir,
              FOLDER);
     if (system(command) != 0) die("the mesh did not start");
@@ -215,7 +218,5 @@ int main(void)
     ask_about("image", "crowd.png", "Where is the red cross?");
     ask_about("video", "walk.mp4", "Where is the white cross?");
     print_processes();
-    snprintf(command, sizeof(command), "build/tpo down --run-dir %s >/dev/null; rm -rf %s%s", run_dir, run_dir,
-             keep ? "" : " " FOLDER);
-    return system(command) == 0 ? 0 : 1;
+    return 0;
 }

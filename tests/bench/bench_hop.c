@@ -2,7 +2,6 @@
  * (hop_peer.cc), in one run on one machine. Each server is a process of its own. One call at a time gives microseconds; several at once give
  * calls per second. The rounds of the two alternate, and the best of each counts, since neighbours make single rounds slower and never faster. */
 #include <errno.h>
-#include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +14,7 @@
 #include "common/rpc/server.h"
 #include "encoder.pb-c.h"
 #include "media.pb-c.h"
+#include "tests/bench/after.h"
 
 #define ROUNDS  5
 #define QUERIES 96
@@ -63,13 +63,16 @@ struct loop {
     const ProtobufCMessage *message;
     bool large;
     int left, in_flight, failed;
+    size_t bytes; /* that came back */
 };
 
 static void start_one(struct loop *l);
 
 static void on_message(void *owner, struct tpo_rpc *r, ProtobufCMessage *message, struct tpo_payload *payload)
 {
-    (void)owner, (void)r;
+    struct loop *l = owner;
+    (void)r;
+    l->bytes += l->large ? payload->size_bytes : ((Tpo__V1__MediaChunk *)message)->data.len;
     tpo_payload_free(payload);
     protobuf_c_message_free_unpacked(message, NULL);
 }
@@ -112,6 +115,7 @@ static double run_ours(struct tpo_loop *loop, struct tpo_peers *peers, bool larg
     for (int i = 0; i < outstanding; i++) start_one(&l);
     while (l.in_flight > 0) tpo_loop_wait(loop, 1000);
     if (l.failed > 0) die("calls failed", NULL);
+    if (l.bytes != (size_t)calls * (large ? sizeof(float) * QUERIES * WIDTH : sizeof(bytes))) die("not all came back", NULL);
     return (tpo_now_s() - begun) / calls;
 }
 
@@ -134,9 +138,13 @@ static pid_t start_program(char **argv, FILE **out)
     return pid;
 }
 
-static int read_port(FILE *out)
+/* Its port. */
+static int start_server(const char *program)
 {
     int port;
+    FILE *out;
+    pid_t pid = start_program((char *[]){(char *)program, "serve", NULL}, &out);
+    after("kill -9 %d", (int)pid);
     if (fscanf(out, "%d", &port) != 1) die("a server did not start", NULL);
     return port;
 }
@@ -171,10 +179,7 @@ int main(int argc, char **argv)
     char peer[4096], self[4096], address[32];
     snprintf(self, sizeof(self), "%s", argv[0]);
     snprintf(peer, sizeof(peer), "%.*s/hop_peer", (int)(strrchr(self, '/') - self), self);
-    FILE *our_out, *peer_out;
-    pid_t ours = start_program((char *[]){self, "serve", NULL}, &our_out);
-    pid_t theirs = start_program((char *[]){peer, "serve", NULL}, &peer_out);
-    int our_port = read_port(our_out), peer_port = read_port(peer_out);
+    int our_port = start_server(self), peer_port = start_server(peer);
 
     struct tpo_loop *loop;
     struct tpo_peers *peers;
@@ -200,6 +205,5 @@ int main(int argc, char **argv)
     printf("ratio above 1: common/rpc is faster\n");
     tpo_peers_close(peers);
     tpo_loop_close(loop);
-    kill(ours, SIGKILL), kill(theirs, SIGKILL);
     return 0;
 }

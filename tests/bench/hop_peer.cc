@@ -78,6 +78,7 @@ template <class Message, class Start> static void run(Start start, const Message
 {
     grpc::CompletionQueue queue;
     int left = calls, in_flight = 0;
+    size_t bytes = 0;
     auto open = [&] {
         auto *call = new ClientCall<Message>;
         call->context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
@@ -96,9 +97,14 @@ template <class Message, class Start> static void run(Start start, const Message
             std::fprintf(stderr, "hop_peer: %s\n", call->status.error_message().c_str());
             std::exit(1);
         }
+        bytes += call->reply.ByteSizeLong();
         delete call;
         in_flight--;
         if (left > 0) open();
+    }
+    if (bytes != calls * message.ByteSizeLong()) {
+        std::fprintf(stderr, "hop_peer: not all came back\n");
+        std::exit(1);
     }
 }
 

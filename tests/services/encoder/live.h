@@ -29,6 +29,7 @@ struct live {
     pid_t redis, encoder;
     int redis_port;
     bool train;
+    const char *threads; /* of the encoder's team; NULL: one */
     struct tpo_loop *loop;
     struct tpo_peers *peers;
 };
@@ -104,9 +105,10 @@ static inline void live_encoder(struct live *l)
     snprintf(program, sizeof(program), "%s/tpo-encoder", l->build);
     snprintf(cache, sizeof(cache), "127.0.0.1:%d", l->redis_port);
     unlink("port");
+    char *threads = (char *)(l->threads != NULL ? l->threads : "1");
     char *argv[] = {NULL,    "--listen", "127.0.0.1:0", "--port-file", "port",  "--model",
                     "model", "--cache",  cache,         "--media-dir", "media", "--threads",
-                    "1",     "--queue",  "16",          "--log-level", "warn",  l->train ? "--train" : NULL,
+                    threads, "--queue",  "16",          "--log-level", "warn",  l->train ? "--train" : NULL,
                     NULL};
     l->encoder = live_spawn(program, argv);
 }
