@@ -112,7 +112,7 @@ static double run_ours(struct tpo_loop *loop, struct tpo_peers *peers, bool larg
                                      .reply_payload = large,
                                      .timeout_ms = 60000};
     double begun = tpo_now_s();
-    for (int i = 0; i < outstanding; i++) start_one(&l);
+    for (int i = 0; i < outstanding && l.left > 0; i++) start_one(&l);
     while (l.in_flight > 0) tpo_loop_wait(loop, 1000);
     if (l.failed > 0) die("calls failed", NULL);
     if (l.bytes != (size_t)calls * (large ? sizeof(float) * QUERIES * WIDTH : sizeof(bytes))) die("not all came back", NULL);
