@@ -5,14 +5,14 @@
  *
  * tests/bench/train.yaml says what is trained. All start from the weights of models/small and take the same batches in the same order, drawn
  * ahead: what is timed is forward, backward and the optimiser's step. First all must find the same losses on the first batch. One process and the
- * mesh take turns, a block of steps each, and their ratio is that of the blocks' medians. CPU seconds are of one process's own threads (the
- * mesh's lie in its services); they say more than the wall's where others use the machine. */
+ * mesh take turns, a block of steps each; PyTorch takes as many such blocks afterwards, in f32 and in bf16. Each has had every batch before,
+ * untimed; each figure is the median of the blocks. CPU seconds are of one process's own threads (the mesh's lie in its services); they say more
+ * than the wall's where others use the machine. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 #include <jansson.h>
 
@@ -22,6 +22,7 @@
 #include "services/region/region.h"
 #include "services/router/learn.h"
 #include "services/router/prompt.h"
+#include "tests/bench/after.h"
 #include "tests/support/test.h"
 #include "tests/support/training.h"
 #include "trainer/steps/mesh.h"
@@ -177,7 +178,7 @@ static double loss_of(const struct tpo_step_report *r, const char *name)
     return NAN;
 }
 
-#define BLOCK      4 /* steps between turns */
+#define BLOCK      BATCHES /* steps between turns: of every batch one, as their sizes differ */
 #define BLOCKS_MAX 64
 
 /* What takes the steps: a crew of this process, or of a mesh's services. */
@@ -279,9 +280,9 @@ static void batches_make(struct tpo_world_batch *batches, const struct models *m
     arrays_write(arrays, BATCHES);
 }
 
-/* Turn by turn; the first of every batch is not timed: memory is taken. */
+/* Turn by turn; the first block is not timed: memory is taken. */
 static void ours(struct side *one, struct side *mesh, const struct tpo_recipe *recipe, struct models *models, int threads,
-                 int steps)
+                 int blocks)
 {
     static struct tpo_world_batch batches[BATCHES];
     static struct tpo_mesh where;
@@ -291,32 +292,31 @@ static void ours(struct side *one, struct side *mesh, const struct tpo_recipe *r
     snprintf(model, sizeof(model), "%s/" MODEL, tpo_test_source());
     models_open(models, threads);
     batches_make(batches, models, recipe);
+    after("rm -f encoder-0.log router-0.log region-0.log");
     training_mesh_start(&services, model, 1, threads);
+    for (int i = 0; i < TRAINING_SERVICES; i++) after("kill -9 %d", (int)services.pids[i][0]);
     check(tpo_mesh_read(&where, training_mesh_text(&services), &err), &err);
     where.holder = "bench";
     where.lease_ms = where.call_ms = 60000;
     side_open(one, recipe, models, NULL);
     side_open(mesh, recipe, models, &where);
-    const int blocks = steps / BLOCK < 1 ? 1 : steps / BLOCK > BLOCKS_MAX ? BLOCKS_MAX : steps / BLOCK;
-    for (int block = -BATCHES / BLOCK; block < blocks; block++) {
-        steps_take(one, recipe, batches, block >= 0);
-        steps_take(mesh, recipe, batches, block >= 0);
+    for (int block = 0; block <= blocks; block++) {
+        steps_take(one, recipe, batches, block > 0);
+        steps_take(mesh, recipe, batches, block > 0);
     }
     tpo_crew_close(&mesh->crew);
     tpo_crew_close(&one->crew);
     training_mesh_stop(&services);
-    static const char *const logs[] = {"encoder-0.log", "router-0.log", "region-0.log"};
-    for (int i = 0; i < 3; i++) unlink(logs[i]);
 }
 
 /* --- PyTorch ---------------------------------------------------------------------------------------------------------------------------- */
 
-static struct took peer(const char *dtype, int threads, int steps, int warm, double losses[2])
+static struct took peer(const char *dtype, int threads, int blocks, double losses[2])
 {
     char command[4096], line[1024] = "";
     snprintf(command, sizeof(command),
-             "build/peers/bin/python tests/peers/train_torch.py " MODEL " " FILE_OF " --dtype %s --threads %d --steps %d --warm %d",
-             dtype, threads, steps, warm);
+             "build/peers/bin/python tests/peers/train_torch.py " MODEL " " FILE_OF " --dtype %s --threads %d --blocks %d", dtype,
+             threads, blocks);
     FILE *f = popen(command, "r");
     if (f == NULL || fgets(line, sizeof(line), f) == NULL) die("the peer answered nothing");
     pclose(f);
@@ -326,6 +326,7 @@ static struct took peer(const char *dtype, int threads, int steps, int warm, dou
     const struct took took = {json_number_value(json_object_get(answer, "seconds")),
                               json_number_value(json_object_get(answer, "cpu_seconds"))};
     json_decref(answer);
+    if (took.wall <= 0) die("the peer's answer has no time");
     return took;
 }
 
@@ -358,9 +359,12 @@ int main(int argc, char **argv)
     struct tpo_error err;
     check(tpo_recipe_load(&recipe, "tests/bench/train.yaml", &err), &err);
     const int threads = argc > 1 ? atoi(argv[1]) : 2, steps = argc > 2 ? atoi(argv[2]) : 20,
+              blocks = steps / BLOCK < 1            ? 1
+                       : steps / BLOCK > BLOCKS_MAX ? BLOCKS_MAX
+                                                    : steps / BLOCK,
               samples = recipe->stages[0].data[0].samples;
     double f32[2], bf16[2];
-    ours(&alone, &mesh, recipe, &models, threads, steps);
+    ours(&alone, &mesh, recipe, &models, threads, blocks);
     const struct took one = side_took(&alone), over = side_took(&mesh);
     printf("a step of %d samples, %d threads\n", samples, threads);
     line("one process", one, samples, alone.losses);
@@ -371,7 +375,7 @@ int main(int argc, char **argv)
     printf("one process / the mesh: %.3f by wall\n", one.wall / over.wall);
     tpo_recipe_close(recipe);
     if (argc > 3 && strcmp(argv[3], "alone") == 0) return 0;
-    const struct took torch32 = peer("f32", threads, steps, BATCHES, f32), torch16 = peer("bf16", threads, steps / 8 + 1, 1, bf16);
+    const struct took torch32 = peer("f32", threads, blocks, f32), torch16 = peer("bf16", threads, blocks, bf16);
     line("PyTorch, f32", torch32, samples, f32);
     line("PyTorch, bf16", torch16, samples, bf16);
     printf("PyTorch's better one / one process: %.2f by wall, %.2f by CPU\n", fmin(torch32.wall, torch16.wall) / one.wall,

@@ -1,13 +1,15 @@
 """Training steps of the small model in PyTorch: the peer of `make bench B=train`.
 
-    train_torch.py MODEL_DIR BATCHES.safetensors [--threads N] [--steps N] [--warm N] [--dtype f32|bf16]
+    train_torch.py MODEL_DIR BATCHES.safetensors [--threads N] [--blocks N] [--dtype f32|bf16]
 
 Packed conversations behind one visual prefix, language and box loss, Muon on the blocks' matrices (same shapes stacked), fused AdamW on the rest, as
-tests/bench/train.yaml says. bf16 is autocast. One JSON line: losses of the first step, seconds of a step after those of warming up."""
+tests/bench/train.yaml says. bf16 is autocast. A block is a step on each batch; the first is not timed. One JSON line: losses of the first step, seconds of a step: the median of
+the blocks."""
 import argparse
 import json
 import pathlib
 import re
+import statistics
 import time
 
 import torch
@@ -159,8 +161,7 @@ def main():
     parser.add_argument("model", type=pathlib.Path)
     parser.add_argument("batches")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--warm", type=int, default=1)
+    parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--dtype", choices=("f32", "bf16"), default="f32")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -170,21 +171,24 @@ def main():
     muon = Muon([(k, v) for k, v in trained.items() if MUON.fullmatch(k) and "intermediate.dense" not in k and not re.search(r"\d\.output\.dense", k)])
     rest = [v for k, v in trained.items() if not MUON.fullmatch(k)]
     adamw = torch.optim.AdamW(rest, lr=3e-4, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-    first = start = start_cpu = None
-    for step in range(args.steps + args.warm):
-        if step == args.warm:
-            start, start_cpu = time.perf_counter(), time.process_time()
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.dtype == "bf16"):
-            language, region = model.losses(batches[step % len(batches)])
-        first = first or (language.item(), region.item())
-        (language + 1.5 * region).backward()
-        torch.nn.utils.clip_grad_norm_([p for p in rest if p.grad is not None], 1.0)
-        muon.step()
-        adamw.step()
-        for p in trained.values():
-            p.grad = None
-    seconds, cpu = (time.perf_counter() - start) / args.steps, (time.process_time() - start_cpu) / args.steps
-    print(json.dumps({"language": first[0], "region": first[1], "seconds": seconds, "cpu_seconds": cpu, "dtype": args.dtype, "torch": torch.__version__}))
+    first, seconds, cpu = None, [], []
+    for block in range(args.blocks + 1):
+        start, start_cpu = time.perf_counter(), time.process_time()
+        for batch in batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=args.dtype == "bf16"):
+                language, region = model.losses(batch)
+            first = first or (language.item(), region.item())
+            (language + 1.5 * region).backward()
+            torch.nn.utils.clip_grad_norm_([p for p in rest if p.grad is not None], 1.0)
+            muon.step()
+            adamw.step()
+            for p in trained.values():
+                p.grad = None
+        if block > 0:
+            seconds.append((time.perf_counter() - start) / len(batches))
+            cpu.append((time.process_time() - start_cpu) / len(batches))
+    print(json.dumps({"language": first[0], "region": first[1], "seconds": statistics.median(seconds), "cpu_seconds": statistics.median(cpu),
+                      "dtype": args.dtype, "torch": torch.__version__}))
 
 
 if __name__ == "__main__":
