@@ -215,11 +215,11 @@ test-peers: setup
 	@$(MAKE) --no-print-directory -j$$(nproc) build $(BUILD)/tests/peers/logits build/peers/bin/python
 	@build/peers/bin/python tests/peers/test_peft.py $(BUILD)
 	@build/peers/bin/python tests/peers/test_events.py $(BUILD)
-# All benches compile, whoever runs them.
+# All benches compile, and the peer that is compiled here, whoever runs them.
 .PHONY: benches
 benches: setup
 	@tools/setup.sh bench
-	@$(MAKE) --no-print-directory -j$$(nproc) build $(BENCHES)
+	@$(MAKE) --no-print-directory -j$$(nproc) build $(BENCHES) $(BUILD)/tests/bench/hop_peer
 bench: setup
 	@tools/setup.sh bench
 	@$(MAKE) --no-print-directory -j$$(nproc) build $(BUILD)/tests/bench/bench_$(B) $(bench_peers_$(B))
