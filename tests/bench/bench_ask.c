@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/cores.h"
 #include "common/text.h"
 #include "tests/bench/after.h"
 
@@ -201,7 +202,8 @@ static void run_peer(const char *python, const char *list, const char *model, do
 {
     char command[8192], line[16384];
     int same = 0, answers = 0;
-    snprintf(command, sizeof(command), "%s tests/peers/tpo_torch.py %s %s --repeat 5", python, model, list);
+    snprintf(command, sizeof(command), "%s tests/peers/tpo_torch.py %s %s --repeat 5 --threads %d", python, model, list,
+             tpo_cores());
     FILE *out = popen(command, "r");
     while (out != NULL && fgets(line, sizeof(line), out) != NULL) {
         json_t *row = json_loads(line, 0, NULL);
@@ -269,10 +271,10 @@ int main(int argc, char **argv)
 
     curl_global_init(CURL_GLOBAL_ALL);
     CURL *c = curl_easy_init();
-    char(*ids)[65] = calloc((size_t)warm, sizeof(*ids)), (*cold_ids)[65] = calloc((size_t)cold * 4, sizeof(*cold_ids));
+    char(*ids)[65] = calloc((size_t)warm, sizeof(*ids)), (*cold_ids)[65] = calloc((size_t)cold * 3, sizeof(*cold_ids));
     for (int i = 0; i < n_questions; i++) upload(c, questions[i].file, -1, ids[i]);
     for (int i = n_questions; i < warm; i++) memcpy(ids[i], ids[i % n_questions], 65);
-    for (int i = 0; i < cold * 4; i++) upload(c, questions[i % n_questions].file, i, cold_ids[i]);
+    for (int i = 0; i < cold * 3; i++) upload(c, questions[i % n_questions].file, i, cold_ids[i]);
     curl_easy_cleanup(c);
 
     run("warm-up", 1, n_questions * 4, (const char(*)[65])ids);

@@ -12,6 +12,7 @@
 
 #include "kernels/ops.h"
 #include "kernels/team.h"
+#include "tests/bench/check.h"
 
 static double now_s(clockid_t clock)
 {
@@ -20,13 +21,13 @@ static double now_s(clockid_t clock)
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-typedef void work_fn(struct tpo_stream *s, void *arg);
+typedef int work_fn(struct tpo_stream *s, void *arg);
 
 /* Seconds of one call: the best of seven rounds of about 10 ms. One thread is measured in its CPU time: neighbours do not count. */
 static double measure(work_fn *fn, struct tpo_stream *s, void *arg)
 {
     clockid_t clock = tpo_team_size(s->team) == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC;
-    fn(s, arg);
+    check(fn(s, arg), "a kernel");
     double t = now_s(clock);
     fn(s, arg);
     double once = now_s(clock) - t, best = 1e9;
@@ -58,36 +59,36 @@ struct product {
     dnnl_memory_t memory[3];
 };
 
-static void run_y(struct tpo_stream *s, void *arg)
+static int run_y(struct tpo_stream *s, void *arg)
 {
     struct product *p = arg;
-    tpo_matmul(s, p->y, p->N, p->x, p->K, tpo_f32(p->w), NULL, 0, p->M, p->N, p->K);
+    return tpo_matmul(s, p->y, p->N, p->x, p->K, tpo_f32(p->w), NULL, 0, p->M, p->N, p->K);
 }
 
-static void run_dx(struct tpo_stream *s, void *arg)
+static int run_dx(struct tpo_stream *s, void *arg)
 {
     struct product *p = arg;
-    tpo_matmul_dx(s, p->x, p->K, p->y, p->N, tpo_f32(p->w), 0, p->M, p->N, p->K);
+    return tpo_matmul_dx(s, p->x, p->K, p->y, p->N, tpo_f32(p->w), 0, p->M, p->N, p->K);
 }
 
-static void run_dw(struct tpo_stream *s, void *arg)
+static int run_dw(struct tpo_stream *s, void *arg)
 {
     struct product *p = arg;
-    tpo_matmul_dw(s, p->w, p->y, p->N, p->x, p->K, 0, p->M, p->N, p->K);
+    return tpo_matmul_dw(s, p->w, p->y, p->N, p->x, p->K, 0, p->M, p->N, p->K);
 }
 
-static void run_matvec(struct tpo_stream *s, void *arg)
+static int run_matvec(struct tpo_stream *s, void *arg)
 {
     struct product *p = arg;
-    tpo_matvec(s, p->y, p->N, p->x, p->K, tpo_f32(p->w), NULL, 0, p->M, p->N, p->K);
+    return tpo_matvec(s, p->y, p->N, p->x, p->K, tpo_f32(p->w), NULL, 0, p->M, p->N, p->K);
 }
 
-static void run_bare(struct tpo_stream *s, void *arg)
+static int run_bare(struct tpo_stream *s, void *arg)
 {
     (void)s;
     struct product *p = arg;
     dnnl_exec_arg_t args[3] = {{DNNL_ARG_SRC, p->memory[0]}, {DNNL_ARG_WEIGHTS, p->memory[1]}, {DNNL_ARG_DST, p->memory[2]}};
-    dnnl_primitive_execute(p->primitive, p->stream, 3, args);
+    return dnnl_primitive_execute(p->primitive, p->stream, 3, args) == dnnl_success ? TPO_OK : TPO_INTERNAL;
 }
 
 static void make_bare(struct product *p, dnnl_engine_t engine)
@@ -116,7 +117,8 @@ static void bench_products(struct tpo_stream *one, struct tpo_stream *all)
                                     {512, 1024, 1024}, {3136, 4096, 1024}, {3136, 1024, 4096}};
     void (*set_threads)(int) = NULL;
     *(void **)&set_threads = dlsym(RTLD_DEFAULT, "omp_set_num_threads");
-    if (set_threads != NULL) set_threads(1);
+    if (set_threads == NULL) check(TPO_INTERNAL, "oneDNN's threads, which are not OpenMP's");
+    set_threads(1);
     dnnl_engine_t engine;
     if (dnnl_engine_create(&engine, dnnl_cpu, 0) != dnnl_success) exit(1);
     printf("products, GFLOP/s      oneDNN 1T |       y 1T  ratio   all |      dx 1T   all |      dw 1T   all\n");
@@ -152,16 +154,16 @@ struct attend {
     float *q, *k, *v, *out, *lse, *dout, *dq, *dk, *dv;
 };
 
-static void run_attention(struct tpo_stream *s, void *arg)
+static int run_attention(struct tpo_stream *s, void *arg)
 {
     struct attend *a = arg;
-    tpo_attention(s, a->out, a->lse, a->q, a->k, a->v, &a->p);
+    return tpo_attention(s, a->out, a->lse, a->q, a->k, a->v, &a->p);
 }
 
-static void run_attention_grad(struct tpo_stream *s, void *arg)
+static int run_attention_grad(struct tpo_stream *s, void *arg)
 {
     struct attend *a = arg;
-    tpo_attention_grad(s, a->dq, a->dk, a->dv, a->dout, a->out, a->lse, a->q, a->k, a->v, 0, &a->p);
+    return tpo_attention_grad(s, a->dq, a->dk, a->dv, a->dout, a->out, a->lse, a->q, a->k, a->v, 0, &a->p);
 }
 
 /* FLOPs are those of all T x S scores: what is skipped because it cannot be seen counts as done. */
@@ -209,72 +211,72 @@ struct rows {
 #define C 128
 #define V 512
 
-static void run_gelu(struct tpo_stream *s, void *arg)
+static int run_gelu(struct tpo_stream *s, void *arg)
 {
     struct rows *r = arg;
-    tpo_gelu(s, r->a, r->b, M * V);
+    return tpo_gelu(s, r->a, r->b, M * V);
 }
-static void run_gelu_grad(struct tpo_stream *s, void *arg)
+static int run_gelu_grad(struct tpo_stream *s, void *arg)
 {
     struct rows *r = arg;
-    tpo_gelu_grad(s, r->a, r->b, r->c, 0, M * V);
+    return tpo_gelu_grad(s, r->a, r->b, r->c, 0, M * V);
 }
-static void run_swiglu(struct tpo_stream *s, void *arg)
+static int run_swiglu(struct tpo_stream *s, void *arg)
 {
     struct rows *r = arg;
-    tpo_swiglu(s, r->a, r->b, r->c, 320, M, 320);
+    return tpo_swiglu(s, r->a, r->b, r->c, 320, M, 320);
 }
-static void run_swiglu_grad(struct tpo_stream *s, void *arg)
+static int run_swiglu_grad(struct tpo_stream *s, void *arg)
 {
     struct rows *r = arg;
-    tpo_swiglu_grad(s, r->a, r->d, r->b, r->b, r->c, 320, 0, M, 320);
+    return tpo_swiglu_grad(s, r->a, r->d, r->b, r->b, r->c, 320, 0, M, 320);
 }
-static void run_norm(struct tpo_stream *s, void *arg)
+static int run_norm(struct tpo_stream *s, void *arg)
 {
     struct rows *r = arg;
-    tpo_layernorm(s, r->a, r->e, r->f, r->b, r->c, r->c, 1e-5f, M, C);
+    return tpo_layernorm(s, r->a, r->e, r->f, r->b, r->c, r->c, 1e-5f, M, C);
 }
-static void run_norm_grad(struct tpo_stream *s, void *arg)
+static int run_norm_grad(struct tpo_stream *s, void *arg)
 {
     struct rows *r = arg;
-    tpo_layernorm_grad(s, r->a, r->d, r->d + C, r->b, r->c, r->c, r->e, r->f, 0, M, C);
+    return tpo_layernorm_grad(s, r->a, r->d, r->d + C, r->b, r->c, r->c, r->e, r->f, 0, M, C);
 }
-static void run_entropy(struct tpo_stream *s, void *arg)
+static int run_entropy(struct tpo_stream *s, void *arg)
 {
     struct rows *r = arg;
-    tpo_cross_entropy(s, r->a, r->b, r->label, NULL, M, V);
+    return tpo_cross_entropy(s, r->a, r->b, r->label, NULL, M, V);
 }
-static void run_entropy_grad(struct tpo_stream *s, void *arg)
+static int run_entropy_grad(struct tpo_stream *s, void *arg)
 {
     struct rows *r = arg;
-    tpo_cross_entropy_grad(s, r->a, r->b, r->label, NULL, 1.0f, M, V);
+    return tpo_cross_entropy_grad(s, r->a, r->b, r->label, NULL, 1.0f, M, V);
 }
-static void run_adamw(struct tpo_stream *s, void *arg)
+static int run_adamw(struct tpo_stream *s, void *arg)
 {
     struct rows *r = arg;
     struct tpo_adamw step = {1e-3f, 0.9f, 0.98f, 1e-8f, 0.05f, 1.0f, 10};
-    tpo_adamw(s, r->a, r->d, r->g, r->b, r->c, r->e, r->f, &step, M * V);
+    return tpo_adamw(s, r->a, r->d, r->g, r->b, r->c, r->e, r->f, &step, M * V);
 }
-static void run_add(struct tpo_stream *s, void *arg)
+static int run_add(struct tpo_stream *s, void *arg)
 {
     struct rows *r = arg;
-    tpo_add(s, r->a, r->b, r->c, M * C);
+    return tpo_add(s, r->a, r->b, r->c, M * C);
 }
-static void run_bias(struct tpo_stream *s, void *arg)
+static int run_bias(struct tpo_stream *s, void *arg)
 {
     struct rows *r = arg;
-    tpo_bias_grad(s, r->a, r->b, V, 0, M, V);
+    return tpo_bias_grad(s, r->a, r->b, V, 0, M, V);
 }
-static void run_muon(struct tpo_stream *s, void *arg)
+static int run_muon(struct tpo_stream *s, void *arg)
 {
     struct rows *r = arg;
     struct tpo_muon step = {1e-3f, 0.95f, 0.05f, 1.0f};
-    tpo_muon(s, r->a, r->d, r->b, r->c, r->f, &step, r->g, C, V);
+    return tpo_muon(s, r->a, r->d, r->b, r->c, r->f, &step, r->g, C, V);
 }
-static void run_nothing(struct tpo_stream *s, void *arg)
+static int run_nothing(struct tpo_stream *s, void *arg)
 {
     struct rows *r = arg;
-    tpo_fill(s, r->a, 0.0f, 1);
+    return tpo_fill(s, r->a, 0.0f, 1);
 }
 
 static void bench_rest(struct tpo_stream *one, struct tpo_stream *all)
