@@ -17,7 +17,7 @@ static const struct {
     {"tpo world", "--out --images --clips --seed --corpus --show"},
     {"tpo train", "--out --model --data --mesh --device --threads --checkpoint-every --log-every --publish-every --stop-after "
                   "--wait --lease --call-timeout"},
-    {"tpo eval", "--n --threads --device --out --images --frames --kinds --held-out"},
+    {"tpo eval", "--n --threads --device --out --images --frames --kinds --split"},
     {"tpo model", "check random export export-peft import-peft --seed --dtype"},
     {"tpo model check", "check DIR"},
     {"tpo model random", "--seed --dtype"},

@@ -99,12 +99,13 @@ static void random_weights_know_nothing(void **state)
     snprintf(from, sizeof(from), "%s/models/small", tpo_test_source());
     if (tpo_model_folder_write("random", from, 1, 7, TPO_F32, &err) != TPO_OK) fail_msg("%s", err.message);
     struct tpo_asker *a = model_open("random");
+    e.split = TPO_WORLD_HELD_OUT;
     e.n = 6;
     e.frames = tpo_asker_frames(a);
     assert_int_equal(e.frames, 8);
-    e.held_out[0][TPO_KIND_ATTRIBUTE_BOX] = row_of(a, TPO_KIND_ATTRIBUTE_BOX, 1, 6);
-    e.held_out[0][TPO_KIND_COUNT] = row_of(a, TPO_KIND_COUNT, 1, 6);
-    assert_int_equal(e.held_out[0][TPO_KIND_ATTRIBUTE_BOX].seen.right, 0);
+    e.scored[0][TPO_KIND_ATTRIBUTE_BOX] = row_of(a, TPO_KIND_ATTRIBUTE_BOX, 1, 6);
+    e.scored[0][TPO_KIND_COUNT] = row_of(a, TPO_KIND_COUNT, 1, 6);
+    assert_int_equal(e.scored[0][TPO_KIND_ATTRIBUTE_BOX].seen.right, 0);
     assert_true(isnan(tpo_score_value(&e.unseen[0][0], TPO_KIND_ATTRIBUTE_BOX)));
     assert_int_equal(tpo_eval_write_markdown(&e, "scores.md"), 0);
     assert_int_equal(tpo_eval_write_json(&e, "scores.json"), 0);
@@ -119,6 +120,81 @@ static void random_weights_know_nothing(void **state)
     j = json_load_file("none.json", 0, NULL);
     assert_true(json_is_null(json_object_get(json_object_get(j, "routing"), "trained")));
     json_decref(j);
+}
+
+/* A last picture left over by the chunks would have no other to be asked about. */
+static void a_blind_answer_is_never_about_its_own_picture(void **state)
+{
+    (void)state;
+    struct tpo_world_item item = {0};
+    struct tpo_asker_answer seen, blind;
+    struct tpo_error err = {0};
+    char folder[4096];
+    snprintf(folder, sizeof(folder), "%s/models/small", tpo_test_source());
+    struct tpo_asker *a = model_open(folder);
+    assert_int_equal(tpo_asker_run(a, &item, 1, &seen, &blind, &err), TPO_INVALID_ARGUMENT);
+    assert_string_equal(err.reason, "items");
+    row_of(a, TPO_KIND_EXIST, 1, 101);
+    model_close(a);
+}
+
+static int eval_run(const char *arguments)
+{
+    char command[9000];
+    snprintf(command, sizeof(command), "%s/tpo-trainer eval %s/models/small --n 2 --images %s >out 2>err", tpo_test_build(),
+             tpo_test_source(), arguments);
+    return WEXITSTATUS(system(command));
+}
+
+static json_t *scores_of(const char *arguments)
+{
+    char with_out[400];
+    snprintf(with_out, sizeof(with_out), "%s --out .", arguments);
+    assert_int_equal(eval_run(with_out), 0);
+    json_t *j = json_load_file("scores.json", 0, NULL);
+    assert_non_null(j);
+    return j;
+}
+
+static json_t *kind_of(json_t *scores, const char *split, const char *kind)
+{
+    return json_object_get(json_object_get(json_object_get(scores, split), "image"), kind);
+}
+
+/* Choices have scenes of their own, and a description no new pairs. */
+static void each_split_is_scored_alone_or_with_all(void **state)
+{
+    (void)state;
+    json_t *all = scores_of("--kinds 'how many,description'");
+    assert_non_null(kind_of(all, "held_out", "description"));
+    assert_null(kind_of(all, "new_pairs", "description"));
+    assert_non_null(kind_of(all, "new_pairs", "how many"));
+    assert_int_equal(system("grep -q 'Scores on held-out scenes' scores.md && "
+                            "grep -Eq '^\\| description \\|[^|]+\\|[^|]+\\| - \\| - \\|' scores.md"),
+                     0);
+    json_decref(all);
+    json_t *held_out = scores_of("--split held-out --kinds 'how many'");
+    assert_non_null(kind_of(held_out, "held_out", "how many"));
+    assert_null(kind_of(held_out, "new_pairs", "how many"));
+    json_decref(held_out);
+    json_t *validation = scores_of("--split validation --kinds 'how many'");
+    assert_non_null(kind_of(validation, "validation", "how many"));
+    assert_null(json_object_get(validation, "held_out"));
+    assert_null(kind_of(validation, "new_pairs", "how many"));
+    assert_int_equal(system("grep -q 'Scores on validation scenes' scores.md"), 0);
+    json_decref(validation);
+    assert_int_equal(eval_run("--split train"), 2);
+}
+
+/* What is there stays; what cannot be written is told before the first question. */
+static void an_out_that_cannot_be_written_is_told_first(void **state)
+{
+    (void)state;
+    assert_int_equal(eval_run("--out absent --kinds 'how many'"), 1);
+    assert_int_equal(system("test ! -s out && grep -q 'absent/scores.md: No such file' err"), 0);
+    assert_int_equal(system("mkdir -p half/scores.json && echo kept >half/scores.md"), 0);
+    assert_int_equal(eval_run("--out half --kinds 'how many'"), 1);
+    assert_int_equal(system("test ! -s out && grep -q 'half/scores.json' err && grep -q kept half/scores.md"), 0);
 }
 
 /* Every value of the file that comes after its header, all bits set: NaN. */
@@ -184,4 +260,6 @@ static void clips_the_model_cannot_take_are_told_first(void **state)
 
 TPO_TESTS(cmocka_unit_test(the_small_model_sees), cmocka_unit_test(answers_do_not_depend_on_company),
           cmocka_unit_test(random_weights_know_nothing), cmocka_unit_test(a_model_of_nan_is_an_error),
+          cmocka_unit_test(a_blind_answer_is_never_about_its_own_picture), cmocka_unit_test(each_split_is_scored_alone_or_with_all),
+          cmocka_unit_test(an_out_that_cannot_be_written_is_told_first),
           cmocka_unit_test(clips_the_model_cannot_take_are_told_first))

@@ -165,6 +165,8 @@ int tpo_asker_run(struct tpo_asker *a, const struct tpo_world_item *items, int n
 {
     const size_t size = (size_t)tpo_config_queries(&a->config) * (size_t)a->config.bridge.hidden_size;
     a->failed = (struct tpo_error){0};
+    if (n < 2 && blind != NULL)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "items", "a blind answer needs the picture of another item");
     float *visuals = malloc(sizeof(float) * size * (size_t)n);
     int rc = visuals != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for %d pictures", n);
     for (int i = 0; i < n && rc == TPO_OK; i++)

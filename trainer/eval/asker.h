@@ -1,4 +1,4 @@
-/* asker.h -- a model folder that answers held-out items in this process, through the code that serves: the encoder's run, the router's
+/* asker.h -- a model folder that answers a world's items in this process, through the code that serves: the encoder's run, the router's
  * scheduler with many sequences in flight, the region head. No network, no cache. */
 #ifndef TPO_TRAINER_EVAL_ASKER_H
 #define TPO_TRAINER_EVAL_ASKER_H
@@ -28,7 +28,8 @@ int tpo_asker_frames(const struct tpo_asker *a); /* most frames of a clip that a
 int tpo_asker_takes(const struct tpo_asker *a, int frames, struct tpo_error *err);
 
 /* Looks at n items' pixels once, then answers their questions: seen[i] about its own picture, and, where blind is not NULL, blind[i] about the
- * next item's. n >= 2 for blind ones. The first question that ends without an answer, or call without a box, ends the run with its error. */
+ * next item's. INVALID_ARGUMENT "items" for blind ones of a single item, which has no other picture. The first question that ends without an
+ * answer, or call without a box, ends the run with its error. */
 int tpo_asker_run(struct tpo_asker *a, const struct tpo_world_item *items, int n, struct tpo_asker_answer *seen,
                   struct tpo_asker_answer *blind, struct tpo_error *err);
 

@@ -1,11 +1,11 @@
-/* This file owns the walk over held-out items: what is asked, and which answers are right. */
+/* This file owns the walk over items: what is asked, and which answers are right. */
 #include "trainer/eval/eval.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define CHUNK 100 /* pictures in memory at once */
+#define CHUNK 100 /* pictures in memory at once; one more where it would be left over, with no other to be asked about */
 
 double tpo_score_value(const struct tpo_score *s, enum tpo_world_kind kind)
 {
@@ -43,8 +43,8 @@ static int chunk_run(struct tpo_asker *a, struct tpo_eval_row *out, struct tpo_w
                      struct tpo_arena *arena, enum tpo_world_kind kind, int n_frames, enum tpo_world_phrasing phrasing, int first,
                      int n, bool blind, struct tpo_error *err)
 {
-    static struct tpo_world_item items[CHUNK];
-    static struct tpo_asker_answer seen[CHUNK], other[CHUNK];
+    static struct tpo_world_item items[CHUNK + 1];
+    static struct tpo_asker_answer seen[CHUNK + 1], other[CHUNK + 1];
     int rc = TPO_OK;
     tpo_arena_reset(arena);
     for (int i = 0; i < n && rc == TPO_OK; i++)
@@ -68,9 +68,10 @@ int tpo_eval_row(struct tpo_asker *a, struct tpo_eval_row *out, enum tpo_world_s
     *out = (struct tpo_eval_row){0};
     tpo_arena_init(&arena, (size_t)16 << 20, 0);
     int rc = guesser != NULL ? tpo_world_open(&world, &options, err) : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for guesses");
-    for (int first = 0; first < n && rc == TPO_OK; first += CHUNK)
-        rc = chunk_run(a, out, world, guesser, &arena, kind, n_frames, phrasing, first, n - first < CHUNK ? n - first : CHUNK,
-                       blind, err);
+    for (int first = 0, size; first < n && rc == TPO_OK; first += size) {
+        size = n - first <= CHUNK + 1 ? n - first : CHUNK;
+        rc = chunk_run(a, out, world, guesser, &arena, kind, n_frames, phrasing, first, size, blind, err);
+    }
     if (rc == TPO_OK) {
         out->guess = tpo_world_guesser_result(guesser, kind, false);
         out->guess_hard = tpo_world_guesser_result(guesser, kind, true);

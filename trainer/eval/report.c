@@ -37,8 +37,8 @@ static double routing_trained(const struct tpo_eval *e)
     int n = 0, right = 0;
     for (int m = 0; m < 2; m++)
         for (int k = 0; k < TPO_WORLD_KINDS; k++) {
-            n += e->held_out[m][k].seen.n;
-            right += e->held_out[m][k].seen.routed;
+            n += e->scored[m][k].seen.n;
+            right += e->scored[m][k].seen.routed;
         }
     return share(right, n);
 }
@@ -57,7 +57,7 @@ static void hard_print(FILE *f, const struct tpo_eval *e)
 {
     double seen[2], blind[2], guess[2], combos[2];
     for (int m = 0; m < 2; m++) {
-        const struct tpo_eval_row *r = &e->held_out[m][TPO_KIND_RELATION_BOX], *c = &e->combinations[m][TPO_KIND_RELATION_BOX];
+        const struct tpo_eval_row *r = &e->scored[m][TPO_KIND_RELATION_BOX], *c = &e->combinations[m][TPO_KIND_RELATION_BOX];
         seen[m] = share(r->seen.hard_right, r->seen.hard);
         blind[m] = share(r->blind.hard_right, r->blind.hard);
         guess[m] = r->guess_hard.n > 0 ? (double)r->guess_hard.best : NAN;
@@ -66,26 +66,32 @@ static void hard_print(FILE *f, const struct tpo_eval *e)
     row_print(f, "- of these, target not the outermost match", seen, blind, guess, combos);
 }
 
+static const char *split_name(const struct tpo_eval *e)
+{
+    return e->split == TPO_WORLD_VALIDATION ? "validation" : "held-out";
+}
+
 int tpo_eval_write_markdown(const struct tpo_eval *e, const char *path)
 {
     FILE *f = strcmp(path, "-") == 0 ? stdout : fopen(path, "w");
     if (f == NULL) return errno;
-    fprintf(f,
-            "Scores on held-out scenes, at least %d of each kind; boxes: share with IoU >= 0.5, descriptions: F1 of (colour, "
-            "shape, motion), else share "
-            "right.\nBlind: the same model given another scene's pixels. Guess: the best answer that needs no (careful) look. New "
-            "pairs: targets whose "
-            "colour and shape were never trained together.\n\n",
-            e->n);
+    fprintf(
+        f,
+        "Scores on %s scenes, at least %d of each kind; boxes: share with IoU >= 0.5, descriptions: F1 of (colour, "
+        "shape, motion), else share "
+        "right.\nBlind: the same model given another scene's pixels. Guess: the best answer that needs no (careful) look. New "
+        "pairs: what is asked about has a\ncolour and a shape that no question of training asks about together; its pictures and "
+        "descriptions hold such objects, so descriptions have no new pairs.\n\n",
+        split_name(e), e->n);
     fprintf(f,
             "| kind | image | blind | guess | new pairs | clip of %d frames | blind | guess | new pairs "
             "|\n|---|---|---|---|---|---|---|---|---|\n",
             e->frames);
     for (int k = 0; k < TPO_WORLD_KINDS; k++) {
         double seen[2], blind[2], guess[2], combos[2];
-        if (e->held_out[0][k].seen.n + e->held_out[1][k].seen.n == 0) continue;
+        if (e->scored[0][k].seen.n + e->scored[1][k].seen.n == 0) continue;
         for (int m = 0; m < 2; m++) {
-            const struct tpo_eval_row *r = &e->held_out[m][k];
+            const struct tpo_eval_row *r = &e->scored[m][k];
             seen[m] = tpo_score_value(&r->seen, k);
             blind[m] = tpo_score_value(&r->blind, k);
             guess[m] = r->seen.n > 0 ? (double)r->guess.best : NAN;
@@ -146,9 +152,10 @@ int tpo_eval_write_json(const struct tpo_eval *e, const char *path)
 {
     int n, right;
     routing_unseen(e, &n, &right);
-    json_t *j = json_pack("{s:i s:i s:o s:o s:{s:o s:o s:i}}", "items_per_kind", e->n, "frames", e->frames, "held_out",
-                          rows_json(e->held_out), "new_pairs", rows_json(e->combinations), "routing", "trained",
-                          number(routing_trained(e)), "unseen", number(share(right, n)), "unseen_n", n);
+    json_t *j = json_pack("{s:i s:i s:o s:o s:{s:o s:o s:i}}", "items_per_kind", e->n, "frames", e->frames,
+                          e->split == TPO_WORLD_VALIDATION ? "validation" : "held_out", rows_json(e->scored), "new_pairs",
+                          rows_json(e->combinations), "routing", "trained", number(routing_trained(e)), "unseen",
+                          number(share(right, n)), "unseen_n", n);
     const int failed = j == NULL || json_dump_file(j, path, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) != 0;
     json_decref(j);
     return failed ? EIO : 0;

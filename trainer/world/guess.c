@@ -10,7 +10,7 @@
 struct seen {
     enum tpo_world_kind kind;
     bool hard;
-    int asked, outermost_right;
+    int asked /* what the question tells of its answer */, outermost_right;
     float box[4], object, match; /* chances that a random object, a random match fits */
     char answer[16];
 };
@@ -43,6 +43,13 @@ static float share_that_fit(const struct tpo_world_item *item, unsigned objects)
     return n > 0 ? (float)fit / (float)n : 0;
 }
 
+/* The attribute that is asked for; of a half its axis, since a question says "left or right" or "top or bottom". */
+static int asked_of(const struct tpo_world_item *item)
+{
+    if (item->kind != TPO_KIND_HALF) return item->asked;
+    return strcmp(item->answer, "left") == 0 || strcmp(item->answer, "right") == 0 ? 0 : 1;
+}
+
 int tpo_world_guesser_add(struct tpo_world_guesser *g, const struct tpo_world_item *item)
 {
     if (g->n == g->capacity) {
@@ -56,7 +63,7 @@ int tpo_world_guesser_add(struct tpo_world_guesser *g, const struct tpo_world_it
     memset(s, 0, sizeof(*s));
     s->kind = item->kind;
     s->hard = item->hard;
-    s->asked = item->asked;
+    s->asked = asked_of(item);
     strncpy(s->answer, item->answer, sizeof(s->answer) - 1);
     if (!tpo_world_kind_boxes(item->kind)) return TPO_OK;
     memcpy(s->box, item->box, sizeof(s->box));
@@ -89,7 +96,7 @@ static float constant_box(const struct tpo_world_guesser *g, enum tpo_world_kind
     return (float)best / (float)n;
 }
 
-/* The commonest answer per asked attribute, summed. */
+/* The commonest answer per asked attribute or axis, summed. */
 static float majority(const struct tpo_world_guesser *g, enum tpo_world_kind kind, int n)
 {
     int right = 0;

@@ -23,12 +23,12 @@ static void normalise(char *out, size_t size, const char *text)
     out[n] = '\0';
 }
 
-/* 'a'..'d' from "(a)", "a", "(a) red", "a) red" or "a: red"; 0 else. */
+/* 'a'..'d' from "(a)", "a", "(a) red", "a) red" or "a: red"; 0 else, as of "a red ball", which begins with a word. */
 static char letter_of(const char *text)
 {
     if (*text == '(') text++;
-    if (*text < 'a' || *text > 'd' || isalnum((unsigned char)text[1])) return 0;
-    return *text;
+    if (*text < 'a' || *text > 'd') return 0;
+    return text[1] == '\0' || strchr(").:,", text[1]) != NULL ? *text : 0;
 }
 
 bool tpo_world_answer_right(const struct tpo_world_item *item, const char *text)

@@ -38,7 +38,7 @@ enum tpo_world_split {
     TPO_WORLD_TRAIN,        /* seeds 0 .. 2^31-1 */
     TPO_WORLD_VALIDATION,   /* seeds 2^31 .. 2^32-1: for choices made while training */
     TPO_WORLD_HELD_OUT,     /* seeds 2^32 .. 2^33-1: for scores */
-    TPO_WORLD_COMBINATIONS, /* seeds 2^33 .. 2^34-1: for scores on targets never trained */
+    TPO_WORLD_COMBINATIONS, /* seeds 2^33 .. 2^34-1: for scores on targets of pairs that are no target elsewhere */
     TPO_WORLD_SPLITS,
 };
 uint64_t tpo_world_first_seed(enum tpo_world_split split);
@@ -189,8 +189,9 @@ struct tpo_world_item {
 int tpo_world_item(const struct tpo_world *w, struct tpo_arena *arena, enum tpo_world_kind kind, int n_frames,
                    enum tpo_world_phrasing phrasing, uint64_t index, struct tpo_world_item *out, struct tpo_error *err);
 
-/* Right or wrong for every kind but boxes and descriptions: case, outer white space and a last full stop don't count; a letter may
- * come with or without its brackets and be followed by the option. */
+/* Right or wrong for every kind but boxes and descriptions: case, outer white space and a last full stop don't count. A letter stands alone or
+ * before one of ) . : , and the option may follow: "(B)", "b", "(B) blue", "B: blue". Stricter than MVBench's published rule, which compares the first
+ * word and lets a part of it do: there "a red ball" is (A), and so is an empty answer. */
 bool tpo_world_answer_right(const struct tpo_world_item *item, const char *text);
 
 struct tpo_world_f1 {
@@ -209,7 +210,7 @@ struct tpo_world_guess {
     float random_match;    /* relations, next to: any object that matches the head */
     float outermost_match; /* relations */
     float constant_box;    /* the best single box for these very items, Acc@0.5 */
-    float majority;        /* text: the commonest answer of these items, per asked attribute; a direction, half, count alike */
+    float majority;        /* text: the commonest answer of these items, per asked attribute; of a half, per axis */
     float best;            /* the largest of these */
 };
 struct tpo_world_guesser;

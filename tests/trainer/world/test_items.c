@@ -169,6 +169,12 @@ static void answers_are_read_kindly_but_not_too_kindly(void **state)
     assert_true(tpo_world_answer_right(&letter, "(B) blue"));
     assert_true(tpo_world_answer_right(&letter, "B: blue"));
     assert_false(tpo_world_answer_right(&letter, "blue"));
+    assert_false(tpo_world_answer_right(&letter, "b blue"));
+    struct tpo_world_item first = {.kind = TPO_KIND_CHOICE, .answer = "(A)"};
+    assert_false(tpo_world_answer_right(&first, "a red ball")); /* a word, no letter */
+    assert_false(tpo_world_answer_right(&first, "(a red ball)"));
+    assert_true(tpo_world_answer_right(&first, "A."));
+    assert_true(tpo_world_answer_right(&first, "(a) red"));
     assert_false(tpo_world_answer_right(&letter, "(C)"));
     assert_false(tpo_world_answer_right(&letter, ""));
 }
@@ -228,6 +234,13 @@ static void guesses_are_what_a_guesser_gets(void **state)
         assert_int_equal(tpo_world_guesser_add(g, &item), TPO_OK);
     }
     assert_true(fabsf(tpo_world_guesser_result(g, TPO_KIND_ATTRIBUTE, false).majority - 4 / 6.f) < 1e-6f);
+    /* "Left or right?": the other two words are no answer. */
+    static const char *const halves[] = {"left", "left", "right", "top", "bottom", "bottom"};
+    for (int i = 0; i < 6; i++) {
+        struct tpo_world_item item = {.kind = TPO_KIND_HALF, .answer = halves[i], .asked = -1};
+        assert_int_equal(tpo_world_guesser_add(g, &item), TPO_OK);
+    }
+    assert_true(fabsf(tpo_world_guesser_result(g, TPO_KIND_HALF, false).majority - 4 / 6.f) < 1e-6f);
     tpo_world_guesser_close(g);
     tpo_world_guesser_close(NULL);
     tpo_arena_free(&arena);
