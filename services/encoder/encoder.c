@@ -95,14 +95,14 @@ struct tpo_model *tpo_encoder_model(struct tpo_encoder *e)
     return &e->model;
 }
 
-int tpo_encoder_takes(const struct tpo_encoder *e, int T, struct tpo_error *err)
+int tpo_encoder_takes(const struct tpo_config *c, int T, struct tpo_error *err)
 {
-    const int most = e->config.vision_encoder.num_frames, tubelet = e->config.vision_encoder.tubelet_size;
+    const int most = c->vision_encoder.num_frames, tubelet = c->vision_encoder.tubelet_size;
     if (T > 0 && T % tubelet != 0)
         return tpo_fail(err, TPO_INVALID_ARGUMENT, "frame_count", "%d frames; this model takes them by %d", T, tubelet);
-    if (T == 1 || T == most || (e->config.vision_encoder.ext_position && T > 0 && T < most)) return TPO_OK;
+    if (T == 1 || T == most || (c->vision_encoder.ext_position && T > 0 && T < most)) return TPO_OK;
     return tpo_fail(err, TPO_INVALID_ARGUMENT, "frame_count", "a clip of %d frames; this model takes 1%s %d", T,
-                    e->config.vision_encoder.ext_position ? " to" : " or", most);
+                    c->vision_encoder.ext_position ? " to" : " or", most);
 }
 
 /* (B, T, 3, H, W) f32 on the device from B clips of (T, H, W, 3) u8 on the host. */
@@ -133,7 +133,7 @@ static int64_t floats_of(const struct tpo_config *c, int T)
 
 int tpo_encoder_run(struct tpo_encoder *e, float *visual, const uint8_t *pixels, int T, struct tpo_error *err)
 {
-    int code = tpo_encoder_takes(e, T, err);
+    int code = tpo_encoder_takes(&e->config, T, err);
     if (code != TPO_OK) return code;
     struct tpo_tape *t = e->tape;
     tpo_tape_reset(t, false);
@@ -273,7 +273,7 @@ static int encoder_forward(void *self, struct tpo_tape *t, struct tpo_forward *f
     const bool dense = e->dense_w != NULL && f->wants_loss != NULL && f->wants_loss(f->plan, "dense");
     struct run_output all = {NULL, NULL};
     for (int first = 0, n; first < f->n_samples; first += n) {
-        int code = tpo_encoder_takes(e, f->samples[first].n_frames, err);
+        int code = tpo_encoder_takes(&e->config, f->samples[first].n_frames, err);
         for (n = 1; first + n < f->n_samples && f->samples[first + n].n_frames == f->samples[first].n_frames;) n++;
         struct run_output run = {NULL, NULL};
         if (code == TPO_OK) code = run_forward(e, t, f, first, n, dense, &run, err);

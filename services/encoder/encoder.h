@@ -23,7 +23,7 @@ int tpo_encoder_open(struct tpo_encoder **out, struct tpo_stream *s, const struc
 void tpo_encoder_close(struct tpo_encoder *e); /* accepts NULL and the half-built */
 
 /* INVALID_ARGUMENT "frame_count" for a clip of T frames that tpo_encoder_run would refuse. */
-int tpo_encoder_takes(const struct tpo_encoder *e, int T, struct tpo_error *err);
+int tpo_encoder_takes(const struct tpo_config *c, int T, struct tpo_error *err);
 
 /* Visual tokens of one clip. pixels (T, H, W, 3) u8 at img_size; visual (Q, C) f32, written. T is 1 (an image) or 1..num_frames
  * with ext_position, else 1 or num_frames: INVALID_ARGUMENT otherwise. */

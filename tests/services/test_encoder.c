@@ -70,10 +70,10 @@ static void tubelets_take_whole_ones(void **state)
     c.vision_encoder.tubelet_size = 2;
     struct tpo_encoder *e = encoder_open(&c, 0);
     uint8_t *pixels = pixels_of(4, 1);
-    assert_int_equal(tpo_encoder_takes(e, 4, &err), TPO_OK);
+    assert_int_equal(tpo_encoder_takes(&c, 4, &err), TPO_OK);
     assert_int_equal(tpo_encoder_run(e, visual, pixels, 4, &err), TPO_OK);
     for (int T = 1; T <= 3; T += 2) {
-        assert_int_equal(tpo_encoder_takes(e, T, &err), TPO_INVALID_ARGUMENT);
+        assert_int_equal(tpo_encoder_takes(&c, T, &err), TPO_INVALID_ARGUMENT);
         assert_string_equal(err.reason, "frame_count");
         assert_int_equal(tpo_encoder_run(e, visual, pixels, T, &err), TPO_INVALID_ARGUMENT);
     }

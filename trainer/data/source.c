@@ -311,17 +311,20 @@ int tpo_source_fill(struct tpo_source *s, struct tpo_world_batch *b, uint64_t fi
 /* --- open and close ------------------------------------------------------------------------------------------------------------------------ */
 
 /* A film's frames are the model's, or fewer where each frame has a place of its own. */
+int tpo_source_takes(const struct tpo_config *c, const char *annotations, int n_frames, struct tpo_error *err)
+{
+    const int most = c->vision_encoder.num_frames;
+    const bool fewer = c->vision_encoder.ext_position && !c->vision_encoder.temporal_pad;
+    if (n_frames == 0 || n_frames == most || (fewer && n_frames < most)) return TPO_OK;
+    return tpo_fail(err, TPO_INVALID_ARGUMENT, "frames", "%.200s: films of %d frames, but the model takes %s%d", annotations,
+                    n_frames, fewer ? "at most " : "", most);
+}
+
 static int frames_set(struct tpo_source *s, struct tpo_error *err)
 {
-    const int given = s->o.n_frames, most = s->o.config->vision_encoder.num_frames;
-    const bool fewer = s->o.config->vision_encoder.ext_position && !s->o.config->vision_encoder.temporal_pad;
     s->config = *s->o.config;
-    if (given == 0 || given == most) return TPO_OK;
-    if (given > most || !fewer)
-        return tpo_fail(err, TPO_INVALID_ARGUMENT, "frames", "%.200s: films of %d frames, but the model takes %s%d",
-                        s->o.rows.annotations, given, fewer ? "at most " : "", most);
-    s->config.vision_encoder.num_frames = given;
-    return TPO_OK;
+    if (s->o.n_frames > 0) s->config.vision_encoder.num_frames = s->o.n_frames;
+    return tpo_source_takes(s->o.config, s->o.rows.annotations, s->o.n_frames, err);
 }
 
 static void tokens_set(struct tpo_source *s)

@@ -36,7 +36,10 @@ struct tpo_source_options {
     bool by_id;
 };
 
-/* Reads and checks the file. The errors of tpo_annotations_open, and INVALID_ARGUMENT "frames" for a clip that the model does not take. Bad rows
+/* INVALID_ARGUMENT "frames" for films of so many frames (0: the model's number) where the model does not take them; `annotations` is for the sentence. */
+int tpo_source_takes(const struct tpo_config *c, const char *annotations, int n_frames, struct tpo_error *err);
+
+/* Reads and checks the file. The errors of tpo_annotations_open and tpo_source_takes. Bad rows
  * are logged, the first ten with their reason, and all by number. */
 int tpo_source_open(struct tpo_source **out, const struct tpo_source_options *o, struct tpo_error *err);
 void tpo_source_close(struct tpo_source *s); /* accepts NULL */

@@ -70,7 +70,7 @@ int tpo_asker_frames(const struct tpo_asker *a)
 
 int tpo_asker_takes(const struct tpo_asker *a, int frames, struct tpo_error *err)
 {
-    return tpo_encoder_takes(a->encoder, frames, err);
+    return tpo_encoder_takes(&a->config, frames, err);
 }
 
 static void fail_run(struct tpo_asker *a, const struct tpo_error *err)

@@ -7,6 +7,7 @@
 
 #include "common/cores.h"
 #include "kernels/vector.h"
+#include "services/encoder/encoder.h"
 #include "trainer/data/source.h"
 #include "trainer/steps/messages.h"
 
@@ -85,12 +86,25 @@ static void *produce(void *arg)
 
 /* --- what a stage is drawn from ------------------------------------------------------------------------------------------------------- */
 
-static int world_open(struct tpo_feed *f, const struct tpo_feed_options *o, struct tpo_error *err)
+static int world_open(struct tpo_world **w, const struct tpo_recipe *r, int stage, const struct tpo_config *c,
+                      struct tpo_error *err)
 {
     /* Every stage of every recipe sees scenes of its own: 1,000 stages of seeds below 2^31. */
     const struct tpo_world_options options = {
-        .split = TPO_WORLD_TRAIN, .seed = f->recipe->seed * 1000 + (uint64_t)f->stage, .side = o->config->vision_encoder.img_size};
-    return f->world != NULL ? TPO_OK : tpo_world_open(&f->world, &options, err);
+        .split = TPO_WORLD_TRAIN, .seed = r->seed * 1000 + (uint64_t)stage, .side = c->vision_encoder.img_size};
+    return *w != NULL ? TPO_OK : tpo_world_open(w, &options, err);
+}
+
+/* What the model, not the recipe, says of a draw. */
+static struct tpo_world_draw draw_of(const struct tpo_recipe_data *d, const struct tpo_config *c,
+                                     int (*word_id)(void *owner, const char *word), void *owner)
+{
+    struct tpo_world_draw draw = d->draw;
+    draw.word_id = word_id;
+    draw.owner = owner;
+    draw.n_slots = tpo_config_queries(c);
+    draw.patch = c->vision_encoder.patch_size;
+    return draw;
 }
 
 static int source_open(struct tpo_feed *f, const struct tpo_feed_options *o, int i, struct tpo_error *err)
@@ -133,14 +147,43 @@ static int data_open(struct tpo_feed *f, const struct tpo_feed_options *o, struc
     for (int step = 1; step < f->first; step++)
         for (int m = 0; m < f->micro_batches; m++) f->batches_of[tpo_recipe_pick(f->recipe, f->stage, step, m)]++;
     for (int i = 0; i < s->n_data && rc == TPO_OK; i++) {
-        f->draws[i] = s->data[i].draw;
-        f->draws[i].word_id = o->word_id;
-        f->draws[i].owner = o->owner;
-        f->draws[i].n_slots = tpo_config_queries(o->config);
-        f->draws[i].patch = o->config->vision_encoder.patch_size;
-        rc = s->data[i].annotations != NULL ? source_open(f, o, i, err) : world_open(f, o, err);
+        f->draws[i] = draw_of(&s->data[i], o->config, o->word_id, o->owner);
+        rc =
+            s->data[i].annotations != NULL ? source_open(f, o, i, err) : world_open(&f->world, o->recipe, o->stage, o->config, err);
     }
     return rc;
+}
+
+/* Of a draw that is only checked. */
+static int no_word(void *owner, const char *word)
+{
+    (void)owner, (void)word;
+    return -1;
+}
+
+static int entry_check(const struct tpo_recipe *r, int stage, int entry, const struct tpo_config *c, struct tpo_error *err)
+{
+    const struct tpo_recipe_data *d = &r->stages[stage].data[entry];
+    if (d->annotations != NULL) return tpo_source_takes(c, d->annotations, d->draw.n_frames, err);
+    const struct tpo_world_draw draw = draw_of(d, c, no_word, NULL);
+    struct tpo_world *w = NULL;
+    int rc = tpo_encoder_takes(c, draw.n_frames, err);
+    if (rc == TPO_OK) rc = world_open(&w, r, stage, c, err);
+    if (rc == TPO_OK) rc = tpo_world_draw_check(w, &draw, err);
+    tpo_world_close(w);
+    return rc;
+}
+
+int tpo_feed_check(const struct tpo_recipe *r, int first, const struct tpo_config *c, struct tpo_error *err)
+{
+    for (int i = first; i < r->n_stages; i++)
+        for (int k = 0; k < r->stages[i].n_data; k++) {
+            struct tpo_error why = {0};
+            const int rc = entry_check(r, i, k, c, &why);
+            if (rc != TPO_OK)
+                return tpo_fail(err, rc, why.reason, "stage %s, entry %d of data: %.300s", r->stages[i].name, k + 1, why.message);
+        }
+    return TPO_OK;
 }
 
 int tpo_feed_open(struct tpo_feed **out, const struct tpo_feed_options *o, struct tpo_error *err)

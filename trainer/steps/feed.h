@@ -27,6 +27,10 @@ struct tpo_feed_options {
 int tpo_feed_open(struct tpo_feed **out, const struct tpo_feed_options *o, struct tpo_error *err);
 void tpo_feed_close(struct tpo_feed *f); /* accepts NULL; joins the thread */
 
+/* Whether the model takes what stages first.. of the recipe draw, no file read: a stage's faults are told before the run's first step.
+ * INVALID_ARGUMENT with the reason of tpo_world_open, tpo_world_draw_check, tpo_encoder_takes or tpo_source_takes, stage and entry in the message. */
+int tpo_feed_check(const struct tpo_recipe *r, int first, const struct tpo_config *c, struct tpo_error *err);
+
 /* Whether the stage reads files, and how many of their rows are passed over as of the step that was taken last: bad ones, and those whose media
  * are. */
 bool tpo_feed_reads(const struct tpo_feed *f);

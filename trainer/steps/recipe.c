@@ -35,9 +35,9 @@ static unsigned aids_read(struct tpo_yaml *y, yaml_node_t *n)
 
 static bool data_key(struct tpo_yaml *y, void *self, const char *name, yaml_node_t *v)
 {
-    static const char *const keeps[] = {"all", "text", "boxes"}, *const aids[] = {"none", "questions", "all"};
+    static const char *const aids[] = {"none", "questions", "all"};
     struct tpo_recipe_data *d = self;
-    if (strcmp(name, "frames") == 0) return true; /* read first, by data_read */
+    if (strcmp(name, "frames") == 0 || strcmp(name, "keep") == 0) return true; /* read by data_read, first and last */
     if (strcmp(name, "share") == 0)
         d->share = (float)tpo_yaml_number(y, v, 0, 1000);
     else if (strcmp(name, "samples") == 0)
@@ -45,11 +45,9 @@ static bool data_key(struct tpo_yaml *y, void *self, const char *name, yaml_node
     else if (strcmp(name, "conversations") == 0)
         d->draw.n_conversations = tpo_yaml_integer(y, v, 0, 64);
     else if (strcmp(name, "objects") == 0)
-        d->draw.min_objects = tpo_yaml_integer(y, v, 1, TPO_WORLD_OBJECTS_MAX);
+        d->draw.min_objects = tpo_yaml_integer(y, v, TPO_WORLD_OBJECTS_MIN, TPO_WORLD_OBJECTS_MAX);
     else if (strcmp(name, "outermost") == 0)
         d->draw.outermost = (float)tpo_yaml_number(y, v, 0, 1);
-    else if (strcmp(name, "keep") == 0)
-        tpo_world_mix_keep(d->draw.mix, tpo_yaml_word(y, v, keeps, 3));
     else if (strcmp(name, "aids") == 0)
         d->draw.aids = tpo_yaml_word(y, v, aids, 3);
     else if (strcmp(name, "without") == 0)
@@ -110,6 +108,16 @@ static void source_read(struct tpo_yaml *y, struct tpo_recipe_data *d, yaml_node
         tpo_yaml_refuse(y, n, "instances and split are refcoco's alone");
 }
 
+/* After `mix`, wherever it stands: what is kept out stays out. */
+static void keep_read(struct tpo_yaml *y, struct tpo_recipe_data *d, yaml_node_t *n)
+{
+    static const char *const keeps[] = {"all", "text", "boxes"};
+    yaml_node_t *keep = tpo_yaml_value(y, n, "keep");
+    if (keep != NULL) tpo_world_mix_keep(d->draw.mix, tpo_yaml_word(y, keep, keeps, 3));
+    if (d->draw.n_conversations > 0 && !tpo_world_mix_asks(d->draw.mix, d->draw.n_frames))
+        tpo_yaml_refuse(y, n, "no kind of question has a weight here: conversations: 0 asks none");
+}
+
 static void data_read(struct tpo_yaml *y, struct tpo_recipe_data *d, yaml_node_t *n)
 {
     if (tpo_yaml_value(y, n, "source") != NULL) {
@@ -125,6 +133,7 @@ static void data_read(struct tpo_yaml *y, struct tpo_recipe_data *d, yaml_node_t
     d->draw.dense = d->draw.slots = false;
     d->draw.aids = TPO_WORLD_AIDS_NONE;
     tpo_yaml_mapping(y, n, data_key, d);
+    if (y->rc == TPO_OK) keep_read(y, d, n);
 }
 
 struct group_reader {
@@ -136,12 +145,15 @@ static void patterns_read(struct tpo_yaml *y, struct tpo_group *g, yaml_node_t *
 {
     const int n = tpo_yaml_length(y, v, 256);
     const char **patterns = tpo_arena_calloc(y->arena, sizeof(*patterns) * (size_t)(n + 1));
-    for (int i = 0; i < n && patterns != NULL; i++) {
+    bool whole = patterns != NULL;
+    for (int i = 0; i < n && whole; i++) {
         const char *text = tpo_yaml_scalar(y, tpo_yaml_item(y, v, i));
         patterns[i] = tpo_arena_copy(y->arena, text, strlen(text));
+        whole = patterns[i] != NULL;
     }
+    if (!whole && y->rc == TPO_OK) y->rc = tpo_fail(y->err, TPO_ENOMEM, "memory", "no memory for names of tensors");
     g->patterns = patterns;
-    g->n_patterns = n;
+    g->n_patterns = whole ? n : 0;
 }
 
 static bool group_key(struct tpo_yaml *y, void *self, const char *name, yaml_node_t *v)
@@ -178,6 +190,21 @@ static bool group_key(struct tpo_yaml *y, void *self, const char *name, yaml_nod
     return true;
 }
 
+/* What the group's optimiser would not look at. */
+static void constants_check(struct tpo_yaml *y, const struct tpo_group *g, const yaml_node_t *n)
+{
+    static const struct {
+        const char *key;
+        enum tpo_optimiser of;
+    } known[] = {{"momentum", TPO_MUON}, {"split", TPO_MUON}, {"betas", TPO_ADAMW}, {"eps", TPO_ADAMW}};
+    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+        const yaml_node_t *v = tpo_yaml_value(y, n, known[i].key);
+        if (v != NULL && known[i].of != g->optimiser)
+            tpo_yaml_refuse(y, v, "%s is %s's, this group's optimiser is %s", known[i].key,
+                            known[i].of == TPO_MUON ? "muon" : "adamw", g->optimiser == TPO_MUON ? "muon" : "adamw");
+    }
+}
+
 static void group_read(struct tpo_yaml *y, struct tpo_recipe_stage *s, int i, yaml_node_t *n)
 {
     struct group_reader x = {&s->groups[i], &s->rates[i]};
@@ -185,6 +212,7 @@ static void group_read(struct tpo_yaml *y, struct tpo_recipe_stage *s, int i, ya
         (struct tpo_group){.optimiser = TPO_ADAMW, .beta1 = -1, .beta2 = .999f, .eps = 1e-8f, .clipped = true, .split = 1};
     s->rates[i] = -1;
     tpo_yaml_mapping(y, n, group_key, &x);
+    if (y->rc == TPO_OK) constants_check(y, &s->groups[i], n);
     if (s->groups[i].beta1 < 0) s->groups[i].beta1 = s->groups[i].optimiser == TPO_MUON ? .95f : .9f;
     if (s->rates[i] < 0) tpo_yaml_refuse(y, n, "this group has no rate");
     if (s->groups[i].n_patterns == 0) tpo_yaml_refuse(y, n, "this group names no tensors");
@@ -243,6 +271,28 @@ static const struct tpo_recipe_stage *inherited(struct tpo_yaml *y, const struct
     return NULL;
 }
 
+/* Where a key's value is, or the whole where it is inherited: for what is wrong of several keys together. */
+static const yaml_node_t *value_or(struct tpo_yaml *y, const yaml_node_t *n, const char *name)
+{
+    const yaml_node_t *v = tpo_yaml_value(y, n, name);
+    return v != NULL ? v : n;
+}
+
+static void stage_check(struct tpo_yaml *y, const struct tpo_recipe_stage *s, const yaml_node_t *n)
+{
+    float shares = 0;
+    for (int i = 0; i < s->n_data; i++) shares += s->data[i].share;
+    if (s->name[0] == '\0' || s->steps == 0 || s->n_data == 0 || s->plan.n_groups == 0 || s->plan.n_losses == 0)
+        tpo_yaml_refuse(y, n, "a stage needs name, steps, data, losses and groups");
+    if (s->warmup > s->steps)
+        tpo_yaml_refuse(y, value_or(y, n, "warmup"), "a warm-up of %d is longer than the stage's %d steps", s->warmup, s->steps);
+    if (!(shares > 0)) tpo_yaml_refuse(y, value_or(y, n, "data"), "no entry of data has a share");
+    if ((s->plan.lanes & (s->plan.lanes - 1)) != 0) tpo_yaml_refuse(y, n, "lanes is a power of two");
+    for (int i = 0; i < s->n_data; i++)
+        if (s->data[i].annotations != NULL && (tpo_recipe_loss(s, "dense") > 0 || tpo_recipe_loss(s, "slot") > 0))
+            tpo_yaml_refuse(y, n, "dense and slot need the world's truth: a stage with a source weights neither");
+}
+
 static void stage_read(struct tpo_yaml *y, struct tpo_recipe *recipe, int at, yaml_node_t *n)
 {
     struct tpo_recipe_stage *s = &recipe->stages[at];
@@ -255,12 +305,7 @@ static void stage_read(struct tpo_yaml *y, struct tpo_recipe *recipe, int at, ya
     s->plan.losses = s->losses;
     tpo_yaml_mapping(y, n, stage_key, s);
     if (y->rc != TPO_OK) return;
-    if (s->name[0] == '\0' || s->steps == 0 || s->n_data == 0 || s->plan.n_groups == 0 || s->plan.n_losses == 0)
-        tpo_yaml_refuse(y, n, "a stage needs name, steps, data, losses and groups");
-    if ((s->plan.lanes & (s->plan.lanes - 1)) != 0) tpo_yaml_refuse(y, n, "lanes is a power of two");
-    for (int i = 0; i < s->n_data; i++)
-        if (s->data[i].annotations != NULL && (tpo_recipe_loss(s, "dense") > 0 || tpo_recipe_loss(s, "slot") > 0))
-            tpo_yaml_refuse(y, n, "dense and slot need the world's truth: a stage with a source weights neither");
+    stage_check(y, s, n);
     for (int i = 0; i < at; i++)
         if (strcmp(recipe->stages[i].name, s->name) == 0) tpo_yaml_refuse(y, n, "two stages are named %s", s->name);
 }

@@ -452,6 +452,7 @@ static int run_open(struct run *r, int *first, struct tpo_error *err)
     if (rc != TPO_OK) return rc;
     while (*first < r->recipe->n_stages && stage_model(r, *first, folder, sizeof(folder))) ++*first;
     rc = models_open(r, *first, err);
+    if (rc == TPO_OK) rc = tpo_feed_check(r->recipe, *first, &r->config, err);
     if (rc == TPO_OK && r->remote) rc = tpo_messages_check(r->recipe, *first, &r->config, r->models[TPO_PART_ENCODER]->params, err);
     if (rc == TPO_OK) rc = mirrors_open(r, err);
     return rc == TPO_OK ? crew_open(r, err) : rc;

@@ -150,6 +150,26 @@ static void root_walk(struct tpo_yaml *y, void (*walk)(struct tpo_yaml *y, yaml_
         y->rc = tpo_fail(y->err, TPO_INVALID_ARGUMENT, y->reason, "%.80s is empty", y->path);
 }
 
+static void parse_refuse(struct tpo_yaml *y, const yaml_parser_t *parser)
+{
+    y->rc = tpo_fail(y->err, TPO_INVALID_ARGUMENT, y->reason, "%.80s:%zu: %.80s", y->path, parser->problem_mark.line + 1,
+                     parser->problem != NULL ? parser->problem : "not YAML");
+}
+
+/* What would follow the document that was read. */
+static void end_check(struct tpo_yaml *y, yaml_parser_t *parser)
+{
+    yaml_document_t more;
+    if (y->rc != TPO_OK) return;
+    if (!yaml_parser_load(parser, &more)) {
+        parse_refuse(y, parser);
+        return;
+    }
+    const yaml_node_t *root = yaml_document_get_root_node(&more);
+    if (root != NULL) tpo_yaml_refuse(y, root, "a second document: a file has one");
+    yaml_document_delete(&more);
+}
+
 int tpo_yaml_read(struct tpo_yaml *y, void (*walk)(struct tpo_yaml *y, yaml_node_t *root, void *self), void *self)
 {
     yaml_parser_t parser;
@@ -166,9 +186,9 @@ int tpo_yaml_read(struct tpo_yaml *y, void (*walk)(struct tpo_yaml *y, yaml_node
         root_walk(y, walk, self);
         y->doc = NULL;
         yaml_document_delete(&doc);
+        end_check(y, &parser);
     } else {
-        y->rc = tpo_fail(y->err, TPO_INVALID_ARGUMENT, y->reason, "%.80s:%zu: %.80s", y->path, parser.problem_mark.line + 1,
-                         parser.problem != NULL ? parser.problem : "not YAML");
+        parse_refuse(y, &parser);
     }
     yaml_parser_delete(&parser);
     fclose(f);

@@ -107,6 +107,13 @@ void tpo_world_mix_keep(float mix[TPO_WORLD_KINDS], enum tpo_world_keep keep)
     }
 }
 
+bool tpo_world_mix_asks(const float mix[TPO_WORLD_KINDS], int n_frames)
+{
+    for (int k = 0; k < TPO_WORLD_KINDS; k++)
+        if (mix[k] > 0 && (k != TPO_KIND_DIRECTION || n_frames > 1)) return true;
+    return false;
+}
+
 /* --- where objects lie in the grids ------------------------------------------------------------------------------------------- */
 
 struct grid {
@@ -364,13 +371,15 @@ static int fill_conversations(struct tpo_sample *s, struct tpo_arena *arena, con
     return TPO_OK;
 }
 
-static int check_draw(const struct tpo_world *w, const struct tpo_world_draw *d, struct tpo_error *err)
+int tpo_world_draw_check(const struct tpo_world *w, const struct tpo_world_draw *d, struct tpo_error *err)
 {
-    if (d->n_frames < 1 || d->n_frames > TPO_WORLD_FRAMES_MAX || d->min_objects < 4 || d->min_objects > TPO_WORLD_OBJECTS_MAX ||
-        d->n_conversations < 0 || d->patch < 1 || (d->slots && d->word_id == NULL)) {
+    if (d->n_frames < 1 || d->n_frames > TPO_WORLD_FRAMES_MAX || d->min_objects < TPO_WORLD_OBJECTS_MIN ||
+        d->min_objects > TPO_WORLD_OBJECTS_MAX || d->n_conversations < 0 || d->patch < 1 || (d->slots && d->word_id == NULL)) {
         return tpo_fail(err, TPO_EINVAL, "bad_draw", "a draw of %d frames, %d objects, %d conversations is not possible",
                         d->n_frames, d->min_objects, d->n_conversations);
     }
+    if (d->n_conversations > 0 && !tpo_world_mix_asks(d->mix, d->n_frames))
+        return tpo_fail(err, TPO_EINVAL, "bad_draw", "no kind that can be asked about %d frames has a weight", d->n_frames);
     const bool by_slot = d->slots || d->aids != TPO_WORLD_AIDS_NONE;
     const int rows = d->n_slots / TPO_WORLD_SLOT_COLUMNS;
     const bool whole = rows > 0 && d->n_slots % TPO_WORLD_SLOT_COLUMNS == 0 && w->options.side % rows == 0 &&
@@ -409,7 +418,7 @@ static int draw_sample(const struct tpo_world *w, struct tpo_arena *arena, const
 int tpo_world_sample(const struct tpo_world *w, struct tpo_arena *arena, const struct tpo_world_draw *d, uint64_t index,
                      struct tpo_sample *out, struct tpo_error *err)
 {
-    int rc = check_draw(w, d, err);
+    int rc = tpo_world_draw_check(w, d, err);
     if (rc != TPO_OK) return rc;
     rc = draw_sample(w, arena, d, index, out);
     return rc == TPO_OK ? rc : tpo_fail(err, rc, "out_of_memory", "no memory for sample %llu", (unsigned long long)index);

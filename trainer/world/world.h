@@ -28,6 +28,7 @@
 #include "common/status.h"
 #include "nn/sample.h"
 
+#define TPO_WORLD_OBJECTS_MIN 4
 #define TPO_WORLD_OBJECTS_MAX 8
 #define TPO_WORLD_FRAMES_MAX  8
 /* The queries look at a grid: slot q is the cell at column q % 8, row q / 8, so with 32 of them a cell of a 96-pixel picture is 12 wide and 24
@@ -109,8 +110,8 @@ struct tpo_world_draw {
     int n_frames;               /* 1: images; 2..8: clips */
     int min_objects;            /* 4 (5 in the encoder's stage) .. 8 */
     int n_conversations;        /* per sample: 6 on images, 8 on clips; 0: pixels and targets alone */
-    float mix[TPO_WORLD_KINDS]; /* weights of kinds; need not add up to 1. A kind that a scene can't ask gives its place to another
-                                   draw */
+    float mix[TPO_WORLD_KINDS]; /* weights of kinds; need not add up to 1, but one that can be asked must have one where there are
+                                   conversations. A kind that a scene can't ask gives its place to another draw */
     float outermost;            /* share of relations kept whose target is simply the outermost match, .2 as in items */
     enum tpo_world_aids aids;   /* attention targets */
     unsigned without;           /* of these, bits of enum tpo_world_aid that are left out: to see what each contributes */
@@ -128,8 +129,13 @@ struct tpo_world_draw {
 /* The usual draw: images or clips, their mix, all aids, no word_id (needed as soon as `slots` is set). */
 void tpo_world_draw_default(struct tpo_world_draw *d, int n_frames);
 void tpo_world_mix_keep(float mix[TPO_WORLD_KINDS], enum tpo_world_keep keep);
+bool tpo_world_mix_asks(const float mix[TPO_WORLD_KINDS],
+                        int n_frames); /* a kind that images, or clips, can be asked has a weight */
 
-/* One sample, in the arena. TPO_ENOMEM when that is full. */
+/* Whether samples can be drawn so: INVALID_ARGUMENT "bad_draw", or "bad_slots" where aids or slots are wanted of query tokens that make no grid. */
+int tpo_world_draw_check(const struct tpo_world *w, const struct tpo_world_draw *d, struct tpo_error *err);
+
+/* One sample, in the arena. The errors of tpo_world_draw_check; TPO_ENOMEM when the arena is full. */
 int tpo_world_sample(const struct tpo_world *w, struct tpo_arena *arena, const struct tpo_world_draw *d, uint64_t index,
                      struct tpo_sample *out, struct tpo_error *err);
 
