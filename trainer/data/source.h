@@ -36,7 +36,8 @@ struct tpo_source_options {
     bool by_id;
 };
 
-/* INVALID_ARGUMENT "frames" for films of so many frames (0: the model's number) where the model does not take them; `annotations` is for the sentence. */
+/* INVALID_ARGUMENT "frames" for films of so many frames (0: the model's number) where the model does not take them; `annotations` is for the
+ * sentence. */
 int tpo_source_takes(const struct tpo_config *c, const char *annotations, int n_frames, struct tpo_error *err);
 
 /* Reads and checks the file. The errors of tpo_annotations_open and tpo_source_takes. Bad rows

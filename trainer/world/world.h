@@ -196,8 +196,8 @@ int tpo_world_item(const struct tpo_world *w, struct tpo_arena *arena, enum tpo_
                    enum tpo_world_phrasing phrasing, uint64_t index, struct tpo_world_item *out, struct tpo_error *err);
 
 /* Right or wrong for every kind but boxes and descriptions: case, outer white space and a last full stop don't count. A letter stands alone or
- * before one of ) . : , and the option may follow: "(B)", "b", "(B) blue", "B: blue". Stricter than MVBench's published rule, which compares the first
- * word and lets a part of it do: there "a red ball" is (A), and so is an empty answer. */
+ * before one of ) . : , and the option may follow: "(B)", "b", "(B) blue", "B: blue". Stricter than MVBench's published rule, which compares the
+ * first word and lets a part of it do: there "a red ball" is (A), and so is an empty answer. */
 bool tpo_world_answer_right(const struct tpo_world_item *item, const char *text);
 
 struct tpo_world_f1 {

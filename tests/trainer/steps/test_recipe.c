@@ -1,4 +1,4 @@
-/* Recipes: what a reader would take for meant is meant, what nothing would heed is refused, and a late stage's faults are told before the first step. */
+/* Recipes: keys mean the same in any order, what nothing would heed is refused, and a late stage's faults are told before the first step. */
 #include <string.h>
 
 #include "services/host/learner_state.h"
