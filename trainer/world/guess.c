@@ -10,7 +10,8 @@
 struct seen {
     enum tpo_world_kind kind;
     bool hard;
-    int asked /* what the question tells of its answer */, outermost_right;
+    int asked; /* what the question tells of its answer */
+    int outermost_right;
     float box[4], object, match; /* chances that a random object, a random match fits */
     char answer[16];
 };
