@@ -130,13 +130,17 @@ static int fake_open(void *owner, int part, int replica, struct tpo_learner *out
 
 struct links {
     struct tpo_collective base;
-    int started[TPO_REPLICAS_MAX], finished, dropped;
+    int started[TPO_REPLICAS_MAX], done[TPO_REPLICAS_MAX], finished, dropped; /* done: Backwards of that replica by its start */
 };
 
 static void links_start(struct tpo_collective *self, struct tpo_crew *t, int part, int replica, const struct tpo_key *key)
 {
+    struct links *l = (struct links *)self;
     (void)t, (void)part, (void)key;
-    ((struct links *)self)->started[replica]++;
+    l->started[replica]++;
+    pthread_mutex_lock(&lock);
+    l->done[replica] = fakes[replica].backwards;
+    pthread_mutex_unlock(&lock);
 }
 
 static int links_finish(struct tpo_collective *self, struct tpo_crew *t, int part, const struct tpo_key *key, struct tpo_error *err)
@@ -145,6 +149,8 @@ static int links_finish(struct tpo_collective *self, struct tpo_crew *t, int par
     (void)part, (void)key, (void)err;
     for (int r = 0; r < t->options.n_replicas[TPO_PART_ENCODER]; r++) {
         assert_int_equal(l->started[r], 1);
+        /* The last Backward is still to come: what it completes leaves while it runs. */
+        assert_int_equal(l->done[r], M / t->options.n_replicas[TPO_PART_ENCODER] - 1);
         assert_int_equal(fakes[r].backwards, M / t->options.n_replicas[TPO_PART_ENCODER]);
         assert_int_equal(fakes[r].norms, 0);
     }

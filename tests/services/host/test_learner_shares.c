@@ -100,6 +100,46 @@ static void shares_keep_the_bits(void **state)
     toy_close(&half[1]);
 }
 
+/* What a gather is told while the last Backward runs: the sums of the first layer as they stood when the second layer's left. */
+struct early {
+    struct toy *toy;
+    float first[WIDE * IN], told[WIDE * IN];
+    bool within; /* a Backward was under way */
+};
+
+static int early_keep(void *arg, const struct tpo_chunk *x)
+{
+    struct early *e = arg;
+    if (x == NULL) return TPO_OK;
+    if (strcmp(x->name, e->toy->w1->name) == 0) memcpy(e->told, x->data, sizeof(e->told));
+    if (strcmp(x->name, e->toy->w2->name) != 0 || e->toy->w1->grad == NULL) return TPO_OK;
+    e->within = true;
+    memcpy(e->first, e->toy->w1->grad, sizeof(e->first));
+    return TPO_OK;
+}
+
+/* The second layer's sum is told before the last micro-batch has added to the first one's. */
+static void a_sum_leaves_once_it_is_whole(void **state)
+{
+    (void)state;
+    struct toy y;
+    struct tpo_error err = {0};
+    struct tpo_forwarded f;
+    toy_open(&y, 1);
+    begin(&y, 1, 2);
+    struct early e = {.toy = &y};
+    struct tpo_key key = key_of(1, 0, 0);
+    assert_int_equal(y.learner.gather(y.learner.self, &key, early_keep, &e, &err), TPO_OK);
+    for (key.micro_batch = 0; key.micro_batch < 2; key.micro_batch++) {
+        assert_false(e.within);
+        assert_int_equal(forward(&y, &key, false, &f, &err), TPO_OK);
+        assert_int_equal(backward(&y, &key, NULL, &err), TPO_OK);
+    }
+    assert_true(e.within);
+    assert_memory_not_equal(e.first, e.told, sizeof(e.told));
+    toy_close(&y);
+}
+
 /* A head that no micro-batch but the second called: its sums are whole after that one. */
 static void what_is_left_out_is_not_waited_for(void **state)
 {
@@ -142,5 +182,5 @@ static void shares_are_aligned_subtrees(void **state)
     toy_close(&y);
 }
 
-TPO_TESTS(cmocka_unit_test(shares_keep_the_bits), cmocka_unit_test(what_is_left_out_is_not_waited_for),
-          cmocka_unit_test(shares_are_aligned_subtrees))
+TPO_TESTS(cmocka_unit_test(shares_keep_the_bits), cmocka_unit_test(a_sum_leaves_once_it_is_whole),
+          cmocka_unit_test(what_is_left_out_is_not_waited_for), cmocka_unit_test(shares_are_aligned_subtrees))
