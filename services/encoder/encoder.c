@@ -256,12 +256,11 @@ static int run_forward(struct tpo_encoder *e, struct tpo_tape *t, struct tpo_for
         out->dense = dense_loss(e, t, tokens, f->samples + first, n, (float)n / (float)f->n_samples, err);
         if (out->dense == NULL) return TPO_INVALID_ARGUMENT;
     }
-    const bool live = f->training && e->qformer.queries->grad != NULL; /* frozen parts run as in serving */
     const struct tpo_qformer_input in = {.visual = tokens,
                                          .B = n,
                                          .N = tokens->rows / n,
-                                         .dropout = live ? e->config.bridge.dropout : 0,
-                                         .drop_path = live ? e->config.bridge.drop_path_rate : 0,
+                                         .dropout = f->training ? e->config.bridge.dropout : 0,
+                                         .drop_path = f->training ? e->config.bridge.drop_path_rate : 0,
                                          .noise = tpo_random_u64(f->noise, 1000 + (uint64_t)first)};
     out->visual = tpo_qformer_forward(t, &e->qformer, &in);
     return out->visual != NULL ? TPO_OK : TPO_ENOMEM;

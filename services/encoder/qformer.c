@@ -143,13 +143,18 @@ static struct tpo_tensor *dense(struct pass *s, struct tpo_tensor *x, const stru
     return tpo_linear(s->t, x, d->w, d->b);
 }
 
-/* LN(W x + b + residual), with the published dropout and stochastic depth on what is added. */
+static bool learns(const struct tpo_dense *d)
+{
+    return d->w->grad != NULL || d->b->grad != NULL;
+}
+
+/* LN(W x + b + residual), with the published dropout and stochastic depth on what is added where the sublayer is live. */
 static struct tpo_tensor *add_norm(struct pass *s, struct tpo_tensor *x, const struct tpo_dense *out, const struct tpo_dense *norm,
-                                   struct tpo_tensor *residual, int group)
+                                   struct tpo_tensor *residual, int group, bool live)
 {
     x = dense(s, x, out);
-    x = tpo_drop(s->t, x, s->in->dropout, tpo_random_u64(s->in->noise, s->draws++));
-    x = tpo_drop_groups(s->t, x, s->drop_path, group, tpo_random_u64(s->in->noise, s->draws++));
+    x = tpo_drop(s->t, x, live ? s->in->dropout : 0, tpo_random_u64(s->in->noise, s->draws++));
+    x = tpo_drop_groups(s->t, x, live ? s->drop_path : 0, group, tpo_random_u64(s->in->noise, s->draws++));
     return tpo_norm_layer(s->t, tpo_plus(s->t, x, residual), norm->w, norm->b, EPS);
 }
 
@@ -159,14 +164,16 @@ static struct tpo_tensor *attention(struct pass *s, const struct tpo_qformer_att
     const int H = s->q->config->bridge.num_attention_heads, D = s->q->config->bridge.hidden_size / H;
     const struct tpo_attention_shape shape = {
         .B = s->in->B, .T = T, .S = S, .H = H, .G = H, .D = D, .scale = 1 / sqrtf((float)D), .segments = segments};
+    const bool live = learns(&a->query) || learns(&a->key) || learns(&a->value) || learns(&a->output) || learns(&a->norm);
     struct tpo_tensor *o = tpo_attend(s->t, dense(s, x, &a->query), dense(s, kv, &a->key), dense(s, kv, &a->value), &shape);
-    return add_norm(s, o, &a->output, &a->norm, x, T);
+    return add_norm(s, o, &a->output, &a->norm, x, T, live);
 }
 
 static struct tpo_tensor *feed_forward(struct pass *s, struct tpo_tensor *x, const struct tpo_dense *inner,
                                        const struct tpo_dense *outer, const struct tpo_dense *norm, int group)
 {
-    return add_norm(s, tpo_act_gelu(s->t, dense(s, x, inner)), outer, norm, x, group);
+    const bool live = learns(inner) || learns(outer) || learns(norm);
+    return add_norm(s, tpo_act_gelu(s->t, dense(s, x, inner)), outer, norm, x, group, live);
 }
 
 static struct tpo_tensor *join(struct pass *s, struct tpo_tensor *queries, struct tpo_tensor *text)
@@ -196,6 +203,11 @@ static struct tpo_tensor *layer_forward(struct pass *s, int index, struct tpo_te
     if (text == 0 || index == n_layers - 1) return queries; /* nobody reads the last layer's text rows */
     struct tpo_tensor *words = tpo_take_rows(s->t, a, s->text_rows, B * text);
     return join(s, queries, feed_forward(s, words, &l->inner, &l->outer, &l->norm, text));
+}
+
+static bool embeddings_learn(const struct tpo_qformer *q)
+{
+    return q->queries->grad != NULL || (q->extra_queries != NULL && q->extra_queries->grad != NULL) || learns(&q->norm);
 }
 
 static struct tpo_tensor *embed_queries(struct pass *s)
@@ -254,7 +266,7 @@ struct tpo_tensor *tpo_qformer_forward(struct tpo_tape *t, const struct tpo_qfor
         h = join(&s, h, text);
     }
     h = tpo_norm_layer(t, h, q->norm.w, q->norm.b, EPS);
-    h = tpo_drop(t, h, in->dropout, tpo_random_u64(in->noise, s.draws++));
+    h = tpo_drop(t, h, embeddings_learn(q) ? in->dropout : 0, tpo_random_u64(in->noise, s.draws++));
     for (int i = 0; i < c->bridge.num_hidden_layers && h != NULL; i++) {
         const struct tpo_scope scope = tpo_scope_begin(t);
         h = tpo_scope_end(t, scope, layer_forward(&s, i, h));

@@ -5,6 +5,7 @@
 
 #include "kernels/vector.h"
 #include "services/encoder/encoder.h"
+#include "services/host/learner_state.h"
 
 #define SIDE    16
 #define PATCHES 16
@@ -110,6 +111,59 @@ static void training_equals_serving(void **state)
     }
     tpo_tape_close(t);
     tpo_encoder_close(e);
+}
+
+/* A training pass where only the tensors of one pattern learn; whether its bits are those of serving. */
+static bool runs_as_in_serving(const char *learns, float dropout, float drop_path)
+{
+    struct tpo_config c = small(true);
+    c.bridge.dropout = dropout, c.bridge.drop_path_rate = drop_path;
+    struct tpo_encoder *e = encoder_open(&c, 0);
+    struct tpo_params *p = tpo_encoder_model(e)->params;
+    struct tpo_tape *t;
+    struct tpo_error err = {0};
+    float served[QUERIES * BRIDGE];
+    const struct tpo_sample sample = {.n_frames = 1, .height = SIDE, .width = SIDE, .pixels = pixels_of(1, 5)};
+    struct tpo_forward f = {.samples = &sample, .n_samples = 1, .training = true, .noise = 3};
+    int n = 0;
+    assert_int_equal(tpo_encoder_run(e, served, sample.pixels, 1, &err), TPO_OK);
+    for (int i = 0; i < p->n; i++) {
+        if (!tpo_pattern_match(learns, p->items[i]->name) || p->items[i]->ignored) continue;
+        p->items[i]->grad = calloc((size_t)p->items[i]->size, sizeof(float));
+        n++;
+    }
+    assert_true(n > 0);
+    assert_int_equal(tpo_tape_open(&t, stream, true), TPO_OK);
+    if (tpo_encoder_model(e)->forward(e, t, &f, &err) != TPO_OK) fail_msg("%s", err.message);
+    const bool equal = memcmp(served, f.outputs[0].tensor->data, sizeof(served)) == 0;
+    for (int i = 0; i < p->n; i++) free(p->items[i]->grad);
+    free((void *)sample.pixels);
+    tpo_tape_close(t);
+    tpo_encoder_close(e);
+    return equal;
+}
+
+/* Dropout and stochastic depth are in what learns and nowhere else. (The first layer's depth is never stochastic.) */
+static void frozen_parts_drop_nothing(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *learns;
+        float dropout, drop_path;
+        bool as_serving;
+    } cases[] = {{"vision_*", .5F, .5F, true},
+                 {"ext.encoder.key_position", .5F, .5F, true},
+                 {"query_tokens", 0, .5F, true},
+                 {"query_tokens", .5F, 0, false},
+                 {"qformer.bert.encoder.layer.0.*", 0, .5F, true},
+                 {"qformer.bert.encoder.layer.0.*", .5F, 0, false},
+                 {"qformer.bert.encoder.layer.2.crossattention.self.query.bias", 0, .5F, false},
+                 {"qformer.bert.encoder.layer.1.intermediate_query.*", 0, .5F, false},
+                 {"qformer.*", 0, .5F, false}};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+        if (runs_as_in_serving(cases[i].learns, cases[i].dropout, cases[i].drop_path) != cases[i].as_serving)
+            fail_msg("where %s learns, dropout %g and drop path %g: %s", cases[i].learns, (double)cases[i].dropout,
+                     (double)cases[i].drop_path, cases[i].as_serving ? "other bits than serving's" : "nothing is dropped");
 }
 
 /* The order of frames matters, and an image is not a clip of itself twice. */
@@ -258,5 +312,5 @@ static void bad_samples_are_named(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(tubelets_take_whole_ones), cmocka_unit_test(training_equals_serving),
-          cmocka_unit_test(frames_have_places), cmocka_unit_test(frame_counts_are_checked), cmocka_unit_test(dense_gradients),
-          cmocka_unit_test(bad_samples_are_named))
+          cmocka_unit_test(frozen_parts_drop_nothing), cmocka_unit_test(frames_have_places),
+          cmocka_unit_test(frame_counts_are_checked), cmocka_unit_test(dense_gradients), cmocka_unit_test(bad_samples_are_named))
