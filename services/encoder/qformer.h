@@ -37,8 +37,7 @@ struct tpo_qformer_input {
     int B, N;
     int text_length;                     /* 0: no text */
     const int32_t *text_ids, *text_mask; /* (B, text_length), mask 1 = valid */
-    float dropout,
-        drop_path; /* of what learns: a sublayer, or the embeddings, with a parameter that has grad; 0 outside training */
+    float dropout, drop_path;            /* of what learns, sublayer by sublayer; 0 outside training */
     uint64_t noise;
 };
 

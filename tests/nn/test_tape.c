@@ -335,6 +335,34 @@ static void scopes_give_back(void **state)
 static struct tpo_param *told[LEAVES];
 static float told_grads[LEAVES][4096];
 static int n_told;
+/* Layers below the first that learns record nothing, those above it record and have no gradient of their own. */
+static void frozen_layers_record_nothing(void **state)
+{
+    (void)state;
+    struct tpo_tape *t;
+    float input[4 * 5] = {1, -2, 3}, untouched[25] = {0};
+    open_stream();
+    for (int i = 0; i < 3; i++) param_set(i, 5, 5);
+    params[0].grad = params[2].grad = NULL;
+    assert_int_equal(tpo_tape_open(&t, stream, true), TPO_OK);
+    const void *const none = tpo_scope_begin(t).last;
+    struct tpo_tensor *below = tpo_act_gelu(t, tpo_linear(t, tpo_input(t, input, 4, 5, false), &params[0], NULL));
+    assert_false(below->needs_grad);
+    assert_ptr_equal(tpo_scope_begin(t).last, none);
+    struct tpo_tensor *learning = tpo_linear(t, below, &params[1], NULL);
+    const void *const first = tpo_scope_begin(t).last;
+    assert_ptr_not_equal(first, none);
+    struct tpo_tensor *above = tpo_linear(t, learning, &params[2], NULL);
+    assert_ptr_not_equal(tpo_scope_begin(t).last, first);
+    tpo_seed(t, above, NULL, 1);
+    assert_int_equal(tpo_tape_backward(t), TPO_OK);
+    assert_null(below->grad);
+    assert_memory_equal(param_grads[0], untouched, sizeof(untouched));
+    assert_memory_not_equal(param_grads[1], untouched, sizeof(untouched));
+    assert_memory_equal(param_grads[2], untouched, sizeof(untouched));
+    tpo_tape_close(t);
+}
+
 static void on_complete(void *arg, struct tpo_param *p)
 {
     assert_ptr_equal(arg, params);
@@ -392,8 +420,9 @@ static void room_lets_scopes_close(void **state)
     tpo_stream_close(stream);
 }
 
-TPO_TESTS(cmocka_unit_test(whole_gradients_are_told), cmocka_unit_test(linear), cmocka_unit_test(columns), cmocka_unit_test(lora),
-          cmocka_unit_test(norms), cmocka_unit_test(activations), cmocka_unit_test(moves), cmocka_unit_test(drops),
-          cmocka_unit_test(attend), cmocka_unit_test(attend_fused), cmocka_unit_test(attention_rows), cmocka_unit_test(losses),
-          cmocka_unit_test(parameters_accumulate), cmocka_unit_test(errors_stick), cmocka_unit_test(unused_input),
-          cmocka_unit_test(scopes_give_back), cmocka_unit_test(room_lets_scopes_close))
+TPO_TESTS(cmocka_unit_test(whole_gradients_are_told), cmocka_unit_test(frozen_layers_record_nothing), cmocka_unit_test(linear),
+          cmocka_unit_test(columns), cmocka_unit_test(lora), cmocka_unit_test(norms), cmocka_unit_test(activations),
+          cmocka_unit_test(moves), cmocka_unit_test(drops), cmocka_unit_test(attend), cmocka_unit_test(attend_fused),
+          cmocka_unit_test(attention_rows), cmocka_unit_test(losses), cmocka_unit_test(parameters_accumulate),
+          cmocka_unit_test(errors_stick), cmocka_unit_test(unused_input), cmocka_unit_test(scopes_give_back),
+          cmocka_unit_test(room_lets_scopes_close))

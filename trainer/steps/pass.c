@@ -122,12 +122,13 @@ static int region_forward(struct way *w, const struct tpo_forwarded *router, con
 {
     static const char *const wants[] = {"e.region"};
     struct tpo_forwarded f = {0};
+    const bool wanted = w->crew->trainable[TPO_PART_ROUTER] > 0 || w->crew->trainable[TPO_PART_ENCODER] > 0;
     const int n = (int)e->shape[0];
     float *boxes = boxes_match(w, router, n);
     if (boxes == NULL) return w->err->code != TPO_OK ? w->err->code : TPO_ENOMEM;
     const struct tpo_named_tensor inputs[2] = {*e,
                                                {.name = "boxes", .dtype = TPO_F32, .n_dims = 2, .shape = {n, 4}, .data = boxes}};
-    int rc = forward(w, TPO_PART_REGION, inputs, 2, wants, 1, &f);
+    int rc = forward(w, TPO_PART_REGION, inputs, 2, wants, wanted, &f);
     free(boxes);
     w->out->boxes += n;
     return rc;
