@@ -126,62 +126,6 @@ static int fake_open(void *owner, int part, int replica, struct tpo_learner *out
     return TPO_OK;
 }
 
-/* --- three services, one replica each ---------------------------------------------------------------------------------------------------- */
-
-struct part {
-    struct fake fake; /* first: it is the self of fakes, too */
-    bool learns;
-    const struct tpo_named_tensor *takes, *passes; /* from the service before, to the one after; NULL: nothing */
-    int wants, given; /* in all Forwards and Backwards: inputs whose gradient was wanted, gradients that came */
-};
-
-static const float one = 1;
-static const struct tpo_named_tensor visual = {"visual", TPO_F32, 2, {1, 1}, &one}, e = {"e.region", TPO_F32, 2, {1, 1}, &one};
-
-static int part_begin(void *self, const char *run, const struct tpo_plan *plan, struct tpo_begun *out, struct tpo_error *err)
-{
-    const struct part *p = self;
-    const int rc = fake_begin(self, run, plan, out, err);
-    out->trainable = p->learns;
-    return rc;
-}
-
-/* What it passes on; the router says of which box it is. */
-static int part_forward(void *self, const struct tpo_key *key, const struct tpo_sample *samples, int n_samples,
-                        const struct tpo_named_tensor *inputs, int n_inputs, const char *const *wants, int n_wants,
-                        struct tpo_forwarded *out, struct tpo_error *err)
-{
-    static const struct tpo_row row = {0};
-    struct part *p = self;
-    const int rc = fake_forward(self, key, samples, n_samples, inputs, n_inputs, wants, n_wants, out, err);
-    p->wants += n_wants;
-    out->rows = &row;
-    out->n_rows = 1;
-    if (p->passes != NULL) out->outputs[out->n_outputs++] = *p->passes;
-    return rc;
-}
-
-static int part_backward(void *self, const struct tpo_key *key, const struct tpo_named_tensor *gradients, int n,
-                         struct tpo_named_tensor *inputs_out, int *n_inputs_out, struct tpo_error *err)
-{
-    struct part *p = self;
-    const int rc = fake_backward(self, key, gradients, n, inputs_out, n_inputs_out, err);
-    p->given += n;
-    if (p->takes != NULL && p->wants > 0) inputs_out[(*n_inputs_out)++] = *p->takes;
-    return rc;
-}
-
-static int part_open(void *owner, int part, int replica, struct tpo_learner *out, struct tpo_error *err)
-{
-    struct part *parts = owner;
-    const int rc = fake_open(owner, part, replica, out, err);
-    out->self = &parts[part];
-    out->begin = part_begin;
-    out->forward = part_forward;
-    out->backward = part_backward;
-    return rc;
-}
-
 /* --- a collective of links between replicas --------------------------------------------------------------------------------------------- */
 
 struct links {
@@ -279,54 +223,6 @@ static void replicas_share_a_step(void **state)
             assert_int_equal(fakes[i].committed, 1);
         }
     }
-}
-
-/* Who learns; then, per micro-batch: Backwards, inputs whose gradient is wanted, gradients that come. */
-struct frozen_case {
-    bool learns[TPO_PARTS];
-    int backwards[TPO_PARTS], wants[TPO_PARTS], given[TPO_PARTS];
-};
-
-static void frozen_step(const struct frozen_case *c)
-{
-    static const struct tpo_config config = {.n_tasks = 1, .tasks = {{.name = "region"}}};
-    static const float box[1][4];
-    static const struct tpo_conversation conversation = {.n_boxes = 1, .boxes = box};
-    static struct tpo_sample sample = {.n_conversations = 1, .conversations = &conversation};
-    struct part parts[TPO_PARTS] = {{.passes = &visual}, {.takes = &visual, .passes = &e}, {.takes = &e}};
-    const struct tpo_crew_options o = {.config = &config, .n_replicas = {1, 1, 1}, .open = part_open, .owner = parts};
-    struct tpo_world_batch batches[M];
-    struct tpo_step_report report;
-    struct tpo_crew crew;
-    struct tpo_error err = {0};
-    struct tpo_recipe *r = recipe_of(1);
-    r->stages[0].losses[0].name = "region";
-    for (int m = 0; m < M; m++) batches[m] = (struct tpo_world_batch){.samples = &sample, .n = 1};
-    for (int p = 0; p < TPO_PARTS; p++) parts[p].learns = c->learns[p];
-    assert_int_equal(tpo_crew_open(&crew, &o, &err), TPO_OK);
-    assert_int_equal(tpo_crew_begin(&crew, r, 0, "run", &err), TPO_OK);
-    if (tpo_step_run(&crew, &r->stages[0], 1, batches, &report, &err) != TPO_OK) fail_msg("%s", err.message);
-    assert_int_equal(report.boxes, M);
-    for (int p = 0; p < TPO_PARTS; p++) {
-        assert_int_equal(parts[p].fake.forwards, M);
-        assert_int_equal(parts[p].fake.backwards, M * c->backwards[p]);
-        assert_int_equal(parts[p].wants, M * c->wants[p]);
-        assert_int_equal(parts[p].given, M * c->given[p]);
-    }
-    tpo_crew_close(&crew);
-    free(r);
-}
-
-/* Gradients go no further than somebody learns: encoder, router, region. */
-static void frozen_parts_are_skipped(void **state)
-{
-    (void)state;
-    static const struct frozen_case cases[] = {{{1, 1, 1}, {1, 1, 1}, {0, 1, 1}, {1, 1, 0}},
-                                               {{0, 1, 1}, {0, 1, 1}, {0, 0, 1}, {0, 1, 0}},
-                                               {{0, 1, 0}, {0, 1, 1}, {0, 0, 1}, {0, 1, 0}},
-                                               {{1, 0, 0}, {1, 1, 1}, {0, 1, 1}, {1, 1, 0}},
-                                               {{0, 0, 1}, {0, 0, 1}, {0, 0, 0}, {0, 0, 0}}};
-    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) frozen_step(&cases[i]);
 }
 
 static void replicas_that_disagree_commit_nothing(void **state)
@@ -491,8 +387,8 @@ static void odd_numbers_of_replicas_are_refused(void **state)
     }
 }
 
-TPO_TESTS(cmocka_unit_test(replicas_share_a_step), cmocka_unit_test(frozen_parts_are_skipped),
-          cmocka_unit_test(replicas_that_disagree_commit_nothing), cmocka_unit_test(who_cannot_prepare_or_commit),
-          cmocka_unit_test(who_lost_a_version_gets_it_again), cmocka_unit_test(a_publish_that_failed_is_completed),
+TPO_TESTS(cmocka_unit_test(replicas_share_a_step), cmocka_unit_test(replicas_that_disagree_commit_nothing),
+          cmocka_unit_test(who_cannot_prepare_or_commit), cmocka_unit_test(who_lost_a_version_gets_it_again),
+          cmocka_unit_test(a_publish_that_failed_is_completed),
           cmocka_unit_test(numbers_of_versions_grow_though_the_clock_goes_back), cmocka_unit_test(sums_add_as_a_tree),
           cmocka_unit_test(odd_numbers_of_replicas_are_refused))
