@@ -48,32 +48,6 @@ static void whole(const char *out)
     training_same_model("whole", out, "2-talk");
 }
 
-/* Trains to the end; a service that dies is started again, without a fault. How many died. */
-static int train_through(struct training_mesh *m, const char *out, const char *const *more)
-{
-    int died = 0, status = 0;
-    pid_t pid = training_start("r.yaml", out, m, more);
-    for (int waited = 0; waitpid(pid, &status, WNOHANG) == 0; usleep(5000), waited++) {
-        if (waited > 120 * 200) {
-            kill(pid, SIGKILL);
-            fail_msg("%s: no end within two minutes", out);
-        }
-        for (int s = 0; s < TRAINING_SERVICES; s++)
-            for (int r = 0; r < m->n[s]; r++)
-                if (training_mesh_died(m, s, r)) {
-                    died++;
-                    training_mesh_renew(m, s, r, NULL);
-                }
-    }
-    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
-        char command[128];
-        snprintf(command, sizeof(command), "cat %s.err; tail -n 3 %s.log", out, out);
-        (void)!system(command);
-        fail_msg("%s: the trainer ended with %d", out, status);
-    }
-    return died;
-}
-
 /* --- services ------------------------------------------------------------------------------------------------------------------------------ */
 
 /* Every point of a service (fault.h) is tried at each of the three; publish has a part of its own below. None is left out: also a service that learns
@@ -85,7 +59,7 @@ static void services_killed(struct training_mesh *m, int service, const char *co
         char out[64];
         snprintf(out, sizeof(out), "killed-%d", runs++);
         training_mesh_renew(m, service, m->n[service] - 1, points[i]);
-        const int died = train_through(m, out, often);
+        const int died = training_through("r.yaml", out, m, often);
         if (died != 1) fail_msg("%s: %d processes died there", points[i], died);
         whole(out);
     }
@@ -182,7 +156,7 @@ static void killed_at_abort(void **state)
         training_mesh_renew(&m, service, 0, "abort:2");
         assert_int_equal(training_wait(training_start("r.yaml", out, &m, fault), 60), 128 + SIGKILL);
         assert_false(training_mesh_died(&m, service, 0));
-        assert_int_equal(train_through(&m, out, often), 1);
+        assert_int_equal(training_through("r.yaml", out, &m, often), 1);
         whole(out);
     }
     training_mesh_stop(&m);
@@ -286,7 +260,7 @@ static void services_killed_as_they_publish(int service, const char *const *poin
         char out[64];
         snprintf(out, sizeof(out), "killed-%d", i);
         training_mesh_renew(&m, service, 0, points[i]);
-        const int died = train_through(&m, out, publishing);
+        const int died = training_through("r.yaml", out, &m, publishing);
         if (died != 1) fail_msg("%s: %d processes died there", points[i], died);
         whole(out);
         serves(&m, last_published(out));
@@ -321,7 +295,7 @@ static void trainer_killed_as_it_publishes(void **state)
         char out[64];
         snprintf(out, sizeof(out), "killed-%d", i);
         assert_int_equal(training_wait(training_start("r.yaml", out, &m, fault), 60), 128 + SIGKILL);
-        assert_int_equal(train_through(&m, out, publishing), 0);
+        assert_int_equal(training_through("r.yaml", out, &m, publishing), 0);
         whole(out);
         serves(&m, last_published(out));
     }
@@ -368,7 +342,7 @@ static void a_router_that_comes_back_serves_with_the_others(void **state)
         snprintf(out, sizeof(out), "killed-%zu", i);
         snprintf(log, sizeof(log), "%s.log", out);
         training_mesh_renew(&m, TRAINING_ROUTER, 0, cases[i].point);
-        assert_int_equal(train_through(&m, out, more), 1);
+        assert_int_equal(training_through("r.yaml", out, &m, more), 1);
         whole(out);
         assert_int_equal(published(log, cases[i].once, false), 1);
         if (cases[i].twice == 0) {
@@ -399,7 +373,7 @@ static void trainer_killed_at(int replicas, const char *const *points)
         snprintf(out, sizeof(out), "killed-%d", i);
         const int status = training_wait(training_start("r.yaml", out, &m, fault), 60);
         if (status != 128 + SIGKILL) fail_msg("%s: the trainer ended with %d", points[i], status);
-        assert_int_equal(train_through(&m, out, often), 0);
+        assert_int_equal(training_through("r.yaml", out, &m, often), 0);
         whole(out);
     }
     training_mesh_stop(&m);

@@ -250,6 +250,31 @@ void training_run(const char *recipe, const char *out, const struct training_mes
     if (status != 0) fail_msg("the trainer of %s ended with %d: %s", out, status, file_read(err, &size));
 }
 
+int training_through(const char *recipe, const char *out, struct training_mesh *m, const char *const *more)
+{
+    int died = 0, status = 0;
+    pid_t pid = training_start(recipe, out, m, more);
+    for (int waited = 0; waitpid(pid, &status, WNOHANG) == 0; usleep(5000), waited++) {
+        if (waited > 120 * 200) {
+            kill(pid, SIGKILL);
+            fail_msg("%s: no end within two minutes", out);
+        }
+        for (int s = 0; s < TRAINING_SERVICES; s++)
+            for (int r = 0; r < m->n[s]; r++)
+                if (training_mesh_died(m, s, r)) {
+                    died++;
+                    training_mesh_renew(m, s, r, NULL);
+                }
+    }
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
+        char command[128];
+        snprintf(command, sizeof(command), "cat %s.err; tail -n 3 %s.log", out, out);
+        (void)!system(command);
+        fail_msg("%s: the trainer ended with %d", out, status);
+    }
+    return died;
+}
+
 /* --- comparing ------------------------------------------------------------------------------------------------------------------------- */
 
 void training_same_model(const char *out_a, const char *out_b, const char *stage)

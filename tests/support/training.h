@@ -42,6 +42,8 @@ pid_t training_start(const char *recipe, const char *out, const struct training_
 int training_wait(pid_t pid, double limit_s);
 /* start, wait, and success is demanded. */
 void training_run(const char *recipe, const char *out, const struct training_mesh *m, const char *const *more);
+/* The same, through deaths of services: who dies is started again, without a fault. How many died. */
+int training_through(const char *recipe, const char *out, struct training_mesh *m, const char *const *more);
 
 /* The model of stage folder `stage` ("1-see") is the same file in both. */
 void training_same_model(const char *out_a, const char *out_b, const char *stage);
