@@ -7,6 +7,8 @@
  * A case fails, too, where a sanitizer has something to say of any process that it started: reports go into files of the case's directory
  * (log_path), since services write to logs that nobody reads.
  *
+ * Cases get TPO_TEST_TIMES, how many times the usual limit theirs is, for the limits inside them.
+ *
  * Whatever a case left running ends with it, also what has a session of its own (the services of `tpo up`): all that a case starts carries
  * TPO_TEST_CASE=its directory in its environment, or works there. */
 #include <dirent.h>
@@ -23,8 +25,9 @@
 
 #include "common/clock.h"
 
-#define MARK   "TPO_TEST_CASE"
-#define REPORT "sanitizer" /* .PID */
+#define MARK    "TPO_TEST_CASE"
+#define REPORT  "sanitizer" /* .PID */
+#define USUAL_S 300.0
 
 struct job {
     const char *program;
@@ -174,14 +177,16 @@ int main(int argc, char **argv)
 {
     const char *only = NULL;
     int n_parallel = (int)sysconf(_SC_NPROCESSORS_ONLN), n = 0, i = 1;
-    double limit_s = 300;
+    double limit_s = USUAL_S;
     struct job *jobs = NULL;
     for (; i + 1 < argc && strncmp(argv[i], "--", 2) == 0; i += 2) {
         if (strcmp(argv[i], "--only") == 0) only = argv[i + 1];
         if (strcmp(argv[i], "--jobs") == 0) n_parallel = atoi(argv[i + 1]);
         if (strcmp(argv[i], "--seconds") == 0) limit_s = atof(argv[i + 1]);
     }
-    char cwd[PATH_MAX], build[PATH_MAX];
+    char cwd[PATH_MAX], build[PATH_MAX], times[32];
+    snprintf(times, sizeof(times), "%g", limit_s / USUAL_S);
+    setenv("TPO_TEST_TIMES", times, 1);
     if (getcwd(cwd, sizeof(cwd)) == NULL) return 2;
     setenv("TPO_SOURCE", cwd, 1);
     if (realpath(getenv("TPO_BUILD") != NULL ? getenv("TPO_BUILD") : "build", build) != NULL) setenv("TPO_BUILD", build, 1);

@@ -43,3 +43,9 @@ uint64_t tpo_test_seed(void)
     }
     return seed;
 }
+
+double tpo_test_limit_s(double s)
+{
+    const char *times = getenv("TPO_TEST_TIMES");
+    return times != NULL ? s * atof(times) : s;
+}

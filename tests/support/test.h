@@ -23,6 +23,8 @@ int tpo_test_main(int argc, char **argv, const struct CMUnitTest *tests, size_t 
 const char *tpo_test_build(void);  /* "/.../build" */
 const char *tpo_test_source(void); /* "/.../checkout" */
 uint64_t tpo_test_seed(void);      /* TPO_SEED or a fixed one; printed once */
+double tpo_test_limit_s(
+    double s); /* s, longer where tests/run gives cases longer (sanitizers); every limit inside a case is one of these */
 
 #define TPO_TESTS(...)                                                                                                             \
     int main(int argc, char **argv)                                                                                                \

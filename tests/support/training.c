@@ -117,7 +117,8 @@ void training_recipe(const char *name, const char *stages)
 /* The port that the process took, once it serves; a log may tell of lives before. */
 static int ready_wait(const char *log, size_t from, pid_t pid)
 {
-    for (const double until = tpo_now_s() + 60; tpo_now_s() < until; usleep(5000)) {
+    const double limit_s = tpo_test_limit_s(60);
+    for (const double until = tpo_now_s() + limit_s; tpo_now_s() < until; usleep(5000)) {
         size_t size = 0;
         char *text = access(log, R_OK) == 0 ? file_read(log, &size) : NULL;
         const char *at = text != NULL && size > from ? strstr(text + from, "event=listening port=") : NULL;
@@ -126,7 +127,7 @@ static int ready_wait(const char *log, size_t from, pid_t pid)
         if (port > 0) return port;
         if (waitpid(pid, NULL, WNOHANG) == pid) fail_msg("a service did not start: see %s", log);
     }
-    fail_msg("%s: not ready within a minute", log);
+    fail_msg("%s: not ready within %.0f s", log, limit_s);
     return 0;
 }
 
@@ -226,9 +227,10 @@ pid_t training_start(const char *recipe, const char *out, const struct training_
     return spawn(argv, log, err);
 }
 
-int training_wait(pid_t pid, double limit_s)
+int training_wait(pid_t pid, double usual_s)
 {
     int status = 0;
+    const double limit_s = tpo_test_limit_s(usual_s);
     const double until = tpo_now_s() + limit_s;
     while (waitpid(pid, &status, WNOHANG) == 0) {
         if (tpo_now_s() > until) {
@@ -254,10 +256,11 @@ int training_through(const char *recipe, const char *out, struct training_mesh *
 {
     int died = 0, status = 0;
     pid_t pid = training_start(recipe, out, m, more);
-    for (int waited = 0; waitpid(pid, &status, WNOHANG) == 0; usleep(5000), waited++) {
-        if (waited > 120 * 200) {
+    const double limit_s = tpo_test_limit_s(120), until = tpo_now_s() + limit_s;
+    for (; waitpid(pid, &status, WNOHANG) == 0; usleep(5000)) {
+        if (tpo_now_s() > until) {
             kill(pid, SIGKILL);
-            fail_msg("%s: no end within two minutes", out);
+            fail_msg("%s: no end within %.0f s", out, limit_s);
         }
         for (int s = 0; s < TRAINING_SERVICES; s++)
             for (int r = 0; r < m->n[s]; r++)

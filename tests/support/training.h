@@ -38,8 +38,8 @@ const char *training_mesh_text(const struct training_mesh *m);
 /* Starts tpo-trainer train RECIPE --out OUT ... with two threads; mesh NULL: one process; more: further words, NULL ends them. stdout is appended
  * to OUT.log, stderr to OUT.err. */
 pid_t training_start(const char *recipe, const char *out, const struct training_mesh *m, const char *const *more);
-/* Exit status, or 128 + signal. Ends the case when it takes longer than limit_s. */
-int training_wait(pid_t pid, double limit_s);
+/* Exit status, or 128 + signal. Ends the case when it takes longer than tpo_test_limit_s(usual_s). */
+int training_wait(pid_t pid, double usual_s);
 /* start, wait, and success is demanded. */
 void training_run(const char *recipe, const char *out, const struct training_mesh *m, const char *const *more);
 /* The same, through deaths of services: who dies is started again, without a fault. How many died. */
