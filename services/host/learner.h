@@ -54,12 +54,13 @@ struct tpo_begun {
     uint64_t version;
     uint64_t prepared_step, committed_step; /* 0: none. What a trainer that comes back decides by (docs/mesh.md, Recovery) */
     int tapes;                              /* N: forwards that may await their Backward */
-    int trainable;   /* tensors that a group owns; 0: nothing to learn here, Backward is needed only for wanted inputs */
-    char stage[24];  /* this and the rest only over the mesh: what answered, */
-    char config[65]; /* SHA-256 of its model folder's config.json, in hex, */
-    int threads;     /* of its compute team: bits depend on it */
-    uint64_t lease;  /* one more with every Begin, whoever's; 0: there are none here */
-    uint64_t served; /* the newest version that is served there; 0: the folder's */
+    int trainable;      /* tensors that a group owns; 0: nothing to learn here, Backward is needed only for wanted inputs */
+    char stage[24];     /* this and the rest only over the mesh: what answered, */
+    char config[65];    /* SHA-256 of its model folder's config.json, in hex, */
+    int threads;        /* of its compute team: bits depend on it */
+    uint64_t lease;     /* higher with every Begin, whoever's; 0: there are none here, */
+    uint64_t own_since; /* the lease since which this trainer alone has begun there, */
+    uint64_t served;    /* and the newest version that is served there; 0: the folder's */
 };
 
 /* What Forward answers: tensors and losses. Like what backward, norms and export_state answer, it is readable until the next call of

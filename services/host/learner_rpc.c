@@ -154,6 +154,7 @@ static int begin(struct visit *v, const Tpo__V1__BeginRequest *m)
     answer.tapes = (uint32_t)begun.tapes;
     answer.trainable = (uint32_t)begun.trainable;
     answer.lease = number;
+    answer.own_since = tpo_lease_own_since(l->lease);
     answer.stage = (char *)l->learner.stage;
     answer.config = l->config;
     answer.threads = (uint32_t)l->threads;

@@ -19,7 +19,8 @@ struct tpo_lease {
     void *owner;
 
     char holder[64];
-    uint64_t number; /* the last one given, or where they start */
+    uint64_t number;    /* the last one given, or where they start */
+    uint64_t own_since; /* the first one of those that its holder had in a row */
     int64_t lease_us, ends_us;
 
     /* The watch asks the compute thread to look at the lease when its time is over. */
@@ -71,11 +72,17 @@ int tpo_lease_allow(const struct tpo_lease *l, const char *holder, uint32_t ms, 
 
 uint64_t tpo_lease_take(struct tpo_lease *l, const char *holder, uint32_t ms)
 {
-    snprintf(l->holder, sizeof(l->holder), "%s", holder);
     l->number++;
+    if (strcmp(l->holder, holder) != 0) l->own_since = l->number;
+    snprintf(l->holder, sizeof(l->holder), "%s", holder);
     l->lease_us = (int64_t)ms * 1000;
     lease_start(l);
     return l->number;
+}
+
+uint64_t tpo_lease_own_since(const struct tpo_lease *l)
+{
+    return l->own_since;
 }
 
 int tpo_lease_check(const struct tpo_lease *l, uint64_t number, int64_t came_us, struct tpo_error *err)

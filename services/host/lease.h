@@ -24,6 +24,7 @@ int tpo_lease_allow(const struct tpo_lease *l, const char *holder, uint32_t ms, 
                     struct tpo_error *err);
 /* Answers its number: higher than all before, those of earlier processes too. */
 uint64_t tpo_lease_take(struct tpo_lease *l, const char *holder, uint32_t ms);
+uint64_t tpo_lease_own_since(const struct tpo_lease *l); /* the number since which its holder alone has taken it */
 /* FAILED_PRECONDITION "lease" when it is not this one that ran then. */
 int tpo_lease_check(const struct tpo_lease *l, uint64_t number, int64_t came_us, struct tpo_error *err);
 void tpo_lease_renew(struct tpo_lease *l); /* the time starts anew; after tpo_lease_end there is none to start */

@@ -17,7 +17,7 @@ struct fake {
     int order_broken;
     double squared;
     bool no_prepare, no_commit; /* it refuses */
-    uint64_t served;
+    uint64_t served, lease, own_since;
     int full;  /* so often it has no room for another version */
     bool away; /* it does not answer */
 };
@@ -27,7 +27,8 @@ static int fake_begin(void *self, const char *run, const struct tpo_plan *plan, 
 {
     const struct fake *f = self;
     (void)run, (void)plan, (void)err;
-    *out = (struct tpo_begun){.instance = "one", .tapes = 2, .trainable = 1, .served = f->served};
+    *out = (struct tpo_begun){
+        .instance = "one", .tapes = 2, .trainable = 1, .served = f->served, .lease = f->lease, .own_since = f->own_since};
     return TPO_OK;
 }
 
@@ -314,6 +315,23 @@ static void begin_again(struct tpo_crew *crew)
     free(r);
 }
 
+/* A Begin whose answer was lost is made again, so that leases grow by two: nobody else has been there for that. */
+static void who_was_taken_is_told_by_whose_leases_they_were(void **state)
+{
+    (void)state;
+    struct tpo_crew crew;
+    crew_of_two(&crew, 0, 0);
+    for (int i = 0; i < 2; i++) fakes[i].lease = fakes[i].own_since = 5;
+    begin_again(&crew);
+    fakes[0].lease = 7;
+    fakes[1].lease = fakes[1].own_since = 7;
+    begin_again(&crew);
+    assert_false(crew.replicas[TPO_PART_ENCODER][0].taken);
+    assert_true(crew.replicas[TPO_PART_ENCODER][1].taken);
+    assert_true(crew.replicas[TPO_PART_ENCODER][0].lease == 7);
+    tpo_crew_close(&crew);
+}
+
 /* What a failure left half given is given to the rest under the same number: another one would find no room where that one lies. */
 static void a_publish_that_failed_is_completed(void **state)
 {
@@ -389,6 +407,6 @@ static void odd_numbers_of_replicas_are_refused(void **state)
 
 TPO_TESTS(cmocka_unit_test(replicas_share_a_step), cmocka_unit_test(replicas_that_disagree_commit_nothing),
           cmocka_unit_test(who_cannot_prepare_or_commit), cmocka_unit_test(who_lost_a_version_gets_it_again),
-          cmocka_unit_test(a_publish_that_failed_is_completed),
+          cmocka_unit_test(who_was_taken_is_told_by_whose_leases_they_were), cmocka_unit_test(a_publish_that_failed_is_completed),
           cmocka_unit_test(numbers_of_versions_grow_though_the_clock_goes_back), cmocka_unit_test(sums_add_as_a_tree),
           cmocka_unit_test(odd_numbers_of_replicas_are_refused))

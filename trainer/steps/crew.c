@@ -134,7 +134,8 @@ static int begin_one(struct tpo_crew *t, int part, int replica, void *arg, struc
     plan.first_lane = replica * plan.own_lanes;
     memset(&x->begun, 0, sizeof(x->begun));
     int rc = x->learner.begin(x->learner.self, b->run, &plan, &x->begun, err);
-    if (rc == TPO_OK && x->lease != 0 && x->begun.lease != x->lease + 1) x->taken = true;
+    /* Not by counting: a Begin whose answer was lost has been made again. */
+    if (rc == TPO_OK && x->lease != 0 && x->begun.own_since > x->lease) x->taken = true;
     if (rc == TPO_OK) x->lease = x->begun.lease;
     if (rc == TPO_OK && x->begun.stage[0] != '\0' && strcmp(x->begun.stage, tpo_part_names[part]) != 0)
         rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "stage", "what was named as %s is a %s", tpo_part_names[part], x->begun.stage);

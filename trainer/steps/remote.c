@@ -40,6 +40,7 @@ static void begun_read(struct tpo_begun *out, const Tpo__V1__BeginReply *m)
                               .trainable = m->trainable < INT32_MAX ? (int)m->trainable : INT32_MAX,
                               .threads = m->threads < 4096 ? (int)m->threads : 4096,
                               .lease = m->lease,
+                              .own_since = m->own_since,
                               .served = m->served};
     snprintf(out->instance, sizeof(out->instance), "%s", m->instance);
     snprintf(out->stage, sizeof(out->stage), "%s", m->stage);

@@ -192,6 +192,40 @@ static void leases_are_not_given_twice(void **state)
     mesh_close(&two);
 }
 
+/* What the holder's next Begin answers; it is the highest lease then. */
+static uint64_t own_since(struct mesh *w, const char *holder)
+{
+    const uint64_t before = w->lease;
+    int rc;
+    Tpo__V1__BeginReply *reply = begin_share(w, holder, 60000, 0, 0, &rc);
+    assert_int_equal(rc, TPO_OK);
+    assert_true(w->lease > before);
+    const uint64_t since = reply->own_since;
+    protobuf_c_message_free_unpacked(&reply->base, NULL);
+    return since;
+}
+
+/* However often a Begin was made, for a reply that was lost: a trainer that knows an earlier lease sees whether another has been here since. */
+static void a_holder_learns_whether_another_was_here(void **state)
+{
+    (void)state;
+    struct mesh w;
+    const struct tpo_key key = key_of(1, 0, 0);
+    mesh_open(&w);
+    const uint64_t mine = own_since(&w, "me");
+    assert_true(mine == w.lease);
+    for (int i = 0; i < 3; i++) assert_true(own_since(&w, "me") == mine);
+    const uint64_t known = w.lease;
+    assert_int_equal(step_call(&w, "/tpo.v1.Learner/End", &key), TPO_OK);
+    assert_true(own_since(&w, "me") == mine);
+    assert_int_equal(step_call(&w, "/tpo.v1.Learner/End", &key), TPO_OK);
+    assert_true(own_since(&w, "other") == w.lease);
+    assert_int_equal(step_call(&w, "/tpo.v1.Learner/End", &key), TPO_OK);
+    assert_true(own_since(&w, "me") > known);
+    assert_true(own_since(&w, "me") > known); /* the reply before was lost */
+    mesh_close(&w);
+}
+
 TPO_TESTS(cmocka_unit_test(two_trainers_exclude_one_another), cmocka_unit_test(the_end_of_a_lease_frees_tapes),
           cmocka_unit_test(long_work_does_not_cost_the_lease), cmocka_unit_test(a_prepared_step_outlives_its_trainer),
-          cmocka_unit_test(leases_are_not_given_twice))
+          cmocka_unit_test(leases_are_not_given_twice), cmocka_unit_test(a_holder_learns_whether_another_was_here))
