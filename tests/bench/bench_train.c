@@ -295,7 +295,7 @@ static void ours(struct side *one, struct side *mesh, const struct tpo_recipe *r
     after("rm -f encoder-0.log router-0.log region-0.log");
     training_mesh_start(&services, model, 1, threads);
     for (int i = 0; i < TRAINING_SERVICES; i++) after("kill -9 %d", (int)services.pids[i][0]);
-    check(tpo_mesh_read(&where, training_mesh_text(&services), &err), &err);
+    check(tpo_mesh_read(&where, training_mesh_text(&services), 0, &err), &err);
     where.holder = "bench";
     where.lease_ms = where.call_ms = 60000;
     side_open(one, recipe, models, NULL);

@@ -4,12 +4,16 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include "common/clock.h"
+#include "common/log.h"
 #include "common/rpc/client.h"
 #include "status.pb-c.h"
 #include "trainer/steps/remote.h"
 
-#define ASK_MS 5000
+#define ASK_MS   5000
+#define AGAIN_MS 200
 
 static int part_named(const char *name, size_t length)
 {
@@ -34,7 +38,7 @@ static int address_add(struct tpo_mesh *m, int part, const char *address, struct
 }
 
 /* Which service listens there. */
-static int stage_ask(const char *address, int *part, struct tpo_error *err)
+static int stage_ask_once(const char *address, int *part, struct tpo_error *err)
 {
     const struct tpo_rpc_start start = {
         .path = "/tpo.v1.Status/Get", .reply = &tpo__v1__status_reply__descriptor, .timeout_ms = ASK_MS};
@@ -57,6 +61,24 @@ static int stage_ask(const char *address, int *part, struct tpo_error *err)
     return rc;
 }
 
+/* A service that comes late is waited for as one that goes away is. */
+static int stage_ask(const char *address, int64_t until_us, int *part, struct tpo_error *err)
+{
+    for (bool said = false;; said = true) {
+        struct tpo_error why = {0};
+        const int rc = stage_ask_once(address, part, &why);
+        const bool again = rc == TPO_UNAVAILABLE || rc == TPO_DEADLINE_EXCEEDED;
+        if (rc == TPO_OK || !again || tpo_now_us() >= until_us) {
+            if (rc != TPO_OK && err != NULL) *err = why;
+            return rc;
+        }
+        if (!said)
+            tpo_log(TPO_LOG_WARN, "waiting", "for=%s wait_ms=%lld reason=%s", address, (long long)(until_us - tpo_now_us()) / 1000,
+                    why.reason);
+        usleep(AGAIN_MS * 1000);
+    }
+}
+
 /* `tpo up` leaves RUN/services: SERVICE=ADDR,... , a line each. */
 static int run_dir_read(const char *dir, char *out, size_t size, struct tpo_error *err)
 {
@@ -72,8 +94,9 @@ static int run_dir_read(const char *dir, char *out, size_t size, struct tpo_erro
     return TPO_OK;
 }
 
-int tpo_mesh_read(struct tpo_mesh *m, const char *text, struct tpo_error *err)
+int tpo_mesh_read(struct tpo_mesh *m, const char *text, int wait_ms, struct tpo_error *err)
 {
+    const int64_t until_us = tpo_now_us() + (int64_t)wait_ms * 1000;
     char own[8192];
     struct stat st;
     char *next = NULL;
@@ -92,7 +115,7 @@ int tpo_mesh_read(struct tpo_mesh *m, const char *text, struct tpo_error *err)
         if (equals != NULL && (part = own_part = part_named(at, (size_t)(equals - at))) < 0)
             return tpo_fail(err, TPO_INVALID_ARGUMENT, "mesh", "--mesh: \"%.32s\" is none of encoder, router, region", at);
         const char *address = equals != NULL ? equals + 1 : at;
-        if (strchr(address, ':') != NULL && own_part < 0) rc = stage_ask(address, &own_part, err);
+        if (strchr(address, ':') != NULL && own_part < 0) rc = stage_ask(address, until_us, &own_part, err);
         if (rc == TPO_OK) rc = address_add(m, own_part < 0 ? 0 : own_part, address, err);
     }
     if (rc == TPO_OK && m->n_replicas[TPO_PART_ENCODER] == 0)

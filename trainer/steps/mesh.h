@@ -1,7 +1,7 @@
 /* mesh.h -- where the services are that a trainer drives, and its handles of them.
  *
  * --mesh takes  encoder=ADDR[,ADDR...],router=ADDR,region=ADDR   replicas of a service in the order of their lanes
- *               ADDR,ADDR,...                                    each is asked (Status) which service it is
+ *               ADDR,ADDR,...                                    each is asked (Status) which service it is, once it answers
  *               DIR                                              the run directory of `tpo up --train` */
 #ifndef TPO_TRAINER_STEPS_MESH_H
 #define TPO_TRAINER_STEPS_MESH_H
@@ -23,8 +23,9 @@ struct tpo_mesh {
     _Atomic bool stop;
 };
 
-/* INVALID_ARGUMENT "mesh" with what is wrong in the text; NOT_FOUND for a folder without a mesh; what Status answers. */
-int tpo_mesh_read(struct tpo_mesh *m, const char *text, struct tpo_error *err);
+/* INVALID_ARGUMENT "mesh" with what is wrong in the text; NOT_FOUND for a folder without a mesh; what Status answers, UNAVAILABLE or
+ * DEADLINE_EXCEEDED only after wait_ms of asking. */
+int tpo_mesh_read(struct tpo_mesh *m, const char *text, int wait_ms, struct tpo_error *err);
 
 /* tpo_crew_options.open; owner is the mesh. */
 int tpo_mesh_handle(void *owner, int part, int replica, struct tpo_learner *out, struct tpo_error *err);

@@ -448,7 +448,7 @@ static int run_open(struct run *r, int *first, struct tpo_error *err)
         rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "out", "%.200s: %s", o->out, strerror(errno));
     if (rc == TPO_OK) rc = tpo_held_open(&r->held, o->out, err);
     if (rc == TPO_OK) rc = tpo_run_log_open(&r->log, o->out, o->log_every, !o->quiet, err);
-    if (rc == TPO_OK && r->remote) rc = tpo_mesh_read(&r->mesh, o->mesh, err);
+    if (rc == TPO_OK && r->remote) rc = tpo_mesh_read(&r->mesh, o->mesh, o->wait_ms, err);
     if (rc != TPO_OK) return rc;
     while (*first < r->recipe->n_stages && stage_model(r, *first, folder, sizeof(folder))) ++*first;
     rc = models_open(r, *first, err);
