@@ -1,7 +1,7 @@
 /* mesh.h -- the processes of a mesh on this machine, by the files in its run directory.
  *
  * RUN/NAME.pid and RUN/NAME.log belong to one process each ("redis", "encoder-0", "gateway"); RUN/http and RUN/grpc hold the gateway's addresses,
- * RUN/drain how long each may drain. */
+ * RUN/asked what was asked for (asked.h). */
 #ifndef TPO_CLI_MESH_H
 #define TPO_CLI_MESH_H
 

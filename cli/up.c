@@ -1,25 +1,27 @@
 /* up.c -- `tpo up` and `tpo down`: the mesh on this machine. It restarts nothing: that is Compose's and Kubernetes' work. */
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cli/asked.h"
 #include "cli/commands.h"
 #include "cli/http.h"
 #include "cli/mesh.h"
+#include "cli/ports.h"
 #include "common/files.h"
 #include "common/settings.h"
 
 #define REPLICAS_MAX 8
 #define WORDS_MAX    64
 #define TEXT         1024
+#define RUN_DIR      "build/run"
 
 static struct {
     const char *model, *run_dir, *cache, *dtype, *log_level;
@@ -31,11 +33,13 @@ static struct {
 static const struct tpo_setting rows[] = {
     {"model", TPO_SET_TEXT, &set.model, "models/small", .what = "DIR",
      .help = "the model folder that every service reads its part of"},
-    {"run-dir", TPO_SET_TEXT, &set.run_dir, "build/run", .what = "DIR", .help = "where logs, pids and uploads lie"},
+    {"run-dir", TPO_SET_TEXT, &set.run_dir, RUN_DIR, .what = "DIR", .help = "where logs, pids and uploads lie"},
     {"replicas", TPO_SET_LIST, &set.replicas, NULL, .what = "SERVICE=N",
      .help = "how many of encoder, router or region (default 1 each)"},
-    {"http", TPO_SET_INT, &set.http, "8420", .min = 1, .max = 65535, .what = "PORT", .help = "of the REST door"},
-    {"grpc", TPO_SET_INT, &set.grpc, "8421", .min = 1, .max = 65535, .what = "PORT", .help = "of the gRPC door"},
+    {"http", TPO_SET_INT, &set.http, "0", .min = 0, .max = 65535, .what = "PORT",
+     .help = "of the REST door; 0: 8420, or a free one where that is taken"},
+    {"grpc", TPO_SET_INT, &set.grpc, "0", .min = 0, .max = 65535, .what = "PORT",
+     .help = "of the gRPC door; 0: 8421, or a free one where that is taken"},
     {"any-port", TPO_SET_BOOL, &set.any_port, "no",
      .help = "take free ports instead of the usual ones, for a second mesh on the machine"},
     {"redis", TPO_SET_BOOL, &set.redis, "yes",
@@ -55,39 +59,7 @@ static const struct {
 } services[] = {{"encoder", 8430}, {"router", 8440}, {"region", 8450}};
 #define N_SERVICES 3
 
-/* `wanted` if it can be bound, 0 if not; 0 asks for any. */
-static int try_port(int wanted)
-{
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)wanted), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t n = sizeof(a);
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), port = 0, one = 1;
-    if (fd < 0) return 0;
-    /* As servers do: a port whose last connections are winding down is free. */
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-    if (bind(fd, (struct sockaddr *)&a, sizeof(a)) == 0 && listen(fd, 1) == 0 && getsockname(fd, (struct sockaddr *)&a, &n) == 0)
-        port = ntohs(a.sin_port);
-    close(fd);
-    return port;
-}
-
-/* A free port below those that the system lends to connections: one of the latter could be taken by anybody's call before our process listens on
- * it. */
-static int free_port(void)
-{
-    uint16_t drawn;
-    for (int i = 0; i < 64 && getrandom(&drawn, sizeof(drawn), 0) == sizeof(drawn); i++) {
-        int port = try_port(10000 + drawn % 22000);
-        if (port != 0) return port;
-    }
-    return try_port(0);
-}
-
-/* The usual port, or another where someone else has it. */
-static int port_or_free(int port)
-{
-    int usual = set.any_port ? 0 : try_port(port);
-    return usual != 0 ? usual : free_port();
-}
+static struct tpo_ports ports; /* of the mesh that starts */
 
 static int make_dirs(const char *path)
 {
@@ -102,24 +74,42 @@ static int make_dirs(const char *path)
     return mkdir(part, 0755) == 0 || errno == EEXIST ? TPO_OK : TPO_FAILED_PRECONDITION;
 }
 
-static int replicas_of(const char *service, struct tpo_error *err)
+/* How many of each, in the order of `services`. */
+static int replicas_read(int out[N_SERVICES], struct tpo_error *err)
 {
-    int n = 1;
+    for (int k = 0; k < N_SERVICES; k++) out[k] = 1;
     for (int i = 0; i < set.replicas.n; i++) {
         const char *item = set.replicas.items[i], *equals = strchr(item, '=');
-        size_t length = equals != NULL ? (size_t)(equals - item) : 0;
+        const size_t length = equals != NULL ? (size_t)(equals - item) : 0;
+        const int count = equals != NULL ? atoi(equals + 1) : 0;
         bool known = false;
-        for (int k = 0; k < N_SERVICES; k++)
-            known |= strlen(services[k].name) == length && memcmp(services[k].name, item, length) == 0;
-        int count = equals != NULL ? atoi(equals + 1) : 0;
-        if (!known || count < 1 || count > REPLICAS_MAX) {
-            tpo_fail(err, TPO_INVALID_ARGUMENT, "replicas", "--replicas %s: SERVICE=1..%d, SERVICE one of encoder, router, region",
-                     item, REPLICAS_MAX);
-            return 0;
+        for (int k = 0; k < N_SERVICES; k++) {
+            if (strlen(services[k].name) != length || memcmp(services[k].name, item, length) != 0) continue;
+            known = true;
+            out[k] = count;
         }
-        if (strlen(service) == length && memcmp(service, item, length) == 0) n = count;
+        if (!known || count < 1 || count > REPLICAS_MAX)
+            return tpo_fail(err, TPO_INVALID_ARGUMENT, "replicas",
+                            "--replicas %s: SERVICE=1..%d, SERVICE one of encoder, router, region", item, REPLICAS_MAX);
     }
-    return n;
+    return TPO_OK;
+}
+
+/* Where a mesh runs that was asked for otherwise, it is not what this `tpo up` is for. Ports are compared by themselves: the usual ones may have
+ * been others. */
+static void asked_fill(struct tpo_asked *a, const int n[N_SERVICES])
+{
+    char text[TPO_ASKED_VALUE], path[PATH_MAX];
+    *a = (struct tpo_asked){0};
+    tpo_asked_add(a, "model", realpath(set.model, path) != NULL ? path : set.model);
+    tpo_asked_add(a, "train", set.train ? "yes" : "no");
+    tpo_asked_add(a, "dtype", set.dtype);
+    snprintf(text, sizeof(text), "%s=%d %s=%d %s=%d", services[0].name, n[0], services[1].name, n[1], services[2].name, n[2]);
+    tpo_asked_add(a, "replicas", text);
+    tpo_asked_add(a, "redis", set.redis ? "yes" : "no");
+    snprintf(text, sizeof(text), "%lldms", (long long)set.drain_ms);
+    tpo_asked_add(a, "drain", text);
+    tpo_asked_add(a, "log-level", set.log_level);
 }
 
 /* --- one process each -------------------------------------------------------------------------------------------------------------------------- */
@@ -128,7 +118,9 @@ static int replicas_of(const char *service, struct tpo_error *err)
 static void start_redis(char address[64])
 {
     char port[16];
-    int number = port_or_free(8429);
+    struct tpo_error err = {0};
+    int number = 0;
+    if (tpo_ports_find(&ports, "redis", 8429, set.any_port, &number, &err) != TPO_OK) return;
     snprintf(port, sizeof(port), "%d", number);
     snprintf(address, 64, "127.0.0.1:%d", number);
     char *argv[] = {"redis-server",
@@ -149,7 +141,6 @@ static void start_redis(char address[64])
                     "--daemonize",
                     "no",
                     NULL};
-    struct tpo_error err;
     if (tpo_mesh_start(set.run_dir, "redis", argv, &err) == TPO_OK)
         printf("  redis      %s\n", address);
     else
@@ -159,8 +150,10 @@ static void start_redis(char address[64])
 static int start_service(int service, int replica, const char *cache, char *addresses, struct tpo_error *err)
 {
     char name[32], program[TEXT], short_name[32], listen[64], media_dir[TEXT], drain[32];
-    int port = port_or_free(services[service].port + replica);
+    int port = 0;
     snprintf(name, sizeof(name), "%s-%d", services[service].name, replica);
+    int rc = tpo_ports_find(&ports, name, services[service].port + replica, set.any_port, &port, err);
+    if (rc != TPO_OK) return rc;
     snprintf(short_name, sizeof(short_name), "tpo-%s", services[service].name);
     tpo_beside(program, sizeof(program), short_name);
     snprintf(listen, sizeof(listen), "127.0.0.1:%d", port);
@@ -176,7 +169,7 @@ static int start_service(int service, int replica, const char *cache, char *addr
         if (cache[0] != '\0') argv[n++] = "--cache", argv[n++] = (char *)cache;
         make_dirs(media_dir);
     }
-    int rc = tpo_mesh_start(set.run_dir, name, argv, err);
+    rc = tpo_mesh_start(set.run_dir, name, argv, err);
     if (rc != TPO_OK) return rc;
     printf("  %-10s %s\n", name, listen);
     snprintf(addresses + strlen(addresses), TEXT - strlen(addresses), "%s%s", addresses[0] != '\0' ? "," : "", listen);
@@ -190,17 +183,6 @@ static int write_address(const char *name, int port)
     FILE *out = fopen(path, "w");
     if (out == NULL) return TPO_FAILED_PRECONDITION;
     fprintf(out, "127.0.0.1:%d\n", port);
-    return fclose(out) == 0 ? TPO_OK : TPO_FAILED_PRECONDITION;
-}
-
-/* What `tpo down` waits for. */
-static int write_drain(void)
-{
-    char path[TEXT];
-    snprintf(path, sizeof(path), "%s/drain", set.run_dir);
-    FILE *out = fopen(path, "w");
-    if (out == NULL) return TPO_FAILED_PRECONDITION;
-    fprintf(out, "%lld\n", (long long)set.drain_ms);
     return fclose(out) == 0 ? TPO_OK : TPO_FAILED_PRECONDITION;
 }
 
@@ -250,16 +232,13 @@ static void stop_one(void *owner, const char *name)
     }
 }
 
-/* As long as what `tpo up` started may drain, and a margin; the usual drain where its file can't be read. */
+/* As long as what `tpo up` started may drain, and a margin; the usual drain where it isn't known. */
 static int grace_ms(void)
 {
-    char path[TEXT];
+    char text[32];
     int drain_ms = 45000;
-    snprintf(path, sizeof(path), "%s/drain", set.run_dir);
-    FILE *in = fopen(path, "r");
-    if (in != NULL && (fscanf(in, "%d", &drain_ms) != 1 || drain_ms < 0 || drain_ms > 600000)) drain_ms = 45000;
-    if (in != NULL) fclose(in);
-    return drain_ms + DRAIN_MARGIN_MS;
+    if (tpo_asked_read(set.run_dir, "drain", text, sizeof(text)) && (drain_ms = atoi(text)) < 0) drain_ms = 45000;
+    return (drain_ms < 600000 ? drain_ms : 600000) + DRAIN_MARGIN_MS;
 }
 
 /* How many ran. */
@@ -289,6 +268,8 @@ static void look_at(void *owner, const char *name)
         snprintf(s->dead, sizeof(s->dead), "%s", name);
 }
 
+#define PORT_LOST "port_lost" /* the reason of an end that another port helps against */
+
 /* Ready when the gateway says so and misses no head; fails as soon as a process has died, or fewer than `started` are known: a `tpo down` was
  * here. */
 static int wait_ready(const char *base, int started, struct tpo_error *err)
@@ -299,6 +280,8 @@ static int wait_ready(const char *base, int started, struct tpo_error *err)
         long http = 0;
         tpo_mesh_each(set.run_dir, look_at, &s);
         if (s.dead[0] != '\0') {
+            if (tpo_ports_lost(&ports, s.dead))
+                return tpo_fail(err, TPO_UNAVAILABLE, PORT_LOST, "somebody took a port of %s while it started", s.dead);
             tpo_mesh_print_log(set.run_dir, s.dead, 12);
             return tpo_fail(err, TPO_UNAVAILABLE, "died", "%s did not stay up; its log is %s/%s.log", s.dead, set.run_dir, s.dead);
         }
@@ -342,18 +325,31 @@ static void clear_rest(const struct survey *s)
     stop_all(grace_ms());
 }
 
-static int start_all(struct tpo_error *err)
+/* Named ones are taken as they are, and first, so that nobody else is given them. */
+static int doors_find(int *http, int *grpc, struct tpo_error *err)
+{
+    int rc = TPO_OK;
+    *http = (int)set.http, *grpc = (int)set.grpc;
+    if (*http != 0) rc = tpo_ports_take(&ports, "gateway", "http", *http, err);
+    if (*grpc != 0 && rc == TPO_OK) rc = tpo_ports_take(&ports, "gateway", "grpc", *grpc, err);
+    if (*http == 0 && rc == TPO_OK) rc = tpo_ports_find(&ports, "gateway", 8420, set.any_port, http, err);
+    if (*grpc == 0 && rc == TPO_OK) rc = tpo_ports_find(&ports, "gateway", 8421, set.any_port, grpc, err);
+    return rc;
+}
+
+static int start_once(const int n[N_SERVICES], struct tpo_error *err)
 {
     static char addresses[N_SERVICES][TEXT];
     char cache[64] = "", base[64];
-    int http = port_or_free((int)set.http), grpc = port_or_free((int)set.grpc), started = 1, rc = TPO_OK; /* the gateway */
-    if (write_drain() != TPO_OK) return tpo_fail(err, TPO_FAILED_PRECONDITION, "run_dir", "%s cannot be written", set.run_dir);
+    int http, grpc, started = 1; /* the gateway */
+    ports = (struct tpo_ports){0};
+    memset(addresses, 0, sizeof(addresses));
+    int rc = doors_find(&http, &grpc, err);
+    if (rc != TPO_OK) return rc;
     if (set.redis) start_redis(cache);
-    for (int s = 0; s < N_SERVICES && rc == TPO_OK; s++) {
-        int n = replicas_of(services[s].name, err);
-        if (n == 0) return TPO_INVALID_ARGUMENT;
-        started += n;
-        for (int i = 0; i < n && rc == TPO_OK; i++) rc = start_service(s, i, cache, addresses[s], err);
+    for (int s = 0; s < N_SERVICES; s++) {
+        started += n[s];
+        for (int i = 0; i < n[s] && rc == TPO_OK; i++) rc = start_service(s, i, cache, addresses[s], err);
     }
     if (rc == TPO_OK) rc = start_gateway(addresses, http, grpc, err);
     if (rc == TPO_OK &&
@@ -361,6 +357,19 @@ static int start_all(struct tpo_error *err)
         rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "run_dir", "%s cannot be written", set.run_dir);
     snprintf(base, sizeof(base), "127.0.0.1:%d", http);
     return rc == TPO_OK ? wait_ready(base, started, err) : rc;
+}
+
+/* A port that was free may be somebody else's when its process listens: then all start once more, on others. */
+static int start_all(const int n[N_SERVICES], struct tpo_error *err)
+{
+    int rc = start_once(n, err);
+    for (int again = 0; again < 2 && rc != TPO_OK; again++) {
+        stop_all(DRAIN_MARGIN_MS); /* nothing is in flight in a mesh that never served */
+        if (again > 0 || strcmp(err->reason, PORT_LOST) != 0) break;
+        printf("%s: once more\n", err->message);
+        rc = start_once(n, err);
+    }
+    return rc;
 }
 
 /* Only one `tpo up` at a time may look at a run directory and start what is missing in it. Held until we exit. */
@@ -375,31 +384,58 @@ static int lock_run_dir(struct tpo_error *err)
     return TPO_OK;
 }
 
+static void door_compare(const char *name, int64_t port, const char *address, char *text, size_t size)
+{
+    char asked[16];
+    const char *colon = strrchr(address, ':');
+    snprintf(asked, sizeof(asked), "%lld", (long long)port);
+    if (port != 0 && colon != NULL && strcmp(colon + 1, asked) != 0) tpo_asked_differs(name, colon + 1, asked, text, size);
+}
+
+/* Whether the mesh that runs is the one that is asked for. */
+static int same_check(const struct tpo_asked *asked, const char *http, const char *grpc, struct tpo_error *err)
+{
+    char text[sizeof(err->message)] = "";
+    tpo_asked_compare(asked, set.run_dir, text, sizeof(text));
+    door_compare("http", set.http, http, text, sizeof(text));
+    door_compare("grpc", set.grpc, grpc, text, sizeof(text));
+    if (text[0] == '\0') return TPO_OK;
+    return tpo_fail(err, TPO_FAILED_PRECONDITION, "other_mesh", "another mesh runs in %.60s, `tpo down%s%.60s` ends it: its %s",
+                    set.run_dir, strcmp(set.run_dir, RUN_DIR) != 0 ? " --run-dir " : "",
+                    strcmp(set.run_dir, RUN_DIR) != 0 ? set.run_dir : "", text);
+}
+
 static int up(struct tpo_error *err)
 {
     struct survey s = {0};
+    struct tpo_asked asked;
     char http[64] = "", grpc[64] = "";
+    int n[N_SERVICES];
+    int rc = replicas_read(n, err);
+    if (rc != TPO_OK) return rc;
+    asked_fill(&asked, n);
     tpo_mesh_each(set.run_dir, look_at, &s);
     if (is_whole(&s, http, grpc)) {
+        rc = same_check(&asked, http, grpc, err);
+        if (rc != TPO_OK) return rc;
         printf("running already: %d of %d processes, REST http://%s, gRPC %s\n", s.n_alive, s.n, http, grpc);
         return wait_ready(http, 0, err);
     }
     clear_rest(&s);
     printf("starting the mesh on %s\n", set.model);
-    int rc = start_all(err);
-    if (rc != TPO_OK) stop_all(DRAIN_MARGIN_MS); /* nothing is in flight in a mesh that never served */
-    return rc;
+    rc = tpo_asked_write(&asked, set.run_dir, err);
+    return rc == TPO_OK ? start_all(n, err) : rc;
 }
 
 int tpo_cmd_up(int argc, char **argv)
 {
     static const struct tpo_settings table = {
         .program = "tpo up",
-        .about =
-            "Starts redis-server, tpo-encoder, tpo-router, tpo-region and tpo-gateway on this machine, each in a session of "
-            "its own, and "
-            "waits until they answer. Where they run already it says so; what is left of a mesh that lost a process ends first, "
-            "and a start that fails ends what it started.",
+        .about = "Starts redis-server, tpo-encoder, tpo-router, tpo-region and tpo-gateway on this machine, each in a session of "
+                 "its own, and "
+                 "waits until they answer. Where they run already it says so, or fails if they were started with other flags; what "
+                 "is left of a mesh that lost a process ends first, "
+                 "and a start that fails ends what it started.",
         .examples = "tpo up\ntpo up --replicas encoder=2 --replicas router=2\ntpo up --train --replicas encoder=2\ntpo up "
                     "--any-port --run-dir /tmp/second --model models/small",
         .rows = rows,
@@ -424,7 +460,7 @@ int tpo_cmd_up(int argc, char **argv)
 int tpo_cmd_down(int argc, char **argv)
 {
     static const struct tpo_setting down_rows[] = {
-        {"run-dir", TPO_SET_TEXT, &set.run_dir, "build/run", .what = "DIR", .help = "the run directory of the mesh to end"},
+        {"run-dir", TPO_SET_TEXT, &set.run_dir, RUN_DIR, .what = "DIR", .help = "the run directory of the mesh to end"},
     };
     static const struct tpo_settings table = {.program = "tpo down",
                                               .about =
