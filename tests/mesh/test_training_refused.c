@@ -425,7 +425,7 @@ static void other_models_and_addresses_are_refused(void **state)
     shell("mv served other && mv tiny old");
     training_model(.5); /* another config.json */
     training_mesh_start(&m, "other", 1, 2);
-    refused(&m, "model", "another config.json", often);
+    refused(&m, "model", "another config.json: start the services on the folder that the run begins with", often);
     snprintf(program, sizeof(program), "encoder=127.0.0.1:%d,router=127.0.0.1:%d,region=127.0.0.1:%d", m.ports[1][0], m.ports[0][0],
              m.ports[2][0]);
     refused(NULL, "stage", "what was named as", (const char *const[]){"--mesh", program, NULL});

@@ -36,8 +36,11 @@ static int begun_check(const struct tpo_recovery *r, struct tpo_checkpoint *c, s
         for (int i = 0; i < t->options.n_replicas[p]; i++) {
             const struct tpo_begun *b = &t->replicas[p][i].begun;
             if (r->config[0] != '\0' && b->config[0] != '\0' && strcmp(b->config, r->config) != 0)
-                return tpo_fail(err, TPO_FAILED_PRECONDITION, "model", "replica %d of %s serves a model of another config.json", i,
-                                tpo_part_names[p]);
+                return tpo_fail(err, TPO_FAILED_PRECONDITION, "model",
+                                "replica %d of %s serves a model of another config.json: start the services on the folder that the "
+                                "run begins with "
+                                "(`tpo up --train --model DIR`; `tpo model random` fills one without weights)",
+                                i, tpo_part_names[p]);
             if (i > 0 && b->threads != t->replicas[p][0].begun.threads)
                 return tpo_fail(err, TPO_FAILED_PRECONDITION, "threads",
                                 "replicas of %s have teams of %d and %d threads: the bits would differ", tpo_part_names[p],
