@@ -40,10 +40,10 @@ bool tpo_asked_read(const char *run_dir, const char *name, char *value, size_t s
     return found;
 }
 
-void tpo_asked_differs(const char *name, const char *is, const char * not, char *text, size_t size)
+void tpo_asked_differs(const char *name, const char *is, const char *wanted, char *text, size_t size)
 {
     const size_t at = strlen(text);
-    snprintf(text + at, size - at, "%s--%s is %s, not %s", at > 0 ? "; " : "", name, is, not );
+    snprintf(text + at, size - at, "%s--%s is %s, not %s", at > 0 ? "; " : "", name, is, wanted);
 }
 
 void tpo_asked_compare(const struct tpo_asked *a, const char *run_dir, char *text, size_t size)

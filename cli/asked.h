@@ -25,6 +25,6 @@ int tpo_asked_write(const struct tpo_asked *a, const char *run_dir, struct tpo_e
 bool tpo_asked_read(const char *run_dir, const char *name, char *value, size_t size);
 /* Adds to text, of what the file says otherwise: "--train is no, not yes; ". What it does not say is otherwise, too. */
 void tpo_asked_compare(const struct tpo_asked *a, const char *run_dir, char *text, size_t size);
-void tpo_asked_differs(const char *name, const char *is, const char * not, char *text, size_t size); /* one of these */
+void tpo_asked_differs(const char *name, const char *is, const char *wanted, char *text, size_t size); /* one of these */
 
 #endif
