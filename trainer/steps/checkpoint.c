@@ -76,14 +76,13 @@ static json_t *threads_of(const struct tpo_checkpoint *c)
 }
 
 /* The generator is counter-based: its state is its seed and the step, which also is the data's cursor. */
-static int manifest_write(const char *dir, const char *run, const struct tpo_checkpoint *c, json_t *files, struct tpo_error *err)
+static int manifest_write(const char *dir, const struct tpo_checkpoint *c, json_t *files, struct tpo_error *err)
 {
     char path[4300];
-    json_t *j = json_pack("{s:s s:i s:I s:I s:I s:{s:I s:i} s:i s:i s:s s:s s:o s:I s:O}", "run", run, "step", c->step, "version",
-                          (json_int_t)c->version, "aborted", (json_int_t)c->aborted, "seed", (json_int_t)c->recipe_seed,
-                          "generator", "seed", (json_int_t)c->generator_seed, "counter", c->step, "lanes", c->lanes,
-                          "micro_batches", c->micro_batches, "groups", c->plan.groups, "losses", c->plan.losses, "threads",
-                          threads_of(c), "next_sample", (json_int_t)(c->step + 1) * c->micro_batches * 1024, "files", files);
+    json_t *j = json_pack("{s:i s:I s:I s:{s:I s:i} s:o s:I s:O}", "step", c->step, "version", (json_int_t)c->version, "aborted",
+                          (json_int_t)c->aborted, "generator", "seed", (json_int_t)c->generator_seed, "counter", c->step, "threads",
+                          threads_of(c), "next_sample", (json_int_t)(c->step + 1) * c->of.micro_batches * 1024, "files", files);
+    tpo_identity_put(j, &c->of);
     char *text = json_dumps(j, JSON_INDENT(2));
     snprintf(path, sizeof(path), "%s/manifest.json", dir);
     int rc = text != NULL ? tpo_small_file(path, text, err) : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a manifest");
@@ -134,7 +133,7 @@ static int shard_of_part(struct tpo_crew *t, int part, int replica, void *arg, s
     return rc;
 }
 
-static int all_write(const char *dir, const char *run, struct tpo_crew *t, const struct tpo_checkpoint *c, struct tpo_error *err)
+static int all_write(const char *dir, struct tpo_crew *t, const struct tpo_checkpoint *c, struct tpo_error *err)
 {
     struct writing w = {.dir = dir};
     int rc = tpo_crew_each(t, shard_of_part, &w, err);
@@ -143,19 +142,18 @@ static int all_write(const char *dir, const char *run, struct tpo_crew *t, const
     for (int p = 0; p < TPO_PARTS; p++)
         if (w.hash[p][0] != '\0') json_object_set_new(files, tpo_part_names[p], json_string(w.hash[p]));
     tpo_fault_reach(TPO_FAULT_BEFORE_MANIFEST);
-    rc = manifest_write(dir, run, c, files, err);
+    rc = manifest_write(dir, c, files, err);
     json_decref(files);
     return rc == TPO_OK ? folder_sync(dir, err) : rc;
 }
 
-int tpo_checkpoint_write(const char *stage_dir, const char *run, struct tpo_crew *t, const struct tpo_checkpoint *c,
-                         struct tpo_error *err)
+int tpo_checkpoint_write(const char *stage_dir, struct tpo_crew *t, const struct tpo_checkpoint *c, struct tpo_error *err)
 {
     char part[4096], final[4096];
     snprintf(part, sizeof(part), "%.4000s/part", stage_dir);
     snprintf(final, sizeof(final), "%.4000s/step-%08d", stage_dir, c->step);
     folder_remove(part);
-    int rc = mkdir(part, 0755) == 0 ? all_write(part, run, t, c, err) : fail_file(err, part);
+    int rc = mkdir(part, 0755) == 0 ? all_write(part, t, c, err) : fail_file(err, part);
     if (rc != TPO_OK) {
         folder_remove(part);
         return rc;
@@ -178,95 +176,94 @@ static int number_of(const json_t *j, const char *key)
     return (int)json_integer_value(json_object_get(j, key));
 }
 
-/* NULL unless the manifest is there, is of this run, and every shard has its hash. */
-static json_t *manifest_read(const char *dir, const char *run)
+static bool shards_sound(const char *dir, const json_t *manifest)
 {
     char path[4800], hex[TPO_SHA256_HEX];
-    snprintf(path, sizeof(path), "%s/manifest.json", dir);
-    json_t *j = json_load_file(path, 0, NULL);
-    const char *named = json_string_value(json_object_get(j, "run"));
-    bool sound = named != NULL && strcmp(named, run) == 0;
     const char *name;
     json_t *value;
-    json_object_foreach(json_object_get(j, "files"), name, value)
+    json_object_foreach(json_object_get(manifest, "files"), name, value)
     {
         snprintf(path, sizeof(path), "%s/%.32s.safetensors", dir, name);
         const char *expected = json_string_value(value);
-        sound = sound && expected != NULL && file_hash(path, hex, NULL) == TPO_OK && strcmp(hex, expected) == 0;
+        if (expected == NULL || file_hash(path, hex, NULL) != TPO_OK || strcmp(hex, expected) != 0) return false;
     }
-    if (sound) return j;
+    return true;
+}
+
+/* NULL unless the manifest is there and of this run. */
+static json_t *manifest_read(const char *dir, const char *run)
+{
+    char path[4800];
+    snprintf(path, sizeof(path), "%s/manifest.json", dir);
+    json_t *j = json_load_file(path, 0, NULL);
+    const char *named = json_string_value(json_object_get(j, "run"));
+    if (named != NULL && strcmp(named, run) == 0) return j;
     json_decref(j);
     return NULL;
 }
 
-static bool says(const json_t *j, const char *key, const char *text)
-{
-    const char *said = json_string_value(json_object_get(j, key));
-    return said != NULL && strcmp(said, text) == 0;
-}
-
-static int plan_check(const char *dir, const json_t *j, const struct tpo_checkpoint *c, struct tpo_error *err)
-{
-    if (json_object_get(j, "groups") == NULL || json_object_get(j, "losses") == NULL)
-        return tpo_fail(err, TPO_FAILED_PRECONDITION, "checkpoint",
-                        "%.80s does not tell its groups and losses: it was made by an older build, go on with that one", dir);
-    if (!says(j, "groups", c->plan.groups))
-        return tpo_fail(err, TPO_FAILED_PRECONDITION, "checkpoint",
-                        "%.80s was made with other groups (their tensors, optimisers or constants): go on with those it has", dir);
-    if (!says(j, "losses", c->plan.losses))
-        return tpo_fail(err, TPO_FAILED_PRECONDITION, "checkpoint", "%.80s was made with other losses: go on with those it has",
-                        dir);
-    for (int p = 0; p < TPO_PARTS; p++)
-        if (c->has[p] != c->trains[p])
-            return tpo_fail(err, TPO_FAILED_PRECONDITION, "checkpoint", "%.80s %s a shard of %s, which %s in this stage", dir,
-                            c->has[p] ? "has" : "lacks", tpo_part_names[p], c->trains[p] ? "learns" : "does not learn");
-    return TPO_OK;
-}
-
-static int manifest_take(const char *dir, const json_t *j, struct tpo_checkpoint *c, struct tpo_error *err)
-{
-    const json_t *threads = json_object_get(j, "threads");
-    bool equal = (uint64_t)json_integer_value(json_object_get(j, "seed")) == c->recipe_seed && number_of(j, "lanes") == c->lanes &&
-                 number_of(j, "micro_batches") == c->micro_batches;
-    for (int p = 0; p < TPO_PARTS; p++)
-        equal = equal && c->threads[p] ==
-                             (json_is_object(threads) ? number_of(threads, tpo_part_names[p]) : (int)json_integer_value(threads));
-    if (!equal)
-        return tpo_fail(err, TPO_FAILED_PRECONDITION, "checkpoint",
-                        "%.80s was made with seed %lld, %d lanes, %d micro-batches and another team size (%d): go on with the same",
-                        dir, (long long)json_integer_value(json_object_get(j, "seed")), number_of(j, "lanes"),
-                        number_of(j, "micro_batches"), (int)json_integer_value(threads));
-    c->step = number_of(j, "step");
-    c->version = (uint64_t)json_integer_value(json_object_get(j, "version"));
-    c->aborted = (uint64_t)json_integer_value(json_object_get(j, "aborted"));
-    for (int p = 0; p < TPO_PARTS; p++) c->has[p] = json_object_get(json_object_get(j, "files"), tpo_part_names[p]) != NULL;
-    snprintf(c->path, sizeof(c->path), "%.3900s", dir);
-    return plan_check(dir, j, c, err);
-}
-
-int tpo_checkpoint_find(const char *stage_dir, const char *run, struct tpo_checkpoint *c, struct tpo_error *err)
+/* The newest checkpoint of this run and where it lies, NULL where there is none; `whole`: every shard of it has its hash, and what is passed over
+ * is told. */
+static json_t *newest(const char *stage_dir, const char *run, bool whole, char path[4600])
 {
     struct dirent **found;
+    json_t *j = NULL;
     const int n = scandir(stage_dir, &found, NULL, alphasort);
-    int rc = TPO_OK;
-    bool taken = false;
-    c->step = 0;
-    c->version = c->aborted = 0;
-    memset(c->has, 0, sizeof(c->has));
     for (int i = n - 1; i >= 0; i--) {
-        char path[4600];
-        snprintf(path, sizeof(path), "%s/%s", stage_dir, found[i]->d_name);
-        const bool candidate = !taken && strncmp(found[i]->d_name, "step-", 5) == 0;
-        json_t *j = candidate ? manifest_read(path, run) : NULL;
-        if (candidate && j == NULL) tpo_log(TPO_LOG_WARN, "checkpoint_refused", "path=%s", path);
-        if (j != NULL) {
-            taken = true;
-            rc = manifest_take(path, j, c, err);
-            json_decref(j);
+        if (j == NULL && strncmp(found[i]->d_name, "step-", 5) == 0) {
+            snprintf(path, 4600, "%s/%s", stage_dir, found[i]->d_name);
+            j = manifest_read(path, run);
+            if (whole && j != NULL && !shards_sound(path, j)) {
+                json_decref(j);
+                j = NULL;
+            }
+            if (whole && j == NULL) tpo_log(TPO_LOG_WARN, "checkpoint_refused", "path=%s", path);
         }
         free(found[i]);
     }
     if (n >= 0) free(found);
+    return j;
+}
+
+/* What only Begin tells of the services: who learns, with what team. */
+static int crew_check(const char *dir, const json_t *j, const struct tpo_checkpoint *c, struct tpo_error *err)
+{
+    const json_t *threads = json_object_get(j, "threads");
+    for (int p = 0; p < TPO_PARTS; p++) {
+        const int then = json_is_object(threads) ? number_of(threads, tpo_part_names[p]) : (int)json_integer_value(threads);
+        if (then != c->threads[p])
+            return tpo_fail(err, TPO_FAILED_PRECONDITION, "checkpoint",
+                            "%.80s was made with a team of %d threads for %s, which has %d now: go on with as many", dir, then,
+                            tpo_part_names[p], c->threads[p]);
+        if (c->has[p] != c->trains[p])
+            return tpo_fail(err, TPO_FAILED_PRECONDITION, "checkpoint", "%.80s %s a shard of %s, which %s in this stage", dir,
+                            c->has[p] ? "has" : "lacks", tpo_part_names[p], c->trains[p] ? "learns" : "does not learn");
+    }
+    return TPO_OK;
+}
+
+int tpo_checkpoint_check(const char *stage_dir, const struct tpo_checkpoint *c, struct tpo_error *err)
+{
+    char path[4600];
+    json_t *j = newest(stage_dir, c->of.run, false, path);
+    const int rc = j != NULL ? tpo_identity_check(&c->of, j, path, "checkpoint", err) : TPO_OK;
+    json_decref(j);
+    return rc;
+}
+
+int tpo_checkpoint_find(const char *stage_dir, struct tpo_checkpoint *c, struct tpo_error *err)
+{
+    char path[4600];
+    json_t *j = newest(stage_dir, c->of.run, true, path);
+    c->step = j != NULL ? number_of(j, "step") : 0;
+    c->version = (uint64_t)json_integer_value(json_object_get(j, "version"));
+    c->aborted = (uint64_t)json_integer_value(json_object_get(j, "aborted"));
+    for (int p = 0; p < TPO_PARTS; p++) c->has[p] = json_object_get(json_object_get(j, "files"), tpo_part_names[p]) != NULL;
+    if (j == NULL) return TPO_OK;
+    snprintf(c->path, sizeof(c->path), "%.3900s", path);
+    int rc = tpo_identity_check(&c->of, j, path, "checkpoint", err);
+    if (rc == TPO_OK) rc = crew_check(path, j, c, err);
+    json_decref(j);
     return rc;
 }
 

@@ -1,8 +1,8 @@
 /* checkpoint.h -- what a run leaves on disk, and how it goes on from there.
  *
- *   OUT/STAGE/step-00000500/   encoder.safetensors, router.safetensors, region.safetensors (shard.h); manifest.json last: run, step, version, aborted, seed,
- *                              generator (seed, counter), lanes, micro_batches, groups, losses (plan_digest.h), threads, the next sample, SHA-256 of
- *                              each shard. Without a manifest that fits there is no checkpoint, and the one before is used.
+ *   OUT/STAGE/step-00000500/   encoder.safetensors, router.safetensors, region.safetensors (shard.h); manifest.json last: what it is of
+ *                              (identity.h), step, version, aborted, generator (seed, counter), threads, the next sample, SHA-256 of each shard.
+ *                              Without a manifest that fits there is no checkpoint, and the one before is used.
  *   OUT/STAGE/model/           a whole model folder in f32, training-only tensors included, once the stage is done; the next stage starts here
  *
  * A folder is written under another name, synced and renamed, so that a killed run or a full disk leaves an old one or a new one. */
@@ -10,28 +10,28 @@
 #define TPO_TRAINER_STEPS_CHECKPOINT_H
 
 #include "trainer/steps/crew.h"
-#include "trainer/steps/plan_digest.h"
+#include "trainer/steps/identity.h"
 
 struct tpo_checkpoint {
     int step;
     uint64_t version, aborted;
-    uint64_t recipe_seed, generator_seed;
-    int lanes, micro_batches;
-    struct tpo_plan_digest plan;
+    struct tpo_identity of;
+    uint64_t generator_seed;
     int threads[TPO_PARTS]; /* of each service's compute team */
     bool trains[TPO_PARTS]; /* which of them learn in this stage, hence have a shard */
     char path[4000];        /* of what was found, and which shards it has */
     bool has[TPO_PARTS];
 };
 
-/* Writes OUT/STAGE/step-N, shards streamed from the first replica of each service, and removes older ones but the last. `run` is RECIPE/STAGE.
+/* Writes OUT/STAGE/step-N, shards streamed from the first replica of each service, and removes older ones but the last.
  * RESOURCE_EXHAUSTED "disk_full": what was there before is whole, and nothing of the new one is left. */
-int tpo_checkpoint_write(const char *stage_dir, const char *run, struct tpo_crew *t, const struct tpo_checkpoint *c,
-                         struct tpo_error *err);
+int tpo_checkpoint_write(const char *stage_dir, struct tpo_crew *t, const struct tpo_checkpoint *c, struct tpo_error *err);
 
-/* The newest sound checkpoint of the stage; c->step is 0 where there is none. FAILED_PRECONDITION "checkpoint" when its lanes, micro-batches,
- * seed, team sizes, groups or losses are not those of *c (the bits would differ), or when its shards are not those of the services that learn. */
-int tpo_checkpoint_find(const char *stage_dir, const char *run, struct tpo_checkpoint *c, struct tpo_error *err);
+/* Whether the newest manifest of this run is of what *c is of, its shards unread. FAILED_PRECONDITION "checkpoint" or "model" (identity.h). */
+int tpo_checkpoint_check(const char *stage_dir, const struct tpo_checkpoint *c, struct tpo_error *err);
+/* The newest sound checkpoint of the stage; c->step is 0 where there is none. Refused as above, and "checkpoint" when its team sizes are not
+ * those of *c (the bits would differ), or when its shards are not those of the services that learn. */
+int tpo_checkpoint_find(const char *stage_dir, struct tpo_checkpoint *c, struct tpo_error *err);
 /* What was found, into a learner that has begun the stage and holds its start (or an earlier state of it). */
 int tpo_checkpoint_send(const struct tpo_checkpoint *c, int part, struct tpo_learner *l, struct tpo_error *err);
 

@@ -57,26 +57,25 @@ static uint32_t hash_add(uint32_t h, const void *data, size_t n)
     return h;
 }
 
-/* Names the run to the services. Holder, shares and plan are in it: another plan under the same recipe's name must be another run to them. */
-static void run_name(const struct tpo_recovery *r, char out[64])
+/* Names the run to the services. Holder, shares and what the stage is of are in it: another plan or start under the same recipe's name must be
+ * another run to them. */
+static void run_name(const struct tpo_recovery *r, const struct tpo_identity *x, char out[64])
 {
     const struct tpo_plan *plan = &r->recipe->stages[r->stage].plan;
     const char *token = tpo_held_token(r->held);
-    const int numbers[] = {plan->lanes, plan->micro_batches};
-    struct tpo_plan_digest digest;
-    tpo_plan_digest(&digest, plan);
+    const int numbers[] = {x->lanes, x->micro_batches};
     uint32_t h = hash_add(2166136261u, token, strlen(token));
     h = hash_add(h, r->crew->options.n_replicas, sizeof(r->crew->options.n_replicas));
     h = hash_add(hash_add(h, numbers, sizeof(numbers)), &plan->seed, sizeof(plan->seed));
-    h = hash_add(h, &digest, sizeof(digest));
-    snprintf(out, 64, "%.48s#%08x", r->name, h);
+    h = hash_add(hash_add(h, &x->plan, sizeof(x->plan)), x->start, sizeof(x->start));
+    snprintf(out, 64, "%.48s#%08x", x->run, h);
 }
 
 static int all_begin(const struct tpo_recovery *r, struct tpo_checkpoint *c, struct tpo_error *err)
 {
     const double until_s = tpo_now_s() + r->wait_ms / 1000.0;
     char run[64];
-    run_name(r, run);
+    run_name(r, &c->of, run);
     for (bool said = false;; said = true) {
         struct tpo_error why = {0};
         int rc = tpo_crew_begin(r->crew, r->recipe, r->stage, run, &why);
@@ -117,7 +116,7 @@ static int all_send(const struct tpo_recovery *r, struct tpo_checkpoint *c, stru
     struct sending s = {.recovery = r, .checkpoint = c};
     for (int p = 0; p < TPO_PARTS; p++)
         for (int i = 0; i < t->options.n_replicas[p]; i++) s.known[p][i] = tpo_held_knows(r->held, t, p, i, false);
-    int rc = tpo_checkpoint_find(r->stage_dir, r->name, c, err);
+    int rc = tpo_checkpoint_find(r->stage_dir, c, err);
     /* Who is interrupted in here must not be believed later. */
     if (rc == TPO_OK) rc = tpo_held_note(r->held, t, false, err);
     if (rc == TPO_OK) rc = tpo_crew_each(t, send_one, &s, err);
@@ -196,10 +195,18 @@ static void release(const struct tpo_recovery *r)
     tpo_crew_end(r->crew, NULL);
 }
 
+/* Before any service is asked: one that begins another run forgets what it holds of this one. */
+static int folder_check(const struct tpo_recovery *r, const struct tpo_checkpoint *c, struct tpo_error *err)
+{
+    const int rc = tpo_identity_kept(r->stage_dir, &c->of, false, err);
+    return rc == TPO_OK ? tpo_checkpoint_check(r->stage_dir, c, err) : rc;
+}
+
 int tpo_recovery_run(const struct tpo_recovery *r, bool fresh, struct tpo_checkpoint *c, struct tpo_error *err)
 {
     const double until_s = tpo_now_s() + r->wait_ms / 1000.0;
-    for (;;) {
+    const int ours = folder_check(r, c, err);
+    while (ours == TPO_OK) {
         struct tpo_error why = {0};
         uint64_t step = 0;
         int rc = all_begin(r, c, &why);
@@ -218,4 +225,5 @@ int tpo_recovery_run(const struct tpo_recovery *r, bool fresh, struct tpo_checkp
         }
         fresh = false;
     }
+    return ours;
 }

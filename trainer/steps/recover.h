@@ -15,7 +15,6 @@ struct tpo_recovery {
     const struct tpo_recipe *recipe;
     int stage;
     const char *stage_dir;
-    const char *name;                /* RECIPE/STAGE, in the manifest */
     struct tpo_model *const *models; /* they hold the start of the stage */
     bool same_memory;                /* the learners train these very models: only shards need sending */
     const char *config;              /* SHA-256 of config.json that services must have; "": any */
@@ -26,7 +25,7 @@ struct tpo_recovery {
 /* A service is away or has lost what it knew of the step: recovery helps, and other errors it does not. */
 bool tpo_recovery_helps(const struct tpo_error *err);
 
-/* Begins the stage everywhere and brings all to one state, c->step done and t->version theirs. Waits for services that are away, says so once.
+/* Begins the stage everywhere, once nothing in its folder is of another one (identity.h; Begin makes services forget another run), and brings all to one state, c->step done and t->version theirs. Waits for services that are away, says so once.
  * `fresh`: in this run of the trainer the stage before has just ended everywhere, so that all hold the start of this one. */
 int tpo_recovery_run(const struct tpo_recovery *r, bool fresh, struct tpo_checkpoint *c, struct tpo_error *err);
 

@@ -32,6 +32,7 @@ struct run {
     const struct tpo_train_options *options;
     struct tpo_recipe *recipe;
     struct tpo_config config;
+    char folder[4096]; /* that the models were opened from */
     char config_hash[TPO_SHA256_HEX];
     struct tpo_tokenizer *tokenizer;
     struct tpo_encoder *encoder;
@@ -54,7 +55,7 @@ struct stage {
     struct run *run;
     int index;
     const struct tpo_recipe_stage *recipe;
-    char dir[3000], name[68];
+    char dir[3000];
     struct tpo_recovery recovery;
     struct tpo_checkpoint at; /* the step that is done */
     struct tpo_feed *feed;
@@ -107,12 +108,12 @@ static bool holds_weights(const char *folder)
 /* From the folder of the last finished stage; before the first one from the recipe's, or from random weights where that has none. */
 static int models_open(struct run *r, int first_stage, struct tpo_error *err)
 {
-    char folder[4096];
+    const char *folder = r->folder;
     const uint64_t seed = r->recipe->seed;
     if (first_stage == 0)
-        snprintf(folder, sizeof(folder), "%s", r->recipe->model);
+        snprintf(r->folder, sizeof(r->folder), "%s", r->recipe->model);
     else
-        stage_model(r, first_stage - 1, folder, sizeof(folder));
+        stage_model(r, first_stage - 1, r->folder, sizeof(r->folder));
     const bool fresh = !holds_weights(folder);
     int rc = tpo_config_load(&r->config, folder, err);
     if (rc == TPO_OK) rc = tpo_config_hash(r->config_hash, folder, err);
@@ -121,6 +122,7 @@ static int models_open(struct run *r, int first_stage, struct tpo_error *err)
     if (rc == TPO_OK) rc = tpo_router_trainee_open(&r->router, r->options->stream, &r->config, folder, fresh, seed, 1, err);
     if (rc == TPO_OK) rc = tpo_region_open(&r->region, r->options->stream, &r->config, fresh ? NULL : folder, seed, err);
     if (rc != TPO_OK) return rc;
+    if (fresh) tpo_log(TPO_LOG_INFO, "random_start", "model=%s seed=%llu", folder, (unsigned long long)seed);
     r->models[TPO_PART_ENCODER] = tpo_encoder_model(r->encoder);
     r->models[TPO_PART_ROUTER] = tpo_router_trainee_model(r->router);
     r->models[TPO_PART_REGION] = tpo_region_model(r->region);
@@ -194,7 +196,7 @@ static int state_write(struct stage *s, struct tpo_error *err)
 {
     s->at.version = s->run->crew.version;
     s->at.aborted = s->run->crew.aborted;
-    return tpo_checkpoint_write(s->dir, s->name, &s->run->crew, &s->at, err);
+    return tpo_checkpoint_write(s->dir, &s->run->crew, &s->at, err);
 }
 
 /* A disk that is full costs this checkpoint: the one before is whole, and the run goes on. */
@@ -278,7 +280,7 @@ static int weights_fetch(struct stage *s, struct tpo_error *err)
     struct run *r = s->run;
     int rc = state_write(s, err);
     struct tpo_checkpoint found = s->at;
-    if (rc == TPO_OK) rc = tpo_checkpoint_find(s->dir, s->name, &found, err);
+    if (rc == TPO_OK) rc = tpo_checkpoint_find(s->dir, &found, err);
     for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++)
         if (found.step != s->at.step || found.has[p] != (r->crew.trainable[p] > 0))
             rc = tpo_fail(err, TPO_INTERNAL, "checkpoint", "%.200s: what was written at step %d is not what is found (step %d)",
@@ -304,7 +306,7 @@ static int stage_finish(struct stage *s, struct tpo_error *err)
     if (rc == TPO_OK) rc = r->remote ? weights_fetch(s, err) : tpo_crew_end(&r->crew, err);
     if (rc != TPO_OK) return rc;
     tpo_fault_reach(TPO_FAULT_STAGE_END);
-    rc = tpo_checkpoint_finish(s->dir, r->recipe->model, r->options->stream, r->models, TPO_PARTS, err);
+    rc = tpo_checkpoint_finish(s->dir, r->folder, r->options->stream, r->models, TPO_PARTS, err);
     /* Between stages the mesh stays ours: the next Begin ends what was. */
     if (rc == TPO_OK && r->remote && last) tpo_crew_end(&r->crew, NULL);
     s->ended = rc == TPO_OK;
@@ -351,6 +353,7 @@ static int recover(struct stage *s, bool fresh, struct tpo_error *err)
     int rc = tpo_recovery_run(&s->recovery, fresh, &s->at, err);
     if (rc != TPO_OK) return rc;
     rc = feed_reopen(s, err);
+    if (rc == TPO_OK) rc = tpo_identity_keep(s->dir, &s->at.of, err);
     if (rc == TPO_OK) begin_tell(s);
     if (rc == TPO_OK) rc = rejoin(s, err);
     if (rc != TPO_OK) leave(s);
@@ -383,7 +386,6 @@ static void recovery_init(struct stage *s)
                                         .recipe = r->recipe,
                                         .stage = s->index,
                                         .stage_dir = s->dir,
-                                        .name = s->name,
                                         .models = r->models,
                                         .same_memory = !r->remote,
                                         .config = r->config_hash,
@@ -396,18 +398,15 @@ static int stage_run(struct run *r, int index, bool fresh, struct tpo_error *err
     const struct tpo_recipe_stage *recipe = &r->recipe->stages[index];
     struct stage s = {.run = r, .index = index, .recipe = recipe, .version = r->version};
     bool done = false;
-    s.at = (struct tpo_checkpoint){.recipe_seed = r->recipe->seed,
-                                   .generator_seed = recipe->plan.seed,
-                                   .lanes = recipe->plan.lanes,
-                                   .micro_batches = recipe->plan.micro_batches};
-    tpo_plan_digest(&s.at.plan, &recipe->plan);
+    s.at.generator_seed = recipe->plan.seed;
+    tpo_identity_of(&s.at.of, r->recipe, index);
     stage_folder(r, index, s.dir, sizeof(s.dir));
-    snprintf(s.name, sizeof(s.name), "%s/%s", r->recipe->name, recipe->name);
     if (mkdir(s.dir, 0755) != 0 && errno != EEXIST)
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "out", "%.200s: %s", s.dir, strerror(errno));
     recovery_init(&s);
     s.events = tpo_events_open(s.dir);
-    int rc = recover(&s, fresh, err);
+    int rc = tpo_start_digest(s.at.of.start, r->options->stream, r->models, TPO_PARTS, err);
+    if (rc == TPO_OK) rc = recover(&s, fresh, err);
     while (rc == TPO_OK && !done) rc = advance(&s, &done, err);
     tpo_feed_close(s.feed);
     r->mesh.feed = NULL;
@@ -436,6 +435,16 @@ static int stages_run(struct run *r, int first, struct tpo_error *err)
     return rc;
 }
 
+/* A stage that ended here is taken as one of this recipe's only if it is. */
+static int ended_check(const struct run *r, int stage, struct tpo_error *err)
+{
+    char dir[3000];
+    struct tpo_identity x;
+    stage_folder(r, stage, dir, sizeof(dir));
+    tpo_identity_of(&x, r->recipe, stage);
+    return tpo_identity_kept(dir, &x, true, err);
+}
+
 static int run_open(struct run *r, int *first, struct tpo_error *err)
 {
     const struct tpo_train_options *o = r->options;
@@ -450,8 +459,9 @@ static int run_open(struct run *r, int *first, struct tpo_error *err)
     if (rc == TPO_OK) rc = tpo_run_log_open(&r->log, o->out, o->log_every, !o->quiet, err);
     if (rc == TPO_OK && r->remote) rc = tpo_mesh_read(&r->mesh, o->mesh, o->wait_ms, err);
     if (rc != TPO_OK) return rc;
-    while (*first < r->recipe->n_stages && stage_model(r, *first, folder, sizeof(folder))) ++*first;
-    rc = models_open(r, *first, err);
+    for (; rc == TPO_OK && *first < r->recipe->n_stages && stage_model(r, *first, folder, sizeof(folder)); ++*first)
+        rc = ended_check(r, *first, err);
+    if (rc == TPO_OK) rc = models_open(r, *first, err);
     if (rc == TPO_OK) rc = tpo_feed_check(r->recipe, *first, &r->config, err);
     if (rc == TPO_OK && r->remote) rc = tpo_messages_check(r->recipe, *first, &r->config, r->models[TPO_PART_ENCODER]->params, err);
     if (rc == TPO_OK) rc = mirrors_open(r, err);

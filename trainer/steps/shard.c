@@ -151,3 +151,36 @@ int tpo_start_send(const struct tpo_params *params, struct tpo_learner *l, struc
     if (rc == TPO_OK) tpo_log(TPO_LOG_INFO, "start", "of=%s tensors=%d sent=%d", l->stage, n, n_sent);
     return rc == TPO_OK ? l->import_state(l->self, 0, NULL, err) : rc;
 }
+
+static int start_add(tpo_sha256_t *h, struct tpo_stream *s, const struct tpo_param *p, float *piece)
+{
+    int rc = TPO_OK;
+    tpo_sha256_add(h, p->name, strlen(p->name) + 1);
+    tpo_sha256_add(h, p->shape, sizeof(p->shape[0]) * (size_t)p->n_dims);
+    for (int64_t at = 0; at < p->size && rc == TPO_OK; at += TPO_CHUNK_ELEMENTS) {
+        const size_t n = (size_t)(p->size - at < TPO_CHUNK_ELEMENTS ? p->size - at : TPO_CHUNK_ELEMENTS);
+        rc = tpo_copy_out(s, piece, p->data + at, sizeof(*piece) * n);
+        if (rc == TPO_OK) rc = tpo_stream_wait(s);
+        tpo_sha256_add(h, piece, sizeof(*piece) * n);
+    }
+    return rc;
+}
+
+int tpo_start_digest(char out[TPO_SHA256_HEX], struct tpo_stream *s, struct tpo_model *const *models, int n_models,
+                     struct tpo_error *err)
+{
+    uint8_t digest[TPO_SHA256_BYTES];
+    float *piece = malloc(sizeof(*piece) * TPO_CHUNK_ELEMENTS);
+    tpo_sha256_t *h = tpo_sha256_open();
+    int rc = piece != NULL ? TPO_OK : TPO_ENOMEM;
+    for (int k = 0; k < n_models; k++)
+        for (int i = 0; i < models[k]->params->n && rc == TPO_OK; i++) {
+            const struct tpo_param *p = models[k]->params->items[i];
+            if (!p->ignored && p->data != NULL) rc = start_add(h, s, p, piece);
+        }
+    tpo_sha256_end(h, digest);
+    tpo_sha256_hex(out, digest);
+    tpo_sha256_close(h);
+    free(piece);
+    return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "memory", "the start of the stage cannot be read");
+}

@@ -1,0 +1,36 @@
+/* identity.h -- what a stage is of: what has to be the same wherever its steps, its checkpoints and its model come from.
+ *
+ *   OUT/k-NAME/stage.json   {"run": "RECIPE/STAGE", "seed", "lanes", "micro_batches", "groups", "losses" (plan_digest.h), "start"}, from before the
+ *                           stage's first step on; the stage's model is of it, too
+ *
+ * The manifest of a checkpoint holds the same keys beside its own. */
+#ifndef TPO_TRAINER_STEPS_IDENTITY_H
+#define TPO_TRAINER_STEPS_IDENTITY_H
+
+#include <jansson.h>
+
+#include "trainer/steps/plan_digest.h"
+#include "trainer/steps/recipe.h"
+
+struct tpo_identity {
+    char run[68];  /* RECIPE/STAGE */
+    uint64_t seed; /* the recipe's */
+    int lanes, micro_batches;
+    struct tpo_plan_digest plan;
+    char start[TPO_SHA256_HEX]; /* of the weights it began with, frozen ones included (shard.h); "": any */
+};
+
+/* Of a stage of the recipe; start is "". */
+void tpo_identity_of(struct tpo_identity *out, const struct tpo_recipe *r, int stage);
+
+/* Its keys, into an object. */
+void tpo_identity_put(json_t *j, const struct tpo_identity *x);
+/* Whether an object, found in `where`, tells the same. FAILED_PRECONDITION `reason`, or "model" for another start, with what differs. */
+int tpo_identity_check(const struct tpo_identity *x, const json_t *j, const char *where, const char *reason, struct tpo_error *err);
+
+/* Writes stage.json where there is none yet. */
+int tpo_identity_keep(const char *stage_dir, const struct tpo_identity *x, struct tpo_error *err);
+/* Compares it: FAILED_PRECONDITION "out" or "model". Without the file all is well, unless the stage has `ended`. */
+int tpo_identity_kept(const char *stage_dir, const struct tpo_identity *x, bool ended, struct tpo_error *err);
+
+#endif
