@@ -393,3 +393,28 @@ int tpo_config_hash(char hex[TPO_SHA256_HEX], const char *folder, struct tpo_err
     tpo_sha256_hex(hex, digest);
     return TPO_OK;
 }
+
+/* False: it cannot be read. */
+static bool file_add(tpo_sha256_t *h, const char *folder, const char *name)
+{
+    char path[4200], piece[16384];
+    snprintf(path, sizeof(path), "%.4000s/%s", folder, name);
+    FILE *f = tpo_open_file(path);
+    if (f == NULL) return false;
+    tpo_sha256_add(h, name, strlen(name) + 1);
+    for (size_t n; (n = fread(piece, 1, sizeof(piece), f)) > 0;) tpo_sha256_add(h, piece, n);
+    const bool whole = ferror(f) == 0;
+    fclose(f);
+    return whole;
+}
+
+void tpo_config_tokens_hash(char hex[TPO_SHA256_HEX], const char *folder)
+{
+    uint8_t digest[TPO_SHA256_BYTES];
+    tpo_sha256_t *h = tpo_sha256_open();
+    const bool whole = file_add(h, folder, "added_tokens.json") && file_add(h, folder, "tokenizer.model");
+    tpo_sha256_end(h, digest);
+    tpo_sha256_close(h);
+    tpo_sha256_hex(hex, digest);
+    if (!whole) hex[0] = '\0';
+}

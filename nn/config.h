@@ -71,5 +71,8 @@ void tpo_config_default(struct tpo_config *c);                                  
 int tpo_config_load(struct tpo_config *c, const char *folder, struct tpo_error *err); /* config.json and added_tokens.json */
 /* SHA-256 of config.json's bytes: who trains a service with other hyperparameters would train something else in silence. */
 int tpo_config_hash(char hex[TPO_SHA256_HEX], const char *folder, struct tpo_error *err);
+/* SHA-256 of what decides what an id means: added_tokens.json and tokenizer.model, the name (with its NUL) before the bytes of each. "" where one of
+ * them cannot be read: a folder of a service that needs no tokenizer. */
+void tpo_config_tokens_hash(char hex[TPO_SHA256_HEX], const char *folder);
 
 #endif

@@ -57,6 +57,7 @@ struct tpo_begun {
     int trainable;      /* tensors that a group owns; 0: nothing to learn here, Backward is needed only for wanted inputs */
     char stage[24];     /* this and the rest only over the mesh: what answered, */
     char config[65];    /* SHA-256 of its model folder's config.json, in hex, */
+    char tokenizer[65]; /* that over the files which make ids of words (nn/config.h), "": it has none, */
     int threads;        /* of its compute team: bits depend on it */
     uint64_t lease;     /* higher with every Begin, whoever's; 0: there are none here, */
     uint64_t own_since; /* the lease since which this trainer alone has begun there, */

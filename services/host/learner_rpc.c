@@ -19,7 +19,7 @@ struct tpo_learner_rpc {
     struct tpo_host *host;
     struct tpo_learner learner;
     struct tpo_arena arena; /* of the job that runs */
-    char config[TPO_SHA256_HEX];
+    char config[TPO_SHA256_HEX], tokenizer[TPO_SHA256_HEX];
     int threads;
 
     struct tpo_lease *lease;
@@ -157,6 +157,7 @@ static int begin(struct visit *v, const Tpo__V1__BeginRequest *m)
     answer.own_since = tpo_lease_own_since(l->lease);
     answer.stage = (char *)l->learner.stage;
     answer.config = l->config;
+    answer.tokenizer = l->tokenizer;
     answer.threads = (uint32_t)l->threads;
     answer.served = served_now(l);
     tpo_log(TPO_LOG_INFO, "begin", "run=%.63s version=%llu lease=%llu trainable=%d", m->run, (unsigned long long)begun.version,
@@ -466,6 +467,7 @@ int tpo_learner_rpc_open(struct tpo_learner_rpc **out, struct tpo_host *h, struc
     l->host = h;
     l->threads = h->settings.threads > 0 ? (int)h->settings.threads : tpo_cores();
     tpo_arena_init(&l->arena, (size_t)1 << 20, 0);
+    tpo_config_tokens_hash(l->tokenizer, h->settings.model);
     int rc = tpo_config_hash(l->config, h->settings.model, err);
     if (rc == TPO_OK) rc = s->open_learner(s->self, &l->learner, err);
     if (rc == TPO_OK) rc = tpo_lease_open(&l->lease, h, lease_settle, l, err);

@@ -142,5 +142,30 @@ static void another_plan_leaves_committed_steps_alone(void **state)
     training_mesh_stop(&m);
 }
 
+/* The services' folder differs from the trainer's in one of the files that make ids of words; a folder without a tokenizer does for those that
+ * make none. */
+static void a_mesh_with_another_tokenizer_is_refused(void **state)
+{
+    (void)state;
+    static const char *const changes[] = {"printf ' ' >>served/added_tokens.json",
+                                          "cp tiny/added_tokens.json served && printf '\\032\\000' >>served/tokenizer.model"};
+    struct training_mesh m;
+    training_model(0);
+    recipe_with("r.yaml", "name: test", "name: test");
+    for (size_t i = 0; i < sizeof(changes) / sizeof(changes[0]); i++) {
+        shell(changes[i]);
+        training_mesh_start(&m, "served", 1, 2);
+        refused("r.yaml", &m, "out", "serves a model of another tokenizer", seldom);
+        training_mesh_stop(&m);
+    }
+    shell("cp tiny/tokenizer.model served");
+    training_mesh_start(&m, "served", 1, 2);
+    shell("rm served/tokenizer.model");
+    training_mesh_renew(&m, TRAINING_ENCODER, 0, NULL);
+    training_run("r.yaml", "out", &m, seldom);
+    training_mesh_stop(&m);
+}
+
 TPO_TESTS(cmocka_unit_test(a_stage_of_another_recipe_is_not_taken), cmocka_unit_test(a_later_stage_needs_no_model),
-          cmocka_unit_test(another_start_is_refused), cmocka_unit_test(another_plan_leaves_committed_steps_alone))
+          cmocka_unit_test(another_start_is_refused), cmocka_unit_test(another_plan_leaves_committed_steps_alone),
+          cmocka_unit_test(a_mesh_with_another_tokenizer_is_refused))

@@ -243,6 +243,8 @@ static void a_fifo_is_no_file(void **state)
     assert_int_equal(mkfifo("tokenizer.model", 0600), 0);
     assert_int_not_equal(tpo_config_load(&c, ".", &err), TPO_OK);
     assert_int_not_equal(tpo_config_hash(hex, ".", &err), TPO_OK);
+    tpo_config_tokens_hash(hex, ".");
+    assert_string_equal(hex, "");
     assert_int_not_equal(tpo_tokenizer_open(&t, ".", &err), TPO_OK);
     assert_int_not_equal(tpo_tokenizer_open_model(&t, "tokenizer.model", NULL, 0, &err), TPO_OK);
     assert_int_equal(tpo_safetensors_write("model.safetensors", &e, 1, &err), TPO_OK);

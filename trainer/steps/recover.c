@@ -27,6 +27,11 @@ bool tpo_recovery_helps(const struct tpo_error *err)
 
 /* --- begin --------------------------------------------------------------------------------------------------------------------------- */
 
+static bool differ(const char *ours, const char *theirs)
+{
+    return ours[0] != '\0' && theirs[0] != '\0' && strcmp(ours, theirs) != 0;
+}
+
 static int begun_check(const struct tpo_recovery *r, struct tpo_checkpoint *c, struct tpo_error *err)
 {
     const struct tpo_crew *t = r->crew;
@@ -35,12 +40,11 @@ static int begun_check(const struct tpo_recovery *r, struct tpo_checkpoint *c, s
         c->trains[p] = t->trainable[p] > 0;
         for (int i = 0; i < t->options.n_replicas[p]; i++) {
             const struct tpo_begun *b = &t->replicas[p][i].begun;
-            if (r->config[0] != '\0' && b->config[0] != '\0' && strcmp(b->config, r->config) != 0)
+            if (differ(r->config, b->config) || differ(r->tokenizer, b->tokenizer))
                 return tpo_fail(err, TPO_FAILED_PRECONDITION, "model",
-                                "replica %d of %s serves a model of another config.json: start the services on the folder that the "
-                                "run begins with "
+                                "replica %d of %s serves a model of another %s: start the services on the folder that the run begins with "
                                 "(`tpo up --train --model DIR`; `tpo model random` fills one without weights)",
-                                i, tpo_part_names[p]);
+                                i, tpo_part_names[p], differ(r->config, b->config) ? "config.json" : "tokenizer");
             if (i > 0 && b->threads != t->replicas[p][0].begun.threads)
                 return tpo_fail(err, TPO_FAILED_PRECONDITION, "threads",
                                 "replicas of %s have teams of %d and %d threads: the bits would differ", tpo_part_names[p],

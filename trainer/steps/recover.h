@@ -17,7 +17,7 @@ struct tpo_recovery {
     const char *stage_dir;
     struct tpo_model *const *models; /* they hold the start of the stage */
     bool same_memory;                /* the learners train these very models: only shards need sending */
-    const char *config;              /* SHA-256 of config.json that services must have; "": any */
+    const char *config, *tokenizer;  /* the SHA-256 (nn/config.h) that services must have; "": any */
     int threads;                     /* of one process, where Begin does not tell */
     int wait_ms;                     /* how long a service may be away */
 };

@@ -33,7 +33,7 @@ struct run {
     struct tpo_recipe *recipe;
     struct tpo_config config;
     char folder[4096]; /* that the models were opened from */
-    char config_hash[TPO_SHA256_HEX];
+    char config_hash[TPO_SHA256_HEX], tokens_hash[TPO_SHA256_HEX];
     struct tpo_tokenizer *tokenizer;
     struct tpo_encoder *encoder;
     struct tpo_router_trainee *router;
@@ -118,6 +118,7 @@ static int models_open(struct run *r, int first_stage, struct tpo_error *err)
     int rc = tpo_config_load(&r->config, folder, err);
     if (rc == TPO_OK) rc = tpo_config_hash(r->config_hash, folder, err);
     if (rc == TPO_OK) rc = tpo_tokenizer_open(&r->tokenizer, folder, err);
+    tpo_config_tokens_hash(r->tokens_hash, folder);
     if (rc == TPO_OK) rc = tpo_encoder_open(&r->encoder, r->options->stream, &r->config, fresh ? NULL : folder, 1, seed, err);
     if (rc == TPO_OK) rc = tpo_router_trainee_open(&r->router, r->options->stream, &r->config, folder, fresh, seed, 1, err);
     if (rc == TPO_OK) rc = tpo_region_open(&r->region, r->options->stream, &r->config, fresh ? NULL : folder, seed, err);
@@ -389,6 +390,7 @@ static void recovery_init(struct stage *s)
                                         .models = r->models,
                                         .same_memory = !r->remote,
                                         .config = r->config_hash,
+                                        .tokenizer = r->tokens_hash,
                                         .threads = r->options->threads,
                                         .wait_ms = r->options->wait_ms};
 }
