@@ -29,7 +29,7 @@ bool tpo_pattern_match(const char *pattern, const char *name)
     return *pattern == '\0';
 }
 
-static int group_of(const struct tpo_plan *plan, const char *name)
+int tpo_plan_group(const struct tpo_plan *plan, const char *name)
 {
     for (int g = 0; g < plan->n_groups; g++)
         for (int i = 0; i < plan->groups[g].n_patterns; i++)
@@ -114,7 +114,7 @@ int tpo_learner_state_open(struct tpo_learner_state *s, struct tpo_stream *strea
     if (s->items == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the list of trainable tensors");
     for (int i = 0; i < params->n; i++) {
         struct tpo_param *p = params->items[i];
-        const int group = p->ignored ? -1 : group_of(plan, p->name);
+        const int group = p->ignored ? -1 : tpo_plan_group(plan, p->name);
         if (group < 0) continue;
         if (plan->groups[group].optimiser == TPO_MUON) {
             rc = check_muon(p, &plan->groups[group], err);

@@ -2,11 +2,13 @@
 #include "trainer/steps/recipe.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "kernels/vector.h"
+#include "services/host/learner_state.h"
 #include "trainer/steps/yaml.h"
 
 static int load(struct tpo_recipe **out, const char *path, const char *data, bool is_base, struct tpo_error *err);
@@ -215,6 +217,8 @@ static void group_read(struct tpo_yaml *y, struct tpo_recipe_stage *s, int i, ya
     if (y->rc == TPO_OK) constants_check(y, &s->groups[i], n);
     if (s->groups[i].beta1 < 0) s->groups[i].beta1 = s->groups[i].optimiser == TPO_MUON ? .95f : .9f;
     if (s->rates[i] < 0) tpo_yaml_refuse(y, n, "this group has no rate");
+    for (int k = 0; k < i && s->groups[i].name[0] != '\0'; k++)
+        if (strcmp(s->groups[k].name, s->groups[i].name) == 0) tpo_yaml_refuse(y, n, "two groups are named %s", s->groups[i].name);
     if (s->groups[i].n_patterns == 0) tpo_yaml_refuse(y, n, "this group names no tensors");
 }
 
@@ -410,6 +414,29 @@ int tpo_recipe_files(const struct tpo_recipe *r, struct tpo_error *err)
                     return tpo_fail(err, TPO_NOT_FOUND, "annotations", "stage %s: %.180s cannot be read", r->stages[i].name,
                                     paths[p]);
         }
+    return TPO_OK;
+}
+
+int tpo_recipe_groups(const struct tpo_recipe *r, int first, struct tpo_model *const *models, int n_models, struct tpo_error *err)
+{
+    for (int i = first; i < r->n_stages; i++) {
+        const struct tpo_recipe_stage *s = &r->stages[i];
+        bool owns[TPO_GROUPS_MAX] = {false};
+        for (int k = 0; k < n_models; k++)
+            for (int t = 0; t < models[k]->params->n; t++) {
+                const struct tpo_param *p = models[k]->params->items[t];
+                const int g = p->ignored ? -1 : tpo_plan_group(&s->plan, p->name);
+                if (g >= 0) owns[g] = true;
+            }
+        for (int g = 0; g < s->plan.n_groups; g++) {
+            char number[16];
+            snprintf(number, sizeof(number), "%d", g + 1);
+            if (!owns[g])
+                return tpo_fail(err, TPO_INVALID_ARGUMENT, "recipe",
+                                "stage %s: group %s owns no tensor: its patterns match none, or only those of groups before it",
+                                s->name, s->groups[g].name[0] != '\0' ? s->groups[g].name : number);
+        }
+    }
     return TPO_OK;
 }
 

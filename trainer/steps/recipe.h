@@ -84,5 +84,8 @@ int tpo_recipe_pick(const struct tpo_recipe *r, int stage, int step, int micro_b
 
 /* NOT_FOUND "annotations" for the first annotation file, file of boxes or media folder of any stage that cannot be read. */
 int tpo_recipe_files(const struct tpo_recipe *r, struct tpo_error *err);
+/* INVALID_ARGUMENT "recipe" for the first group, from stage `first` on, that owns no tensor of any of these models: its patterns match none, or only
+ * those of groups before it. */
+int tpo_recipe_groups(const struct tpo_recipe *r, int first, struct tpo_model *const *models, int n_models, struct tpo_error *err);
 
 #endif

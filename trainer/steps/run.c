@@ -464,6 +464,7 @@ static int run_open(struct run *r, int *first, struct tpo_error *err)
     for (; rc == TPO_OK && *first < r->recipe->n_stages && stage_model(r, *first, folder, sizeof(folder)); ++*first)
         rc = ended_check(r, *first, err);
     if (rc == TPO_OK) rc = models_open(r, *first, err);
+    if (rc == TPO_OK) rc = tpo_recipe_groups(r->recipe, *first, r->models, TPO_PARTS, err);
     if (rc == TPO_OK) rc = tpo_feed_check(r->recipe, *first, &r->config, err);
     if (rc == TPO_OK && r->remote) rc = tpo_messages_check(r->recipe, *first, &r->config, r->models[TPO_PART_ENCODER]->params, err);
     if (rc == TPO_OK) rc = mirrors_open(r, err);
