@@ -115,6 +115,7 @@ static int direct_begin(void *self, const char *run, const struct tpo_plan *plan
                               .tapes = TPO_DIRECT_TAPES,
                               .trainable = d->state.n};
     snprintf(out->instance, sizeof(out->instance), "%s", d->instance);
+    snprintf(out->device, sizeof(out->device), "%s", tpo_stream_device_name(d->stream));
     return rc;
 }
 

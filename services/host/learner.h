@@ -55,6 +55,7 @@ struct tpo_begun {
     uint64_t prepared_step, committed_step; /* 0: none. What a trainer that comes back decides by (docs/mesh.md, Recovery) */
     int tapes;                              /* N: forwards that may await their Backward */
     int trainable;      /* tensors that a group owns; 0: nothing to learn here, Backward is needed only for wanted inputs */
+    char device[16];    /* where it computes, "cpu" or "cuda": bits depend on it */
     char stage[24];     /* this and the rest only over the mesh: what answered, */
     char config[65];    /* SHA-256 of its model folder's config.json, in hex, */
     char tokenizer[65]; /* that over the files which make ids of words (nn/config.h), "": it has none, */

@@ -158,6 +158,7 @@ static int begin(struct visit *v, const Tpo__V1__BeginRequest *m)
     answer.stage = (char *)l->learner.stage;
     answer.config = l->config;
     answer.tokenizer = l->tokenizer;
+    answer.device = begun.device;
     answer.threads = (uint32_t)l->threads;
     answer.served = served_now(l);
     tpo_log(TPO_LOG_INFO, "begin", "run=%.63s version=%llu lease=%llu trainable=%d", m->run, (unsigned long long)begun.version,

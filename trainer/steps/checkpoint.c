@@ -75,13 +75,22 @@ static json_t *threads_of(const struct tpo_checkpoint *c)
     return each;
 }
 
+static json_t *devices_of(const struct tpo_checkpoint *c)
+{
+    json_t *each = json_object();
+    for (int p = 0; p < TPO_PARTS; p++)
+        if (c->devices[p][0] != '\0') json_object_set_new(each, tpo_part_names[p], json_string(c->devices[p]));
+    return each;
+}
+
 /* The generator is counter-based: its state is its seed and the step, which also is the data's cursor. */
 static int manifest_write(const char *dir, const struct tpo_checkpoint *c, json_t *files, struct tpo_error *err)
 {
     char path[4300];
-    json_t *j = json_pack("{s:i s:I s:I s:{s:I s:i} s:o s:I s:O}", "step", c->step, "version", (json_int_t)c->version, "aborted",
-                          (json_int_t)c->aborted, "generator", "seed", (json_int_t)c->generator_seed, "counter", c->step, "threads",
-                          threads_of(c), "next_sample", (json_int_t)(c->step + 1) * c->of.micro_batches * 1024, "files", files);
+    json_t *j = json_pack("{s:i s:I s:I s:{s:I s:i} s:o s:o s:I s:O}", "step", c->step, "version", (json_int_t)c->version,
+                          "aborted", (json_int_t)c->aborted, "generator", "seed", (json_int_t)c->generator_seed, "counter", c->step,
+                          "threads", threads_of(c), "devices", devices_of(c), "next_sample",
+                          (json_int_t)(c->step + 1) * c->of.micro_batches * 1024, "files", files);
     tpo_identity_put(j, &c->of);
     char *text = json_dumps(j, JSON_INDENT(2));
     snprintf(path, sizeof(path), "%s/manifest.json", dir);
@@ -235,6 +244,11 @@ static int crew_check(const char *dir, const json_t *j, const struct tpo_checkpo
             return tpo_fail(err, TPO_FAILED_PRECONDITION, "checkpoint",
                             "%.80s was made with a team of %d threads for %s, which has %d now: go on with as many", dir, then,
                             tpo_part_names[p], c->threads[p]);
+        const char *device = json_string_value(json_object_get(json_object_get(j, "devices"), tpo_part_names[p]));
+        if (device != NULL && c->devices[p][0] != '\0' && strcmp(device, c->devices[p]) != 0)
+            return tpo_fail(err, TPO_FAILED_PRECONDITION, "checkpoint",
+                            "%.80s was made with %s on %.15s, which is on %s now: go on with the same device", dir,
+                            tpo_part_names[p], device, c->devices[p]);
         if (c->has[p] != c->trains[p])
             return tpo_fail(err, TPO_FAILED_PRECONDITION, "checkpoint", "%.80s %s a shard of %s, which %s in this stage", dir,
                             c->has[p] ? "has" : "lacks", tpo_part_names[p], c->trains[p] ? "learns" : "does not learn");

@@ -1,7 +1,7 @@
 /* checkpoint.h -- what a run leaves on disk, and how it goes on from there.
  *
  *   OUT/STAGE/step-00000500/   encoder.safetensors, router.safetensors, region.safetensors (shard.h); manifest.json last: what it is of
- *                              (identity.h), step, version, aborted, generator (seed, counter), threads, the next sample, SHA-256 of each shard.
+ *                              (identity.h), step, version, aborted, generator (seed, counter), threads, devices, the next sample, SHA-256 of each shard.
  *                              Without a manifest that fits there is no checkpoint, and the one before is used.
  *   OUT/STAGE/model/           a whole model folder in f32, training-only tensors included, once the stage is done; the next stage starts here
  *
@@ -17,9 +17,10 @@ struct tpo_checkpoint {
     uint64_t version, aborted;
     struct tpo_identity of;
     uint64_t generator_seed;
-    int threads[TPO_PARTS]; /* of each service's compute team */
-    bool trains[TPO_PARTS]; /* which of them learn in this stage, hence have a shard */
-    char path[4000];        /* of what was found, and which shards it has */
+    int threads[TPO_PARTS];      /* of each service's compute team */
+    char devices[TPO_PARTS][16]; /* where each computes; "": none does */
+    bool trains[TPO_PARTS];      /* which of them learn in this stage, hence have a shard */
+    char path[4000];             /* of what was found, and which shards it has */
     bool has[TPO_PARTS];
 };
 
@@ -29,7 +30,7 @@ int tpo_checkpoint_write(const char *stage_dir, struct tpo_crew *t, const struct
 
 /* Whether the newest manifest of this run is of what *c is of, its shards unread. FAILED_PRECONDITION "checkpoint" or "model" (identity.h). */
 int tpo_checkpoint_check(const char *stage_dir, const struct tpo_checkpoint *c, struct tpo_error *err);
-/* The newest sound checkpoint of the stage; c->step is 0 where there is none. Refused as above, and "checkpoint" when its team sizes are not
+/* The newest sound checkpoint of the stage; c->step is 0 where there is none. Refused as above, and "checkpoint" when its team sizes or devices are not
  * those of *c (the bits would differ), or when its shards are not those of the services that learn. */
 int tpo_checkpoint_find(const char *stage_dir, struct tpo_checkpoint *c, struct tpo_error *err);
 /* What was found, into a learner that has begun the stage and holds its start (or an earlier state of it). */

@@ -38,6 +38,7 @@ static int begun_check(const struct tpo_recovery *r, struct tpo_checkpoint *c, s
     for (int p = 0; p < TPO_PARTS; p++) {
         c->threads[p] = r->threads;
         c->trains[p] = t->trainable[p] > 0;
+        snprintf(c->devices[p], sizeof(c->devices[p]), "%s", t->replicas[p][0].begun.device);
         for (int i = 0; i < t->options.n_replicas[p]; i++) {
             const struct tpo_begun *b = &t->replicas[p][i].begun;
             if (differ(r->config, b->config) || differ(r->tokenizer, b->tokenizer))
@@ -45,6 +46,10 @@ static int begun_check(const struct tpo_recovery *r, struct tpo_checkpoint *c, s
                                 "replica %d of %s serves a model of another %s: start the services on the folder that the run begins with "
                                 "(`tpo up --train --model DIR`; `tpo model random` fills one without weights)",
                                 i, tpo_part_names[p], differ(r->config, b->config) ? "config.json" : "tokenizer");
+            if (strcmp(b->device, c->devices[p]) != 0)
+                return tpo_fail(err, TPO_FAILED_PRECONDITION, "device",
+                                "replicas of %s compute on %s and %s: the bits would differ", tpo_part_names[p], c->devices[p],
+                                b->device);
             if (i > 0 && b->threads != t->replicas[p][0].begun.threads)
                 return tpo_fail(err, TPO_FAILED_PRECONDITION, "threads",
                                 "replicas of %s have teams of %d and %d threads: the bits would differ", tpo_part_names[p],

@@ -45,6 +45,7 @@ static void begun_read(struct tpo_begun *out, const Tpo__V1__BeginReply *m)
     snprintf(out->instance, sizeof(out->instance), "%s", m->instance);
     snprintf(out->stage, sizeof(out->stage), "%s", m->stage);
     snprintf(out->config, sizeof(out->config), "%s", m->config);
+    snprintf(out->device, sizeof(out->device), "%s", m->device);
     snprintf(out->tokenizer, sizeof(out->tokenizer), "%s", m->tokenizer);
 }
 
