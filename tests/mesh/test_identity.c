@@ -138,6 +138,7 @@ static void another_plan_leaves_committed_steps_alone(void **state)
     refused("r.yaml", &m, "out", "began with other weights", (const char *const[]){"--model", "served", NULL});
     training_run("r.yaml", "out", &m, seldom);
     assert_true(training_says("out.log", "event=agreed step=5 version=5"));
+    assert_true(training_says("out/1-talk/step-00000008/manifest.json", "\"router\": \"cpu\"")); /* its device, as it answered */
     training_same_model("whole", "out", "1-talk");
     training_mesh_stop(&m);
 }
