@@ -147,7 +147,8 @@ static void what_services_hold_is_not_sent(void **state)
     training_model(0);
     training_recipe("r.yaml", stages);
     training_run("r.yaml", "one", NULL, NULL);
-    assert_int_equal(system("mkdir -p mesh/1-connector && cp -r one/1-connector/model mesh/1-connector/"), 0);
+    assert_int_equal(
+        system("mkdir -p mesh/1-connector && cp -r one/1-connector/model one/1-connector/stage.json mesh/1-connector/"), 0);
     training_export("one/1-connector/model", "held", "f32"); /* all but the heads of the aids, which learned here */
     training_mesh_start(&m, "held", 1, 2);
     m.model = "served";
