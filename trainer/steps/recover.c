@@ -42,10 +42,11 @@ static int begun_check(const struct tpo_recovery *r, struct tpo_checkpoint *c, s
         for (int i = 0; i < t->options.n_replicas[p]; i++) {
             const struct tpo_begun *b = &t->replicas[p][i].begun;
             if (differ(r->config, b->config) || differ(r->tokenizer, b->tokenizer))
-                return tpo_fail(err, TPO_FAILED_PRECONDITION, "model",
-                                "replica %d of %s serves a model of another %s: start the services on the folder that the run begins with "
-                                "(`tpo up --train --model DIR`; `tpo model random` fills one without weights)",
-                                i, tpo_part_names[p], differ(r->config, b->config) ? "config.json" : "tokenizer");
+                return tpo_fail(
+                    err, TPO_FAILED_PRECONDITION, "model",
+                    "replica %d of %s serves a model of another %s: start the services on the folder that the run begins with "
+                    "(`tpo up --train --model DIR`; `tpo model random` fills one without weights)",
+                    i, tpo_part_names[p], differ(r->config, b->config) ? "config.json" : "tokenizer");
             if (strcmp(b->device, c->devices[p]) != 0)
                 return tpo_fail(err, TPO_FAILED_PRECONDITION, "device",
                                 "replicas of %s compute on %s and %s: the bits would differ", tpo_part_names[p], c->devices[p],

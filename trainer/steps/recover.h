@@ -25,7 +25,8 @@ struct tpo_recovery {
 /* A service is away or has lost what it knew of the step: recovery helps, and other errors it does not. */
 bool tpo_recovery_helps(const struct tpo_error *err);
 
-/* Begins the stage everywhere, once nothing in its folder is of another one (identity.h; Begin makes services forget another run), and brings all to one state, c->step done and t->version theirs. Waits for services that are away, says so once.
+/* Begins the stage everywhere, once nothing in its folder is of another one (identity.h; Begin makes services forget another run), and brings all to
+ * one state, c->step done and t->version theirs. Waits for services that are away, says so once.
  * `fresh`: in this run of the trainer the stage before has just ended everywhere, so that all hold the start of this one. */
 int tpo_recovery_run(const struct tpo_recovery *r, bool fresh, struct tpo_checkpoint *c, struct tpo_error *err);
 
