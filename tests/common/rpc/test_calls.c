@@ -154,21 +154,36 @@ static void an_abandoned_stream_is_cleaned_up(void **state)
     echo_stop(&e);
 }
 
+/* An upload of which `bytes` come, and what follows is the case's. */
+static struct tpo_rpc *slow_put(struct echo *e, struct heard *h, size_t bytes)
+{
+    Tpo__V1__MediaChunk chunk = TPO__V1__MEDIA_CHUNK__INIT;
+    const struct tpo_rpc_start start = {
+        .path = "/tpo.v1.Media/Put", .reply = &tpo__v1__media_put_reply__descriptor, .stream_in = true, .timeout_ms = 20000};
+    const struct tpo_rpc_events on = {.owner = h, .on_message = on_message, .on_done = on_done};
+    chunk.data = (ProtobufCBinaryData){bytes, chunk_bytes};
+    struct tpo_rpc *r = tpo_rpc_open(e->peers, &start, &chunk.base, NULL, &on, NULL);
+    assert_non_null(r);
+    return r;
+}
+
+static void expect_stalled(const struct heard *h)
+{
+    assert_int_equal(h->done, 1);
+    assert_int_equal(h->status, TPO_DEADLINE_EXCEEDED);
+    assert_string_equal(h->err.reason, "stalled");
+    assert_string_equal(h->err.stage, "echo");
+}
+
 static void a_silent_streamer_is_given_up(void **state)
 {
     (void)state;
     struct echo e;
     struct heard h = {0};
-    Tpo__V1__MediaChunk chunk = TPO__V1__MEDIA_CHUNK__INIT;
-    struct tpo_rpc_start start = {
-        .path = "/tpo.v1.Media/Put", .reply = &tpo__v1__media_put_reply__descriptor, .stream_in = true, .timeout_ms = 20000};
-    struct tpo_rpc_events on = {.owner = &h, .on_message = on_message, .on_done = on_done};
     echo_start(&e, (struct tpo_server_options){.stall_ms = 200});
-    assert_non_null(tpo_rpc_open(e.peers, &start, &chunk.base, NULL, &on, NULL));
+    slow_put(&e, &h, 0);
     wait_done(&e, &h);
-    assert_int_equal(h.status, TPO_DEADLINE_EXCEEDED);
-    assert_string_equal(h.err.reason, "stalled");
-    assert_string_equal(h.err.stage, "echo");
+    expect_stalled(&h);
     echo_stop(&e);
 }
 
@@ -178,19 +193,14 @@ static void a_trickling_streamer_is_given_up(void **state)
     struct echo e;
     struct heard h = {0};
     Tpo__V1__MediaChunk chunk = TPO__V1__MEDIA_CHUNK__INIT;
-    struct tpo_rpc_start start = {
-        .path = "/tpo.v1.Media/Put", .reply = &tpo__v1__media_put_reply__descriptor, .stream_in = true, .timeout_ms = 20000};
-    struct tpo_rpc_events on = {.owner = &h, .on_message = on_message, .on_done = on_done};
     chunk.data = (ProtobufCBinaryData){10, chunk_bytes};
     echo_start(&e, (struct tpo_server_options){.stall_ms = 400});
-    struct tpo_rpc *r = tpo_rpc_open(e.peers, &start, &chunk.base, NULL, &on, NULL);
+    struct tpo_rpc *r = slow_put(&e, &h, 10);
     for (int i = 0; i < 900 && !h.done; i++) {
         tpo_rpc_send(r, &chunk.base);
         tpo_loop_wait(e.loop, 20);
     }
-    assert_int_equal(h.done, 1);
-    assert_int_equal(h.status, TPO_DEADLINE_EXCEEDED);
-    assert_string_equal(h.err.reason, "stalled");
+    expect_stalled(&h);
     echo_stop(&e);
 }
 
