@@ -288,9 +288,9 @@ static void on_read(void *owner, int ok)
         if (c->received != NULL) grpc_byte_buffer_destroy(c->received);
         c->received = NULL;
         c->read_ended = true;
-        /* A connection that broke ends the messages just as a caller does who has sent its last. gRPC sets this before it ends them, though its
-         * notice comes later: without the look, half an upload would pass for a whole one. */
-        bool broke = __atomic_load_n(&c->close_cancelled, __ATOMIC_ACQUIRE) != 0;
+        /* A connection that broke ends the messages just as a caller does who has sent its last; its notice may come later than the end of the
+         * messages, so only gRPC can tell which of the two this was. Without the look, half an upload would pass for a whole one. */
+        bool broke = grpc_call_failed_before_recv_message(c->call) != 0;
         if (wanted && broke) {
             lose_cancelled(c);
         } else if (wanted && c->method->stream_in) {

@@ -152,11 +152,13 @@ static void an_upload_that_is_cut_leaves_nothing(void **state)
     const int before = n_files("run/media");
     struct tpo_rpc *r = tpo_rpc_open(peers, &start, &chunk.base, NULL, &on, NULL);
     assert_non_null(r);
-    while (n_files("run/media") == before) tpo_loop_wait(loop, 10);
+    while (n_files("run/media") == before && status == -1) tpo_loop_wait(loop, 10);
+    assert_int_equal(status, -1);
     tpo_rpc_cancel(r);
     while (status == -1) tpo_loop_wait(loop, 10);
     assert_int_equal(status, TPO_CANCELLED);
-    while (n_files("run/media") != before) tpo_loop_wait(loop, 10);
+    for (int i = 0; i < 2000 && n_files("run/media") != before; i++) tpo_loop_wait(loop, 10);
+    assert_int_equal(n_files("run/media"), before);
     assert_true(mesh_metric("tpo_media_bytes", "") == 0);
     expect_answers();
 }

@@ -18,7 +18,7 @@
 #include "router.pb-c.h"
 #include "tests/support/test.h"
 
-static atomic_int echo_cancels, echo_served, echo_taken;
+static atomic_int echo_cancels, echo_served, echo_taken, echo_put_ends;
 static struct tpo_call *_Atomic echo_paced;
 
 static void echo_answer(struct tpo_call *c, const char *digest)
@@ -105,10 +105,12 @@ static void echo_put(void *owner, struct tpo_call *c, ProtobufCMessage *message,
     if (message != NULL) {
         *bytes += ((Tpo__V1__MediaChunk *)message)->data.len;
         protobuf_c_message_free_unpacked(message, NULL);
+        echo_taken++;
         return;
     }
     Tpo__V1__MediaPutReply reply = TPO__V1__MEDIA_PUT_REPLY__INIT;
     reply.size_bytes = *bytes;
+    echo_put_ends++;
     free(bytes);
     tpo_call_send(c, &reply.base, NULL);
     tpo_call_finish(c, TPO_OK, NULL);

@@ -180,5 +180,40 @@ static void calls_cancelled_at_any_moment_leave_nothing(void **state)
     echo_stop(&e);
 }
 
+/* Which the server hears of first, the end of the messages or the cancel, is a race inside gRPC: between the thread that reads the socket, which
+ * may be any that waits for events, and the server's own. */
+static void an_upload_that_is_cut_is_never_a_whole_one(void **state)
+{
+    (void)state;
+    struct echo e;
+    const int n = 600;
+    static uint8_t bytes[1 << 16];
+    Tpo__V1__MediaChunk chunk = TPO__V1__MEDIA_CHUNK__INIT;
+    chunk.data = (ProtobufCBinaryData){sizeof(bytes), bytes};
+    struct tpo_server *waiting[3];
+    echo_start(&e, (struct tpo_server_options){0});
+    for (int i = 0; i < 3; i++) waiting[i] = echo_server((struct tpo_server_options){0});
+    echo_taken = echo_cancels = 0;
+    for (int i = 0; i < n; i++) {
+        int seen = -1;
+        const struct tpo_rpc_start start = {
+            .path = "/tpo.v1.Media/Put", .reply = &tpo__v1__media_put_reply__descriptor, .stream_in = true, .timeout_ms = 60000};
+        const struct tpo_rpc_events on = {.owner = &seen, .on_message = on_message, .on_done = on_done};
+        struct tpo_rpc *r = tpo_rpc_open(e.peers, &start, &chunk.base, NULL, &on, NULL);
+        assert_non_null(r);
+        for (int k = 0; k < 3000 && echo_taken == i; k++) tpo_loop_wait(e.loop, 1);
+        assert_int_equal(echo_taken, i + 1);
+        tpo_rpc_cancel(r);
+        for (int k = 0; k < 1000 && seen == -1; k++) tpo_loop_wait(e.loop, 20);
+        assert_int_equal(seen, TPO_CANCELLED);
+    }
+    for (int i = 0; i < 1000 && echo_cancels + echo_put_ends < n; i++) usleep(10000);
+    assert_int_equal(echo_put_ends, 0);
+    assert_int_equal(echo_cancels, n);
+    for (int i = 0; i < 3; i++) tpo_server_close(waiting[i]);
+    echo_stop(&e);
+}
+
 TPO_TESTS(cmocka_unit_test(garbage_and_half_open_connections_harm_nobody), cmocka_unit_test(a_killed_peer_ends_its_calls_at_once),
-          cmocka_unit_test(a_killed_client_frees_its_calls), cmocka_unit_test(calls_cancelled_at_any_moment_leave_nothing))
+          cmocka_unit_test(a_killed_client_frees_its_calls), cmocka_unit_test(calls_cancelled_at_any_moment_leave_nothing),
+          cmocka_unit_test(an_upload_that_is_cut_is_never_a_whole_one))
