@@ -39,7 +39,7 @@ static const struct tpo_settings table = {
              "question, each score beside what no look at the picture would score. Exit status: 0 scored, 1 something failed, 2 "
              "wrong usage.",
     .examples = "tpo eval models/small --n 500\n"
-                "tpo eval run/7-polish/model --split validation --images --n 200 --kinds \"relation box,how many\"",
+                "tpo eval models/mine --split validation --images --n 200 --kinds \"relation box,how many\"",
     .rows = rows,
     .n_rows = sizeof(rows) / sizeof(rows[0])};
 
