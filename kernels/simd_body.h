@@ -152,7 +152,7 @@ static inline __attribute__((always_inline)) void transpose_square(float *to, in
     vec x[LANES];
     const ivec lanes = lane_numbers();
     for (int r = 0; r < LANES; r++) x[r] = load(from + r * ldfrom);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int d = LANES / 2; d > 0; d /= 2) {
         ivec moves = (lanes & isplat(d)) != isplat(0);
         ivec upper = (lanes & ~moves) | ((lanes + isplat(LANES - d)) & moves),
@@ -215,7 +215,7 @@ static inline __attribute__((always_inline)) void strip_sum(const struct tpo_pan
     const float *a = p->a + r0 * (a_depth == 1 ? a_row : p->depth), *b = p->b;
     vec low[TPO_STRIP], high[TPO_STRIP];
     for (int r = 0; r < rows; r++) low[r] = high[r] = splat(0.0f);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int64_t d = 0; d < p->depth; d++) {
         vec b_low = *(const vec *)(b + d * WIDTH), b_high = *(const vec *)(b + d * WIDTH + LANES);
         for (int r = 0; r < rows; r++) {
@@ -304,8 +304,18 @@ static double sum(const float *x, int square, int64_t n)
     return total;
 }
 
-#define DOT_COLS  4  /* rows of w at a time, so that enough loads are under way; the next ones are asked for meanwhile */
-#define DOT_AHEAD 32 /* elements between two requests: a cache line of bf16 */
+/* Rows of w at a time, so that enough loads are under way. Each is the next of a run of rows that follow one another in memory: what fetches ahead
+ * goes straight on, where rows side by side would end it at the end of every row. */
+#define DOT_COLS  4
+#define DOT_AHEAD 256 /* bytes from what is read to what is asked for */
+#if LANES == 16
+#define DOT_PAIRED 4 /* rows of w beside two rows of x, and beside a long one: what the registers hold */
+#define DOT_MANY   8
+#else
+#define DOT_PAIRED 2
+#define DOT_MANY   4
+#endif
+#define DOT_LONG 4096 /* elements of x that the first cache no longer keeps beside w */
 
 /* What dots_half wants x as: CHAINS at a time, the even ones, then the odd ones; what is left over stays as it is. */
 static void pair_up(float *to, const float *x, int64_t n)
@@ -325,78 +335,94 @@ struct dots {
     const char *w;
     int64_t ldy, ldx, row_bytes; /* row_bytes: of w */
     int add, K;
+    int side, apart; /* rows of w side by side; from one of these to the next */
 };
 
-/* R rows of x by C rows of w. `ahead`: the rows of w that come DOT_COLS later are fetched. */
+/* A product from its two vectors of chains, which are the even and the odd ones where half: the same bits in both cases. */
+VEC_FN float sum_chains(vec first, vec second, int half)
+{
+    return half ? sum_lanes(first) + sum_lanes(second) : sum_lanes(first + second);
+}
+
+VEC_FN float sum_chains_and_rest(vec first, vec second, int half, const float *x, const char *w, int64_t rest)
+{
+    vec pair[2] = {half ? FIRST_PAIRS(first, second) : first, half ? LAST_PAIRS(first, second) : second};
+    for (int i = 0; i < 2 && rest > 0; i++, rest -= LANES, x += LANES, w += LANES * (half ? 2 : 4))
+        pair[i] += load_n(x, rest) * (half ? load_half((const uint16_t *)w, rest) : load_n((const float *)w, rest));
+    return sum_lanes(pair[0] + pair[1]);
+}
+
+/* R rows of x by C rows of w. `ahead`: these come from memory, not from the cache. */
 VEC_FN void dots_block(const struct dots *d, int row, int col, int half, int ahead, int R, int C)
 {
     const float *x = d->x + row * d->ldx;
     const char *w = d->w + col * d->row_bytes;
+    const int64_t apart = d->apart * d->row_bytes;
     const int size = half ? 2 : 4, K = d->K;
-    vec sums[4][DOT_COLS][2];
+    vec sums[2][DOT_MANY][2];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) sums[r][c][0] = sums[r][c][1] = splat(0.0f);
     int k = 0;
-    for (; k + CHAINS <= K; k += CHAINS) {
-        if (ahead && k % DOT_AHEAD == 0)
-            for (int c = 0; c < C; c++) __builtin_prefetch(w + (c + DOT_COLS) * d->row_bytes + (int64_t)k * size);
+    for (; k + CHAINS <= K; k += CHAINS)
         for (int c = 0; c < C; c++) {
-            const char *at = w + c * d->row_bytes + (int64_t)k * size;
-            vec b0 = half ? half_evens(at) : load((const float *)at), b1 = half ? half_odds(at) : load((const float *)at + LANES);
+            const char *at = w + c * apart + (int64_t)k * size;
+            for (int line = 0; ahead && line < CHAINS * size; line += 64) __builtin_prefetch(at + DOT_AHEAD + line);
+            const ivec words = half ? half_words(at) : isplat(0);
+            const vec b0 = half ? half_evens(words) : load((const float *)at),
+                      b1 = half ? half_odds(words) : load((const float *)at + LANES);
             for (int r = 0; r < R; r++) {
                 sums[r][c][0] += load(x + r * d->ldx + k) * b0;
                 sums[r][c][1] += load(x + r * d->ldx + k + LANES) * b1;
             }
         }
-    }
+#pragma GCC unroll 2
     for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
         for (int c = 0; c < C; c++) {
-            const char *at = w + c * d->row_bytes + (int64_t)k * size;
-            vec pair[2] = {sums[r][c][0], sums[r][c][1]};
-            if (half) pair[0] = FIRST_PAIRS(sums[r][c][0], sums[r][c][1]), pair[1] = LAST_PAIRS(sums[r][c][0], sums[r][c][1]);
-            for (int i = 0, rest = k; i < 2 && rest < K; i++, rest += LANES, at += LANES * size)
-                pair[i] += load_n(x + r * d->ldx + rest, K - rest) *
-                           (half ? load_half((const uint16_t *)at, K - rest) : load_n((const float *)at, K - rest));
-            float *y = d->y + (row + r) * d->ldy + col + c,
-                  total = sum_lanes(pair[0] + pair[1]) + (d->bias != NULL ? d->bias[col + c] : 0.0f);
+            const int64_t n = col + c * d->apart;
+            const vec first = sums[r][c][0], second = sums[r][c][1];
+            float total =
+                k == K ? sum_chains(first, second, half)
+                       : sum_chains_and_rest(first, second, half, x + r * d->ldx + k, w + c * apart + (int64_t)k * size, K - k);
+            if (d->bias != NULL) total += d->bias[n];
+            float *y = d->y + (row + r) * d->ldy + n;
             *y = d->add ? *y + total : total;
         }
 }
 
-/* Every row of x with DOT_COLS rows of w, while these are in the cache. */
+/* Every row of x with d->side rows of w, while these are in the cache. Two rows of x at a time: four load more than they save. */
 VEC_FN void dots_columns(const struct dots *d, int col, int half, int rows)
 {
     int r = 0;
-    if (rows == 1) {
-        dots_block(d, 0, col, half, 1, 1, 4);
+    if (rows == 1 && d->side == DOT_MANY) {
+        dots_block(d, 0, col, half, 1, 1, DOT_MANY);
         return;
     }
-    for (; r + 4 <= rows; r += 4)
-        for (int c = 0; c < DOT_COLS; c += 1) dots_block(d, r, col + c, half, r == 0, 4, 1);
     for (; r + 2 <= rows; r += 2)
-        for (int c = 0; c < DOT_COLS; c += 2) dots_block(d, r, col + c, half, r == 0, 2, 2);
-    if (r < rows) dots_block(d, r, col, half, 0, 1, 4);
+        for (int c = 0; c < DOT_COLS; c += DOT_PAIRED) dots_block(d, r, col + c * d->apart, half, r == 0, 2, DOT_PAIRED);
+    if (r < rows) dots_block(d, r, col, half, r == 0, 1, DOT_COLS);
 }
 
 VEC_FN void dots_of(const struct dots *d, int half, int rows, int cols)
 {
-    int c = 0;
-    for (; c + DOT_COLS <= cols; c += DOT_COLS) dots_columns(d, c, half, rows);
-    for (; c < cols; c++)
+    for (int c = 0; c < d->apart; c++) dots_columns(d, c, half, rows);
+    for (int c = d->side * d->apart; c < cols; c++)
         for (int r = 0; r < rows; r++) dots_block(d, r, c, half, 0, 1, 1);
 }
 
 static void dots(float *y, int64_t ldy, const float *x, int64_t ldx, const float *w, int64_t ldw, const float *bias, int add,
                  int rows, int cols, int K)
 {
-    const struct dots d = {y, x, bias, (const char *)w, ldy, ldx, ldw * 4, add, K};
+    const int side = rows == 1 && K > DOT_LONG ? DOT_MANY : DOT_COLS;
+    const struct dots d = {y, x, bias, (const char *)w, ldy, ldx, ldw * 4, add, K, side, cols / side};
     dots_of(&d, 0, rows, cols);
 }
 
 static void dots_half(float *y, int64_t ldy, const float *x, int64_t ldx, const uint16_t *w, int64_t ldw, const float *bias,
                       int add, int rows, int cols, int K)
 {
-    const struct dots d = {y, x, bias, (const char *)w, ldy, ldx, ldw * 2, add, K};
+    const int side = rows == 1 && K > DOT_LONG ? DOT_MANY : DOT_COLS;
+    const struct dots d = {y, x, bias, (const char *)w, ldy, ldx, ldw * 2, add, K, side, cols / side};
     dots_of(&d, 1, rows, cols);
 }
 

@@ -29,6 +29,7 @@
 
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(LANES * 4)));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(LANES * 4)));
+typedef int32_t ivec_any __attribute__((vector_size(LANES * 4), aligned(2), may_alias));
 typedef float vec_any __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
 VEC_FN vec splat(float x)
@@ -79,22 +80,20 @@ VEC_FN vec load_half(const uint16_t *p, int64_t n)
     return (vec)(__builtin_convertvector(x, ivec) << 16);
 }
 
-/* Of 2 LANES bf16 numbers the even ones, and the odd ones. */
+/* 2 LANES bf16 numbers, and of them the even ones and the odd ones. */
 VEC_FN ivec half_words(const void *p)
 {
-    ivec x;
-    memcpy(&x, p, sizeof(x));
-    return x;
+    return *(const ivec_any *)p;
 }
 
-VEC_FN vec half_evens(const void *p)
+VEC_FN vec half_evens(ivec words)
 {
-    return (vec)(half_words(p) << 16);
+    return (vec)(words << 16);
 }
 
-VEC_FN vec half_odds(const void *p)
+VEC_FN vec half_odds(ivec words)
 {
-    return (vec)(half_words(p) & isplat(-65536));
+    return (vec)(words & isplat(-65536));
 }
 
 VEC_FN void store_n(float *p, vec x, int64_t n)

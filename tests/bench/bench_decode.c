@@ -4,11 +4,12 @@
  *
  *   bench_decode [ROUNDS] [bf16|f16|none ...]     default: 7 rounds with each of llama.cpp's two 16-bit types; its better one counts
  *
- * Ours is services/router whole: scheduler, paged keys, choice of the token; weights are mapped from a safetensors file. A round is one read, 8
- * tokens of ours and 8 of llama.cpp's, one after the other, so that whoever else uses the machine disturbs all three alike. A table has the
- * best round and the median one; a ratio is the median of the rounds' own ratios. The read runs on the same threads over the same mapped pages,
- * and adds up every byte. "busy" is the same while a process of no use never sleeps. Files lie in BUILD/bench-decode (2.2 GB of ours, 2.2 GB
- * of llama.cpp's at a time) and go at the end. CPU seconds say more than wall where others use the machine; waiting in a spin counts there. */
+ * Ours is services/router whole: scheduler, paged keys, choice of the token; weights are mapped from a safetensors file. A round is a read in each
+ * of two orders (the faster counts), 8 tokens of ours and 8 of llama.cpp's, one after the other, so that whoever else uses the machine disturbs
+ * all alike. A table has the best round and the median one; a ratio is the median of the rounds' own ratios. The read runs on the same threads
+ * over the same mapped pages, and adds up every byte. "busy" is the same while a process of no use never sleeps. Files lie in BUILD/bench-decode
+ * (2.2 GB of ours, 2.2 GB of llama.cpp's at a time) and go at the end. CPU seconds say more than wall where others use the machine; waiting in a
+ * spin counts there. */
 #include <math.h>
 #include <signal.h>
 #include <stdio.h>
@@ -174,11 +175,16 @@ static struct took decode(struct ours *o)
     }
 }
 
+/* The faster of the read's two orders. */
 static struct took read_all(struct ours *o)
 {
-    struct took start = now();
-    bare_read_run(&o->pieces, o->stream->team);
-    return since(start);
+    struct took took[2];
+    for (int quarters = 0; quarters < 2; quarters++) {
+        struct took start = now();
+        bare_read_run(&o->pieces, o->stream->team, quarters);
+        took[quarters] = since(start);
+    }
+    return took[1].wall < took[0].wall ? took[1] : took[0];
 }
 
 static void ours_open(struct ours *o, const struct tpo_config *c, int threads)

@@ -103,8 +103,9 @@ static void matvec_equals_f64(void **state)
     (void)state;
     struct tpo_stream *s = check_stream(2);
     for (int M = 1; M <= TPO_MATVEC_ROWS; M += 5)
-        for (int add = 0; add <= 1; add++) {
-            struct operands o = make((int[]){M, 131, 77}, 3, 1, 0);
+        for (int i = 0; i < 4; i++) {
+            const int add = i % 2, N = i < 2 ? 131 : 77, K = i < 2 ? 77 : 5001; /* long rows go another way */
+            struct operands o = make((int[]){M, N, K}, 3, 1, 0);
             float *y = check_copy(o.y, (int64_t)o.M * o.ldy);
             assert_int_equal(tpo_matvec(s, y, o.ldy, o.x, o.ldx, tpo_f32(o.w), o.bias, add, o.M, o.N, o.K), TPO_OK);
             compare("matvec", y, add ? o.y : NULL, o.M, o.N, o.ldy, o.K, o.x, o.ldx, 1, o.w, 1, o.K, o.bias);
@@ -153,8 +154,8 @@ static void a_row_has_the_same_bits_whatever_M_is(void **state)
     (void)state;
     static const int rows[] = {1, 2, 16, 63, 64, 65, 130};
     struct tpo_stream *s = check_stream(2);
-    for (size_t shape = 0; shape < 3; shape++) {
-        int N = (int[]){128, 300, 7}[shape], K = (int[]){128, 520, 65}[shape];
+    for (size_t shape = 0; shape < 4; shape++) {
+        int N = (int[]){128, 300, 7, 77}[shape], K = (int[]){128, 520, 65, 5001}[shape];
         struct operands o = make((int[]){200, N, K}, 0, 1, 0);
         float *y = check_zeros((int64_t)200 * N), *dx = check_zeros((int64_t)200 * K), *v = check_zeros((int64_t)16 * N);
         float *y_all = check_zeros((int64_t)200 * N), *dx_all = check_zeros((int64_t)200 * K),
