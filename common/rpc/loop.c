@@ -259,8 +259,9 @@ static void wait_direct(struct tpo_loop *l, int timeout_ms)
 {
     int64_t now = tpo_now_us(), end = run_ready(l) > 0 ? now : now + (int64_t)timeout_ms * 1000;
     for (int n = 0; n < 256;) {
-        int64_t until = end < l->next_tick_us ? end : l->next_tick_us, wait_us = until > now ? until - now : 0;
-        gpr_timespec at = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_micros(wait_us, GPR_TIMESPAN));
+        const int64_t until = end < l->next_tick_us ? end : l->next_tick_us;
+        gpr_timespec at = gpr_inf_past(GPR_CLOCK_MONOTONIC); /* looks and returns, where gRPC sleeps a millisecond for "now" */
+        if (until > now) at = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_micros(until - now, GPR_TIMESPAN));
         grpc_event e = grpc_completion_queue_next(l->queue, at, NULL);
         if (e.type == GRPC_OP_COMPLETE) {
             struct tpo_tag *tag = e.tag;
