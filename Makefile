@@ -110,6 +110,7 @@ VECTOR_O := $(if $(SAN),-O1,-O3)
 $(BUILD)/obj/%_portable.o: EXTRA := $(VECTOR_O) -Wno-psabi
 $(BUILD)/obj/%_avx2.o:   EXTRA := $(VECTOR_O) -Wno-psabi $(if $(ARCH),-march=x86-64-v3 -ffp-contract=fast)
 $(BUILD)/obj/%_avx512.o: EXTRA := $(VECTOR_O) -Wno-psabi $(if $(ARCH),-march=x86-64-v4 -mprefer-vector-width=512 -ffp-contract=fast)
+$(BUILD)/obj/%_avx512bf16.o: EXTRA := $(VECTOR_O) -Wno-psabi $(if $(ARCH),-march=x86-64-v4 -mavx512bf16 -mprefer-vector-width=512 -ffp-contract=fast)
 
 # The phrasings of the world are inside the program.
 $(BUILD)/obj/trainer/world/phrases.o: trainer/data/templates.yaml

@@ -28,12 +28,17 @@ static inline struct tpo_cpu *tpo_cpu_of(struct tpo_stream *s)
     return s->queue;
 }
 
-/* Which of a kernel's builds this machine runs: _avx512.c needs all of x86-64-v4, _avx2.c of v3. */
+/* Which of a kernel's builds this machine runs: _avx512.c needs all of x86-64-v4, _avx512bf16.c more, _avx2.c all of v3. */
 #if defined(__x86_64__)
 static inline int tpo_cpu_has_avx512(void)
 {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+static inline int tpo_cpu_has_avx512bf16(void)
+{
+    return tpo_cpu_has_avx512() && __builtin_cpu_supports("avx512bf16");
 }
 
 static inline int tpo_cpu_has_avx2(void)

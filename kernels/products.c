@@ -8,14 +8,16 @@
 
 #define ROWS   48        /* rows of y in one part: whole strips of the inner loop */
 #define COLS   256       /* columns of y in one part: whole panels of every build */
-#define DEPTH  256       /* of the sum in one pass: a panel of it lies in the first cache */
-#define PACKED (2 << 20) /* floats of b packed at a time, at least COLS columns */
+#define DEPTH  256       /* words of the sum in one pass: a panel of it lies in the first cache */
+#define PACKED (2 << 20) /* words of b packed at a time, at least COLS columns */
 
 struct job {
     const struct tpo_product *p;
+    int paired;     /* what is multiplied is pairs of bf16 along the depth; else numbers of f32. Either is a word of 32 bits */
+    int depth;      /* in words */
     int width;      /* of a panel */
     int c0, n_cols; /* columns of b that are packed now */
-    float *packed;  /* chunk after chunk of DEPTH, in it panel after panel (depth, width) */
+    float *packed;  /* words: chunk after chunk of DEPTH, in it panel after panel (depth, width) */
     int n_row_parts;
     char *scratch;
     size_t scratch_stride;
@@ -28,8 +30,20 @@ static int n_panels(const struct job *j)
 
 static float *panel_at(const struct job *j, int d0, int panel)
 {
-    int64_t deep = tpo_min64(DEPTH, j->p->depth - d0);
+    int64_t deep = tpo_min64(DEPTH, j->depth - d0);
     return j->packed + ((int64_t)n_panels(j) * d0 + panel * deep) * j->width;
+}
+
+/* From word d0 on, `deep` words of a row of `depth` numbers, which is filled up with a zero. `from` holds bf16 where half, else f32. */
+static void pair_row(float *to, const void *from, int half, int d0, int deep, int depth)
+{
+    const int n = (int)tpo_min64(2 * deep, depth - 2 * d0);
+    uint16_t *pairs = (uint16_t *)to;
+    if (half)
+        memcpy(pairs, (const uint16_t *)from + 2 * d0, (size_t)n * sizeof(*pairs));
+    else
+        tpo_simd()->f32_to_bf16(pairs, (const float *)from + 2 * d0, n);
+    if (n < 2 * deep) pairs[n] = 0;
 }
 
 /* One part is one panel of one chunk. */
@@ -39,12 +53,15 @@ static void run_pack(void *arg, int part, int member)
     const struct tpo_product *p = j->p;
     const struct tpo_simd *v = tpo_simd();
     int panel = part % n_panels(j), d0 = part / n_panels(j) * DEPTH, c = j->c0 + panel * j->width;
-    int deep = (int)tpo_min64(DEPTH, p->depth - d0), wide = (int)tpo_min64(j->width, j->c0 + j->n_cols - c);
-    float *to = panel_at(j, d0, panel);
+    int deep = (int)tpo_min64(DEPTH, j->depth - d0), wide = (int)tpo_min64(j->width, j->c0 + j->n_cols - c);
+    float *to = panel_at(j, d0, panel), *wide_rows = (float *)(j->scratch + j->scratch_stride * (size_t)member);
     const float *from = p->b;
     int64_t at = p->b_turned ? c * p->ldb + d0 : d0 * p->ldb + c, ld = p->ldb;
-    if (p->b_half) {
-        float *wide_rows = (float *)(j->scratch + j->scratch_stride * (size_t)member);
+    if (j->paired) {
+        for (int r = 0; r < wide; r++)
+            pair_row(wide_rows + r * deep, (const uint16_t *)p->b + (c + r) * p->ldb, 1, d0, deep, p->depth);
+        from = wide_rows, at = 0, ld = deep;
+    } else if (p->b_half) {
         int rows = p->b_turned ? wide : deep, cols = p->b_turned ? deep : wide;
         for (int r = 0; r < rows; r++) v->bf16_to_f32(wide_rows + r * cols, (const uint16_t *)p->b + at + r * ld, cols);
         from = wide_rows, at = 0, ld = cols;
@@ -67,10 +84,14 @@ static void run_walk(void *arg, int part, int member)
     int rows = (int)tpo_min64(ROWS, p->rows - r0);
     if (p->symmetric && j->c0 + end <= r0) return;
     float *strips = (float *)(j->scratch + j->scratch_stride * (size_t)member);
-    for (int d0 = 0; d0 < p->depth; d0 += DEPTH) {
+    for (int d0 = 0; d0 < j->depth; d0 += DEPTH) {
         struct tpo_panel_sum sum = {.ldy = p->ldy, .a = p->a + r0 * p->lda + d0, .lda = p->lda, .add = p->add || d0 > 0};
-        sum.depth = (int)tpo_min64(DEPTH, p->depth - d0);
-        if (p->a_turned) {
+        sum.depth = (int)tpo_min64(DEPTH, j->depth - d0);
+        if (j->paired) {
+            for (int r = 0; r < rows; r++) pair_row(strips + r * sum.depth, p->a + (r0 + r) * p->lda, 0, d0, sum.depth, p->depth);
+            sum.a = strips;
+            sum.lda = sum.depth;
+        } else if (p->a_turned) {
             v->pack_strips(strips, p->a + d0 * p->lda + r0, p->lda, rows, sum.depth);
             sum.a = strips;
             sum.lda = 0;
@@ -83,7 +104,10 @@ static void run_walk(void *arg, int part, int member)
             sum.b = panel_at(j, d0, c / j->width);
             sum.cols = (int)tpo_min64(j->width, end - c);
             sum.bias = p->bias != NULL && d0 == 0 ? p->bias + at : NULL;
-            v->panel_sum(&sum);
+            if (j->paired)
+                v->pairs_sum(&sum);
+            else
+                v->panel_sum(&sum);
         }
     }
 }
@@ -108,13 +132,15 @@ static void mirror(const struct tpo_product *p)
 int tpo_product_run(struct tpo_stream *s, const struct tpo_product *p)
 {
     struct job j = {.p = p, .width = tpo_simd()->panel_width(), .n_row_parts = tpo_parts(p->rows, ROWS)};
-    int64_t at_once = tpo_min64((int64_t)tpo_parts(p->cols, j.width) * j.width, (PACKED / p->depth + COLS) / COLS * COLS);
-    j.packed = tpo_cpu_turned(s, (size_t)(at_once * p->depth) * sizeof(float));
+    j.paired = s->rounds && p->b_half && p->b_turned && !p->a_turned && tpo_simd()->pairs();
+    j.depth = j.paired ? (p->depth + 1) / 2 : p->depth;
+    int64_t at_once = tpo_min64((int64_t)tpo_parts(p->cols, j.width) * j.width, (PACKED / j.depth + COLS) / COLS * COLS);
+    j.packed = tpo_cpu_turned(s, (size_t)(at_once * j.depth) * sizeof(float));
     j.scratch = tpo_cpu_scratch(s, (size_t)ROWS * DEPTH * sizeof(float), &j.scratch_stride);
     if (j.packed == NULL || j.scratch == NULL) return TPO_ENOMEM;
     for (j.c0 = 0; j.c0 < p->cols; j.c0 += (int)at_once) {
         j.n_cols = (int)tpo_min64(at_once, p->cols - j.c0);
-        tpo_team_run(s->team, run_pack, &j, n_panels(&j) * tpo_parts(p->depth, DEPTH));
+        tpo_team_run(s->team, run_pack, &j, n_panels(&j) * tpo_parts(j.depth, DEPTH));
         tpo_team_run(s->team, run_walk, &j, j.n_row_parts * tpo_parts(j.n_cols, COLS));
     }
     if (p->symmetric) mirror(p);

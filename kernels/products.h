@@ -17,7 +17,7 @@ struct tpo_product {
     float *y;
     const float *a, *bias;
     const void *b; /* f32, or bf16 with b_half */
-    int b_half;
+    int b_half;    /* with b_turned and not a_turned a is rounded, too, where that pays and the stream allows it (matmul.h) */
     int64_t ldy, lda, ldb;
     int a_turned;  /* element (r, d) of a lies at d*lda + r, else at r*lda + d */
     int b_turned;  /* element (d, c) of b lies at c*ldb + d, else at d*ldb + c */

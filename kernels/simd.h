@@ -50,6 +50,9 @@ struct tpo_panel_sum {
     /* columns of a panel, and the product with one: every element is summed alike along the depth, whatever rows it is computed with */ \
     X(int, panel_width, (void))                                                                                                          \
     X(void, panel_sum, (const struct tpo_panel_sum *p))                                                                                  \
+    /* the same where every element of a and b is a pair of bf16, whose two products are added: only where pairs() is not zero */        \
+    X(int, pairs, (void))                                                                                                                \
+    X(void, pairs_sum, (const struct tpo_panel_sum *p))                                                                                  \
     /* element (r, d) at from[d * ldfrom + r] -> strips (depth, TPO_STRIP) of rows; what a last strip lacks is left as it was */         \
     X(void, pack_strips, (float *to, const float *from, int64_t ldfrom, int rows, int depth))                                            \
     /* Muon's momentum: m_next = beta m + g clip; x = g clip + beta m_next (Nesterov) */                                                 \
@@ -87,6 +90,6 @@ struct tpo_simd {
 /* The build for the widest instruction set of this machine. */
 const struct tpo_simd *tpo_simd(void);
 
-extern const struct tpo_simd tpo_simd_portable, tpo_simd_avx2, tpo_simd_avx512;
+extern const struct tpo_simd tpo_simd_portable, tpo_simd_avx2, tpo_simd_avx512, tpo_simd_avx512bf16;
 
 #endif

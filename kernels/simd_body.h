@@ -209,8 +209,7 @@ static int panel_width(void)
     return WIDTH;
 }
 
-static inline __attribute__((always_inline)) void strip_sum(const struct tpo_panel_sum *p, int r0, int rows, int64_t a_row,
-                                                            int64_t a_depth)
+VEC_FN void strip_sum(const struct tpo_panel_sum *p, int paired, int r0, int rows, int64_t a_row, int64_t a_depth)
 {
     const float *a = p->a + r0 * (a_depth == 1 ? a_row : p->depth), *b = p->b;
     vec low[TPO_STRIP], high[TPO_STRIP];
@@ -220,8 +219,8 @@ static inline __attribute__((always_inline)) void strip_sum(const struct tpo_pan
         vec b_low = *(const vec *)(b + d * WIDTH), b_high = *(const vec *)(b + d * WIDTH + LANES);
         for (int r = 0; r < rows; r++) {
             vec x = splat(a[r * a_row + d * a_depth]);
-            low[r] += x * b_low;
-            high[r] += x * b_high;
+            low[r] = paired ? add_pairs(low[r], x, b_low) : low[r] + x * b_low;
+            high[r] = paired ? add_pairs(high[r], x, b_high) : high[r] + x * b_high;
         }
     }
     int64_t n_low = p->cols, n_high = p->cols - LANES;
@@ -237,23 +236,33 @@ static inline __attribute__((always_inline)) void strip_sum(const struct tpo_pan
     }
 }
 
-static inline __attribute__((always_inline)) void strips_sum(const struct tpo_panel_sum *p, int64_t a_row, int64_t a_depth)
+VEC_FN void strips_sum(const struct tpo_panel_sum *p, int paired, int64_t a_row, int64_t a_depth)
 {
     int r = 0, left = p->rows % TPO_STRIP;
-    for (; r + TPO_STRIP <= p->rows; r += TPO_STRIP) strip_sum(p, r, TPO_STRIP, a_row, a_depth);
-    if (left == 1) strip_sum(p, r, 1, a_row, a_depth);
-    if (left == 2) strip_sum(p, r, 2, a_row, a_depth);
-    if (left == 3) strip_sum(p, r, 3, a_row, a_depth);
-    if (left == 4) strip_sum(p, r, 4, a_row, a_depth);
-    if (left == 5) strip_sum(p, r, 5, a_row, a_depth);
+    for (; r + TPO_STRIP <= p->rows; r += TPO_STRIP) strip_sum(p, paired, r, TPO_STRIP, a_row, a_depth);
+    if (left == 1) strip_sum(p, paired, r, 1, a_row, a_depth);
+    if (left == 2) strip_sum(p, paired, r, 2, a_row, a_depth);
+    if (left == 3) strip_sum(p, paired, r, 3, a_row, a_depth);
+    if (left == 4) strip_sum(p, paired, r, 4, a_row, a_depth);
+    if (left == 5) strip_sum(p, paired, r, 5, a_row, a_depth);
 }
 
 static void panel_sum(const struct tpo_panel_sum *p)
 {
     if (p->lda == 0)
-        strips_sum(p, 1, TPO_STRIP);
+        strips_sum(p, 0, 1, TPO_STRIP);
     else
-        strips_sum(p, p->lda, 1);
+        strips_sum(p, 0, p->lda, 1);
+}
+
+static int pairs(void)
+{
+    return PAIRS;
+}
+
+static void pairs_sum(const struct tpo_panel_sum *p)
+{
+    strips_sum(p, 1, p->lda, 1);
 }
 
 static void pack_strips(float *to, const float *from, int64_t ldfrom, int rows, int depth)

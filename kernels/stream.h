@@ -9,6 +9,7 @@
 #ifndef TPO_KERNELS_STREAM_H
 #define TPO_KERNELS_STREAM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -21,6 +22,7 @@ struct tpo_stream {
     const struct tpo_device *device;
     struct tpo_team *team; /* CPU only */
     void *queue;           /* the device's own */
+    bool rounds; /* false, until its owner lets tpo_matmul round x where w is BF16 (matmul.h): for serving, never for learning */
 };
 
 /* device_name: "cpu", "cuda" or "auto" (cuda where there is one). n_threads 0 means every core; 1 starts none.

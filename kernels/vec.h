@@ -9,6 +9,9 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 /* Called, a function of vectors has another convention in every build (-Wpsabi), so none of these is ever called. */
 #define VEC_FN static inline __attribute__((always_inline))
@@ -95,6 +98,21 @@ VEC_FN vec half_odds(ivec words)
 {
     return (vec)(words & isplat(-65536));
 }
+
+/* sum + the products of both numbers of a pair. `PAIRS`: there is an instruction for it. */
+#ifdef __AVX512BF16__
+#define PAIRS 1
+VEC_FN vec add_pairs(vec sum, vec a, vec b)
+{
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#else
+#define PAIRS 0
+VEC_FN vec add_pairs(vec sum, vec a, vec b)
+{
+    return sum + half_evens((ivec)a) * half_evens((ivec)b) + half_odds((ivec)a) * half_odds((ivec)b);
+}
+#endif
 
 VEC_FN void store_n(float *p, vec x, int64_t n)
 {

@@ -13,9 +13,9 @@ struct tpo_encoder_how {
     char words[256];
 };
 
-/* folder: of the model; device: the stream's name. tpo_config_hash's errors. */
+/* folder: of the model; device: the stream's name; rounds: the stream's. tpo_config_hash's errors. */
 int tpo_encoder_how_make(struct tpo_encoder_how *how, const struct tpo_config *c, const char *folder, const char *device,
-                         struct tpo_error *err);
+                         bool rounds, struct tpo_error *err);
 /* media_id: 64 hex digits; digest: of the weights (nn/snapshot.h). */
 void tpo_encoder_key(struct tpo_cache_key *key, const struct tpo_encoder_how *how, const char *media_id, const char *digest);
 

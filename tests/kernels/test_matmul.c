@@ -1,4 +1,5 @@
 /* Products against f64 loops: odd sizes, slices of wider matrices, adding; the same bits for every team and every number of rows. */
+#include "kernels/simd.h"
 #include "kernels/vector.h"
 #include "tests/kernels/check.h"
 
@@ -115,14 +116,29 @@ static void matvec_equals_f64(void **state)
     tpo_stream_close(s);
 }
 
-/* bf16 weights count as the f32 of the same value: the same bits, whatever lies in the file. */
+/* A copy of x, rounded to bf16 where products do that. */
+static float *as_multiplied(struct tpo_stream *s, const struct operands *o)
+{
+    const int64_t n = (int64_t)o->M * o->ldx;
+    float *x = check_copy(o->x, n);
+    uint16_t *half = check_alloc((size_t)n, sizeof(*half));
+    assert_int_equal(tpo_f32_to_bf16(s, half, x, n), TPO_OK);
+    if (s->rounds && tpo_simd()->pairs()) assert_int_equal(tpo_bf16_to_f32(s, x, half, n), TPO_OK);
+    free(half);
+    return x;
+}
+
+/* bf16 weights count as the f32 of the same value: the same bits, whatever lies in the file. Where the stream rounds x, the sums are those of a
+ * rounded x. */
 static void half_weights_equal_their_f32(void **state)
 {
     (void)state;
     struct tpo_stream *s = check_stream(2);
     for (size_t i = 0; i < N_SIZES; i++)
-        for (int large = 0; large <= 1; large++) {
+        for (int k = 0; k < 4; k++) {
+            const int large = k % 2;
             struct operands o = make(sizes[i], 2, large ? 1000 : 1, large ? 990 : 0);
+            s->rounds = k / 2;
             const int64_t n = (int64_t)o.N * o.K;
             uint16_t *half = calloc((size_t)n + 1, sizeof(*half));
             uint16_t *w = half + 1; /* as a file may give it: at an odd place */
@@ -130,9 +146,16 @@ static void half_weights_equal_their_f32(void **state)
             float *dx = check_zeros((int64_t)o.M * o.ldx), *dz = check_zeros((int64_t)o.M * o.ldx);
             assert_int_equal(tpo_f32_to_bf16(s, w, o.w, n), TPO_OK);
             assert_int_equal(tpo_bf16_to_f32(s, wide, w, n), TPO_OK);
-            assert_int_equal(tpo_matmul(s, y, o.ldy, o.x, o.ldx, tpo_f32(wide), o.bias, 0, o.M, o.N, o.K), TPO_OK);
-            assert_int_equal(tpo_matmul(s, z, o.ldy, o.x, o.ldx, tpo_bf16(w), o.bias, 0, o.M, o.N, o.K), TPO_OK);
-            check_same_bits("y", y, z, (size_t)o.M * (size_t)o.ldy * sizeof(float));
+            float *x = as_multiplied(s, &o);
+            for (int add = 0; add <= 1; add++) {
+                memcpy(z, o.y, (size_t)o.M * (size_t)o.ldy * sizeof(float));
+                assert_int_equal(tpo_matmul(s, z, o.ldy, o.x, o.ldx, tpo_bf16(w), o.bias, add, o.M, o.N, o.K), TPO_OK);
+                compare("y", z, add ? o.y : NULL, o.M, o.N, o.ldy, o.K, x, o.ldx, 1, wide, 1, o.K, o.bias);
+                memcpy(y, o.y, (size_t)o.M * (size_t)o.ldy * sizeof(float));
+                assert_int_equal(tpo_matmul(s, y, o.ldy, o.x, o.ldx, tpo_f32(wide), o.bias, add, o.M, o.N, o.K), TPO_OK);
+                if (!s->rounds || !tpo_simd()->pairs()) check_same_bits("y", y, z, (size_t)o.M * (size_t)o.ldy * sizeof(float));
+            }
+            free(x);
             assert_int_equal(tpo_matmul_dx(s, dx, o.ldx, o.dy, o.ldy, tpo_f32(wide), 0, o.M, o.N, o.K), TPO_OK);
             assert_int_equal(tpo_matmul_dx(s, dz, o.ldx, o.dy, o.ldy, tpo_bf16(w), 0, o.M, o.N, o.K), TPO_OK);
             check_same_bits("dx", dx, dz, (size_t)o.M * (size_t)o.ldx * sizeof(float));
@@ -154,13 +177,17 @@ static void a_row_has_the_same_bits_whatever_M_is(void **state)
     (void)state;
     static const int rows[] = {1, 2, 16, 63, 64, 65, 130};
     struct tpo_stream *s = check_stream(2);
+    s->rounds = true;
     for (size_t shape = 0; shape < 4; shape++) {
         int N = (int[]){128, 300, 7, 77}[shape], K = (int[]){128, 520, 65, 5001}[shape];
         struct operands o = make((int[]){200, N, K}, 0, 1, 0);
+        uint16_t *half = check_alloc((size_t)N * (size_t)K, sizeof(*half));
+        assert_int_equal(tpo_f32_to_bf16(s, half, o.w, (int64_t)N * K), TPO_OK);
         float *y = check_zeros((int64_t)200 * N), *dx = check_zeros((int64_t)200 * K), *v = check_zeros((int64_t)16 * N);
-        float *y_all = check_zeros((int64_t)200 * N), *dx_all = check_zeros((int64_t)200 * K),
-              *v_all = check_zeros((int64_t)16 * N);
+        float *h_all = check_zeros((int64_t)200 * N), *y_all = check_zeros((int64_t)200 * N),
+              *dx_all = check_zeros((int64_t)200 * K), *v_all = check_zeros((int64_t)16 * N);
         tpo_matmul(s, y_all, N, o.x, K, tpo_f32(o.w), o.bias, 0, 200, N, K);
+        tpo_matmul(s, h_all, N, o.x, K, tpo_bf16(half), o.bias, 0, 200, N, K);
         tpo_matmul_dx(s, dx_all, K, o.dy, N, tpo_f32(o.w), 0, 200, N, K);
         tpo_matvec(s, v_all, N, o.x, K, tpo_f32(o.w), o.bias, 0, 16, N, K);
         for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
@@ -168,6 +195,8 @@ static void a_row_has_the_same_bits_whatever_M_is(void **state)
                 int M = rows[i];
                 tpo_matmul(s, y, N, o.x + (int64_t)first * K, K, tpo_f32(o.w), o.bias, 0, M, N, K);
                 check_same_bits("y", y, y_all + (int64_t)first * N, (size_t)M * N * sizeof(float));
+                tpo_matmul(s, y, N, o.x + (int64_t)first * K, K, tpo_bf16(half), o.bias, 0, M, N, K);
+                check_same_bits("y of bf16", y, h_all + (int64_t)first * N, (size_t)M * N * sizeof(float));
                 tpo_matmul_dx(s, dx, K, o.dy + (int64_t)first * N, N, tpo_f32(o.w), 0, M, N, K);
                 check_same_bits("dx", dx, dx_all + (int64_t)first * K, (size_t)M * K * sizeof(float));
             }
@@ -175,7 +204,7 @@ static void a_row_has_the_same_bits_whatever_M_is(void **state)
             tpo_matvec(s, v, N, o.x + K, K, tpo_f32(o.w), o.bias, 0, M, N, K);
             check_same_bits("matvec", v, v_all + N, (size_t)M * N * sizeof(float));
         }
-        free(y), free(dx), free(v), free(y_all), free(dx_all), free(v_all);
+        free(y), free(dx), free(v), free(y_all), free(dx_all), free(v_all), free(h_all), free(half);
         unmake(&o);
     }
     tpo_stream_close(s);

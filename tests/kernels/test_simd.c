@@ -5,13 +5,14 @@
 
 #define N 83 /* up to five whole vectors and a tail */
 
-static int builds(const struct tpo_simd *tables[3])
+static int builds(const struct tpo_simd *tables[4])
 {
     int n = 0;
     tables[n++] = &tpo_simd_portable;
 #if defined(__x86_64__)
     if (tpo_cpu_has_avx2()) tables[n++] = &tpo_simd_avx2;
     if (tpo_cpu_has_avx512()) tables[n++] = &tpo_simd_avx512;
+    if (tpo_cpu_has_avx512bf16()) tables[n++] = &tpo_simd_avx512bf16;
 #endif
     return n;
 }
@@ -56,7 +57,7 @@ static int64_t write_all(float *out, const struct tpo_simd *v, const float *x, c
 static void builds_agree(void **state)
 {
     (void)state;
-    const struct tpo_simd *tables[3];
+    const struct tpo_simd *tables[4];
     int n_tables = builds(tables);
     float *x = check_numbers("x", N, 3, 0), *a = check_numbers("a", N, 1, 0), *b = check_numbers("b", N, 1, 0);
     float *want = check_zeros(40 * N), *got = check_zeros(40 * N);
@@ -74,7 +75,7 @@ static void builds_agree(void **state)
 static void products_agree(void **state)
 {
     (void)state;
-    const struct tpo_simd *tables[3];
+    const struct tpo_simd *tables[4];
     int n_tables = builds(tables);
     float *x = check_numbers("x", 16 * N, 1, 0), *w = check_numbers("w", 9 * N, 1, 0), y[16 * 9], want[16 * 9];
     for (int rows = 1; rows <= 16; rows++)
@@ -96,7 +97,7 @@ static void products_agree(void **state)
 static void half_products_are_the_same_bits(void **state)
 {
     (void)state;
-    const struct tpo_simd *tables[3];
+    const struct tpo_simd *tables[4];
     int n_tables = builds(tables);
     float *x = check_numbers("x", 16 * N, 1, 0), *w = check_numbers("w", 9 * N, 1, 0), *paired = check_zeros(16 * N), y[16 * 9],
           z[16 * 9];
@@ -116,10 +117,43 @@ static void half_products_are_the_same_bits(void **state)
     free(x), free(w), free(paired), free(half);
 }
 
+/* A sum of pairs of bf16 against the panel_sum of the same numbers as f32, in every build: that without the instruction, too. */
+static void sums_of_pairs_equal_those_of_f32(void **state)
+{
+    (void)state;
+    enum { DEPTH = 46, ROWS = 16, WIDEST = 32 };
+    const struct tpo_simd *tables[4];
+    int n_tables = builds(tables);
+    uint16_t *a_pairs = check_alloc(ROWS * DEPTH, 2), *b_pairs = aligned_alloc(64, DEPTH * WIDEST * sizeof(*b_pairs));
+    float *a = check_numbers("a", ROWS * DEPTH, 1, 0), *b = aligned_alloc(64, DEPTH * WIDEST * sizeof(*b)), y[ROWS * WIDEST],
+          want[ROWS * WIDEST], *numbers = check_numbers("b", DEPTH * WIDEST, 1, 0);
+    assert_true(b != NULL && b_pairs != NULL);
+    for (int t = 0; t < n_tables; t++) {
+        const int width = tables[t]->panel_width();
+        tables[t]->f32_to_bf16(a_pairs, a, ROWS * DEPTH), tables[t]->bf16_to_f32(a, a_pairs, ROWS * DEPTH);
+        for (int d = 0; d < DEPTH; d++)
+            for (int c = 0; c < width; c++) {
+                uint16_t *half = &b_pairs[(d / 2 * width + c) * 2 + d % 2];
+                tables[t]->f32_to_bf16(half, &numbers[d * width + c], 1), tables[t]->bf16_to_f32(&b[d * width + c], half, 1);
+            }
+        for (int rows = 1; rows <= ROWS; rows++)
+            for (int add = 0; add <= 1; add++) {
+                for (int i = 0; i < ROWS * WIDEST; i++) y[i] = want[i] = (float)i;
+                struct tpo_panel_sum sum = {.y = want, .a = a, .b = b, .bias = numbers, .ldy = WIDEST, .lda = DEPTH, .add = add};
+                sum.rows = rows, sum.cols = width - rows % 3, sum.depth = DEPTH;
+                tables[t]->panel_sum(&sum);
+                sum.y = y, sum.a = (float *)a_pairs, sum.b = (float *)b_pairs, sum.lda = sum.depth = DEPTH / 2;
+                tables[t]->pairs_sum(&sum);
+                near("pairs", y, want, ROWS * WIDEST, 3e-6);
+            }
+    }
+    free(a), free(b), free(a_pairs), free(b_pairs), free(numbers);
+}
+
 static void turning_and_packing_move_every_element(void **state)
 {
     (void)state;
-    const struct tpo_simd *tables[3];
+    const struct tpo_simd *tables[4];
     int n_tables = builds(tables);
     float *x = check_numbers("x", 70 * 70, 1, 0), *y = check_zeros(80 * 80);
     for (int t = 0; t < n_tables; t++)
@@ -139,7 +173,7 @@ static void turning_and_packing_move_every_element(void **state)
 static void halves_agree(void **state)
 {
     (void)state;
-    const struct tpo_simd *tables[3];
+    const struct tpo_simd *tables[4];
     int n_tables = builds(tables);
     uint16_t *all = check_alloc(65536, 2), *back = check_alloc(65536, 2);
     float *f = check_zeros(65536);
@@ -153,4 +187,5 @@ static void halves_agree(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(builds_agree), cmocka_unit_test(products_agree), cmocka_unit_test(half_products_are_the_same_bits),
-          cmocka_unit_test(turning_and_packing_move_every_element), cmocka_unit_test(halves_agree))
+          cmocka_unit_test(sums_of_pairs_equal_those_of_f32), cmocka_unit_test(turning_and_packing_move_every_element),
+          cmocka_unit_test(halves_agree))

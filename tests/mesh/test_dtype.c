@@ -1,5 +1,6 @@
-/* Proves --dtype bf16 end to end: a mesh whose folder is BF16 and stays so answers bit for bit as the same model does in this process on weights
- * converted to f32, the adapter beside them; and with --train it learns as one process in f32 does. */
+/* Proves --dtype bf16 end to end: a mesh whose folder is BF16 and stays so answers bit for bit as the same model does in this process, the adapter
+ * beside its weights; a model whose stream does not round answers so as on weights converted to f32; and with --train a mesh learns as one
+ * process in f32 does. */
 #include <fcntl.h>
 #include <jansson.h>
 #include <unistd.h>
@@ -162,7 +163,7 @@ static void ask_mesh(struct heard *h, int q)
     tpo_text_free(&out);
 }
 
-/* The parts of the mesh as plain C, on the f32 folder. */
+/* The parts of the mesh as plain C. */
 struct local {
     struct tpo_stream *stream;
     struct tpo_config config;
@@ -173,19 +174,21 @@ struct local {
     struct heard *hears;
 };
 
-static void local_open(struct local *l, bool merge)
+static void local_open(struct local *l, const char *folder, bool rounds, bool merge)
 {
     char program[4096];
     struct tpo_error err;
     snprintf(program, sizeof(program), "%s/tpo-media", tpo_test_build());
     const struct tpo_router_options o = {
-        .folder = "wide", .merge_lora = merge, .kv_bytes = 16 << 20, .max_sequences = 1, .prefill_tokens = 512};
+        .folder = folder, .merge_lora = merge, .kv_bytes = 16 << 20, .max_sequences = 1, .prefill_tokens = 512};
     const struct tpo_media_options media = {.program = program};
-    int rc = tpo_config_load(&l->config, "wide", &err);
+    int rc = tpo_config_load(&l->config, folder, &err);
+    l->config.keep_bf16 = strcmp(folder, "half") == 0;
     if (rc == TPO_OK) rc = tpo_stream_open(&l->stream, "cpu", THREADS, &err);
-    if (rc == TPO_OK) rc = tpo_encoder_open(&l->encoder, l->stream, &l->config, "wide", 0, 0, &err);
+    if (rc == TPO_OK) l->stream->rounds = rounds;
+    if (rc == TPO_OK) rc = tpo_encoder_open(&l->encoder, l->stream, &l->config, folder, 0, 0, &err);
     if (rc == TPO_OK) rc = tpo_router_open(&l->router, l->stream, &l->config, &o, &err);
-    if (rc == TPO_OK) rc = tpo_region_open(&l->region, l->stream, &l->config, "wide", 0, &err);
+    if (rc == TPO_OK) rc = tpo_region_open(&l->region, l->stream, &l->config, folder, 0, &err);
     if (rc == TPO_OK) rc = tpo_media_open(&l->media, &media, &err);
     if (rc != TPO_OK) fail_msg("%s", err.message);
 }
@@ -291,26 +294,37 @@ static int down(void **state)
     return system(command);
 }
 
-static void it_answers_like_the_converted_weights(void **state)
+static void the_same(const struct heard *a, const struct heard *b)
 {
-    struct local apart = {0}, merged = {0};
-    struct heard mesh, here;
+    if (!same(a, b)) fail_msg("one: %s (%d boxes)\nthe other: %s (%d boxes)", a->text, a->n_boxes, b->text, b->n_boxes);
+}
+
+static void it_answers_like_one_process(void **state)
+{
+    struct local half = {0}, exact = {0}, wide = {0}, merged = {0};
+    struct heard mesh, here, converted;
     bool merging_shows = false;
     (void)state;
-    local_open(&apart, false);
-    local_open(&merged, true);
+    local_open(&half, "half", true, false);
+    local_open(&exact, "half", false, false);
+    local_open(&wide, "wide", true, false); /* of f32 weights nothing is rounded */
+    local_open(&merged, "wide", false, true);
     for (int q = 0; q < QUESTIONS; q++) {
         ask_mesh(&mesh, q);
-        ask_local(&apart, &here, q);
+        ask_local(&half, &here, q);
         if (strcmp(questions[q].task, "region") == 0) assert_true(here.n_boxes > 0);
-        if (!same(&mesh, &here))
-            fail_msg("the mesh: %s (%d boxes)\nhere: %s (%d boxes)", mesh.text, mesh.n_boxes, here.text, here.n_boxes);
-        ask_local(&merged, &here, q);
-        merging_shows |= !same(&mesh, &here);
+        the_same(&mesh, &here);
+        ask_local(&exact, &here, q);
+        ask_local(&wide, &converted, q);
+        the_same(&here, &converted);
+        ask_local(&merged, &converted, q);
+        merging_shows |= !same(&here, &converted);
     }
     /* Adapters are never added to a weight that stays BF16: were the router's converted, its answers would have the bits of these. */
     assert_true(merging_shows);
-    local_close(&apart);
+    local_close(&half);
+    local_close(&exact);
+    local_close(&wide);
     local_close(&merged);
 }
 
@@ -361,5 +375,4 @@ static void it_learns_like_one_process(void **state)
     training_same_model("one", "mesh", "2-talk");
 }
 
-TPO_TESTS(cmocka_unit_test_setup_teardown(it_answers_like_the_converted_weights, up, down),
-          cmocka_unit_test(it_learns_like_one_process))
+TPO_TESTS(cmocka_unit_test_setup_teardown(it_answers_like_one_process, up, down), cmocka_unit_test(it_learns_like_one_process))

@@ -8,8 +8,8 @@
 #define MEDIUM "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 /* The key for a folder whose config.json is `text`. */
-static struct tpo_cache_key key_of(const char *text, const struct tpo_config *c, const char *device, const char *id,
-                                   const char *digest)
+static struct tpo_cache_key key_rounded(const char *text, const struct tpo_config *c, const char *device, bool rounds,
+                                        const char *id, const char *digest)
 {
     struct tpo_encoder_how how;
     struct tpo_cache_key key;
@@ -19,9 +19,15 @@ static struct tpo_cache_key key_of(const char *text, const struct tpo_config *c,
     assert_non_null(f);
     fputs(text, f);
     fclose(f);
-    if (tpo_encoder_how_make(&how, c, "folder", device, &err) != TPO_OK) fail_msg("%s", err.message);
+    if (tpo_encoder_how_make(&how, c, "folder", device, rounds, &err) != TPO_OK) fail_msg("%s", err.message);
     tpo_encoder_key(&key, &how, id, digest);
     return key;
+}
+
+static struct tpo_cache_key key_of(const char *text, const struct tpo_config *c, const char *device, const char *id,
+                                   const char *digest)
+{
+    return key_rounded(text, c, device, false, id, digest);
 }
 
 static void each_part_counts(void **state)
@@ -42,6 +48,10 @@ static void each_part_counts(void **state)
         key_of("{\"image_mean\": 1}", &c, "cpu", MEDIUM, "e"),
     };
     for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) assert_memory_not_equal(&first, &others[i], sizeof(first));
+    const struct tpo_cache_key rounded = key_rounded("{\"image_mean\": 1}", &half, "cpu", true, MEDIUM, "d"),
+                               never = key_rounded("{\"image_mean\": 1}", &c, "cpu", true, MEDIUM, "d");
+    assert_memory_not_equal(&rounded, &others[1], sizeof(rounded));
+    assert_memory_equal(&never, &first, sizeof(first)); /* of f32 weights nothing is rounded */
 }
 
 static void a_folder_without_a_config_is_an_error(void **state)
@@ -51,7 +61,7 @@ static void a_folder_without_a_config_is_an_error(void **state)
     struct tpo_config c;
     struct tpo_error err = {0};
     tpo_config_default(&c);
-    assert_int_not_equal(tpo_encoder_how_make(&how, &c, "nowhere", "cpu", &err), TPO_OK);
+    assert_int_not_equal(tpo_encoder_how_make(&how, &c, "nowhere", "cpu", false, &err), TPO_OK);
     assert_true(err.message[0] != '\0');
 }
 
