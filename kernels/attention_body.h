@@ -21,16 +21,16 @@ VEC_FN void strip_clear(struct strip *s)
     for (int r = 0; r < STRIP; r++) s->low[r] = s->high[r] = splat(0.0f);
 }
 
-/* s[r] += sum over n of x[r][i] * y[i], i ascending. */
-VEC_FN void strip_add(struct strip *s, const float *x, int64_t ldx, const float *y, int64_t ldy, int n)
+/* s[r] += sum over n of x[r][i] * y[i], i ascending; paired, of both products of two pairs. */
+VEC_FN void strip_add(struct strip *s, int paired, const float *x, int64_t ldx, const float *y, int64_t ldy, int n)
 {
 #pragma GCC unroll 2
     for (int i = 0; i < n; i++) {
         vec low = *(const vec *)(y + i * ldy), high = *(const vec *)(y + i * ldy + LANES);
         for (int r = 0; r < STRIP; r++) {
             vec one = splat(x[r * ldx + i]);
-            s->low[r] += one * low;
-            s->high[r] += one * high;
+            s->low[r] = paired ? add_pairs(s->low[r], one, low) : s->low[r] + one * low;
+            s->high[r] = paired ? add_pairs(s->high[r], one, high) : s->high[r] + one * high;
         }
     }
 }
@@ -53,12 +53,13 @@ VEC_FN void strip_mask(struct strip *s, const struct tpo_attention_part *a, cons
     }
 }
 
-static void strip_scores(const struct tpo_attention_part *a, const struct tpo_attention_block *b, int r0)
+VEC_FN void strip_scores(const struct tpo_attention_part *a, int paired, const struct tpo_attention_block *b, int r0)
 {
+    const int depth = paired ? (a->D + 1) / 2 : a->D;
     for (int i = 0; i < b->n_tiles; i++) {
         struct strip s;
         strip_clear(&s);
-        strip_add(&s, a->rows + r0 * a->Dp, a->Dp, a->k_panels + (int64_t)b->tiles[i] * TILE * a->D, TILE, a->D);
+        strip_add(&s, paired, a->rows + r0 * a->Dp, a->Dp, a->k_panels + (int64_t)b->tiles[i] * TILE * depth, TILE, depth);
         strip_mask(&s, a, b, i, r0);
         for (int r = 0; r < STRIP; r++) {
             float *score = a->score + (r0 + r) * KEYS + i * TILE;
@@ -69,7 +70,7 @@ static void strip_scores(const struct tpo_attention_part *a, const struct tpo_at
 }
 
 /* Turns a row's scores into weights under its new maximum; returns what its sums so far have to be multiplied with. */
-static float row_weigh(const struct tpo_attention_part *a, const struct tpo_attention_block *b, int r)
+VEC_FN float row_weigh(const struct tpo_attention_part *a, int paired, const struct tpo_attention_block *b, int r)
 {
     float *row = a->score + r * KEYS, old = a->top[r];
     vec top = splat(old), total = splat(0.0f);
@@ -77,7 +78,10 @@ static float row_weigh(const struct tpo_attention_part *a, const struct tpo_atte
     float most = top_lane(top), factor = 0.0f, from = most == -INFINITY ? 0.0f : most; /* no key seen yet, or only NaN */
     for (int i = 0; i < b->n_tiles * TILE; i += LANES) {
         vec e = exp_vec(load(row + i) - splat(from));
-        store(row + i, e);
+        if (paired)
+            store_half((uint16_t *)row + i, e); /* never beyond what has been read */
+        else
+            store(row + i, e);
         total += e;
     }
     if (old != -INFINITY) factor = old == most ? 1.0f : expf(old - most);
@@ -87,9 +91,10 @@ static float row_weigh(const struct tpo_attention_part *a, const struct tpo_atte
 }
 
 /* out[r][...] = factor[r] out[r][...] + sum over the block's tiles and their keys of weight[r][key] * packed[key][...], keys ascending. */
-VEC_FN void strip_gather(float *out, const float *factor, const float *weight, const float *packed,
+VEC_FN void strip_gather(float *out, int paired, const float *factor, const float *weight, const float *packed,
                          const struct tpo_attention_block *b, int Dp)
 {
+    const int words = paired ? TILE / 2 : TILE; /* of a tile */
     for (int c = 0; c < Dp; c += TILE) {
         struct strip s;
         strip_clear(&s);
@@ -99,7 +104,7 @@ VEC_FN void strip_gather(float *out, const float *factor, const float *weight, c
                 s.high[r] = load(out + r * Dp + c + LANES) * splat(factor[r]);
             }
         for (int i = 0; i < b->n_tiles; i++)
-            strip_add(&s, weight + i * TILE, KEYS, packed + (int64_t)b->tiles[i] * TILE * Dp + c, Dp, TILE);
+            strip_add(&s, paired, weight + i * words, KEYS, packed + (int64_t)b->tiles[i] * words * Dp + c, Dp, words);
         for (int r = 0; r < STRIP; r++) {
             store(out + r * Dp + c, s.low[r]);
             store(out + r * Dp + c + LANES, s.high[r]);
@@ -107,14 +112,22 @@ VEC_FN void strip_gather(float *out, const float *factor, const float *weight, c
     }
 }
 
-static void forward(struct tpo_attention_part *a, const struct tpo_attention_block *b)
+VEC_FN void forward_strips(struct tpo_attention_part *a, int paired, const struct tpo_attention_block *b)
 {
     float factor[STRIP];
     for (int r0 = 0; r0 < b->n_rows; r0 += STRIP) {
-        strip_scores(a, b, r0);
-        for (int r = 0; r < STRIP; r++) factor[r] = row_weigh(a, b, r0 + r);
-        strip_gather(a->out + r0 * a->Dp, factor, a->score + r0 * KEYS, a->v, b, a->Dp);
+        strip_scores(a, paired, b, r0);
+        for (int r = 0; r < STRIP; r++) factor[r] = row_weigh(a, paired, b, r0 + r);
+        strip_gather(a->out + r0 * a->Dp, paired, factor, a->score + r0 * KEYS, a->v, b, a->Dp);
     }
+}
+
+static void forward(struct tpo_attention_part *a, const struct tpo_attention_block *b)
+{
+    if (a->paired)
+        forward_strips(a, 1, b);
+    else
+        forward_strips(a, 0, b);
 }
 
 /* Weights p and gradients of the scores, ds = p (dp - delta) scale, of six rows. */
@@ -123,7 +136,7 @@ static void strip_slopes(const struct tpo_attention_part *a, const struct tpo_at
     for (int i = 0; i < b->n_tiles; i++) {
         struct strip s;
         strip_clear(&s);
-        strip_add(&s, a->dout + r0 * a->Dp, a->Dp, a->v_panels + (int64_t)b->tiles[i] * TILE * a->D, TILE, a->D);
+        strip_add(&s, 0, a->dout + r0 * a->Dp, a->Dp, a->v_panels + (int64_t)b->tiles[i] * TILE * a->D, TILE, a->D);
         for (int r = 0; r < STRIP; r++) {
             float *score = a->score + (r0 + r) * KEYS + i * TILE, *ds = a->ds + (r0 + r) * KEYS + i * TILE, lse = a->lse[r0 + r];
             vec delta = splat(a->delta[r0 + r]), scale = splat(a->scale), low = splat(0.0f), high = splat(0.0f);
@@ -170,12 +183,12 @@ VEC_FN void block_spread(float *packed, const float *weight, const float *rows, 
 static void backward(struct tpo_attention_part *a, const struct tpo_attention_block *b)
 {
     for (int r0 = 0; r0 < b->n_rows; r0 += STRIP) {
-        strip_scores(a, b, r0);
+        strip_scores(a, 0, b, r0);
         strip_slopes(a, b, r0);
-        strip_gather(a->out + r0 * a->Dp, NULL, a->ds + r0 * KEYS, a->k, b, a->Dp);
+        strip_gather(a->out + r0 * a->Dp, 0, NULL, a->ds + r0 * KEYS, a->k, b, a->Dp);
     }
     block_spread(a->dk, a->ds, a->rows, b, a->Dp);
     block_spread(a->dv, a->score, a->dout, b, a->Dp);
 }
 
-const struct tpo_attention_code ATTENTION_CODE = {.tile = TILE, .forward = forward, .backward = backward};
+const struct tpo_attention_code ATTENTION_CODE = {.tile = TILE, .pairs = PAIRS, .forward = forward, .backward = backward};

@@ -32,6 +32,7 @@ static int visible(const struct tpo_attention_shape *p, int b, int t, int s)
 static const struct tpo_attention_code *code(void)
 {
 #if defined(__x86_64__)
+    if (tpo_cpu_has_avx512bf16()) return &tpo_attention_avx512bf16;
     if (tpo_cpu_has_avx512()) return &tpo_attention_avx512;
     if (tpo_cpu_has_avx2()) return &tpo_attention_avx2;
 #endif
@@ -46,6 +47,7 @@ struct job {
     const float *dout, *old_out, *old_lse;
     const float *q, *k, *v;
     int add, n_chunks;
+    int paired; /* forward: pairs of bf16 are multiplied (attention_parts.h) */
     const struct tpo_attention_shape *p;
     char *scratch;
     size_t scratch_stride;
@@ -125,13 +127,45 @@ static void block_tiles(struct tpo_attention_block *block, const struct tpo_atte
     }
 }
 
+/* n numbers as pairs; the second of a last half pair is zero. */
+static void pair_row(float *to, const float *from, int n)
+{
+    uint16_t *half = (uint16_t *)to;
+    tpo_simd()->f32_to_bf16(half, from, n);
+    if (n % 2 != 0) half[n] = 0;
+}
+
 /* Tiles of the span's n keys from `from`, turned; what a last tile lacks is zero. */
 static void pack_panels(const struct tpo_attention_part *a, float *panels, const float *from, int64_t ld, int n)
 {
-    for (int key = 0; key < n; key += a->tile, panels += a->tile * a->D) {
+    const int depth = a->paired ? (a->D + 1) / 2 : a->D;
+    float words[64 * 128]; /* the widest tile of the greatest D */
+    for (int key = 0; key < n; key += a->tile, panels += a->tile * depth) {
         int some = (int)tpo_min64(a->tile, n - key);
-        if (some < a->tile) memset(panels, 0, (size_t)(a->tile * a->D) * sizeof(*panels));
-        tpo_simd()->transpose(panels, a->tile, from + key * ld, ld, some, a->D);
+        if (some < a->tile) memset(panels, 0, (size_t)(a->tile * depth) * sizeof(*panels));
+        for (int r = 0; r < some && a->paired; r++) pair_row(words + r * depth, from + (key + r) * ld, a->D);
+        if (a->paired)
+            tpo_simd()->transpose(panels, a->tile, words, depth, some, depth);
+        else
+            tpo_simd()->transpose(panels, a->tile, from + key * ld, ld, some, a->D);
+    }
+}
+
+/* The span's values in pairs of keys; what `whole` keys have beyond n is zero. */
+static void pack_pairs(const struct tpo_attention_part *a, const float *from, int64_t ld, int n, int whole)
+{
+    uint16_t even[256] = {0}, odd[256] = {0};
+    for (int key = 0; key < whole; key += 2) {
+        uint32_t *to = (uint32_t *)(a->v + (int64_t)key / 2 * a->Dp);
+        if (key < n)
+            tpo_simd()->f32_to_bf16(even, from + key * ld, a->D);
+        else
+            memset(even, 0, sizeof(even));
+        if (key + 1 < n)
+            tpo_simd()->f32_to_bf16(odd, from + (key + 1) * ld, a->D);
+        else
+            memset(odd, 0, sizeof(odd));
+        for (int c = 0; c < a->Dp; c++) to[c] = even[c] | (uint32_t)odd[c] << 16;
     }
 }
 
@@ -144,7 +178,10 @@ static int pack_span(struct tpo_attention_part *a, const struct job *f, int b, i
     const float *k = f->k + at * p->ldk + g * p->D, *v = f->v + at * p->ldv + g * p->D;
     for (int s = 0; s < whole; s++) a->segments[s] = s < n && p->segments != NULL ? p->segments[at + s] : 0;
     pack_panels(a, a->k_panels, k, p->ldk, n);
-    if (a->v != NULL) tpo_simd()->pack(a->v, a->Dp, whole, v, p->ldv, n, p->D);
+    if (a->paired)
+        pack_pairs(a, v, p->ldv, n, whole);
+    else if (a->v != NULL)
+        tpo_simd()->pack(a->v, a->Dp, whole, v, p->ldv, n, p->D);
     if (a->k != NULL) tpo_simd()->pack(a->k, a->Dp, whole, k, p->ldk, n, p->D);
     if (a->v_panels != NULL) pack_panels(a, a->v_panels, v, p->ldv, n);
     return n;
@@ -163,6 +200,19 @@ static void chunk_end(const struct job *f, const struct tpo_attention_part *a, c
     }
 }
 
+static void block_queries(const struct tpo_attention_part *a, const struct tpo_attention_block *block, const float *q, int64_t ld)
+{
+    if (!a->paired) {
+        tpo_simd()->pack(a->rows, a->Dp, TPO_ATTENTION_ROWS, q, ld, block->n_rows, a->D);
+        return;
+    }
+    for (int r = 0; r < TPO_ATTENTION_ROWS; r++)
+        if (r < block->n_rows)
+            pair_row(a->rows + r * a->Dp, q + r * ld, a->D);
+        else
+            memset(a->rows + r * a->Dp, 0, (size_t)a->Dp * sizeof(*a->rows));
+}
+
 /* One part is CHUNK rows of one head of one sample. */
 static void run_forward(void *arg, int part, int member)
 {
@@ -175,6 +225,7 @@ static void run_forward(void *arg, int part, int member)
     float *sums;
     lay_out(&a, &sums, f->scratch + f->scratch_stride * (size_t)member, p, 0);
     float *top = a.top, *total = a.total;
+    a.paired = f->paired;
     for (int i = 0; i < CHUNK; i++) top[i] = -INFINITY, total[i] = 0.0f;
     memset(sums, 0, (size_t)(CHUNK * a.Dp) * sizeof(*sums));
     if (p->causal) n_keys = (int)tpo_min64(n_keys, t_end + p->S - p->T);
@@ -184,8 +235,7 @@ static void run_forward(void *arg, int part, int member)
             block_rows(&block, p, b, t, t_end);
             block_tiles(&block, &a, p);
             if (block.n_tiles == 0) continue;
-            tpo_simd()->pack(a.rows, a.Dp, TPO_ATTENTION_ROWS, f->q + ((int64_t)b * p->T + t) * p->ldq + h * p->D, p->ldq,
-                             block.n_rows, p->D);
+            block_queries(&a, &block, f->q + ((int64_t)b * p->T + t) * p->ldq + h * p->D, p->ldq);
             a.top = top + (t - t0);
             a.total = total + (t - t0);
             a.out = sums + (int64_t)(t - t0) * a.Dp;
@@ -204,6 +254,7 @@ int tpo_attention_cpu(struct tpo_stream *s, float *out, float *lse, const float 
     struct tpo_attention_part a;
     float *sums;
     struct job f = {.out = out, .lse = lse, .q = q, .k = k, .v = v, .p = shape, .n_chunks = tpo_parts(shape->T, CHUNK)};
+    f.paired = s->rounds && code()->pairs;
     f.scratch = tpo_cpu_scratch(s, lay_out(&a, &sums, NULL, shape, 0), &f.scratch_stride);
     if (f.scratch == NULL) return TPO_ENOMEM;
     tpo_team_run(s->team, run_forward, &f, shape->B * shape->H * f.n_chunks);

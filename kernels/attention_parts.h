@@ -14,9 +14,12 @@
 #define TPO_ATTENTION_KEYS  256 /* keys of a span: whole tiles of every build */
 #define TPO_ATTENTION_WIDE  32  /* columns are rounded up to this: two vectors of every build */
 
-/* One span of keys of one (sample, head). Dp is D rounded up; what was added is zero. A panel is one tile turned: (D, tile). */
+/* One span of keys of one (sample, head). Dp is D rounded up; what was added is zero. A panel is one tile turned: (D, tile).
+ *
+ * Paired, words of 32 bits hold two numbers of bf16 each: along D in k_panels (half of D, tile) and in the first half of each of `rows`, along the
+ * keys in v (half of KEYS, Dp) and, once weighed, in the first half of each row of score. Forward only. */
 struct tpo_attention_part {
-    int D, Dp, tile;
+    int D, Dp, tile, paired;
     float scale;
     int first;                  /* key of the span */
     int32_t *segments;          /* (KEYS) */
@@ -43,10 +46,10 @@ struct tpo_attention_block {
 typedef void tpo_attention_fn(struct tpo_attention_part *a, const struct tpo_attention_block *b);
 
 struct tpo_attention_code {
-    int tile;
+    int tile, pairs; /* pairs: whether there is an instruction for them */
     tpo_attention_fn *forward, *backward;
 };
 
-extern const struct tpo_attention_code tpo_attention_portable, tpo_attention_avx2, tpo_attention_avx512;
+extern const struct tpo_attention_code tpo_attention_portable, tpo_attention_avx2, tpo_attention_avx512, tpo_attention_avx512bf16;
 
 #endif

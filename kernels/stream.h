@@ -22,7 +22,7 @@ struct tpo_stream {
     const struct tpo_device *device;
     struct tpo_team *team; /* CPU only */
     void *queue;           /* the device's own */
-    bool rounds; /* false, until its owner lets tpo_matmul round x where w is BF16 (matmul.h): for serving, never for learning */
+    bool rounds; /* false; true lets products and attention round to bf16 (matmul.h, attention.h): to serve a model held so */
 };
 
 /* device_name: "cpu", "cuda" or "auto" (cuda where there is one). n_threads 0 means every core; 1 starts none.

@@ -99,15 +99,28 @@ VEC_FN vec half_odds(ivec words)
     return (vec)(words & isplat(-65536));
 }
 
-/* sum + the products of both numbers of a pair. `PAIRS`: there is an instruction for it. */
+/* Pairs of bf16. add_pairs: sum + the products of both numbers of a pair; store_half: to nearest, NaN stays one. `PAIRS`: there are instructions. */
 #ifdef __AVX512BF16__
 #define PAIRS 1
+VEC_FN void store_half(uint16_t *to, vec x)
+{
+    const __m256bh half = _mm512_cvtneps_pbh((__m512)x);
+    memcpy(to, &half, sizeof(half));
+}
+
 VEC_FN vec add_pairs(vec sum, vec a, vec b)
 {
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 }
 #else
 #define PAIRS 0
+VEC_FN void store_half(uint16_t *to, vec x)
+{
+    const ivec bits = (ivec)x, even = (bits + isplat(0x7fff) + (bits >> 16 & isplat(1))) >> 16, nan = bits >> 16 | isplat(64);
+    const half_vec half = __builtin_convertvector((ivec)choose(x == x, (vec)even, (vec)nan), half_vec);
+    memcpy(to, &half, sizeof(half));
+}
+
 VEC_FN vec add_pairs(vec sum, vec a, vec b)
 {
     return sum + half_evens((ivec)a) * half_evens((ivec)b) + half_odds((ivec)a) * half_odds((ivec)b);

@@ -11,11 +11,8 @@ int tpo_encoder_how_make(struct tpo_encoder_how *how, const struct tpo_config *c
     char rule[96], hash[TPO_SHA256_HEX];
     const int rc = tpo_config_hash(hash, folder, err);
     if (rc != TPO_OK) return rc;
-    snprintf(how->words, sizeof(how->words), "%s config=%s %s %s", tpo_frames_rule(rule, sizeof(rule), c), hash,
-             !c->keep_bf16 ? "f32"
-             : rounds      ? "bf16 rounded"
-                           : "bf16",
-             device);
+    snprintf(how->words, sizeof(how->words), "%s config=%s %s %s%s", tpo_frames_rule(rule, sizeof(rule), c), hash,
+             c->keep_bf16 ? "bf16" : "f32", device, rounds ? " rounded" : "");
     return TPO_OK;
 }
 

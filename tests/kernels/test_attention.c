@@ -1,6 +1,7 @@
 /* Attention against f64 loops, gradients against finite differences: odd sizes, shared heads, ragged and wholly masked rows, large scores;
  * paged equals contiguous; the same bits for every team and every company. */
 #include "kernels/team.h"
+#include "kernels/vector.h"
 #include "tests/kernels/check.h"
 
 struct setting {
@@ -166,6 +167,47 @@ static void outputs_equal_f64(void **state)
         struct problem m = make(i < N_SMALL ? &small[i] : &large[i - N_SMALL]);
         check_forward(s, &m,
                       1e-5 * m.p.scale * (i < N_SMALL ? small[i].spread * small[i].spread : 1) + 1e-5); /* of scores that large */
+        unmake(&m);
+    }
+    tpo_stream_close(s);
+}
+
+/* x as a stream that rounds may see it. */
+static void round_all(struct tpo_stream *s, float *x, int64_t n)
+{
+    uint16_t *half = check_alloc((size_t)n, sizeof(*half));
+    assert_int_equal(tpo_f32_to_bf16(s, half, x, n), TPO_OK);
+    assert_int_equal(tpo_bf16_to_f32(s, x, half, n), TPO_OK);
+    free(half);
+}
+
+/* Of rounded operands scores are exact; what remains is the rounding of the weights. */
+static void rounded_outputs_are_near(void **state)
+{
+    (void)state;
+    static const struct setting large[] = {{2, 300, 300, 4, 4, 32, 1, 1, 1, 0, 1, 0},
+                                           {1, 65, 290, 4, 2, 64, 1, 0, 0, 5, 1, 0},
+                                           {1, 130, 257, 2, 1, 128, 0, 0, 0, 0, 1, 0},
+                                           {1, 33, 100, 1, 1, 255, 0, 0, 1, 0, 1, 0}};
+    struct tpo_stream *s = check_stream(2);
+    s->rounds = true;
+    for (size_t i = 0; i < N_SMALL + 4; i++) {
+        struct problem m = make(i < N_SMALL ? &small[i] : &large[i - N_SMALL]);
+        round_all(s, m.q, m.nq), round_all(s, m.k, m.nk), round_all(s, m.v, m.nv);
+        double *all = join(&m), *want = check_doubles(NULL, m.no), *want_lse = check_doubles(NULL, m.nl);
+        float *out = check_zeros(m.no), *lse = check_zeros(m.nl), *alone = check_zeros(m.no);
+        reference(want, want_lse, all, &m);
+        assert_int_equal(tpo_attention(s, out, lse, m.q, m.k, m.v, &m.p), TPO_OK);
+        check_near("rounded out", out, want, m.no, 0.005 * (1 + fabs((double)small[i % N_SMALL].shift)));
+        for (int64_t k = 0; k < m.nl; k++)
+            assert_true(want_lse[k] == -INFINITY ? lse[k] == -INFINITY
+                                                 : fabs(lse[k] - want_lse[k]) <= 2e-5 * (1 + fabs(want_lse[k])));
+        struct tpo_attention_shape last = m.p; /* the last query alone has the bits it has in company */
+        last.T = 1;
+        assert_int_equal(tpo_attention(s, alone, NULL, m.q + (int64_t)(m.p.T - 1) * m.p.ldq, m.k, m.v, &last), TPO_OK);
+        if (m.p.B == 1)
+            check_same_bits("the last row", out + (int64_t)(m.p.T - 1) * m.p.ldo, alone, (size_t)(m.p.H * m.p.D) * sizeof(float));
+        free(all), free(want), free(want_lse), free(out), free(lse), free(alone);
         unmake(&m);
     }
     tpo_stream_close(s);
@@ -430,8 +472,9 @@ static void impossible_shapes_are_refused(void **state)
     tpo_stream_close(s);
 }
 
-TPO_TESTS(cmocka_unit_test(outputs_equal_f64), cmocka_unit_test(gradients_equal_differences),
-          cmocka_unit_test(large_gradients_equal_f64), cmocka_unit_test(large_values_stay_right),
-          cmocka_unit_test(not_a_number_stays_one), cmocka_unit_test(bits_depend_on_own_keys_alone),
-          cmocka_unit_test(row_losses_equal_differences), cmocka_unit_test(paged_equals_contiguous),
-          cmocka_unit_test(a_million_paged_rows), cmocka_unit_test(impossible_shapes_are_refused))
+TPO_TESTS(cmocka_unit_test(outputs_equal_f64), cmocka_unit_test(rounded_outputs_are_near),
+          cmocka_unit_test(gradients_equal_differences), cmocka_unit_test(large_gradients_equal_f64),
+          cmocka_unit_test(large_values_stay_right), cmocka_unit_test(not_a_number_stays_one),
+          cmocka_unit_test(bits_depend_on_own_keys_alone), cmocka_unit_test(row_losses_equal_differences),
+          cmocka_unit_test(paged_equals_contiguous), cmocka_unit_test(a_million_paged_rows),
+          cmocka_unit_test(impossible_shapes_are_refused))

@@ -82,7 +82,7 @@ static void put_forged(struct live *l, const char *id, const char *digest, const
     struct tpo_error err = {0};
     tpo_cache_t *cache;
     assert_int_equal(tpo_config_load(&c, "model", &err), TPO_OK);
-    assert_int_equal(tpo_encoder_how_make(&how, &c, "model", "cpu", true, &err), TPO_OK);
+    assert_int_equal(tpo_encoder_how_make(&how, &c, "model", "cpu", false, &err), TPO_OK);
     tpo_encoder_key(&key, &how, id, digest);
     snprintf(address, sizeof(address), "127.0.0.1:%d", l->redis_port);
     const struct tpo_cache_options options = {.address = address, .name = "test"};
