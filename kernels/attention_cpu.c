@@ -127,14 +127,6 @@ static void block_tiles(struct tpo_attention_block *block, const struct tpo_atte
     }
 }
 
-/* n numbers as pairs; the second of a last half pair is zero. */
-static void pair_row(float *to, const float *from, int n)
-{
-    uint16_t *half = (uint16_t *)to;
-    tpo_simd()->f32_to_bf16(half, from, n);
-    if (n % 2 != 0) half[n] = 0;
-}
-
 /* Tiles of the span's n keys from `from`, turned; what a last tile lacks is zero. */
 static void pack_panels(const struct tpo_attention_part *a, float *panels, const float *from, int64_t ld, int n)
 {
@@ -143,7 +135,8 @@ static void pack_panels(const struct tpo_attention_part *a, float *panels, const
     for (int key = 0; key < n; key += a->tile, panels += a->tile * depth) {
         int some = (int)tpo_min64(a->tile, n - key);
         if (some < a->tile) memset(panels, 0, (size_t)(a->tile * depth) * sizeof(*panels));
-        for (int r = 0; r < some && a->paired; r++) pair_row(words + r * depth, from + (key + r) * ld, a->D);
+        for (int r = 0; r < some && a->paired; r++)
+            tpo_simd()->pair_row((uint16_t *)(words + r * depth), from + (key + r) * ld, a->D);
         if (a->paired)
             tpo_simd()->transpose(panels, a->tile, words, depth, some, depth);
         else
@@ -154,15 +147,15 @@ static void pack_panels(const struct tpo_attention_part *a, float *panels, const
 /* The span's values in pairs of keys; what `whole` keys have beyond n is zero. */
 static void pack_pairs(const struct tpo_attention_part *a, const float *from, int64_t ld, int n, int whole)
 {
-    uint16_t even[256] = {0}, odd[256] = {0};
+    uint16_t even[256] = {0}, odd[256] = {0}; /* D is 256 at most */
     for (int key = 0; key < whole; key += 2) {
         uint32_t *to = (uint32_t *)(a->v + (int64_t)key / 2 * a->Dp);
         if (key < n)
-            tpo_simd()->f32_to_bf16(even, from + key * ld, a->D);
+            tpo_simd()->pair_row(even, from + key * ld, a->D);
         else
             memset(even, 0, sizeof(even));
         if (key + 1 < n)
-            tpo_simd()->f32_to_bf16(odd, from + (key + 1) * ld, a->D);
+            tpo_simd()->pair_row(odd, from + (key + 1) * ld, a->D);
         else
             memset(odd, 0, sizeof(odd));
         for (int c = 0; c < a->Dp; c++) to[c] = even[c] | (uint32_t)odd[c] << 16;
@@ -208,7 +201,7 @@ static void block_queries(const struct tpo_attention_part *a, const struct tpo_a
     }
     for (int r = 0; r < TPO_ATTENTION_ROWS; r++)
         if (r < block->n_rows)
-            pair_row(a->rows + r * a->Dp, q + r * ld, a->D);
+            tpo_simd()->pair_row((uint16_t *)(a->rows + r * a->Dp), q + r * ld, a->D);
         else
             memset(a->rows + r * a->Dp, 0, (size_t)a->Dp * sizeof(*a->rows));
 }

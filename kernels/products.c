@@ -39,11 +39,12 @@ static void pair_row(float *to, const void *from, int half, int d0, int deep, in
 {
     const int n = (int)tpo_min64(2 * deep, depth - 2 * d0);
     uint16_t *pairs = (uint16_t *)to;
-    if (half)
-        memcpy(pairs, (const uint16_t *)from + 2 * d0, (size_t)n * sizeof(*pairs));
-    else
-        tpo_simd()->f32_to_bf16(pairs, (const float *)from + 2 * d0, n);
-    if (n < 2 * deep) pairs[n] = 0;
+    if (!half) {
+        tpo_simd()->pair_row(pairs, (const float *)from + 2 * d0, n);
+        return;
+    }
+    memcpy(pairs, (const uint16_t *)from + 2 * d0, (size_t)n * sizeof(*pairs));
+    if (n % 2 != 0) pairs[n] = 0;
 }
 
 /* One part is one panel of one chunk. */

@@ -260,6 +260,18 @@ static int pairs(void)
     return PAIRS;
 }
 
+static void pair_row(uint16_t *to, const float *x, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) store_half(to + i, load(x + i));
+    if (i < n) {
+        uint16_t last[LANES];
+        store_half(last, load_n(x + i, n - i));
+        memcpy(to + i, last, (size_t)(n - i) * sizeof(*to));
+    }
+    if (n % 2 != 0) to[n] = 0;
+}
+
 static void pairs_sum(const struct tpo_panel_sum *p)
 {
     strips_sum(p, 1, p->lda, 1);
