@@ -131,12 +131,12 @@ static void block_tiles(struct tpo_attention_block *block, const struct tpo_atte
 static void pack_panels(const struct tpo_attention_part *a, float *panels, const float *from, int64_t ld, int n)
 {
     const int depth = a->paired ? (a->D + 1) / 2 : a->D;
-    float words[64 * 128]; /* the widest tile of the greatest D */
+    float words[TPO_ATTENTION_WIDE * 128]; /* the widest tile of the greatest D */
     for (int key = 0; key < n; key += a->tile, panels += a->tile * depth) {
         int some = (int)tpo_min64(a->tile, n - key);
         if (some < a->tile) memset(panels, 0, (size_t)(a->tile * depth) * sizeof(*panels));
         for (int r = 0; r < some && a->paired; r++)
-            tpo_simd()->pair_row((uint16_t *)(words + r * depth), from + (key + r) * ld, a->D);
+            tpo_simd()->round_row((uint16_t *)(words + r * depth), from + (key + r) * ld, a->D);
         if (a->paired)
             tpo_simd()->transpose(panels, a->tile, words, depth, some, depth);
         else
@@ -151,11 +151,11 @@ static void pack_pairs(const struct tpo_attention_part *a, const float *from, in
     for (int key = 0; key < whole; key += 2) {
         uint32_t *to = (uint32_t *)(a->v + (int64_t)key / 2 * a->Dp);
         if (key < n)
-            tpo_simd()->pair_row(even, from + key * ld, a->D);
+            tpo_simd()->round_row(even, from + key * ld, a->D);
         else
             memset(even, 0, sizeof(even));
         if (key + 1 < n)
-            tpo_simd()->pair_row(odd, from + (key + 1) * ld, a->D);
+            tpo_simd()->round_row(odd, from + (key + 1) * ld, a->D);
         else
             memset(odd, 0, sizeof(odd));
         for (int c = 0; c < a->Dp; c++) to[c] = even[c] | (uint32_t)odd[c] << 16;
@@ -201,7 +201,7 @@ static void block_queries(const struct tpo_attention_part *a, const struct tpo_a
     }
     for (int r = 0; r < TPO_ATTENTION_ROWS; r++)
         if (r < block->n_rows)
-            tpo_simd()->pair_row((uint16_t *)(a->rows + r * a->Dp), q + r * ld, a->D);
+            tpo_simd()->round_row((uint16_t *)(a->rows + r * a->Dp), q + r * ld, a->D);
         else
             memset(a->rows + r * a->Dp, 0, (size_t)a->Dp * sizeof(*a->rows));
 }

@@ -40,7 +40,7 @@ static void pair_row(float *to, const void *from, int half, int d0, int deep, in
     const int n = (int)tpo_min64(2 * deep, depth - 2 * d0);
     uint16_t *pairs = (uint16_t *)to;
     if (!half) {
-        tpo_simd()->pair_row(pairs, (const float *)from + 2 * d0, n);
+        tpo_simd()->round_row(pairs, (const float *)from + 2 * d0, n);
         return;
     }
     memcpy(pairs, (const uint16_t *)from + 2 * d0, (size_t)n * sizeof(*pairs));

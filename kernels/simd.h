@@ -51,9 +51,10 @@ struct tpo_panel_sum {
     X(int, panel_width, (void))                                                                                                          \
     X(void, panel_sum, (const struct tpo_panel_sum *p))                                                                                  \
     /* the same where every element of a and b is a pair of bf16, whose two products are added: only where pairs() is not zero */        \
-    X(void, pair_row, (uint16_t * to, const float *x, int64_t n)) /* n numbers in bf16, and a zero where n is odd */                     \
     X(int, pairs, (void))                                                                                                                \
     X(void, pairs_sum, (const struct tpo_panel_sum *p))                                                                                  \
+    /* n numbers to nearest bf16, and a zero where n is odd; what is too small for a normal number may become zero */                    \
+    X(void, round_row, (uint16_t * to, const float *x, int64_t n))                                                                       \
     /* element (r, d) at from[d * ldfrom + r] -> strips (depth, TPO_STRIP) of rows; what a last strip lacks is left as it was */         \
     X(void, pack_strips, (float *to, const float *from, int64_t ldfrom, int rows, int depth))                                            \
     /* Muon's momentum: m_next = beta m + g clip; x = g clip + beta m_next (Nesterov) */                                                 \

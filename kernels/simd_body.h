@@ -260,7 +260,7 @@ static int pairs(void)
     return PAIRS;
 }
 
-static void pair_row(uint16_t *to, const float *x, int64_t n)
+static void round_row(uint16_t *to, const float *x, int64_t n)
 {
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) store_half(to + i, load(x + i));

@@ -130,8 +130,8 @@ static void sums_of_pairs_equal_those_of_f32(void **state)
     assert_true(b != NULL && b_pairs != NULL);
     for (int t = 0; t < n_tables; t++) {
         const int width = tables[t]->panel_width();
-        for (int n = 1; n <= DEPTH; n++) { /* pair_row rounds as f32_to_bf16 does */
-            tables[t]->f32_to_bf16(a_pairs, a, DEPTH), tables[t]->pair_row(b_pairs, a, n);
+        for (int n = 1; n <= DEPTH; n++) { /* round_row rounds as f32_to_bf16 does */
+            tables[t]->f32_to_bf16(a_pairs, a, DEPTH), tables[t]->round_row(b_pairs, a, n);
             assert_memory_equal(a_pairs, b_pairs, (size_t)n * 2);
             assert_true(n % 2 == 0 || b_pairs[n] == 0);
         }
