@@ -135,13 +135,22 @@ static void pack_panels(const struct tpo_attention_part *a, float *panels, const
     for (int key = 0; key < n; key += a->tile, panels += a->tile * depth) {
         int some = (int)tpo_min64(a->tile, n - key);
         if (some < a->tile) memset(panels, 0, (size_t)(a->tile * depth) * sizeof(*panels));
-        for (int r = 0; r < some && a->paired; r++)
-            tpo_simd()->round_row((uint16_t *)(words + r * depth), from + (key + r) * ld, a->D);
-        if (a->paired)
-            tpo_simd()->transpose(panels, a->tile, words, depth, some, depth);
-        else
+        if (!a->paired) {
             tpo_simd()->transpose(panels, a->tile, from + key * ld, ld, some, a->D);
+            continue;
+        }
+        for (int r = 0; r < some; r++) tpo_simd()->round_row((uint16_t *)(words + r * depth), from + (key + r) * ld, a->D);
+        tpo_simd()->transpose(panels, a->tile, words, depth, some, depth);
     }
+}
+
+/* A row of D numbers in bf16, or of zeros; `to` has room for Dp. */
+static void round_or_clear(const struct tpo_attention_part *a, uint16_t *to, const float *from, int there)
+{
+    if (there)
+        tpo_simd()->round_row(to, from, a->D);
+    else
+        memset(to, 0, (size_t)a->Dp * sizeof(*to));
 }
 
 /* The span's values in pairs of keys; what `whole` keys have beyond n is zero. */
@@ -150,14 +159,8 @@ static void pack_pairs(const struct tpo_attention_part *a, const float *from, in
     uint16_t even[256] = {0}, odd[256] = {0}; /* D is 256 at most */
     for (int key = 0; key < whole; key += 2) {
         uint32_t *to = (uint32_t *)(a->v + (int64_t)key / 2 * a->Dp);
-        if (key < n)
-            tpo_simd()->round_row(even, from + key * ld, a->D);
-        else
-            memset(even, 0, sizeof(even));
-        if (key + 1 < n)
-            tpo_simd()->round_row(odd, from + (key + 1) * ld, a->D);
-        else
-            memset(odd, 0, sizeof(odd));
+        round_or_clear(a, even, from + key * ld, key < n);
+        round_or_clear(a, odd, from + (key + 1) * ld, key + 1 < n);
         for (int c = 0; c < a->Dp; c++) to[c] = even[c] | (uint32_t)odd[c] << 16;
     }
 }
@@ -200,10 +203,7 @@ static void block_queries(const struct tpo_attention_part *a, const struct tpo_a
         return;
     }
     for (int r = 0; r < TPO_ATTENTION_ROWS; r++)
-        if (r < block->n_rows)
-            tpo_simd()->round_row((uint16_t *)(a->rows + r * a->Dp), q + r * ld, a->D);
-        else
-            memset(a->rows + r * a->Dp, 0, (size_t)a->Dp * sizeof(*a->rows));
+        round_or_clear(a, (uint16_t *)(a->rows + r * a->Dp), q + r * ld, r < block->n_rows);
 }
 
 /* One part is CHUNK rows of one head of one sample. */

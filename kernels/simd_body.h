@@ -152,7 +152,7 @@ static inline __attribute__((always_inline)) void transpose_square(float *to, in
     vec x[LANES];
     const ivec lanes = lane_numbers();
     for (int r = 0; r < LANES; r++) x[r] = load(from + r * ldfrom);
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int d = LANES / 2; d > 0; d /= 2) {
         ivec moves = (lanes & isplat(d)) != isplat(0);
         ivec upper = (lanes & ~moves) | ((lanes + isplat(LANES - d)) & moves),
@@ -214,7 +214,7 @@ VEC_FN void strip_sum(const struct tpo_panel_sum *p, int paired, int r0, int row
     const float *a = p->a + r0 * (a_depth == 1 ? a_row : p->depth), *b = p->b;
     vec low[TPO_STRIP], high[TPO_STRIP];
     for (int r = 0; r < rows; r++) low[r] = high[r] = splat(0.0f);
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int64_t d = 0; d < p->depth; d++) {
         vec b_low = *(const vec *)(b + d * WIDTH), b_high = *(const vec *)(b + d * WIDTH + LANES);
         for (int r = 0; r < rows; r++) {
@@ -424,6 +424,11 @@ VEC_FN void dots_columns(const struct dots *d, int col, int half, int rows)
     if (r < rows) dots_block(d, r, col, half, r == 0, 1, DOT_COLS);
 }
 
+VEC_FN int dots_side(int rows, int K)
+{
+    return rows == 1 && K > DOT_LONG ? DOT_MANY : DOT_COLS;
+}
+
 VEC_FN void dots_of(const struct dots *d, int half, int rows, int cols)
 {
     for (int c = 0; c < d->apart; c++) dots_columns(d, c, half, rows);
@@ -434,7 +439,7 @@ VEC_FN void dots_of(const struct dots *d, int half, int rows, int cols)
 static void dots(float *y, int64_t ldy, const float *x, int64_t ldx, const float *w, int64_t ldw, const float *bias, int add,
                  int rows, int cols, int K)
 {
-    const int side = rows == 1 && K > DOT_LONG ? DOT_MANY : DOT_COLS;
+    const int side = dots_side(rows, K);
     const struct dots d = {y, x, bias, (const char *)w, ldy, ldx, ldw * 4, add, K, side, cols / side};
     dots_of(&d, 0, rows, cols);
 }
@@ -442,7 +447,7 @@ static void dots(float *y, int64_t ldy, const float *x, int64_t ldx, const float
 static void dots_half(float *y, int64_t ldy, const float *x, int64_t ldx, const uint16_t *w, int64_t ldw, const float *bias,
                       int add, int rows, int cols, int K)
 {
-    const int side = rows == 1 && K > DOT_LONG ? DOT_MANY : DOT_COLS;
+    const int side = dots_side(rows, K);
     const struct dots d = {y, x, bias, (const char *)w, ldy, ldx, ldw * 2, add, K, side, cols / side};
     dots_of(&d, 1, rows, cols);
 }
