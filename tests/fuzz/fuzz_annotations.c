@@ -32,6 +32,16 @@ static void media_make(void)
     fclose(f);
 }
 
+/* The one file below the folder, however the row spells its path. */
+static bool names_the_medium(const char *id)
+{
+    char path[4096];
+    struct stat named, there;
+    TPO_ASSERT((size_t)snprintf(path, sizeof(path), "media/%s", id) < sizeof(path));
+    return id[0] != '/' && stat("media/media.png", &there) == 0 && stat(path, &named) == 0 && named.st_dev == there.st_dev &&
+           named.st_ino == there.st_ino;
+}
+
 static void conversation_check(const struct tpo_conversation *c)
 {
     TPO_ASSERT(c->n_turns == 1 && c->turns[0].question[0] != '\0' && c->turns[0].answer[0] != '\0');
@@ -56,7 +66,7 @@ static void rows_check(const struct tpo_annotations *a)
         const int rc = tpo_annotations_row(a, &arena, row, &s, &err);
         TPO_ASSERT(rc == (tpo_annotations_missing(a, row) ? TPO_NOT_FOUND : TPO_OK));
         if (rc != TPO_OK) continue;
-        TPO_ASSERT(strcmp(s.media_id, "media.png") == 0 && s.pixels == NULL && s.n_conversations > 0);
+        TPO_ASSERT(names_the_medium(s.media_id) && s.pixels == NULL && s.n_conversations > 0);
         for (int k = 0; k < s.n_conversations; k++) conversation_check(&s.conversations[k]);
     }
     tpo_arena_free(&arena);

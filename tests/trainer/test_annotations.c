@@ -189,6 +189,21 @@ static void bad_rows_are_counted_by_reason(void **state)
     }
 }
 
+/* What the system would not open is not there, even where its beginning is. */
+static void a_path_that_is_too_long_names_nothing(void **state)
+{
+    (void)state;
+    char text[8192], *at = text + sprintf(text, "[{\"video\":\"./a.png\",\"QA\":[{\"q\":\"x\",\"a\":\"y\"}]},{\"video\":\"");
+    for (int i = 0; i < 2042; i++) at += sprintf(at, "./");
+    strcpy(at, "a.png?\",\"QA\":[{\"q\":\"x\",\"a\":\"y\"}]}]"); /* "media/" and all but the last letter are 4,095 bytes */
+    struct tpo_annotations *a = NULL;
+    struct tpo_error err;
+    if (opened(&a, TPO_ANNOTATIONS_VIDEOCHAT2, text, .5, &err) != TPO_OK) fail_msg("%s", err.message);
+    assert_false(tpo_annotations_missing(a, 0));
+    assert_true(tpo_annotations_missing(a, 1));
+    tpo_annotations_close(a);
+}
+
 static void files_that_are_no_list_are_refused(void **state)
 {
     (void)state;
@@ -250,5 +265,5 @@ static void every_epoch_takes_every_row_once(void **state)
 
 TPO_TESTS(cmocka_unit_test(each_source_makes_samples), cmocka_unit_test(refcoco_takes_the_images_name_and_one_split),
           cmocka_unit_test(what_has_no_id_is_nobodys), cmocka_unit_test(bad_rows_are_counted_by_reason),
-          cmocka_unit_test(files_that_are_no_list_are_refused), cmocka_unit_test(what_stands_behind_the_list_is_refused),
-          cmocka_unit_test(every_epoch_takes_every_row_once))
+          cmocka_unit_test(a_path_that_is_too_long_names_nothing), cmocka_unit_test(files_that_are_no_list_are_refused),
+          cmocka_unit_test(what_stands_behind_the_list_is_refused), cmocka_unit_test(every_epoch_takes_every_row_once))

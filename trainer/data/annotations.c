@@ -214,8 +214,8 @@ static int row_make(struct making *m, const json_t *row, struct tpo_sample *out)
     if (rc != TPO_OK) return rc;
     const char *name = m->medium;
     if (name == NULL) return refuse(m, TPO_FAULT_ROW_BROKEN, "it names no medium");
-    snprintf(path, sizeof(path), "%s/%s", m->a->media, name);
-    if (!media_stays(name) || stat(path, &st) != 0 || !S_ISREG(st.st_mode)) return refuse(m, TPO_FAULT_ROW_MEDIA, name);
+    const bool fits = (size_t)snprintf(path, sizeof(path), "%s/%s", m->a->media, name) < sizeof(path);
+    if (!fits || !media_stays(name) || stat(path, &st) != 0 || !S_ISREG(st.st_mode)) return refuse(m, TPO_FAULT_ROW_MEDIA, name);
     *out = (struct tpo_sample){.n_frames = json_object_get(row, "video") == NULL,
                                .media_id = tpo_arena_copy(m->arena, name, strlen(name)),
                                .n_conversations = m->n,

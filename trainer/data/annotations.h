@@ -64,9 +64,9 @@ unsigned tpo_annotations_line(const struct tpo_annotations *a, int64_t row); /* 
 /* The row that draw `index` takes: epoch index / rows is an order of its own in which every row comes once, a pure function of (seed, index). */
 int64_t tpo_annotations_pick(const struct tpo_annotations *a, uint64_t index);
 
-/* A row (0..rows-1) as a sample in the arena: media_id is the medium's path below the media folder, pixels is NULL: the caller decodes; n_frames
- * is 1 for an image, 0 for a film. Language weights are 1. NOT_FOUND "annotations" when its medium went away, DATA_LOSS "annotations" when the
- * file changed, TPO_ENOMEM when the arena is full. */
+/* A row (0..rows-1) as a sample in the arena: media_id is the medium's path below the media folder as the row spells it ("./a.png" is a.png),
+ * pixels is NULL: the caller decodes; n_frames is 1 for an image, 0 for a film. Language weights are 1. NOT_FOUND "annotations" when its medium went
+ * away, DATA_LOSS "annotations" when the file changed, TPO_ENOMEM when the arena is full. */
 int tpo_annotations_row(const struct tpo_annotations *a, struct tpo_arena *arena, int64_t row, struct tpo_sample *out,
                         struct tpo_error *err);
 
