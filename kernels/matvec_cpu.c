@@ -3,6 +3,7 @@
 #include "kernels/simd.h"
 
 #define PART_BYTES (512 << 10) /* of w, about */
+#define PARTS      16          /* at least so many where there are outputs enough, so that a team has work where rows are short */
 
 struct matvec {
     float *y;
@@ -12,9 +13,10 @@ struct matvec {
 };
 
 /* A multiple of 8, as so many rows of w may go side by side. With more rows of x a part takes longer. */
-static int grain_of(int dtype, int M, int K)
+static int grain_of(int dtype, int M, int N, int K)
 {
-    const int64_t row_bytes = (int64_t)K * (dtype == TPO_BF16 ? 2 : 4), rows = PART_BYTES / (M > 1 ? 4 : 1) / row_bytes / 8 * 8;
+    const int64_t row_bytes = (int64_t)K * (dtype == TPO_BF16 ? 2 : 4);
+    const int64_t rows = tpo_min64(PART_BYTES / (M > 1 ? 4 : 1) / row_bytes, N / PARTS) / 8 * 8;
     return rows < 8 ? 8 : (int)rows;
 }
 
@@ -36,7 +38,7 @@ int tpo_matvec_cpu(struct tpo_stream *s, float *y, int ldy, const float *x, int 
                    int add, int M, int N, int K)
 {
     if (M < 1 || M > TPO_MATVEC_ROWS || N < 1 || K < 1 || ldx < K || ldy < N) return TPO_EINVAL;
-    struct matvec v = {y, x, bias, w, ldy, ldx, add, M, N, K, grain_of(w.dtype, M, K)};
+    struct matvec v = {y, x, bias, w, ldy, ldx, add, M, N, K, grain_of(w.dtype, M, N, K)};
     if (w.dtype == TPO_BF16) {
         float *paired = tpo_cpu_turned(s, (size_t)M * (size_t)K * sizeof(*paired));
         if (paired == NULL) return TPO_ENOMEM;
