@@ -14,8 +14,8 @@
  *   seg NULL, or seg[b*S+s] == 0, or seg[b*S+s] == seg[b*S+t+S-T]      (segment 0 is the prefix that all conversations share)
  * A query that sees no key gets zeros and lse = -INFINITY, and no gradient.
  *
- * On a stream that `rounds`, tpo_attention may take q, k, v and the weights exp(score - maximum) rounded to bf16, as on CPUs with AVX512_BF16; sums
- * stay f32. No other function here rounds.
+ * On a stream that `rounds` (stream.h) tpo_attention takes q, k, v and the weights exp(score - maximum) rounded to bf16, what is too small for a normal
+ * number as zero; sums stay f32. No other function here rounds.
  *
  * Backward writes (or with `add`, adds to) dq, dk, dv, laid out as q, k, v with the distances given.
  * TPO_EINVAL when a size is not positive, H % G != 0 or D > 256. */

@@ -11,6 +11,7 @@
 #define ROWS  TPO_ATTENTION_ROWS
 #define KEYS  TPO_ATTENTION_KEYS
 #define TILE  (2 * LANES)
+_Static_assert(TILE <= TPO_ATTENTION_TILE && TPO_ATTENTION_WIDE % TILE == 0, "room for a tile, and whole ones in a row");
 
 struct strip { /* six rows by two vectors */
     vec low[STRIP], high[STRIP];
@@ -124,7 +125,7 @@ VEC_FN void forward_strips(struct tpo_attention_part *a, int paired, const struc
 
 static void forward(struct tpo_attention_part *a, const struct tpo_attention_block *b)
 {
-    if (a->paired)
+    if (PAIRS && a->paired)
         forward_strips(a, 1, b);
     else
         forward_strips(a, 0, b);
@@ -191,4 +192,4 @@ static void backward(struct tpo_attention_part *a, const struct tpo_attention_bl
     block_spread(a->dv, a->score, a->dout, b, a->Dp);
 }
 
-const struct tpo_attention_code ATTENTION_CODE = {.tile = TILE, .pairs = PAIRS, .forward = forward, .backward = backward};
+const struct tpo_attention_code ATTENTION_CODE = {.tile = TILE, .forward = forward, .backward = backward};

@@ -7,9 +7,11 @@
 #include "kernels/cpu.h"
 #include "kernels/simd.h"
 
+#define D_MAX 256
+
 static int shape_ok(const struct tpo_attention_shape *p)
 {
-    return p->B > 0 && p->T > 0 && p->S > 0 && p->H > 0 && p->G > 0 && p->H % p->G == 0 && p->D > 0 && p->D <= 256;
+    return p->B > 0 && p->T > 0 && p->S > 0 && p->H > 0 && p->G > 0 && p->H % p->G == 0 && p->D > 0 && p->D <= D_MAX;
 }
 
 static int keys_of(const struct tpo_attention_shape *p, int b)
@@ -131,7 +133,7 @@ static void block_tiles(struct tpo_attention_block *block, const struct tpo_atte
 static void pack_panels(const struct tpo_attention_part *a, float *panels, const float *from, int64_t ld, int n)
 {
     const int depth = a->paired ? (a->D + 1) / 2 : a->D;
-    float words[TPO_ATTENTION_WIDE * 128]; /* the widest tile of the greatest D */
+    float words[TPO_ATTENTION_TILE * D_MAX / 2];
     for (int key = 0; key < n; key += a->tile, panels += a->tile * depth) {
         int some = (int)tpo_min64(a->tile, n - key);
         if (some < a->tile) memset(panels, 0, (size_t)(a->tile * depth) * sizeof(*panels));
@@ -156,7 +158,7 @@ static void round_or_clear(const struct tpo_attention_part *a, uint16_t *to, con
 /* The span's values in pairs of keys; what `whole` keys have beyond n is zero. */
 static void pack_pairs(const struct tpo_attention_part *a, const float *from, int64_t ld, int n, int whole)
 {
-    uint16_t even[256] = {0}, odd[256] = {0}; /* D is 256 at most */
+    uint16_t even[D_MAX] = {0}, odd[D_MAX] = {0};
     for (int key = 0; key < whole; key += 2) {
         uint32_t *to = (uint32_t *)(a->v + (int64_t)key / 2 * a->Dp);
         round_or_clear(a, even, from + key * ld, key < n);
@@ -247,7 +249,7 @@ int tpo_attention_cpu(struct tpo_stream *s, float *out, float *lse, const float 
     struct tpo_attention_part a;
     float *sums;
     struct job f = {.out = out, .lse = lse, .q = q, .k = k, .v = v, .p = shape, .n_chunks = tpo_parts(shape->T, CHUNK)};
-    f.paired = s->rounds && code()->pairs;
+    f.paired = s->rounds;
     f.scratch = tpo_cpu_scratch(s, lay_out(&a, &sums, NULL, shape, 0), &f.scratch_stride);
     if (f.scratch == NULL) return TPO_ENOMEM;
     tpo_team_run(s->team, run_forward, &f, shape->B * shape->H * f.n_chunks);

@@ -13,6 +13,7 @@
 #define TPO_ATTENTION_ROWS  24  /* rows of a block: whole strips */
 #define TPO_ATTENTION_KEYS  256 /* keys of a span: whole tiles of every build */
 #define TPO_ATTENTION_WIDE  32  /* columns are rounded up to this: two vectors of every build */
+#define TPO_ATTENTION_TILE  32  /* keys of a tile at most */
 
 /* One span of keys of one (sample, head). Dp is D rounded up; what was added is zero. A panel is one tile turned: (D, tile).
  *
@@ -46,7 +47,7 @@ struct tpo_attention_block {
 typedef void tpo_attention_fn(struct tpo_attention_part *a, const struct tpo_attention_block *b);
 
 struct tpo_attention_code {
-    int tile, pairs; /* pairs: whether there is an instruction for them */
+    int tile;
     tpo_attention_fn *forward, *backward;
 };
 

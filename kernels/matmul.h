@@ -6,8 +6,8 @@
  *   tpo_matmul_dw   dw (N, K) = dy (M, N)^T x (M, K)                       gradient of w; bias_grad below for b
  *
  * w is F32, or BF16 as it lies in a file: then every element counts as the f32 of the same value, and all sums are f32. On a stream that
- * `rounds` tpo_matmul may round x to bf16 beside a BF16 w (to nearest, ties to even): it does on CPUs that multiply pairs of bf16 (AVX512_BF16),
- * which doubles its rate. Nothing else rounds, the few rows of matvec included.
+ * `rounds` (stream.h) tpo_matmul rounds x to bf16 beside a BF16 w (to nearest, ties to even) and takes elements of both that are too small for a
+ * normal number for zero. Nothing else here rounds, the few rows of matvec included.
  * `bias` may be NULL. `add` non-zero adds to what the output holds (bias included once). All f32; leading dimensions ldx, ldy, ... are
  * the distance between rows in elements, so that a slice of a wider matrix is an operand. No operand may alias the output.
  *

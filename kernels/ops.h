@@ -18,7 +18,7 @@
 #include "kernels/stream.h"
 #include "kernels/vector.h"
 
-#define TPO_DEVICE_VERSION 2 /* counts changes of this file */
+#define TPO_DEVICE_VERSION 3 /* counts changes of this file */
 
 /* X(name, parameters, arguments) */
 #define TPO_OPS(X)                                                                                                                 \
@@ -162,6 +162,7 @@ struct tpo_device {
     int (*copy_in)(struct tpo_stream *s, void *device_dst, const void *host_src, size_t bytes);
     int (*copy_out)(struct tpo_stream *s, void *host_dst, const void *device_src, size_t bytes);
     int (*wait)(struct tpo_stream *s);
+    int (*pairs)(void); /* whether it multiplies pairs of bf16, rounding to them; NULL: no */
 };
 
 extern const struct tpo_device tpo_device_cpu;

@@ -34,17 +34,23 @@ static float *panel_at(const struct job *j, int d0, int panel)
     return j->packed + ((int64_t)n_panels(j) * d0 + panel * deep) * j->width;
 }
 
-/* From word d0 on, `deep` words of a row of `depth` numbers, which is filled up with a zero. `from` holds bf16 where half, else f32. */
-static void pair_row(float *to, const void *from, int half, int d0, int deep, int depth)
+/* Numbers of a row of `depth` that `deep` words from word d0 on hold; where their count is odd, a zero follows. */
+static int numbers_of(int d0, int deep, int depth)
 {
-    const int n = (int)tpo_min64(2 * deep, depth - 2 * d0);
+    return (int)tpo_min64(2 * deep, depth - 2 * d0);
+}
+
+static void pair_weights(float *to, const uint16_t *row, int d0, int deep, int depth)
+{
+    const int n = numbers_of(d0, deep, depth);
     uint16_t *pairs = (uint16_t *)to;
-    if (!half) {
-        tpo_simd()->round_row(pairs, (const float *)from + 2 * d0, n);
-        return;
-    }
-    memcpy(pairs, (const uint16_t *)from + 2 * d0, (size_t)n * sizeof(*pairs));
+    memcpy(pairs, row + 2 * d0, (size_t)n * sizeof(*pairs));
     if (n % 2 != 0) pairs[n] = 0;
+}
+
+static void pair_rounded(float *to, const float *row, int d0, int deep, int depth)
+{
+    tpo_simd()->round_row((uint16_t *)to, row + 2 * d0, numbers_of(d0, deep, depth));
 }
 
 /* One part is one panel of one chunk. */
@@ -60,7 +66,7 @@ static void run_pack(void *arg, int part, int member)
     int64_t at = p->b_turned ? c * p->ldb + d0 : d0 * p->ldb + c, ld = p->ldb;
     if (j->paired) {
         for (int r = 0; r < wide; r++)
-            pair_row(wide_rows + r * deep, (const uint16_t *)p->b + (c + r) * p->ldb, 1, d0, deep, p->depth);
+            pair_weights(wide_rows + r * deep, (const uint16_t *)p->b + (c + r) * p->ldb, d0, deep, p->depth);
         from = wide_rows, at = 0, ld = deep;
     } else if (p->b_half) {
         int rows = p->b_turned ? wide : deep, cols = p->b_turned ? deep : wide;
@@ -86,16 +92,16 @@ static void run_walk(void *arg, int part, int member)
     if (p->symmetric && j->c0 + end <= r0) return;
     float *strips = (float *)(j->scratch + j->scratch_stride * (size_t)member);
     for (int d0 = 0; d0 < j->depth; d0 += DEPTH) {
-        struct tpo_panel_sum sum = {.ldy = p->ldy, .a = p->a + r0 * p->lda + d0, .lda = p->lda, .add = p->add || d0 > 0};
+        struct tpo_panel_sum sum = {.ldy = p->ldy, .a = strips, .add = p->add || d0 > 0};
         sum.depth = (int)tpo_min64(DEPTH, j->depth - d0);
         if (j->paired) {
-            for (int r = 0; r < rows; r++) pair_row(strips + r * sum.depth, p->a + (r0 + r) * p->lda, 0, d0, sum.depth, p->depth);
-            sum.a = strips;
+            for (int r = 0; r < rows; r++) pair_rounded(strips + r * sum.depth, p->a + (r0 + r) * p->lda, d0, sum.depth, p->depth);
             sum.lda = sum.depth;
         } else if (p->a_turned) {
             v->pack_strips(strips, p->a + d0 * p->lda + r0, p->lda, rows, sum.depth);
-            sum.a = strips;
-            sum.lda = 0;
+        } else {
+            sum.a = p->a + r0 * p->lda + d0;
+            sum.lda = p->lda;
         }
         for (int c = first; c < end; c += j->width) {
             int at = j->c0 + c; /* column of y */
@@ -133,7 +139,7 @@ static void mirror(const struct tpo_product *p)
 int tpo_product_run(struct tpo_stream *s, const struct tpo_product *p)
 {
     struct job j = {.p = p, .width = tpo_simd()->panel_width(), .n_row_parts = tpo_parts(p->rows, ROWS)};
-    j.paired = s->rounds && p->b_half && p->b_turned && !p->a_turned && tpo_simd()->pairs();
+    j.paired = s->rounds && p->b_half && p->b_turned && !p->a_turned;
     j.depth = j.paired ? (p->depth + 1) / 2 : p->depth;
     int64_t at_once = tpo_min64((int64_t)tpo_parts(p->cols, j.width) * j.width, (PACKED / j.depth + COLS) / COLS * COLS);
     j.packed = tpo_cpu_turned(s, (size_t)(at_once * j.depth) * sizeof(float));

@@ -105,6 +105,11 @@ const char *tpo_stream_device_name(const struct tpo_stream *s)
     return s->device->name;
 }
 
+void tpo_stream_let_round(struct tpo_stream *s)
+{
+    s->rounds = s->device->pairs != NULL && s->device->pairs();
+}
+
 void *tpo_device_alloc(struct tpo_stream *s, size_t bytes)
 {
     return s->device->alloc(s, bytes);

@@ -22,7 +22,7 @@ struct tpo_stream {
     const struct tpo_device *device;
     struct tpo_team *team; /* CPU only */
     void *queue;           /* the device's own */
-    bool rounds; /* false; true lets products and attention round to bf16 (matmul.h, attention.h): to serve a model held so */
+    bool rounds;           /* products and attention round to bf16: tpo_stream_let_round */
 };
 
 /* device_name: "cpu", "cuda" or "auto" (cuda where there is one). n_threads 0 means every core; 1 starts none.
@@ -30,6 +30,10 @@ struct tpo_stream {
 int tpo_stream_open(struct tpo_stream **out, const char *device_name, int n_threads, struct tpo_error *err);
 void tpo_stream_close(struct tpo_stream *s); /* accepts NULL */
 const char *tpo_stream_device_name(const struct tpo_stream *s);
+
+/* Lets products and attention round what they multiply to bf16 (matmul.h, attention.h), to serve a model held so. s->rounds then tells whether this
+ * device does: a CPU that multiplies pairs of bf16 (AVX512_BF16), no other. */
+void tpo_stream_let_round(struct tpo_stream *s);
 
 /* Memory of the stream's device, 64-byte aligned, not cleared; NULL when there is none. */
 void *tpo_device_alloc(struct tpo_stream *s, size_t bytes);

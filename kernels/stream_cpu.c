@@ -4,6 +4,7 @@
 
 #include "common/cores.h"
 #include "kernels/cpu.h"
+#include "kernels/simd.h"
 
 #define ALIGN 64
 
@@ -87,6 +88,11 @@ static int wait_cpu(struct tpo_stream *s)
     return TPO_OK;
 }
 
+static int pairs_cpu(void)
+{
+    return tpo_simd()->pairs();
+}
+
 const struct tpo_device tpo_device_cpu = {
     .name = "cpu",
     .ops =
@@ -102,4 +108,5 @@ const struct tpo_device tpo_device_cpu = {
     .copy_in = copy_cpu,
     .copy_out = copy_cpu,
     .wait = wait_cpu,
+    .pairs = pairs_cpu,
 };

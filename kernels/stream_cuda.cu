@@ -109,6 +109,7 @@ static const struct tpo_device device_cuda = {
     copy_in_cuda,
     copy_out_cuda,
     tpo_cuda_finish,
+    NULL,
 };
 
 extern "C" __attribute__((visibility("default"))) const struct tpo_device *tpo_cuda_device(int version)

@@ -2,7 +2,7 @@
  *
  * A job is n_parts calls of fn(arg, part, member). Who runs which part is chance, so a part may depend on nothing but its number: it is cut by
  * the shape of the problem, never by the size of the team, and no two parts write the same memory. `member` (0..size-1) is for scratch.
- * The thread that calls tpo_team_run is member 0 and works too. Members spin for a few microseconds after a job, then sleep in a futex.
+ * The thread that calls tpo_team_run is member 0 and works too. Members spin for tens of microseconds after a job, then sleep in a futex.
  * One thread at a time calls tpo_team_run. */
 #ifndef TPO_KERNELS_TEAM_H
 #define TPO_KERNELS_TEAM_H

@@ -32,6 +32,7 @@
 
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(LANES * 4)));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(LANES * 4)));
+typedef uint32_t uvec __attribute__((vector_size(LANES * 4), aligned(LANES * 4))); /* sums of these may pass the top */
 typedef int32_t ivec_any __attribute__((vector_size(LANES * 4), aligned(2), may_alias));
 typedef float vec_any __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
@@ -99,7 +100,8 @@ VEC_FN vec half_odds(ivec words)
     return (vec)(words & isplat(-65536));
 }
 
-/* Pairs of bf16. add_pairs: sum + the products of both numbers of a pair; store_half: to nearest, NaN stays one. `PAIRS`: there are instructions. */
+/* Pairs of bf16. add_pairs: sum + the products of both numbers of a pair; store_half: to nearest, NaN stays one. `PAIRS`: there are instructions, which
+ * take what is too small for a normal number for zero. */
 #ifdef __AVX512BF16__
 #define PAIRS 1
 VEC_FN void store_half(uint16_t *to, vec x)
@@ -116,8 +118,8 @@ VEC_FN vec add_pairs(vec sum, vec a, vec b)
 #define PAIRS 0
 VEC_FN void store_half(uint16_t *to, vec x)
 {
-    const ivec bits = (ivec)x, even = (bits + isplat(0x7fff) + (bits >> 16 & isplat(1))) >> 16, nan = bits >> 16 | isplat(64);
-    const half_vec half = __builtin_convertvector((ivec)choose(x == x, (vec)even, (vec)nan), half_vec);
+    const uvec bits = (uvec)x, even = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, nan = bits >> 16 | 64;
+    const half_vec half = __builtin_convertvector((uvec)choose(x == x, (vec)even, (vec)nan), half_vec);
     memcpy(to, &half, sizeof(half));
 }
 

@@ -271,7 +271,7 @@ static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
     int rc = tpo_config_load(&s->config, set->model, err);
     s->config.keep_bf16 = strcmp(set->dtype, "bf16") == 0;
     if (rc == TPO_OK) rc = tpo_stream_open(&s->stream, set->device, (int)set->threads, err);
-    if (rc == TPO_OK) s->stream->rounds = s->config.keep_bf16 && !set->train;
+    if (rc == TPO_OK && s->config.keep_bf16 && !set->train) tpo_stream_let_round(s->stream);
     if (rc == TPO_OK)
         rc = tpo_encoder_how_make(&s->how, &s->config, set->model, tpo_stream_device_name(s->stream), s->stream->rounds, err);
     if (rc == TPO_OK) rc = tpo_encoder_open(&s->encoder, s->stream, &s->config, set->model, 0, 0, err);

@@ -31,7 +31,7 @@ static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
     int rc = tpo_config_load(&s->config, set->model, err);
     s->config.keep_bf16 = strcmp(set->dtype, "bf16") == 0;
     if (rc == TPO_OK) rc = tpo_stream_open(&s->stream, set->device, (int)set->threads, err);
-    if (rc == TPO_OK) s->stream->rounds = s->config.keep_bf16 && !set->train;
+    if (rc == TPO_OK && s->config.keep_bf16 && !set->train) tpo_stream_let_round(s->stream);
     if (rc == TPO_OK) rc = tpo_region_open(&s->region, s->stream, &s->config, set->model, 0, err);
     if (rc == TPO_OK) rc = tpo_params_digest(digest, set->model, "region", false, err);
     if (rc == TPO_OK) rc = tpo_serving_open(&s->serving, h, s->stream, tpo_region_model(s->region)->params, digest, err);

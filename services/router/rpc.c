@@ -61,7 +61,7 @@ static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
     int rc = tpo_config_load(&s->config, host->model, err);
     s->config.keep_bf16 = strcmp(host->dtype, "bf16") == 0;
     if (rc == TPO_OK) rc = tpo_stream_open(&s->stream, host->device, (int)host->threads, err);
-    if (rc == TPO_OK) s->stream->rounds = s->config.keep_bf16 && !host->train;
+    if (rc == TPO_OK && s->config.keep_bf16 && !host->train) tpo_stream_let_round(s->stream);
     if (rc == TPO_OK) rc = tpo_router_open(&s->router, s->stream, &s->config, &o, err);
     if (rc == TPO_OK) rc = tpo_router_check_pool(s->router, err);
     if (rc == TPO_OK) rc = tpo_params_digest(digest, host->model, "router", true, err);

@@ -185,7 +185,7 @@ static void local_open(struct local *l, const char *folder, bool rounds, bool me
     int rc = tpo_config_load(&l->config, folder, &err);
     l->config.keep_bf16 = strcmp(folder, "half") == 0;
     if (rc == TPO_OK) rc = tpo_stream_open(&l->stream, "cpu", THREADS, &err);
-    if (rc == TPO_OK) l->stream->rounds = rounds;
+    if (rc == TPO_OK && rounds) tpo_stream_let_round(l->stream);
     if (rc == TPO_OK) rc = tpo_encoder_open(&l->encoder, l->stream, &l->config, folder, 0, 0, &err);
     if (rc == TPO_OK) rc = tpo_router_open(&l->router, l->stream, &l->config, &o, &err);
     if (rc == TPO_OK) rc = tpo_region_open(&l->region, l->stream, &l->config, folder, 0, &err);
