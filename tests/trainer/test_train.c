@@ -129,13 +129,13 @@ static void chat_stages_lower_every_loss(void **state)
                            "    steps: 40\n"
                            "    warmup: 4\n"
                            "    data:\n"
-                           "      - {frames: 1, samples: 2, conversations: 4, aids: all, slots: true}\n"
+                           "      - {frames: 1, samples: 2, conversations: 6, aids: all, slots: true}\n"
                            "    losses: {language: 1, region: 1.5, attention: 1, slot: .3}\n"
                            "    groups:\n"
                            "      - {name: all, optimiser: adamw, rate: 2.0e-3, betas: [.9, .98], tensors: ['*']}\n");
     assert_int_equal(wait_for(train("r.yaml", "out", "0", "log")), 0);
-    static const char *const losses[] = {"language", "attention", "slot"};
-    for (int i = 0; i < 3; i++) {
+    static const char *const losses[] = {"language", "region", "attention", "slot"};
+    for (int i = 0; i < 4; i++) {
         const double first = mean_of("log", losses[i], 1, 4), last = mean_of("log", losses[i], 37, 40);
         if (!(last < .9 * first)) fail_msg("%s loss %g at first, %g at last", losses[i], first, last);
     }
