@@ -75,14 +75,15 @@ int tpo_eval_write_markdown(const struct tpo_eval *e, const char *path)
 {
     FILE *f = strcmp(path, "-") == 0 ? stdout : fopen(path, "w");
     if (f == NULL) return errno;
-    fprintf(
-        f,
-        "Scores on %s scenes, at least %d of each kind; boxes: share with IoU >= 0.5, descriptions: F1 of (colour, "
-        "shape, motion), else share "
-        "right.\nBlind: the same model given another scene's pixels. Guess: the best answer that needs no (careful) look. New "
-        "pairs: what is asked about has a\ncolour and a shape that no question of training asks about together; its pictures and "
-        "descriptions hold such objects, so descriptions have no new pairs.\n\n",
-        split_name(e), e->n);
+    fprintf(f,
+            "Scores on %s scenes, at least %d of each kind; boxes: share with IoU >= 0.5, descriptions: F1 of (colour, shape, "
+            "motion), else share "
+            "right.\nBlind: the same model given another scene's pixels. Guess: the best answer that needs no (careful) look. New "
+            "pairs: the "
+            "object that is asked about has a\ncolour and a shape that no question of training asks about together; training's "
+            "pictures and "
+            "descriptions do hold such objects, so descriptions have no new pairs.\n\n",
+            split_name(e), e->n);
     fprintf(f,
             "| kind | image | blind | guess | new pairs | clip of %d frames | blind | guess | new pairs "
             "|\n|---|---|---|---|---|---|---|---|---|\n",
@@ -102,7 +103,9 @@ int tpo_eval_write_markdown(const struct tpo_eval *e, const char *path)
     }
     int n, right;
     routing_unseen(e, &n, &right);
-    fprintf(f, "\nRouting (a head is called where, and only where, a box is asked for): %.4f on trained phrasings",
+    fprintf(f,
+            "\nRouting (the share of questions on which the head is called where, and only where, a box is asked for): %.4f on "
+            "trained phrasings",
             routing_trained(e));
     if (n > 0) fprintf(f, ", %.4f on phrasings never trained (%d)", share(right, n), n);
     fprintf(f, ".\n");
