@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "common/clock.h"
-#include "gateway/plan.h"
+#include "gateway/request_check.h"
 #include "gateway/request_private.h"
 
 static void on_encoder_message(void *owner, struct tpo_rpc *rpc, ProtobufCMessage *message, struct tpo_payload *payload)
@@ -61,7 +61,7 @@ static int take_media(struct tpo_request *r, struct tpo_error *err)
     if (r->q->n_boxes == 0) return TPO_OK;
     r->rects = calloc(r->q->n_boxes, sizeof(*r->rects));
     if (r->rects == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "out of memory");
-    return tpo_plan_boxes(r->q, r->media, r->rects, err);
+    return tpo_request_boxes(r->q, r->media, r->rects, err);
 }
 
 static void on_encoder_done(void *owner, struct tpo_rpc *rpc, int status, const struct tpo_error *err)

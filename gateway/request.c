@@ -22,7 +22,7 @@
 
 #include "common/clock.h"
 #include "common/message.h"
-#include "gateway/plan.h"
+#include "gateway/request_check.h"
 #include "gateway/request_private.h"
 #include "gateway/trace.h"
 
@@ -386,7 +386,7 @@ struct tpo_request *tpo_request_open(struct tpo_gateway *g, Tpo__V1__PerceiveReq
     r->g = g;
     r->q = q;
     r->on = *on;
-    tpo_plan_check(q, &g->s, &r->early);
+    tpo_request_check(q, &g->s, &r->early);
     snprintf(r->id, sizeof(r->id), "%s", tpo_id_valid(q->request_id, TPO_REQUEST_ID_MAX) ? q->request_id : request_id);
     if (r->id[0] == '\0' || strcmp(r->id, "-") == 0) tpo_random_hex(r->id, 8);
     tpo_trace_choose(r->traceparent, traceparent);

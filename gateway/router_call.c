@@ -2,7 +2,7 @@
 #include <string.h>
 
 #include "common/clock.h"
-#include "gateway/plan.h"
+#include "gateway/request_check.h"
 #include "gateway/request_private.h"
 
 static void text_delta(struct tpo_request *r, Tpo__V1__TextDelta *text)
@@ -80,7 +80,7 @@ void tpo_router_call_open(struct tpo_request *r)
     ask.temperature = q->temperature;
     ask.top_p = q->top_p;
     ask.version = r->version.number;
-    ask.media_kind = (char *)tpo_plan_media_kind(r->media);
+    ask.media_kind = (char *)tpo_request_media_kind(r->media);
     if (r->media != NULL && strcmp(ask.media_kind, "video") == 0) {
         ask.n_frames = r->media->n_frames;
         ask.frames = r->media->frames;

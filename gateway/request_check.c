@@ -1,5 +1,5 @@
 /* This file owns the checks of a request. */
-#include "gateway/plan.h"
+#include "gateway/request_check.h"
 
 #include <math.h>
 #include <string.h>
@@ -84,7 +84,7 @@ static int check_numbers(const Tpo__V1__PerceiveRequest *q, const struct tpo_gat
     return TPO_OK;
 }
 
-int tpo_plan_check(const Tpo__V1__PerceiveRequest *q, const struct tpo_gateway_settings *s, struct tpo_error *err)
+int tpo_request_check(const Tpo__V1__PerceiveRequest *q, const struct tpo_gateway_settings *s, struct tpo_error *err)
 {
     int rc = check_turns(q, s->text_max_bytes, err);
     if (rc == TPO_OK) rc = check_media(q, err);
@@ -93,7 +93,8 @@ int tpo_plan_check(const Tpo__V1__PerceiveRequest *q, const struct tpo_gateway_s
     return rc;
 }
 
-int tpo_plan_boxes(const Tpo__V1__PerceiveRequest *q, const Tpo__V1__MediaInfo *media, Tpo__V1__Rect *rects, struct tpo_error *err)
+int tpo_request_boxes(const Tpo__V1__PerceiveRequest *q, const Tpo__V1__MediaInfo *media, Tpo__V1__Rect *rects,
+                      struct tpo_error *err)
 {
     for (size_t i = 0; i < q->n_boxes; i++) {
         const Tpo__V1__Rect *r = q->boxes[i]->rect;
@@ -110,7 +111,7 @@ int tpo_plan_boxes(const Tpo__V1__PerceiveRequest *q, const Tpo__V1__MediaInfo *
     return TPO_OK;
 }
 
-const char *tpo_plan_media_kind(const Tpo__V1__MediaInfo *media)
+const char *tpo_request_media_kind(const Tpo__V1__MediaInfo *media)
 {
     if (media == NULL) return "";
     return media->duration_s > 0 || media->n_frames > 1 ? "video" : "image";
