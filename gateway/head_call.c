@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "common/limits.h"
 #include "gateway/request_private.h"
 
 static void start_head(struct head_call *c);
@@ -129,7 +130,7 @@ static void start_head(struct head_call *c)
 {
     struct tpo_request *r = c->r;
     if (tpo_request_over(r)) return;
-    Tpo__V1__Rect *boxes[64];
+    Tpo__V1__Rect *boxes[TPO_BOXES_MAX];
     Tpo__V1__TaskCall call = TPO__V1__TASK_CALL__INIT;
     call.task = c->task;
     call.index = c->index;

@@ -4,11 +4,11 @@
 #include <math.h>
 #include <string.h>
 
+#include "common/limits.h"
 #include "common/sha256.h"
 #include "common/text.h"
 
 #define TURNS_MAX 256
-#define BOXES_MAX 64
 
 static int bad(struct tpo_error *err, const char *reason, const char *message)
 {
@@ -54,7 +54,7 @@ static size_t count_marks(const char *text)
 static int check_boxes(const Tpo__V1__PerceiveRequest *q, struct tpo_error *err)
 {
     if (q->n_boxes == 0) return TPO_OK;
-    if (q->n_boxes > BOXES_MAX) return bad(err, "box_invalid", "boxes: over 64");
+    if (q->n_boxes > TPO_BOXES_MAX) return tpo_fail(err, TPO_INVALID_ARGUMENT, "box_invalid", "boxes: over %d", TPO_BOXES_MAX);
     if (q->n_media == 0) return bad(err, "box_without_media", "boxes: there is no picture they could lie in");
     if (count_marks(q->turns[q->n_turns - 1]->text) > q->n_boxes) return bad(err, "box_missing", "turns: more {box} than boxes");
     for (size_t i = 0; i < q->n_boxes; i++) {

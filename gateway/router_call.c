@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "common/limits.h"
 #include "gateway/request_check.h"
 #include "gateway/request_private.h"
 
@@ -66,7 +67,7 @@ void tpo_router_call_open(struct tpo_request *r)
 {
     const Tpo__V1__PerceiveRequest *q = r->q;
     struct tpo_error err = {0};
-    Tpo__V1__Rect *boxes[64];
+    Tpo__V1__Rect *boxes[TPO_BOXES_MAX];
     r->state = GENERATING;
     Tpo__V1__GenerateRequest ask = TPO__V1__GENERATE_REQUEST__INIT;
     ask.n_turns = q->n_turns;

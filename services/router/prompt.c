@@ -5,13 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/limits.h"
 #include "common/text.h"
 
 #define QUESTION_OPEN       " [INST] "
 #define QUESTION_CLOSE_LAST " [/INST] "
 #define QUESTION_CLOSE      " [/INST]"
 #define BOX                 "{box}"
-#define BOXES_MAX           64
 
 /* What one build needs besides the prompt. */
 struct build {
@@ -126,8 +126,9 @@ static int last_question(struct build *b, const char *question, int n_boxes)
     if (marks > n_boxes)
         return tpo_fail(b->err, TPO_INVALID_ARGUMENT, "box_missing", "the question has %d {box} and %d boxes came along", marks,
                         n_boxes);
-    if (n_boxes > BOXES_MAX)
-        return tpo_fail(b->err, TPO_INVALID_ARGUMENT, "box_missing", "%d boxes, at most %d can be asked about", n_boxes, BOXES_MAX);
+    if (n_boxes > TPO_BOXES_MAX)
+        return tpo_fail(b->err, TPO_INVALID_ARGUMENT, "box_missing", "%d boxes, at most %d can be asked about", n_boxes,
+                        TPO_BOXES_MAX);
     tpo_text_add(&text, QUESTION_OPEN, strlen(QUESTION_OPEN));
     tpo_text_add(&text, question, strlen(question));
     for (int i = marks; i < n_boxes; i++) tpo_text_add(&text, " " BOX, 1 + strlen(BOX));
