@@ -206,9 +206,9 @@ static int draw(struct tpo_params *p, struct tpo_stream *s, struct tpo_param *it
     return rc;
 }
 
-static int fail_at_first(void *owner, const char *text)
+int tpo_params_fail_at_first(void *err, const char *text)
 {
-    return tpo_fail(owner, TPO_FAILED_PRECONDITION, "weights", "%s", text);
+    return tpo_fail(err, TPO_FAILED_PRECONDITION, "weights", "%s", text);
 }
 
 int tpo_params_load(struct tpo_params *p, struct tpo_stream *s, const char *folder, const char *stage, struct tpo_error *err)
@@ -218,7 +218,7 @@ int tpo_params_load(struct tpo_params *p, struct tpo_stream *s, const char *fold
     if (err == NULL) err = &local;
     if (m == NULL || m->failed) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the list of tensors");
     int rc = tpo_safetensors_open_stage(&m->files, folder, stage, err);
-    if (rc == TPO_OK) rc = tpo_params_match(p, m->files, stage, fail_at_first, err);
+    if (rc == TPO_OK) rc = tpo_params_match(p, m->files, stage, tpo_params_fail_at_first, err);
     for (int i = 0; i < p->n && rc == TPO_OK; i++) {
         const struct tpo_entry *e = tpo_safetensors_find(m->files, p->items[i]->name);
         rc = e != NULL ? fill(p, s, p->items[i], e) : draw(p, s, p->items[i], 1);

@@ -82,6 +82,8 @@ int tpo_params_load(struct tpo_params *p, struct tpo_stream *s, const char *fold
 struct tpo_safetensors;
 int tpo_params_match(const struct tpo_params *p, const struct tpo_safetensors *files, const char *stage,
                      int (*on_fault)(void *owner, const char *text), void *owner);
+/* An on_fault whose owner is a struct tpo_error: the first fault is the error, FAILED_PRECONDITION "weights". */
+int tpo_params_fail_at_first(void *err, const char *text);
 
 /* Fresh memory, every tensor by its init; the values of a tensor depend on (seed, name) alone. */
 int tpo_params_random(struct tpo_params *p, struct tpo_stream *s, uint64_t seed, struct tpo_error *err);

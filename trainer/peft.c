@@ -39,11 +39,6 @@ static int folder_make(const char *dir, struct tpo_error *err)
     return TPO_OK;
 }
 
-static int fail_at_first(void *owner, const char *text)
-{
-    return tpo_fail(owner, TPO_FAILED_PRECONDITION, "weights", "%s", text);
-}
-
 /* The model's files, its config and the router's schema, which says what tensors an adapter of this model has; the three agree. */
 static int model_open(struct tpo_config *c, struct tpo_params *p, struct tpo_safetensors **files, const char *model,
                       struct tpo_error *err)
@@ -55,7 +50,7 @@ static int model_open(struct tpo_config *c, struct tpo_params *p, struct tpo_saf
                         model);
     tpo_router_schema(p, c, 1); /* training's own heads may be there or not */
     rc = tpo_safetensors_open(files, model, err);
-    return rc == TPO_OK ? tpo_params_match(p, *files, "router", fail_at_first, err) : rc;
+    return rc == TPO_OK ? tpo_params_match(p, *files, "router", tpo_params_fail_at_first, err) : rc;
 }
 
 /* One tensor of the adapter, in f32; a widened copy goes to *copy. */

@@ -22,6 +22,12 @@ struct tpo_tag {
     int ok;
 };
 
+/* An argument of a channel or a server. `key` is borrowed as long as the argument is. */
+static inline grpc_arg tpo_grpc_number(const char *key, int value)
+{
+    return (grpc_arg){.type = GRPC_ARG_INTEGER, .key = (char *)key, .value.integer = value};
+}
+
 int tpo_loop_open_alone(struct tpo_loop **out, struct tpo_error *err);
 grpc_completion_queue *tpo_loop_queue(struct tpo_loop *l);
 /* Before every batch: what was written until now is seen by whoever gets its tag. gRPC orders the two as well, but within itself, where

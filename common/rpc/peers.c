@@ -12,30 +12,25 @@
 #define WATCH_MS       (3600 * 1000)
 #define NEVER_US       INT64_MAX
 
-static grpc_arg number(const char *key, int value)
-{
-    return (grpc_arg){.type = GRPC_ARG_INTEGER, .key = (char *)key, .value.integer = value};
-}
-
 static grpc_channel *create_channel(const char *address)
 {
     grpc_arg args[] = {
-        number(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, TPO_RPC_MESSAGE_BYTES),
-        number(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, TPO_RPC_MESSAGE_BYTES),
-        number(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1 << GRPC_COMPRESS_NONE),
+        tpo_grpc_number(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, TPO_RPC_MESSAGE_BYTES),
+        tpo_grpc_number(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, TPO_RPC_MESSAGE_BYTES),
+        tpo_grpc_number(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1 << GRPC_COMPRESS_NONE),
         /* We retry ourselves, on another peer. */
-        number(GRPC_ARG_ENABLE_RETRIES, 0),
+        tpo_grpc_number(GRPC_ARG_ENABLE_RETRIES, 0),
         /* A proxy from the environment has no business between our services. */
-        number(GRPC_ARG_ENABLE_HTTP_PROXY, 0),
-        number(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1),
-        number(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100),
-        number(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000),
-        number(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000),
+        tpo_grpc_number(GRPC_ARG_ENABLE_HTTP_PROXY, 0),
+        tpo_grpc_number(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1),
+        tpo_grpc_number(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100),
+        tpo_grpc_number(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000),
+        tpo_grpc_number(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000),
         /* A peer that hangs with its connection open is found within half a minute. */
-        number(GRPC_ARG_KEEPALIVE_TIME_MS, 20000),
-        number(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000),
-        number(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1),
-        number(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
+        tpo_grpc_number(GRPC_ARG_KEEPALIVE_TIME_MS, 20000),
+        tpo_grpc_number(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000),
+        tpo_grpc_number(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1),
+        tpo_grpc_number(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
     };
     grpc_channel_args all = {.num_args = sizeof(args) / sizeof(args[0]), .args = args};
     grpc_channel_credentials *plain = grpc_insecure_credentials_create();

@@ -10,11 +10,6 @@
 #define MESSAGE_BYTES (64 << 20)
 #define ACCEPTING     32 /* callers that may come before the thread has looked again */
 
-static grpc_arg number(const char *key, int value)
-{
-    return (grpc_arg){.type = GRPC_ARG_INTEGER, .key = (char *)key, .value.integer = value};
-}
-
 static grpc_server *create_server(int message_bytes_max, size_t memory_bytes_max)
 {
     /* gRPC's own memory: a new quota has no end; past one streams are reset with ENHANCE_YOUR_CALM, to their callers RESOURCE_EXHAUSTED. */
@@ -24,18 +19,18 @@ static grpc_server *create_server(int message_bytes_max, size_t memory_bytes_max
         {.type = GRPC_ARG_POINTER,
          .key = GRPC_ARG_RESOURCE_QUOTA,
          .value.pointer = {.p = quota, .vtable = grpc_resource_quota_arg_vtable()}},
-        number(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, message_bytes_max),
-        number(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, message_bytes_max),
+        tpo_grpc_number(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, message_bytes_max),
+        tpo_grpc_number(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, message_bytes_max),
         /* Two servers on one port would each get a part of the calls: taken is an error. */
-        number(GRPC_ARG_ALLOW_REUSEPORT, 0),
+        tpo_grpc_number(GRPC_ARG_ALLOW_REUSEPORT, 0),
         /* A kilobyte of gzip may hold a gigabyte: only identity is accepted. */
-        number(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1 << GRPC_COMPRESS_NONE),
-        number(GRPC_ARG_MAX_CONCURRENT_STREAMS, 1024),
-        number(GRPC_ARG_KEEPALIVE_TIME_MS, 30000),
-        number(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000),
-        number(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1),
+        tpo_grpc_number(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1 << GRPC_COMPRESS_NONE),
+        tpo_grpc_number(GRPC_ARG_MAX_CONCURRENT_STREAMS, 1024),
+        tpo_grpc_number(GRPC_ARG_KEEPALIVE_TIME_MS, 30000),
+        tpo_grpc_number(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000),
+        tpo_grpc_number(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1),
         /* Our clients ping every 20 s; stricter servers would answer GOAWAY too_many_pings. */
-        number(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000),
+        tpo_grpc_number(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000),
     };
     grpc_channel_args all = {.num_args = sizeof(args) / sizeof(args[0]), .args = args};
     grpc_server *server = grpc_server_create(&all, NULL);
