@@ -49,15 +49,18 @@ int tpo_answer_init(struct tpo_answer *a, const char *request_id)
     return a->failed ? TPO_ENOMEM : TPO_OK;
 }
 
+static void free_part(void *response, void *part)
+{
+    if (part != response) free(part);
+}
+
 void tpo_answer_free(struct tpo_answer *a)
 {
-    /* Our struct is no heap message, so its parts go by way of one that is. */
-    Tpo__V1__PerceiveResponse *all = malloc(sizeof(*all));
+    /* The response lies in our struct: all that it points to goes, itself not. No memory is asked for, as there may be none. */
+    ProtobufCAllocator parts = {.free = free_part, .allocator_data = &a->response};
     tpo_text_free(&a->text);
     a->response.text = (char *)protobuf_c_empty_string;
-    TPO_ASSERT(all != NULL);
-    *all = a->response;
-    protobuf_c_message_free_unpacked(&all->base, NULL);
+    protobuf_c_message_free_unpacked(&a->response.base, &parts);
     *a = (struct tpo_answer){.response = TPO__V1__PERCEIVE_RESPONSE__INIT};
 }
 
