@@ -34,7 +34,7 @@ static void on_put(void *owner, const struct tpo_error *err)
         tpo_request_finish(r, err);
     else
         tpo_request_fail(r, err, "encoder");
-    tpo_request_release(r);
+    tpo_request_callback_done(r);
 }
 
 static bool put_for_encoder(struct tpo_request *r, const struct tpo_error *err)
@@ -46,7 +46,7 @@ static bool put_for_encoder(struct tpo_request *r, const struct tpo_error *err)
     if (r->put == NULL) return false;
     r->put_started_ms = tpo_now_ms();
     r->puts++;
-    r->holds++;
+    r->refs++;
     r->state = PUTTING;
     return true;
 }
@@ -89,7 +89,7 @@ static void on_encoder_done(void *owner, struct tpo_rpc *rpc, int status, const 
     } else if (r->state == ENCODING && !put_for_encoder(r, err)) {
         tpo_request_fail(r, err, "encoder");
     }
-    tpo_request_release(r);
+    tpo_request_callback_done(r);
 }
 
 void tpo_encoder_call_open(struct tpo_request *r)
@@ -112,5 +112,5 @@ void tpo_encoder_call_open(struct tpo_request *r)
     if (r->rpc == NULL)
         tpo_request_refused(r, &err, "encoder");
     else
-        r->holds++;
+        r->refs++;
 }

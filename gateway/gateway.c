@@ -111,12 +111,12 @@ void tpo_gateway_close(struct tpo_gateway *g)
 
 void tpo_gateway_hold(struct tpo_gateway *g)
 {
-    g->holds++;
+    g->refs++;
 }
 
 void tpo_gateway_release(struct tpo_gateway *g)
 {
-    if (--g->holds == 0 && g->closing) uv_close((uv_handle_t *)&g->wake, on_closed);
+    if (--g->refs == 0 && g->closing) uv_close((uv_handle_t *)&g->wake, on_closed);
 }
 
 bool tpo_gateway_ready(const struct tpo_gateway *g)

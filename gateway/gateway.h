@@ -45,7 +45,7 @@ struct tpo_gateway {
     struct tpo_admission *admission;
     struct tpo_version_watch *versions;
     struct tpo_request *requests; /* all that aren't freed yet */
-    int holds;                    /* of requests and scrapes: g outlives them */
+    int refs;                     /* of requests and scrapes: g outlives them */
     bool closing;
     uint64_t body_bytes; /* of requests in memory: bodies until they are read, then messages, inline media included until stored */
 };

@@ -71,7 +71,7 @@ static void on_head_put(void *owner, const struct tpo_error *err)
         start_head(c);
     else
         tpo_head_call_fail(c, err);
-    tpo_request_release(c->r);
+    tpo_request_callback_done(c->r);
 }
 
 static bool put_for_head(struct head_call *c, const struct tpo_error *err)
@@ -84,7 +84,7 @@ static bool put_for_head(struct head_call *c, const struct tpo_error *err)
     c->put = tpo_media_put_open(r->g, c->peers, &start, r->media_id, on_head_put, c);
     if (c->put == NULL) return false;
     c->puts++;
-    r->holds++;
+    r->refs++;
     return true;
 }
 
@@ -123,7 +123,7 @@ static void on_head_done(void *owner, struct tpo_rpc *rpc, int status, const str
     } else if (!put_for_head(c, err)) {
         tpo_head_call_fail(c, err);
     }
-    tpo_request_release(r);
+    tpo_request_callback_done(r);
 }
 
 static void start_head(struct head_call *c)
@@ -157,7 +157,7 @@ static void start_head(struct head_call *c)
     if (c->rpc == NULL)
         refused(c, &err);
     else
-        r->holds++;
+        r->refs++;
 }
 
 void tpo_head_call_open(struct tpo_request *r, const Tpo__V1__TaskEmbedding *t)

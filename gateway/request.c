@@ -10,11 +10,11 @@
  * With its turn a request is stamped with a version of the weights for all its hops (versions.h draws the rules). Where the peers have
  * none in common, or a stage refuses it before anything was streamed:
  *
- *   any state --> CHOOSING --the peers have told what they hold, and what ran for the version before has come back--> as from the turn on
+ *   any state --> VERSION_WAIT --the peers have told what they hold, what ran for the version before has come back--> as from the turn on
  *
  * at most ANEW_MAX times. Deadline, cancel and an error of a stage that the answer can't do without lead from anywhere to FINISHED.
  *
- * FINISHED tells the owner once, cancels what is still under way, and frees when the last callback has come back: `holds` counts
+ * FINISHED tells the owner once, cancels what is still under way, and frees when the last callback has come back: `refs` counts
  * them. Without media ENCODING is skipped. An error of a head goes into its own call and the rest stands. */
 #include <math.h>
 #include <stdlib.h>
@@ -48,12 +48,8 @@ static void forget(struct tpo_request *r)
     r->media = NULL;
 }
 
-void tpo_request_release(struct tpo_request *r)
+static void request_free(struct tpo_request *r)
 {
-    r->holds--;
-    /* All that ran for the version before has come back: only the timer is left. */
-    if (r->holds == 1 && r->state == CHOOSING) begin(r);
-    if (r->holds > 0) return;
     TPO_ASSERT(r->state == FINISHED);
     *(r->prev != NULL ? &r->prev->next : &r->g->requests) = r->next;
     if (r->next != NULL) r->next->prev = r->prev;
@@ -65,9 +61,17 @@ void tpo_request_release(struct tpo_request *r)
     free(r);
 }
 
+void tpo_request_callback_done(struct tpo_request *r)
+{
+    r->refs--;
+    /* All that ran for the version before has come back: only the timer is left. */
+    if (r->refs == 1 && r->state == VERSION_WAIT) begin(r);
+    if (r->refs == 0) request_free(r);
+}
+
 static void on_timer_closed(uv_handle_t *handle)
 {
-    tpo_request_release(handle->data);
+    tpo_request_callback_done(handle->data);
 }
 
 /* Cancels whatever runs; its callbacks still come and let go. */
@@ -76,12 +80,12 @@ static void stop_all(struct tpo_request *r)
     if (r->upload != NULL) {
         tpo_upload_cancel(r->upload);
         r->upload = NULL;
-        r->holds--;
+        r->refs--;
     }
     if (r->put != NULL) {
         tpo_media_put_cancel(r->put);
         r->put = NULL;
-        r->holds--;
+        r->refs--;
     }
     if (r->rpc != NULL) tpo_rpc_cancel(r->rpc);
     for (uint32_t i = 0; i < r->n_calls; i++) {
@@ -89,7 +93,7 @@ static void stop_all(struct tpo_request *r)
         if (c->put != NULL) {
             tpo_media_put_cancel(c->put);
             c->put = NULL;
-            r->holds--;
+            r->refs--;
         }
         if (c->rpc != NULL) tpo_rpc_cancel(c->rpc);
     }
@@ -181,7 +185,7 @@ struct tpo_rpc_start tpo_request_hop(const struct tpo_request *r, const char *pa
 
 bool tpo_request_over(const struct tpo_request *r)
 {
-    return r->state == FINISHED || r->state == CHOOSING;
+    return r->state == FINISHED || r->state == VERSION_WAIT;
 }
 
 bool tpo_request_of_version(const struct tpo_error *err)
@@ -198,17 +202,17 @@ void tpo_request_version_gone(struct tpo_error *err)
 
 static void on_known(void *owner)
 {
-    tpo_request_release(owner);
+    tpo_request_callback_done(owner);
 }
 
 bool tpo_request_start_anew(struct tpo_request *r)
 {
-    if (r->state == CHOOSING) return true;
+    if (r->state == VERSION_WAIT) return true;
     if (r->seq > 0 || r->anew >= ANEW_MAX || r->state == FINISHED) return false;
     r->anew++;
-    r->state = CHOOSING;
+    r->state = VERSION_WAIT;
     stop_all(r);
-    r->holds++;
+    r->refs++;
     r->wait = (struct tpo_version_wait){.on_known = on_known, .owner = r};
     tpo_version_ask(r->g->versions, &r->wait);
     return true;
@@ -254,7 +258,7 @@ static void on_stored(void *owner, const char *id, uint64_t size, const struct t
     } else {
         tpo_request_finish(r, err);
     }
-    tpo_request_release(r);
+    tpo_request_callback_done(r);
 }
 
 static void on_looked(void *owner, bool known)
@@ -267,7 +271,7 @@ static void on_looked(void *owner, bool known)
         tpo_fail(&err, TPO_NOT_FOUND, "media_unknown", "no media of this id is here; send it again");
         tpo_request_finish(r, &err);
     }
-    tpo_request_release(r);
+    tpo_request_callback_done(r);
 }
 
 /* An id that this gateway was not sent counts only where the file lies in a directory that it shares: what caches of services hold is no right to
@@ -275,9 +279,9 @@ static void on_looked(void *owner, bool known)
 static void look_for(struct tpo_request *r)
 {
     struct tpo_error err;
-    r->holds++;
+    r->refs++;
     if (tpo_media_look(r->g->media, r->media_id, on_looked, r)) return;
-    r->holds--;
+    r->refs--;
     tpo_fail(&err, TPO_RESOURCE_EXHAUSTED, "memory", "out of memory");
     tpo_request_finish(r, &err);
 }
@@ -302,7 +306,7 @@ static void store(struct tpo_request *r)
         tpo_request_finish(r, &err);
         return;
     }
-    r->holds++;
+    r->refs++;
     tpo_upload_add(r->upload, m->data.data, m->data.len);
     tpo_upload_end(r->upload);
     free(m->data.data);
@@ -342,8 +346,8 @@ static void on_turn(void *owner)
 static void on_deadline(uv_timer_t *timer)
 {
     static const char *const stages[] = {
-        [WAITING] = "gateway", [CHOOSING] = "gateway",  [STORING] = "gateway", [ENCODING] = "encoder",
-        [PUTTING] = "encoder", [GENERATING] = "router", [HEADS] = "",          [FINISHED] = ""};
+        [WAITING] = "gateway", [VERSION_WAIT] = "gateway", [STORING] = "gateway", [ENCODING] = "encoder",
+        [PUTTING] = "encoder", [GENERATING] = "router",    [HEADS] = "",          [FINISHED] = ""};
     struct tpo_request *r = timer->data;
     struct tpo_error err;
     tpo_fail(&err, TPO_DEADLINE_EXCEEDED, "deadline", "%.0f ms were not enough", r->deadline_ms - r->started_ms);
@@ -402,7 +406,7 @@ struct tpo_request *tpo_request_open(struct tpo_gateway *g, Tpo__V1__PerceiveReq
     g->requests = r;
     uv_timer_init(g->loop, &r->timer);
     r->timer.data = r;
-    r->holds = 1; /* the timer's close */
+    r->refs = 1; /* the timer's close */
     tpo_gateway_hold(g);
     uv_timer_start(&r->timer, on_start, 0, 0);
     return r;

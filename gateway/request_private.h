@@ -13,7 +13,7 @@
 #define CALLS_MAX 32
 #define PUTS_MAX  2
 
-enum state { WAITING, CHOOSING, STORING, ENCODING, PUTTING, GENERATING, HEADS, FINISHED };
+enum state { WAITING, VERSION_WAIT, STORING, ENCODING, PUTTING, GENERATING, HEADS, FINISHED };
 
 /* A task call and the head that works on it. */
 struct head_call {
@@ -43,7 +43,7 @@ struct tpo_request {
     char id[65], traceparent[56], media_id[65];
     struct tpo_ticket ticket;
     uv_timer_t timer;
-    int holds; /* callbacks to come; at 0 and FINISHED the request is freed */
+    int refs; /* callbacks to come; at 0 and FINISHED the request is freed */
     double started_ms, deadline_ms, begun_ms, put_ms, put_started_ms;
     struct tpo_error early; /* refused before it was accepted */
     bool accepted, first_text_seen;
@@ -75,7 +75,8 @@ void tpo_request_fail(struct tpo_request *r, const struct tpo_error *err, const 
 /* A stage that the answer can't do without failed, or has no peer for this version: begins anew where that can help. */
 void tpo_request_refused(struct tpo_request *r, const struct tpo_error *err, const char *stage);
 void tpo_request_finish_if_done(struct tpo_request *r); /* the router and every head have ended */
-void tpo_request_release(struct tpo_request *r);        /* one of its holds */
+/* The last thing a callback does: frees a request that is finished, and begins one anew that waits, when none is left to come back. */
+void tpo_request_callback_done(struct tpo_request *r);
 void tpo_request_emit(struct tpo_request *r, Tpo__V1__PerceiveEvent__KindCase kind, void *part);
 /* What every hop carries. */
 struct tpo_rpc_start tpo_request_hop(const struct tpo_request *r, const char *path, const ProtobufCMessageDescriptor *reply);

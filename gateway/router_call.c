@@ -60,7 +60,7 @@ static void on_router_done(void *owner, struct tpo_rpc *rpc, int status, const s
         r->state = HEADS;
         tpo_request_finish_if_done(r);
     }
-    tpo_request_release(r);
+    tpo_request_callback_done(r);
 }
 
 void tpo_router_call_open(struct tpo_request *r)
@@ -94,5 +94,5 @@ void tpo_router_call_open(struct tpo_request *r)
     if (r->rpc == NULL)
         tpo_request_refused(r, &err, "router");
     else
-        r->holds++;
+        r->refs++;
 }
