@@ -163,11 +163,16 @@ static void start_head(struct head_call *c)
 void tpo_head_call_open(struct tpo_request *r, const Tpo__V1__TaskEmbedding *t)
 {
     struct tpo_error err = {0};
-    struct head_call *c = r->n_calls < CALLS_MAX ? calloc(1, sizeof(*c)) : NULL;
+    if (r->n_calls == CALLS_MAX) {
+        tpo_fail(&err, TPO_RESOURCE_EXHAUSTED, "calls", "over %d task calls in one answer", CALLS_MAX);
+        tpo_request_fail(r, &err, "gateway");
+        return;
+    }
+    struct head_call *c = calloc(1, sizeof(*c));
     Tpo__V1__Call *call = c != NULL ? tpo_answer_call(&r->answer, t->task, t->text_offset) : NULL;
     if (call == NULL) {
         free(c);
-        tpo_fail(&err, TPO_RESOURCE_EXHAUSTED, "calls", "over %d task calls in one answer", CALLS_MAX);
+        tpo_fail(&err, TPO_RESOURCE_EXHAUSTED, "memory", "out of memory");
         tpo_request_fail(r, &err, "gateway");
         return;
     }

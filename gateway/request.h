@@ -19,10 +19,11 @@ struct tpo_request_events {
     void (*on_done)(void *owner, const Tpo__V1__PerceiveEvent *event, const struct tpo_error *err);
 };
 
-/* Never answers from within. `message` is the request's from here on. left_ms > 0 is a deadline of the transport's; the shorter one counts. What
- * the message takes counts in the gateway's body_bytes until it is freed, its media until they are stored; where that is too much the request
- * ends with RESOURCE_EXHAUSTED "bodies_full". request_id is used where the message names none. traceparent may be NULL or nonsense. NULL when out
- * of memory. */
+/* Never answers from within. take_message is the request's from here on, and freed also where NULL is returned, which means out of memory.
+ * left_ms is what is left of a deadline of the transport's; negative: it has passed, the request ends with DEADLINE_EXCEEDED and no service hears
+ * of it; 0: there is none. The message's own timeout counts where it is shorter. What the message takes counts in the gateway's body_bytes until
+ * it is freed, its media until they are stored; where that is too much the request ends with RESOURCE_EXHAUSTED "bodies_full". request_id is used
+ * where the message names none. traceparent may be NULL or nonsense. */
 struct tpo_request *tpo_request_open(struct tpo_gateway *g, Tpo__V1__PerceiveRequest *take_message, double left_ms,
                                      const char *request_id, const char *traceparent, const struct tpo_request_events *on);
 void tpo_request_cancel(struct tpo_request *r);              /* the caller went away: no event comes any more */
