@@ -89,7 +89,23 @@ static int backward(struct way *w, int part, bool skip, const struct tpo_named_t
 
 /* --- the region head ----------------------------------------------------------------------------------------------------------------- */
 
-/* The target box of every row of e.region: the row's sample and conversation, and how many region rows of that conversation came before. */
+/* The target box of a row of e.region: `order` region rows of its conversation came before. NULL: there is none, as the error tells. */
+static const float *target_box(struct way *w, int sample, int conversation, int order)
+{
+    const struct tpo_world_batch *b = w->batch;
+    if (sample < 0 || sample >= b->n || conversation < 0 || conversation >= b->samples[sample].n_conversations) {
+        tpo_fail(w->err, TPO_INTERNAL, "rows", "the router answered a task embedding of sample %d, conversation %d: there is none",
+                 sample, conversation);
+        return NULL;
+    }
+    const struct tpo_conversation *c = &b->samples[sample].conversations[conversation];
+    if (order < c->n_boxes) return c->boxes[order];
+    tpo_fail(w->err, TPO_INVALID_ARGUMENT, "boxes", "sample %d, conversation %d: %d target boxes, but more task tokens of region",
+             sample, conversation, c->n_boxes);
+    return NULL;
+}
+
+/* The target boxes of e.region (n, D), row by row. NULL, with the error told, where the two do not match. */
 static float *boxes_match(struct way *w, const struct tpo_forwarded *f, int n)
 {
     const struct tpo_config *config = w->crew->config;
@@ -105,15 +121,13 @@ static float *boxes_match(struct way *w, const struct tpo_forwarded *f, int n)
         order = row->sample == sample && row->conversation == conversation ? order + 1 : 0;
         sample = row->sample;
         conversation = row->conversation;
-        if (sample < 0 || sample >= w->batch->n || conversation < 0 || conversation >= w->batch->samples[sample].n_conversations)
-            break;
-        const struct tpo_conversation *c = &w->batch->samples[sample].conversations[conversation];
-        if (order >= c->n_boxes) break;
-        memcpy(boxes + 4 * at++, c->boxes[order], 4 * sizeof(float));
+        const float *box = target_box(w, sample, conversation, order);
+        if (box == NULL) goto fail;
+        memcpy(boxes + 4 * at++, box, 4 * sizeof(float));
     }
     if (at == n) return boxes;
-    tpo_fail(w->err, TPO_INVALID_ARGUMENT, "boxes", "sample %d, conversation %d: %d task tokens, fewer target boxes", sample,
-             conversation, n);
+    tpo_fail(w->err, TPO_INTERNAL, "rows", "the router answered %d task embeddings of region, and the places of %d", n, at);
+fail:
     free(boxes);
     return NULL;
 }
@@ -125,7 +139,7 @@ static int region_forward(struct way *w, const struct tpo_forwarded *router, con
     const bool wanted = w->crew->trainable[TPO_PART_ROUTER] > 0 || w->crew->trainable[TPO_PART_ENCODER] > 0;
     const int n = (int)e->shape[0];
     float *boxes = boxes_match(w, router, n);
-    if (boxes == NULL) return w->err->code != TPO_OK ? w->err->code : TPO_ENOMEM;
+    if (boxes == NULL) return w->err->code;
     const struct tpo_named_tensor inputs[2] = {*e,
                                                {.name = "boxes", .dtype = TPO_F32, .n_dims = 2, .shape = {n, 4}, .data = boxes}};
     int rc = forward(w, TPO_PART_REGION, inputs, 2, wants, wanted, &f);

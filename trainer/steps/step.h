@@ -20,15 +20,15 @@ struct tpo_step_report {
     float rate;                  /* share of every group's rate */
     float rates[TPO_GROUPS_MAX]; /* of each group, as the stage lists them */
     int samples, boxes;
-    bool reads; /* whether files are read for it, and how many of their rows are passed over by then: the run's to say */
-    int64_t skipped;
+    bool reads;      /* whether the stage's samples come from files; this and the next are the run's to fill in */
+    int64_t skipped; /* rows of those files that were passed over up to this step */
     bool aborted;
     struct tpo_timing timing;
 };
 
-/* Step `step` (from 1) on samples[M]. A step that meets something not finite is aborted everywhere, counted, and is no error. On an error nothing
- * is on its way any more, but services may be left with an open step: tpo_step_give_up, or recovery, which alone may follow where t->torn is set.
- * INTERNAL "replicas" when replicas' norms differ. */
+/* Step `step` (from 1) on batches[M], a micro-batch each. A step that meets something not finite is aborted everywhere, counted, and is no error.
+ * On an error nothing is on its way any more, but services may be left with an open step: tpo_step_give_up, or recovery, which alone may follow
+ * where t->torn is set. INTERNAL "replicas" when replicas' norms differ. */
 int tpo_step_run(struct tpo_crew *t, const struct tpo_recipe_stage *s, int step, const struct tpo_world_batch *batches,
                  struct tpo_step_report *out, struct tpo_error *err);
 
