@@ -13,16 +13,18 @@
 struct tpo_tokenizer; /* nn/tokenizer.h */
 
 struct tpo_router_learn {
-    struct tpo_model model; /* what tpo_router_model answers */
+    struct tpo_model model;
     struct tpo_decoder *decoder;
     struct tpo_tokenizer *tokenizer;
 };
 
-/* A router that only learns: no pool, no scheduler. Tokenizer from `folder`; weights too, or random ones of `seed`. LoRA stays
- * apart from its base. Borrowed: the stream. close accepts NULL. */
+/* A router that only learns: no pool, no scheduler. Tokenizer from `folder`; weights too, or random ones of `seed`; aids: with the tensors of the
+ * slot loss, ext.router.slot.*. LoRA stays apart from its base. Borrowed: the stream. close accepts NULL. */
 struct tpo_router_trainee;
 int tpo_router_trainee_open(struct tpo_router_trainee **out, struct tpo_stream *s, const struct tpo_config *c, const char *folder,
                             bool random, uint64_t seed, int aids, struct tpo_error *err);
+/* Input "visual" (samples * Q, C); outputs "e.NAME" per task that occurs; losses "language", "slot", "attention". Targets of the slot loss:
+ * "slot.words" (Q, 4 or 5) I32 vocabulary ids or -100, "slot.boxes" (Q, 4) F32, "slot.centres" (Q, 2) F32, a row with NaN taking no part. */
 struct tpo_model *tpo_router_trainee_model(struct tpo_router_trainee *r);
 void tpo_router_trainee_close(struct tpo_router_trainee *r);
 

@@ -9,7 +9,6 @@
 #include "nn/tokenizer.h"
 #include "services/router/admission.h"
 #include "services/router/batch.h"
-#include "services/router/learn.h"
 #include "services/router/prompt.h"
 #include "services/router/sample.h"
 #include "services/router/task.h"
@@ -57,7 +56,6 @@ struct tpo_router {
     struct tpo_tokenizer *tokenizer;
     struct tpo_kv kv;
     struct tpo_batch *batch;
-    struct tpo_router_learn learn;
     struct sequence *sequences;         /* (max_sequences) */
     int wanted;                         /* rows, by the last one that must wait */
     const struct tpo_snapshot *weights; /* of the pass being put together */
@@ -103,17 +101,15 @@ int tpo_router_open(struct tpo_router **out, struct tpo_stream *s, const struct 
     if (rc == TPO_OK && tpo_tokenizer_vocabulary(r->tokenizer) > c->llm.vocab_size)
         rc = tpo_fail(err, TPO_INVALID_ARGUMENT, "config", "the tokenizer has %d tokens, llm.vocab_size is %d",
                       tpo_tokenizer_vocabulary(r->tokenizer), c->llm.vocab_size);
-    if (rc == TPO_OK && tpo_decoder_declare(&r->decoder, &r->params, &r->config, o->aids) != TPO_OK)
+    if (rc == TPO_OK && tpo_decoder_declare(&r->decoder, &r->params, &r->config, 0) != TPO_OK)
         rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the list of tensors");
     if (rc == TPO_OK) r->params.keep_half = c->keep_bf16;
-    if (rc == TPO_OK)
-        rc = o->random ? tpo_params_random(&r->params, s, o->seed, err) : tpo_params_load(&r->params, s, o->folder, "router", err);
+    if (rc == TPO_OK) rc = tpo_params_load(&r->params, s, o->folder, "router", err);
     if (rc == TPO_OK) rc = engine_open(r, err);
     if (rc != TPO_OK) {
         tpo_router_close(r);
         return rc;
     }
-    tpo_router_learn_open(&r->learn, &r->decoder, &r->params, r->tokenizer);
     *out = r;
     return TPO_OK;
 }
@@ -146,9 +142,9 @@ void tpo_router_close(struct tpo_router *r)
     free(r);
 }
 
-struct tpo_model *tpo_router_model(struct tpo_router *r)
+struct tpo_params *tpo_router_params(struct tpo_router *r)
 {
-    return &r->learn.model;
+    return &r->params;
 }
 
 /* --- admission --------------------------------------------------------------------------------------------------------------- */

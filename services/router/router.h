@@ -7,22 +7,20 @@
 #define TPO_SERVICES_ROUTER_H
 
 #include "nn/config.h"
-#include "nn/model.h"
+#include "nn/params.h"
 #include "nn/snapshot.h"
 
 struct tpo_router;
 
 struct tpo_router_options {
     const char *folder; /* weights, tokenizer.model, added_tokens.json */
-    bool random;        /* random weights of `seed` instead of the folder's tensors */
-    uint64_t seed;
     bool merge_lora;    /* W + scale B A once at load; false keeps them apart */
     size_t kv_bytes;    /* the pool of key/value blocks; 0: tpo_kv_bytes_default */
     int max_sequences;  /* in flight at once */
     int prefill_tokens; /* most prompt rows one step takes */
-    int aids;           /* training only: declare the tensors of the slot loss, ext.router.slot.* */
 };
 
+/* aids: with the tensors that only training has, ext.router.slot.* of the slot loss. */
 void tpo_router_schema(struct tpo_params *p, const struct tpo_config *c, int aids);
 int tpo_router_open(struct tpo_router **out, struct tpo_stream *s, const struct tpo_config *c, const struct tpo_router_options *o,
                     struct tpo_error *err);
@@ -45,9 +43,8 @@ struct tpo_router_request {
     const double *frame_times_s;
     int max_new_tokens;
     uint64_t seed;
-    float temperature, top_p; /* 0: greedy; 0: 1 */
-    const struct tpo_snapshot
-        *weights; /* of tpo_router_model's parameters, unmerged; must live until on_done. NULL: those of the last pass */
+    float temperature, top_p;           /* 0: greedy; 0: 1 */
+    const struct tpo_snapshot *weights; /* of tpo_router_params, unmerged; must live until on_done. NULL: those of the last pass */
 };
 
 /* Called from within tpo_router_step. Text holds whole code points. Returning non-zero cancels the sequence. */
@@ -74,9 +71,7 @@ int tpo_router_wanted(const struct tpo_router *r);
 void tpo_router_cancel(struct tpo_router *r, uint64_t handle); /* on_done follows from the next step, with TPO_CANCELLED */
 int tpo_router_step(struct tpo_router *r);                     /* one scheduler step; the number of sequences still in flight */
 
-/* For training: input "visual" (samples * Q, C); outputs "e.NAME" per task that occurs; losses "language", "slot", "attention". Targets of the
- * slot loss: "slot.words" (Q, 4 or 5) I32 vocabulary ids or -100, "slot.boxes" (Q, 4) F32, "slot.centres" (Q, 2) F32, a row with NaN taking no
- * part. */
-struct tpo_model *tpo_router_model(struct tpo_router *r);
+/* What it serves. The router's own; it learns nothing (learn.h does). */
+struct tpo_params *tpo_router_params(struct tpo_router *r);
 
 #endif

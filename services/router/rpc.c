@@ -65,7 +65,7 @@ static int open_model(void *self, struct tpo_host *h, struct tpo_error *err)
     if (rc == TPO_OK) rc = tpo_router_open(&s->router, s->stream, &s->config, &o, err);
     if (rc == TPO_OK) rc = tpo_router_check_pool(s->router, err);
     if (rc == TPO_OK) rc = tpo_params_digest(digest, host->model, "router", true, err);
-    if (rc == TPO_OK) rc = tpo_serving_open(&s->serving, h, s->stream, tpo_router_model(s->router)->params, digest, err);
+    if (rc == TPO_OK) rc = tpo_serving_open(&s->serving, h, s->stream, tpo_router_params(s->router), digest, err);
     return rc;
 }
 

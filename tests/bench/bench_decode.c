@@ -193,7 +193,7 @@ static void ours_open(struct ours *o, const struct tpo_config *c, int threads)
     struct tpo_error err;
     if (tpo_stream_open(&o->stream, "cpu", threads, &err) != TPO_OK) die(err.message);
     if (tpo_router_open(&o->router, o->stream, c, &options, &err) != TPO_OK) die(err.message);
-    o->pieces = pieces_of(tpo_router_model(o->router)->params);
+    o->pieces = pieces_of(tpo_router_params(o->router));
     ask(o);
 }
 

@@ -39,7 +39,8 @@ static void write_text(const char *path, const char *format, const char *word)
     fclose(f);
 }
 
-static void open_router(const char *context, size_t kv_bytes, int max_sequences, int prefill_tokens, bool merge)
+/* The folder that the next router opens, but for its weights. */
+static void write_folder(const char *context)
 {
     char from[4096];
     struct tpo_error err = {0};
@@ -50,19 +51,47 @@ static void open_router(const char *context, size_t kv_bytes, int max_sequences,
     if (symlink(from, "model/tokenizer.model") != 0) unlink("never");
     if (tpo_config_load(&config, "model", &err) != TPO_OK) fail_msg("%s", err.message);
     if (stream == NULL) assert_int_equal(tpo_stream_open(&stream, "cpu", 2, &err), TPO_OK);
+}
+
+/* Into that folder: random ones. Fresh adapters do nothing, so their B gets `adapters` of weight, as training would give it; the head's rows of task
+ * tokens are times `tasks`. */
+static void write_weights(float adapters, float tasks)
+{
+    static struct tpo_entry entries[512];
+    struct tpo_params p = {0};
+    struct tpo_error err = {0};
+    tpo_router_schema(&p, &config, 0);
+    assert_in_range(p.n, 1, 512);
+    assert_int_equal(tpo_params_random(&p, stream, 7, &err), TPO_OK);
+    for (int i = 0; i < p.n; i++) {
+        const struct tpo_param *x = p.items[i];
+        for (int64_t k = 0; k < x->size && strstr(x->name, "lora_B") != NULL; k++)
+            x->data[k] = adapters * tpo_random_normal(9, (uint64_t)k);
+        for (int64_t k = (int64_t)32000 * D; k < x->size && strstr(x->name, "lm_head.base_layer.weight") != NULL; k++)
+            x->data[k] *= tasks;
+        entries[i] = (struct tpo_entry){.name = x->name,
+                                        .dtype = TPO_F32,
+                                        .n_dims = x->n_dims,
+                                        .size = x->size,
+                                        .size_bytes = (size_t)x->size * sizeof(float),
+                                        .data = x->data};
+        memcpy(entries[i].shape, x->shape, sizeof(x->shape));
+    }
+    if (tpo_safetensors_write("model/model.safetensors", entries, p.n, &err) != TPO_OK) fail_msg("%s", err.message);
+    tpo_params_free(&p, stream);
+}
+
+static void open_router(const char *context, size_t kv_bytes, int max_sequences, int prefill_tokens, bool merge)
+{
+    struct tpo_error err = {0};
+    write_folder(context);
+    if (access("model/model.safetensors", F_OK) != 0) write_weights(0.05F, 1);
     const struct tpo_router_options o = {.folder = "model",
-                                         .random = access("model/model.safetensors", F_OK) != 0,
-                                         .seed = 7,
                                          .merge_lora = merge,
                                          .kv_bytes = kv_bytes,
                                          .max_sequences = max_sequences,
                                          .prefill_tokens = prefill_tokens};
     if (tpo_router_open(&router, stream, &config, &o, &err) != TPO_OK) fail_msg("%s", err.message);
-    /* Fresh adapters do nothing: give B some weight, as training would. */
-    struct tpo_params *p = tpo_router_model(router)->params;
-    for (int i = 0; i < p->n; i++)
-        if (!merge && strstr(p->items[i]->name, "lora_B") != NULL)
-            for (int64_t k = 0; k < p->items[i]->size; k++) p->items[i]->data[k] = 0.05F * tpo_random_normal(9, (uint64_t)k);
     for (int i = 0; i < QUERIES * C; i++) visual[i] = tpo_random_normal(3, (uint64_t)i);
 }
 
@@ -241,7 +270,7 @@ static void task_vector_as_the_tape(void **state)
         assert_int_equal(h.prompt_tokens, prompt.n);
         assert_int_equal(tpo_decoder_declare(&d, &schema, &config, 0), TPO_OK);
         for (int i = 0; i < schema.n; i++)
-            schema.items[i]->data = tpo_params_find(tpo_router_model(router)->params, schema.items[i]->name)->data;
+            schema.items[i]->data = tpo_params_find(tpo_router_params(router), schema.items[i]->name)->data;
         assert_int_equal(tpo_tape_open(&tape, stream, false), TPO_OK);
         int n = prompt.n;
         int32_t ids[512], rows[512];
@@ -264,44 +293,25 @@ static void task_vector_as_the_tape(void **state)
     }
 }
 
-/* Into the folder that the next router opens. */
-static void write_weights(const struct tpo_params *p)
-{
-    static struct tpo_entry entries[512];
-    struct tpo_error err = {0};
-    assert_in_range(p->n, 1, 512);
-    for (int i = 0; i < p->n; i++) {
-        const struct tpo_param *x = p->items[i];
-        entries[i] = (struct tpo_entry){.name = x->name,
-                                        .dtype = TPO_F32,
-                                        .n_dims = x->n_dims,
-                                        .size = x->size,
-                                        .size_bytes = (size_t)x->size * sizeof(float),
-                                        .data = x->data};
-        memcpy(entries[i].shape, x->shape, sizeof(x->shape));
-    }
-    if (tpo_safetensors_write("model/model.safetensors", entries, p->n, &err) != TPO_OK) fail_msg("%s", err.message);
-}
-
 static void merged_adapters_say_the_same(void **state)
 {
     (void)state;
     static struct heard apart, merged, without;
     open_router("trained", 8 << 20, 2, 64, false);
-    struct tpo_params *p = tpo_router_model(router)->params;
-    write_weights(p);
     assert_int_equal(submit(&apart, 0, "region", 4, 0), TPO_OK);
     run_all();
-    for (int i = 0; i < p->n; i++)
-        if (strstr(p->items[i]->name, "lora_B") != NULL) memset(p->items[i]->data, 0, (size_t)p->items[i]->size * sizeof(float));
-    assert_int_equal(submit(&without, 0, "region", 4, 0), TPO_OK);
-    run_all();
     close_router();
-    assert_memory_not_equal(apart.e[0], without.e[0], sizeof(apart.e[0])); /* the adapters count */
     open_router("trained", 8 << 20, 2, 64, true);
     assert_int_equal(submit(&merged, 0, "region", 4, 0), TPO_OK);
     run_all();
     for (int i = 0; i < D; i++) assert_float_equal(apart.e[0][i], merged.e[0][i], 1e-4);
+    close_router();
+    write_folder("trained");
+    write_weights(0, 1);
+    open_router("trained", 8 << 20, 2, 64, false);
+    assert_int_equal(submit(&without, 0, "region", 4, 0), TPO_OK);
+    run_all();
+    assert_memory_not_equal(apart.e[0], without.e[0], sizeof(apart.e[0])); /* the adapters count */
     close_router();
 }
 
@@ -309,10 +319,9 @@ static void tasks_are_banned_and_forced(void **state)
 {
     (void)state;
     static struct heard none, forced, unknown, blind, blind_named, sees;
+    write_folder("trained");
+    write_weights(0.05F, 1000); /* a head that loves every task token */
     open_router("trained", 8 << 20, 4, 64, false);
-    /* A head that loves every task token. */
-    struct tpo_param *head = tpo_params_find(tpo_router_model(router)->params, "lm.base_model.model.lm_head.base_layer.weight");
-    for (int64_t i = (int64_t)32000 * D; i < head->size; i++) head->data[i] *= 1000;
     assert_int_equal(submit(&none, 3, "none", 6, 0), TPO_OK);
     assert_int_equal(submit(&forced, 3, "temporal", 6, 0), TPO_OK);
     assert_int_equal(submit(&unknown, 3, "dance", 6, 0), TPO_INVALID_ARGUMENT);
