@@ -1,5 +1,5 @@
-/* This file owns the mapping between protobuf-c messages and JSON. */
-#include "common/protojson.h"
+/* This file owns the reading of JSON into protobuf-c messages; protojson_write.c is the other way. */
+#include "common/protojson_private.h"
 
 #include <errno.h>
 #include <jansson.h>
@@ -8,16 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Where in the message we are, for errors: a list that lives on the stack of the walk. */
-struct path {
-    const struct path *up;
-    const char *name; /* NULL: an element */
-    size_t index;
-};
+/* --- what both ways need ------------------------------------------------------------------------------------------------------- */
 
-static void path_print(const struct path *p, struct tpo_text *out)
+static void path_print(const struct tpo_json_path *p, struct tpo_text *out)
 {
-    const struct path *stack[2 * TPO_PROTOJSON_DEPTH + 4];
+    const struct tpo_json_path *stack[2 * TPO_PROTOJSON_DEPTH + 4];
     size_t n = 0;
     for (; p != NULL && n < sizeof(stack) / sizeof(stack[0]); p = p->up) stack[n++] = p;
     while (n-- > 0) {
@@ -28,7 +23,7 @@ static void path_print(const struct path *p, struct tpo_text *out)
     }
 }
 
-static int fail_at(struct tpo_error *err, int code, const char *reason, const struct path *p, const char *what)
+int tpo_json_fail_at(struct tpo_error *err, int code, const char *reason, const struct tpo_json_path *p, const char *what)
 {
     struct tpo_text where = {0};
     path_print(p, &where);
@@ -41,12 +36,7 @@ static int fail_at(struct tpo_error *err, int code, const char *reason, const st
     return rc;
 }
 
-static int refuse(struct tpo_error *err, const struct path *p, const char *what)
-{
-    return fail_at(err, TPO_INVALID_ARGUMENT, "json_value", p, what);
-}
-
-static size_t element_size(const ProtobufCFieldDescriptor *f)
+size_t tpo_json_element_size(const ProtobufCFieldDescriptor *f)
 {
     switch (f->type) {
     case PROTOBUF_C_TYPE_INT64:
@@ -68,7 +58,7 @@ static size_t element_size(const ProtobufCFieldDescriptor *f)
     }
 }
 
-static void camel(char *out, size_t size, const char *name)
+void tpo_json_camel(char *out, size_t size, const char *name)
 {
     size_t n = 0;
     for (bool upper = false; *name != '\0' && n + 1 < size; name++) {
@@ -82,7 +72,12 @@ static void camel(char *out, size_t size, const char *name)
     out[n] = '\0';
 }
 
-/* --- in ------------------------------------------------------------------------------------------------------------------------ */
+/* --- reading ------------------------------------------------------------------------------------------------------------------- */
+
+static int refuse(struct tpo_error *err, const struct tpo_json_path *p, const char *what)
+{
+    return tpo_json_fail_at(err, TPO_INVALID_ARGUMENT, "json_value", p, what);
+}
 
 static int base64_digit(unsigned char c)
 {
@@ -92,7 +87,7 @@ static int base64_digit(unsigned char c)
     return c == '+' || c == '-' ? 62 : c == '/' || c == '_' ? 63 : -1;
 }
 
-static int read_bytes(ProtobufCBinaryData *out, const json_t *v, const struct path *p, struct tpo_error *err)
+static int read_bytes(ProtobufCBinaryData *out, const json_t *v, const struct tpo_json_path *p, struct tpo_error *err)
 {
     if (!json_is_string(v)) return refuse(err, p, "base64 text expected");
     const char *text = json_string_value(v);
@@ -125,7 +120,8 @@ static bool plain_integer(const char *text)
 }
 
 /* Any spelling of an integer within [low, high], where high may need all 64 bits. */
-static int read_integer(uint64_t *out, const json_t *v, int64_t low, uint64_t high, const struct path *p, struct tpo_error *err)
+static int read_integer(uint64_t *out, const json_t *v, int64_t low, uint64_t high, const struct tpo_json_path *p,
+                        struct tpo_error *err)
 {
     bool negative;
     uint64_t magnitude;
@@ -152,7 +148,7 @@ static int read_integer(uint64_t *out, const json_t *v, int64_t low, uint64_t hi
     return TPO_OK;
 }
 
-static int read_real(double *out, const json_t *v, double limit, const struct path *p, struct tpo_error *err)
+static int read_real(double *out, const json_t *v, double limit, const struct tpo_json_path *p, struct tpo_error *err)
 {
     if (json_is_string(v)) {
         const char *text = json_string_value(v);
@@ -171,7 +167,7 @@ static int read_real(double *out, const json_t *v, double limit, const struct pa
     return TPO_OK;
 }
 
-static int read_enum(int32_t *out, const ProtobufCEnumDescriptor *type, const json_t *v, const struct path *p,
+static int read_enum(int32_t *out, const ProtobufCEnumDescriptor *type, const json_t *v, const struct tpo_json_path *p,
                      struct tpo_error *err)
 {
     if (json_is_string(v)) {
@@ -186,10 +182,10 @@ static int read_enum(int32_t *out, const ProtobufCEnumDescriptor *type, const js
     return rc;
 }
 
-static int read_message(ProtobufCMessage *m, const json_t *object, const struct path *p, int depth, struct tpo_error *err);
+static int read_message(ProtobufCMessage *m, const json_t *object, const struct tpo_json_path *p, int depth, struct tpo_error *err);
 
-static int read_nested(ProtobufCMessage **slot, const ProtobufCMessageDescriptor *type, const json_t *v, const struct path *p,
-                       int depth, struct tpo_error *err)
+static int read_nested(ProtobufCMessage **slot, const ProtobufCMessageDescriptor *type, const json_t *v,
+                       const struct tpo_json_path *p, int depth, struct tpo_error *err)
 {
     ProtobufCMessage *m = calloc(1, type->sizeof_message);
     if (m == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "out of memory");
@@ -199,7 +195,7 @@ static int read_nested(ProtobufCMessage **slot, const ProtobufCMessageDescriptor
 }
 
 /* One value into its member (or element) at `to`. */
-static int read_value(void *to, const ProtobufCFieldDescriptor *f, const json_t *v, const struct path *p, int depth,
+static int read_value(void *to, const ProtobufCFieldDescriptor *f, const json_t *v, const struct tpo_json_path *p, int depth,
                       struct tpo_error *err)
 {
     uint64_t i = 0;
@@ -254,18 +250,18 @@ static int read_value(void *to, const ProtobufCFieldDescriptor *f, const json_t 
     return refuse(err, p, "a field of unknown type");
 }
 
-static int read_list(ProtobufCMessage *m, const ProtobufCFieldDescriptor *f, const json_t *list, const struct path *p, int depth,
-                     struct tpo_error *err)
+static int read_list(ProtobufCMessage *m, const ProtobufCFieldDescriptor *f, const json_t *list, const struct tpo_json_path *p,
+                     int depth, struct tpo_error *err)
 {
     if (!json_is_array(list)) return refuse(err, p, "a list expected");
-    if (depth >= TPO_PROTOJSON_DEPTH) return fail_at(err, TPO_INVALID_ARGUMENT, "json_depth", p, "nested too deep");
-    size_t n = json_array_size(list), *count = (size_t *)((char *)m + f->quantifier_offset), size = element_size(f);
+    if (depth >= TPO_PROTOJSON_DEPTH) return tpo_json_fail_at(err, TPO_INVALID_ARGUMENT, "json_depth", p, "nested too deep");
+    size_t n = json_array_size(list), *count = (size_t *)((char *)m + f->quantifier_offset), size = tpo_json_element_size(f);
     if (n == 0) return TPO_OK;
     char *items = calloc(n, size);
     if (items == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "out of memory");
     *(void **)((char *)m + f->offset) = items;
     for (size_t i = 0; i < n; i++) {
-        struct path here = {.up = p, .index = i};
+        struct tpo_json_path here = {.up = p, .index = i};
         *count = i + 1; /* so that whatever happens, freeing the message frees this element; it accepts a NULL */
         int rc = read_value(items + i * size, f, json_array_get(list, i), &here, depth + 1, err);
         if (rc != TPO_OK) return rc;
@@ -278,41 +274,42 @@ static const ProtobufCFieldDescriptor *find_field(const ProtobufCMessageDescript
     const ProtobufCFieldDescriptor *f = protobuf_c_message_descriptor_get_field_by_name(type, key);
     char name[96];
     for (unsigned i = 0; f == NULL && i < type->n_fields; i++) {
-        camel(name, sizeof(name), type->fields[i].name);
+        tpo_json_camel(name, sizeof(name), type->fields[i].name);
         if (strcmp(name, key) == 0) f = &type->fields[i];
     }
     return f;
 }
 
-static int read_field(ProtobufCMessage *m, const ProtobufCFieldDescriptor *f, const json_t *v, const struct path *p, int depth,
-                      struct tpo_error *err)
+static int read_field(ProtobufCMessage *m, const ProtobufCFieldDescriptor *f, const json_t *v, const struct tpo_json_path *p,
+                      int depth, struct tpo_error *err)
 {
     if (f->label == PROTOBUF_C_LABEL_REPEATED) return read_list(m, f, v, p, depth, err);
     if (f->flags & PROTOBUF_C_FIELD_FLAG_ONEOF) {
         uint32_t *which = (uint32_t *)((char *)m + f->quantifier_offset);
-        if (*which != 0) return fail_at(err, TPO_INVALID_ARGUMENT, "json_field", p, "another member of this oneof is set already");
+        if (*which != 0)
+            return tpo_json_fail_at(err, TPO_INVALID_ARGUMENT, "json_field", p, "another member of this oneof is set already");
         /* The union holds whatever message_init put there; freeing looks at it as soon as the case is set. */
-        memset((char *)m + f->offset, 0, element_size(f));
+        memset((char *)m + f->offset, 0, tpo_json_element_size(f));
         *which = f->id;
     }
     return read_value((char *)m + f->offset, f, v, p, depth, err);
 }
 
-static int read_message(ProtobufCMessage *m, const json_t *object, const struct path *p, int depth, struct tpo_error *err)
+static int read_message(ProtobufCMessage *m, const json_t *object, const struct tpo_json_path *p, int depth, struct tpo_error *err)
 {
     if (!json_is_object(object)) return refuse(err, p, "an object expected");
-    if (depth >= TPO_PROTOJSON_DEPTH) return fail_at(err, TPO_INVALID_ARGUMENT, "json_depth", p, "nested too deep");
+    if (depth >= TPO_PROTOJSON_DEPTH) return tpo_json_fail_at(err, TPO_INVALID_ARGUMENT, "json_depth", p, "nested too deep");
     const char *key;
     json_t *v;
     uint64_t seen = 0;
     json_object_foreach((json_t *)object, key, v)
     {
-        struct path here = {.up = p, .name = key};
+        struct tpo_json_path here = {.up = p, .name = key};
         const ProtobufCFieldDescriptor *f = find_field(m->descriptor, key);
-        if (f == NULL) return fail_at(err, TPO_INVALID_ARGUMENT, "json_field", &here, "no such field");
+        if (f == NULL) return tpo_json_fail_at(err, TPO_INVALID_ARGUMENT, "json_field", &here, "no such field");
         uint64_t bit = 1ull << ((size_t)(f - m->descriptor->fields) % 64);
         if (m->descriptor->n_fields <= 64 && seen & bit)
-            return fail_at(err, TPO_INVALID_ARGUMENT, "json_field", &here, "given twice, in both spellings");
+            return tpo_json_fail_at(err, TPO_INVALID_ARGUMENT, "json_field", &here, "given twice, in both spellings");
         seen |= bit;
         if (json_is_null(v)) continue;
         int rc = read_field(m, f, v, &here, depth + 1, err);
@@ -380,130 +377,5 @@ int tpo_protojson_decode(ProtobufCMessage **out, const ProtobufCMessageDescripto
     if (rc == TPO_OK) return TPO_OK;
     if (*out != NULL) protobuf_c_message_free_unpacked(*out, NULL);
     *out = NULL;
-    return rc;
-}
-
-/* --- out ----------------------------------------------------------------------------------------------------------------------- */
-
-/* The shortest spelling that reads back the same. */
-static int write_real(struct tpo_text *out, double d, bool single, const struct path *p, struct tpo_error *err)
-{
-    if (!isfinite(d)) return fail_at(err, TPO_INTERNAL, "json_value", p, "not a finite number");
-    char text[40];
-    for (int digits = single ? 6 : 15;; digits++) {
-        snprintf(text, sizeof(text), "%.*g", digits, d);
-        if (digits >= 17 || (single ? strtof(text, NULL) == (float)d : strtod(text, NULL) == d)) break;
-    }
-    tpo_text_puts(out, text);
-    return TPO_OK;
-}
-
-static int write_message(struct tpo_text *out, const ProtobufCMessage *m, const struct path *p, int depth, struct tpo_error *err);
-
-static int write_value(struct tpo_text *out, const void *from, const ProtobufCFieldDescriptor *f, const struct path *p, int depth,
-                       struct tpo_error *err)
-{
-    switch (f->type) {
-    case PROTOBUF_C_TYPE_INT32:
-    case PROTOBUF_C_TYPE_SINT32:
-    case PROTOBUF_C_TYPE_SFIXED32:
-        tpo_text_printf(out, "%d", *(const int32_t *)from);
-        return TPO_OK;
-    case PROTOBUF_C_TYPE_UINT32:
-    case PROTOBUF_C_TYPE_FIXED32:
-        tpo_text_printf(out, "%u", *(const uint32_t *)from);
-        return TPO_OK;
-    case PROTOBUF_C_TYPE_INT64:
-    case PROTOBUF_C_TYPE_SINT64:
-    case PROTOBUF_C_TYPE_SFIXED64:
-        tpo_text_printf(out, "\"%lld\"", (long long)*(const int64_t *)from);
-        return TPO_OK;
-    case PROTOBUF_C_TYPE_UINT64:
-    case PROTOBUF_C_TYPE_FIXED64:
-        tpo_text_printf(out, "\"%llu\"", (unsigned long long)*(const uint64_t *)from);
-        return TPO_OK;
-    case PROTOBUF_C_TYPE_FLOAT:
-        return write_real(out, *(const float *)from, true, p, err);
-    case PROTOBUF_C_TYPE_DOUBLE:
-        return write_real(out, *(const double *)from, false, p, err);
-    case PROTOBUF_C_TYPE_BOOL:
-        tpo_text_puts(out, *(const protobuf_c_boolean *)from ? "true" : "false");
-        return TPO_OK;
-    case PROTOBUF_C_TYPE_ENUM: {
-        const ProtobufCEnumValue *value = protobuf_c_enum_descriptor_get_value(f->descriptor, *(const int32_t *)from);
-        if (value != NULL)
-            tpo_text_printf(out, "\"%s\"", value->name);
-        else
-            tpo_text_printf(out, "%d", *(const int32_t *)from);
-        return TPO_OK;
-    }
-    case PROTOBUF_C_TYPE_STRING: {
-        const char *text = *(char *const *)from != NULL ? *(char *const *)from : "";
-        if (!tpo_utf8_valid(text, strlen(text))) return fail_at(err, TPO_INTERNAL, "json_value", p, "ill-formed UTF-8");
-        tpo_text_json(out, text, strlen(text));
-        return TPO_OK;
-    }
-    case PROTOBUF_C_TYPE_BYTES: {
-        const ProtobufCBinaryData *bytes = from;
-        tpo_text_puts(out, "\"");
-        tpo_text_base64(out, bytes->data, bytes->len);
-        tpo_text_puts(out, "\"");
-        return TPO_OK;
-    }
-    case PROTOBUF_C_TYPE_MESSAGE:
-        return write_message(out, *(ProtobufCMessage *const *)from, p, depth, err);
-    }
-    return fail_at(err, TPO_INTERNAL, "json_value", p, "a field of unknown type");
-}
-
-static bool is_present(const ProtobufCMessage *m, const ProtobufCFieldDescriptor *f)
-{
-    if (f->label == PROTOBUF_C_LABEL_REPEATED) return true;
-    if (f->flags & PROTOBUF_C_FIELD_FLAG_ONEOF && *(const uint32_t *)((const char *)m + f->quantifier_offset) != f->id)
-        return false;
-    return f->type != PROTOBUF_C_TYPE_MESSAGE || *(ProtobufCMessage *const *)((const char *)m + f->offset) != NULL;
-}
-
-static int write_list(struct tpo_text *out, const ProtobufCMessage *m, const ProtobufCFieldDescriptor *f, const struct path *p,
-                      int depth, struct tpo_error *err)
-{
-    size_t n = *(const size_t *)((const char *)m + f->quantifier_offset);
-    const char *items = *(char *const *)((const char *)m + f->offset);
-    tpo_text_puts(out, "[");
-    for (size_t i = 0; i < n; i++) {
-        struct path here = {.up = p, .index = i};
-        if (i > 0) tpo_text_puts(out, ",");
-        int rc = write_value(out, items + i * element_size(f), f, &here, depth, err);
-        if (rc != TPO_OK) return rc;
-    }
-    tpo_text_puts(out, "]");
-    return TPO_OK;
-}
-
-static int write_message(struct tpo_text *out, const ProtobufCMessage *m, const struct path *p, int depth, struct tpo_error *err)
-{
-    if (depth >= TPO_PROTOJSON_DEPTH) return fail_at(err, TPO_INTERNAL, "json_depth", p, "nested too deep");
-    const char *comma = "";
-    tpo_text_puts(out, "{");
-    for (unsigned i = 0; i < m->descriptor->n_fields; i++) {
-        const ProtobufCFieldDescriptor *f = &m->descriptor->fields[i];
-        if (!is_present(m, f)) continue;
-        char name[96];
-        camel(name, sizeof(name), f->name);
-        tpo_text_printf(out, "%s\"%s\":", comma, name);
-        comma = ",";
-        struct path here = {.up = p, .name = f->name};
-        int rc = f->label == PROTOBUF_C_LABEL_REPEATED ? write_list(out, m, f, &here, depth + 1, err)
-                                                       : write_value(out, (const char *)m + f->offset, f, &here, depth + 1, err);
-        if (rc != TPO_OK) return rc;
-    }
-    tpo_text_puts(out, "}");
-    return TPO_OK;
-}
-
-int tpo_protojson_encode(struct tpo_text *out, const ProtobufCMessage *message, struct tpo_error *err)
-{
-    int rc = write_message(out, message, NULL, 0, err);
-    if (rc == TPO_OK && out->failed) rc = tpo_fail(err, TPO_ENOMEM, "memory", "out of memory");
     return rc;
 }
