@@ -2,7 +2,6 @@
 #include "common/queue.h"
 
 #include <pthread.h>
-#include <stdbool.h>
 #include <stdlib.h>
 
 #include "common/clock.h"
@@ -83,6 +82,20 @@ void *tpo_queue_take(struct tpo_queue *q, int timeout_ms)
         item = q->items[q->first];
         q->first = (q->first + 1) % q->places;
         q->n--;
+    }
+    pthread_mutex_unlock(&q->lock);
+    return item;
+}
+
+void *tpo_queue_take_kind(struct tpo_queue *q, bool (*is)(const void *item))
+{
+    void *item = NULL;
+    int at = 0;
+    pthread_mutex_lock(&q->lock);
+    while (at < q->n && !is(q->items[(q->first + at) % q->places])) at++;
+    if (at < q->n) {
+        item = q->items[(q->first + at) % q->places];
+        for (q->n--; at < q->n; at++) q->items[(q->first + at) % q->places] = q->items[(q->first + at + 1) % q->places];
     }
     pthread_mutex_unlock(&q->lock);
     return item;

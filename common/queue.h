@@ -2,6 +2,8 @@
 #ifndef TPO_COMMON_QUEUE_H
 #define TPO_COMMON_QUEUE_H
 
+#include <stdbool.h>
+
 #include "common/status.h"
 
 struct tpo_queue; /* any number of threads put and take */
@@ -17,6 +19,8 @@ int tpo_queue_put_below(struct tpo_queue *q, void *item, int most);
 void tpo_queue_put_back(struct tpo_queue *q, void *item);
 /* The oldest item; waits up to timeout_ms (0: not at all, -1: for ever). NULL: none came, or the queue has ended and is empty. */
 void *tpo_queue_take(struct tpo_queue *q, int timeout_ms);
+/* The oldest item of a kind, past all that are not; waits for none. */
+void *tpo_queue_take_kind(struct tpo_queue *q, bool (*is)(const void *item));
 void tpo_queue_end(struct tpo_queue *q); /* no more puts; takers get what is left, then NULL */
 int tpo_queue_length(struct tpo_queue *q);
 

@@ -42,18 +42,63 @@ static int run_job(struct tpo_host *h, struct tpo_job *job)
     return job->run(h->service->self, job);
 }
 
-/* Takes what can be taken; a job that must wait goes back to the front. With nothing in flight waiting would last for ever: it is refused. */
+/* --- what comes next ------------------------------------------------------------------------------------------------------------------------ */
+
+static bool is_of_learner(const void *job)
+{
+    return ((const struct tpo_job *)job)->reserved;
+}
+
+static bool is_of_serving(const void *job)
+{
+    return !is_of_learner(job);
+}
+
+/* What is in flight is owed time that a learner's job took. */
+static bool owes(const struct tpo_host *h)
+{
+    return h->in_flight > 0 && tpo_now_us() < h->owed_until_us;
+}
+
+/* A trainer always has a next job here, until the last of a step, and each may take seconds: after one, what is in flight moves on for as long as
+ * that took. So each has half of a process that trains and serves, and neither stands still. */
+static void run_learner(struct tpo_host *h, struct tpo_job *job)
+{
+    const int64_t begun_us = tpo_now_us();
+    run_job(h, job);
+    const int64_t ended_us = tpo_now_us();
+    h->owed_until_us = ended_us + (ended_us - begun_us);
+}
+
+/* A job that must wait goes back to the front; those of a learner need none of the room that it waits for. */
+static void wait_with(struct tpo_host *h, struct tpo_job *job)
+{
+    tpo_queue_put_back(h->queue, job);
+    struct tpo_job *other = owes(h) ? NULL : tpo_queue_take_kind(h->queue, is_of_learner);
+    if (other != NULL) run_learner(h, other);
+}
+
+static struct tpo_job *take(struct tpo_host *h, int timeout_ms)
+{
+    return owes(h) ? tpo_queue_take_kind(h->queue, is_of_serving) : tpo_queue_take(h->queue, timeout_ms);
+}
+
+/* Takes what can be taken, up to one of a learner. With nothing in flight waiting would last for ever: a job that must is refused. */
 static void run_jobs(struct tpo_host *h, int timeout_ms)
 {
     struct tpo_error err;
-    for (struct tpo_job *job = tpo_queue_take(h->queue, timeout_ms); job != NULL; job = tpo_queue_take(h->queue, 0)) {
+    for (struct tpo_job *job = take(h, timeout_ms); job != NULL; job = take(h, 0)) {
+        if (is_of_learner(job)) {
+            run_learner(h, job);
+            return;
+        }
         if (run_job(h, job) == TPO_OK) {
             if (h->service->step == NULL) return; /* one at a time, so that the loop sees a drain soon */
             h->in_flight++;
             continue;
         }
         if (h->in_flight > 0) {
-            tpo_queue_put_back(h->queue, job);
+            wait_with(h, job);
             return;
         }
         tpo_fail(&err, TPO_RESOURCE_EXHAUSTED, "pool_full", "the request does not fit even when it is alone");

@@ -5,6 +5,8 @@
  * Threads: main reads settings and waits for signals; the completion-queue thread owns calls; ONE compute thread owns the model: open, warm_up,
  * jobs, step and close run there. Between the two lies the queue: a job that finds it full is answered RESOURCE_EXHAUSTED "queue_full" at once;
  * a learner's finds TPO_HOST_RESERVE places more, so that no load of serving keeps a trainer out.
+ * Where a service steps, what is in flight moves on after a learner's job for as long as that took, and a job that waits for room keeps no
+ * learner's out: each has half of the process while both have something to do.
  * SERVING only after open and warm_up; before, calls get UNAVAILABLE "loading". SIGTERM or SIGINT: NOT_SERVING, no new calls, those in flight end
  * within --drain, exit 0. SIGUSR1 logs live state. Other programs are started with posix_spawn, never fork: gRPC does not survive it. */
 #ifndef TPO_SERVICES_HOST_HOST_H

@@ -32,6 +32,7 @@ struct tpo_host {
     struct tpo_learner_rpc *learner; /* compute thread; NULL without --train */
     struct tpo_versions *versions;
     _Atomic int in_flight; /* what step said last */
+    int64_t owed_until_us; /* compute thread: until then what is in flight comes before a learner's jobs */
     char digest[80];       /* written before ready, read after */
     int64_t started_us;
     struct tpo_method *methods;

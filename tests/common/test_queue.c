@@ -30,6 +30,31 @@ static void a_full_queue_answers_at_once(void **state)
     tpo_queue_close(q);
 }
 
+static bool is_odd(const void *item)
+{
+    return *(const int *)item % 2 != 0;
+}
+
+/* The ring has turned, so that what moves up crosses its end. */
+static void one_of_a_kind_is_taken_past_others(void **state)
+{
+    (void)state;
+    struct tpo_queue *q;
+    int x[] = {0, 2, 1, 4, 3};
+    assert_int_equal(tpo_queue_open(&q, 5), TPO_OK);
+    for (int i = 0; i < 3; i++) assert_int_equal(tpo_queue_put(q, &x[0]), TPO_OK);
+    for (int i = 0; i < 3; i++) assert_ptr_equal(tpo_queue_take(q, 0), &x[0]);
+    for (int i = 0; i < 5; i++) assert_int_equal(tpo_queue_put(q, &x[i]), TPO_OK);
+    assert_ptr_equal(tpo_queue_take_kind(q, is_odd), &x[2]);
+    assert_ptr_equal(tpo_queue_take_kind(q, is_odd), &x[4]);
+    assert_null(tpo_queue_take_kind(q, is_odd));
+    assert_ptr_equal(tpo_queue_take(q, 0), &x[0]);
+    assert_ptr_equal(tpo_queue_take(q, 0), &x[1]);
+    assert_ptr_equal(tpo_queue_take(q, 0), &x[3]);
+    assert_int_equal(tpo_queue_length(q), 0);
+    tpo_queue_close(q);
+}
+
 static void *take_some(void *arg)
 {
     int seen = 0;
@@ -61,4 +86,5 @@ static void every_item_is_taken_once(void **state)
     tpo_queue_close(q);
 }
 
-TPO_TESTS(cmocka_unit_test(a_full_queue_answers_at_once), cmocka_unit_test(every_item_is_taken_once))
+TPO_TESTS(cmocka_unit_test(a_full_queue_answers_at_once), cmocka_unit_test(one_of_a_kind_is_taken_past_others),
+          cmocka_unit_test(every_item_is_taken_once))
