@@ -16,6 +16,11 @@
 #include "services/host/versions.h"
 #include "status.pb-c.h"
 
+/* What gRPC may hold over all calls. It looks at a message's length once the whole of it has come: without this bound one that is refused may still
+ * take all memory there is. */
+#define MESSAGES_ON_THE_WAY 8
+#define MEMORY_SPARE        ((size_t)64 << 20) /* its own, and small messages */
+
 const struct tpo_host_settings *tpo_host_settings(const struct tpo_host *h)
 {
     return &h->settings;
@@ -173,6 +178,7 @@ static int start(struct tpo_host *h, struct tpo_error *err)
     struct tpo_server_options o = {.listen = h->settings.listen,
                                    .stage = s->stage,
                                    .message_bytes_max = (size_t)h->settings.max_message_bytes,
+                                   .memory_bytes_max = MESSAGES_ON_THE_WAY * (size_t)h->settings.max_message_bytes + MEMORY_SPARE,
                                    .methods = h->methods,
                                    .n_methods = h->n_methods};
     if (rc == TPO_OK) rc = tpo_server_open(&h->server, &o, err);
@@ -269,7 +275,7 @@ int tpo_host_main(const struct tpo_host_service *service, int argc, char **argv)
         {"drain", TPO_SET_MS, &set->drain_ms, "45s", .min = 0, .max = 3600000,
          .help = "how long calls in flight may go on after SIGTERM"},
         {"max-message-bytes", TPO_SET_BYTES, &set->max_message_bytes, "64M", .min = 65536, .max = 2147483647,
-         .help = "largest message, each way"},
+         .help = "largest message, each way; those on their way may have eight times that together"},
         {"dtype", TPO_SET_TEXT, &set->dtype, "f32", .choices = "f32|bf16",
          .help =
              "bf16: weights that are BF16 in the folder stay as they are mapped, half the memory and its traffic; sums stay f32"},
