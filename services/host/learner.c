@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -414,17 +415,25 @@ static void direct_close(void *self)
     free(d);
 }
 
-int tpo_learner_open_direct(struct tpo_learner *out, struct tpo_model *model, struct tpo_stream *s, struct tpo_error *err)
+/* Equal nowhere else: containers that started within one second may all have process 1. */
+static void instance_make(struct tpo_direct *d)
 {
     static unsigned count;
+    uint64_t chance = 0;
+    (void)!getrandom(&chance, sizeof(chance), 0);
+    snprintf(d->instance, sizeof(d->instance), "%ld-%lld-%u-%08x", (long)getpid(), (long long)time(NULL),
+             __atomic_fetch_add(&count, 1, __ATOMIC_RELAXED), (unsigned)chance);
+}
+
+int tpo_learner_open_direct(struct tpo_learner *out, struct tpo_model *model, struct tpo_stream *s, struct tpo_error *err)
+{
     struct tpo_direct *d = calloc(1, sizeof(*d));
     if (d == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a learner");
     d->model = model;
     d->stream = s;
     tpo_arena_init(&d->plan_arena, 4096, 0);
     tpo_arena_init(&d->step_arena, (size_t)1 << 20, 0);
-    snprintf(d->instance, sizeof(d->instance), "%ld-%lld-%u", (long)getpid(), (long long)time(NULL),
-             __atomic_fetch_add(&count, 1, __ATOMIC_RELAXED));
+    instance_make(d);
     d->kept = calloc((size_t)model->params->n + 1, sizeof(*d->kept));
     if (d->kept == NULL) {
         free(d);

@@ -440,6 +440,22 @@ static void other_models_and_addresses_are_refused(void **state)
     training_mesh_stop(&m);
 }
 
+/* The text differs, the process does not; nothing is written or tried again for it. */
+static void one_process_under_two_names_is_refused(void **state)
+{
+    (void)state;
+    struct training_mesh m;
+    char mesh[256];
+    training_model(0);
+    training_recipe("r.yaml", stages);
+    training_mesh_start(&m, "served", 1, 2);
+    snprintf(mesh, sizeof(mesh), "encoder=127.0.0.1:%d,localhost:%d,router=127.0.0.1:%d,region=127.0.0.1:%d", m.ports[0][0],
+             m.ports[0][0], m.ports[1][0], m.ports[2][0]);
+    refused(NULL, "names", "replicas 0 and 1 of encoder are one process", (const char *const[]){"--mesh", mesh, NULL});
+    training_run("r.yaml", "right", &m, often); /* and keeps nobody out */
+    training_mesh_stop(&m);
+}
+
 static void fewer_lanes_than_replicas_are_refused(void **state)
 {
     (void)state;
@@ -465,4 +481,5 @@ TPO_TESTS(cmocka_unit_test(damaged_checkpoints_are_refused_by_their_hash), cmock
           cmocka_unit_test(a_renamed_folder_goes_on_at_once), cmocka_unit_test(nobody_came_while_a_step_was_open),
           cmocka_unit_test(nobody_came_while_a_step_was_prepared), cmocka_unit_test(nobody_came_between_steps),
           cmocka_unit_test(another_trainer_is_at_work), cmocka_unit_test(another_trainer_has_come_and_gone),
-          cmocka_unit_test(other_models_and_addresses_are_refused), cmocka_unit_test(fewer_lanes_than_replicas_are_refused))
+          cmocka_unit_test(other_models_and_addresses_are_refused), cmocka_unit_test(one_process_under_two_names_is_refused),
+          cmocka_unit_test(fewer_lanes_than_replicas_are_refused))

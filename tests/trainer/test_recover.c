@@ -66,12 +66,14 @@ static void teams_and_devices_are_those_of_the_checkpoint(void **state)
 static struct fake {
     const char *device;
     bool ended;
+    int begun;
 } fakes[2];
 
 static int fake_begin(void *self, const char *run, const struct tpo_plan *plan, struct tpo_begun *out, struct tpo_error *err)
 {
-    const struct fake *f = self;
+    struct fake *f = self;
     (void)run, (void)plan, (void)err;
+    f->begun++;
     *out = (struct tpo_begun){.tapes = 2, .trainable = 1, .threads = 2};
     snprintf(out->device, sizeof(out->device), "%s", f->device);
     return TPO_OK;
@@ -84,16 +86,22 @@ static int fake_end(void *self, struct tpo_error *err)
     return TPO_OK;
 }
 
+static int fake_import(void *self, uint64_t version, const struct tpo_chunk *x, struct tpo_error *err)
+{
+    (void)self, (void)version, (void)x;
+    return tpo_fail(err, TPO_FAILED_PRECONDITION, "lease", "another Begin came");
+}
+
 static int fake_open(void *owner, int part, int replica, struct tpo_learner *out, struct tpo_error *err)
 {
     (void)owner, (void)part, (void)err;
-    *out = (struct tpo_learner){.self = &fakes[replica], .begin = fake_begin, .end = fake_end};
+    *out = (struct tpo_learner){.self = &fakes[replica], .begin = fake_begin, .end = fake_end, .import_state = fake_import};
     return TPO_OK;
 }
 
-static void replicas_on_different_devices_are_refused(void **state)
+/* Two fakes that compute on cpu and on `device`, until they are agreed or no more is tried. */
+static int fakes_recover(const char *device, int wait_ms, struct tpo_error *err)
 {
-    (void)state;
     static const struct tpo_config config;
     const struct tpo_crew_options o = {.config = &config, .n_replicas = {2, 0, 0}, .threaded = true, .open = fake_open};
     struct tpo_recipe *r = calloc(1, sizeof(*r));
@@ -101,25 +109,50 @@ static void replicas_on_different_devices_are_refused(void **state)
     struct tpo_checkpoint c = {.of = {.run = "test/see"}};
     struct tpo_held *held = NULL;
     struct tpo_crew crew;
-    struct tpo_error err = {0};
     assert_non_null(r);
     s->losses[0] = (struct tpo_loss_weight){"dense", 1};
     s->plan =
         (struct tpo_plan){.lanes = 2, .micro_batches = 2, .groups = s->groups, .n_groups = 1, .losses = s->losses, .n_losses = 1};
-    fakes[0].device = "cpu";
-    fakes[1].device = "cuda";
-    assert_int_equal(tpo_held_open(&held, ".", &err), TPO_OK);
-    assert_int_equal(tpo_crew_open(&crew, &o, &err), TPO_OK);
-    const struct tpo_recovery recovery = {
-        .crew = &crew, .held = held, .recipe = r, .stage_dir = ".", .config = "", .tokenizer = "", .threads = 2};
-    assert_int_equal(tpo_recovery_run(&recovery, false, &c, &err), TPO_FAILED_PRECONDITION);
-    assert_string_equal(err.reason, "device");
-    assert_non_null(strstr(err.message, "replicas of encoder compute on cpu and cuda"));
-    assert_true(fakes[0].ended && fakes[1].ended); /* and keep nobody out */
+    fakes[0] = (struct fake){.device = "cpu"};
+    fakes[1] = (struct fake){.device = device};
+    assert_int_equal(tpo_held_open(&held, ".", err), TPO_OK);
+    assert_int_equal(tpo_crew_open(&crew, &o, err), TPO_OK);
+    const struct tpo_recovery recovery = {.crew = &crew,
+                                          .held = held,
+                                          .recipe = r,
+                                          .stage_dir = ".",
+                                          .same_memory = wait_ms > 0,
+                                          .config = "",
+                                          .tokenizer = "",
+                                          .threads = 2,
+                                          .wait_ms = wait_ms};
+    const int rc = tpo_recovery_run(&recovery, false, &c, err);
     tpo_crew_close(&crew);
     tpo_held_close(held);
     free(r);
+    return rc;
+}
+
+static void replicas_on_different_devices_are_refused(void **state)
+{
+    (void)state;
+    struct tpo_error err = {0};
+    assert_int_equal(fakes_recover("cuda", 0, &err), TPO_FAILED_PRECONDITION);
+    assert_string_equal(err.reason, "device");
+    assert_non_null(strstr(err.message, "replicas of encoder compute on cpu and cuda"));
+    assert_true(fakes[0].ended && fakes[1].ended); /* and keep nobody out */
+}
+
+/* Each try asks every service and writes run.json to the disk. */
+static void what_fails_at_once_is_tried_with_pauses(void **state)
+{
+    (void)state;
+    struct tpo_error err = {0};
+    assert_int_equal(fakes_recover("cpu", 700, &err), TPO_FAILED_PRECONDITION);
+    assert_string_equal(err.reason, "lease");
+    assert_true(fakes[0].begun >= 2);
+    if (fakes[0].begun > 5) fail_msg("%d tries within 700 ms", fakes[0].begun);
 }
 
 TPO_TESTS(cmocka_unit_test(teams_and_devices_are_those_of_the_checkpoint),
-          cmocka_unit_test(replicas_on_different_devices_are_refused))
+          cmocka_unit_test(replicas_on_different_devices_are_refused), cmocka_unit_test(what_fails_at_once_is_tried_with_pauses))

@@ -75,6 +75,28 @@ static void a_full_queue_is_waited_for(void **state)
     mesh_close(&w);
 }
 
+/* As a name of two hosts is when it has been looked up. */
+static void a_name_of_two_hosts_is_refused(void **state)
+{
+    (void)state;
+    _Atomic uint64_t lease = 0;
+    struct tpo_plan plan = plan_of(2, 4);
+    struct tpo_begun begun;
+    const struct tpo_remote_options o = {.stage = "toy",
+                                         .address = "127.0.0.1:1,127.0.0.2:1,[::1]:1",
+                                         .holder = "me",
+                                         .lease_ms = 60000,
+                                         .timeout_ms = 60000,
+                                         .lease = &lease};
+    struct tpo_learner l;
+    struct tpo_error err = {0};
+    assert_int_equal(tpo_learner_open_remote(&l, &o, &err), TPO_OK);
+    assert_int_equal(l.begin(l.self, "run", &plan, &begun, &err), TPO_INVALID_ARGUMENT);
+    if (strcmp(err.reason, "mesh") != 0 || strstr(err.message, "leads to 127.0.0.") == NULL)
+        fail_msg("%s %s", err.reason, err.message);
+    l.close(l.self);
+}
+
 /* As it is when many media are refused by name: known before it is sent. */
 static void what_no_message_holds_is_refused_here(void **state)
 {
@@ -99,4 +121,5 @@ static void what_no_message_holds_is_refused_here(void **state)
     free(frame);
 }
 
-TPO_TESTS(cmocka_unit_test(a_full_queue_is_waited_for), cmocka_unit_test(what_no_message_holds_is_refused_here))
+TPO_TESTS(cmocka_unit_test(a_full_queue_is_waited_for), cmocka_unit_test(a_name_of_two_hosts_is_refused),
+          cmocka_unit_test(what_no_message_holds_is_refused_here))

@@ -2,7 +2,10 @@
  *
  * --mesh takes  encoder=ADDR[,ADDR...],router=ADDR,region=ADDR   replicas of a service in the order of their lanes
  *               ADDR,ADDR,...                                    each is asked (Status) which service it is, once it answers
- *               DIR                                              the run directory of `tpo up --train` */
+ *               DIR                                              the run directory of `tpo up --train`
+ *
+ * An address is of one process, and a process is named once: a name of several hosts is refused by the first call to it (INVALID_ARGUMENT "mesh"),
+ * two that lead to one process once they have begun (FAILED_PRECONDITION "replicas"). */
 #ifndef TPO_TRAINER_STEPS_MESH_H
 #define TPO_TRAINER_STEPS_MESH_H
 

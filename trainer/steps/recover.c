@@ -25,11 +25,29 @@ bool tpo_recovery_helps(const struct tpo_error *err)
     return false;
 }
 
+static void nap(void)
+{
+    nanosleep(&(struct timespec){.tv_nsec = AGAIN_MS * 1000000L}, NULL);
+}
+
 /* --- begin --------------------------------------------------------------------------------------------------------------------------- */
 
 static bool differ(const char *ours, const char *theirs)
 {
     return ours[0] != '\0' && theirs[0] != '\0' && strcmp(ours, theirs) != 0;
+}
+
+/* Its second Begin ends the lease that the first one gave: none of the two could go on. */
+static int apart_check(const struct tpo_crew *t, int p, int i, struct tpo_error *err)
+{
+    const char *instance = t->replicas[p][i].begun.instance;
+    for (int k = 0; k < i; k++)
+        if (instance[0] != '\0' && strcmp(t->replicas[p][k].begun.instance, instance) == 0)
+            return tpo_fail(
+                err, TPO_FAILED_PRECONDITION, "replicas",
+                "replicas %d and %d of %s are one process (%s): --mesh names it twice, by two names or as the same host", k, i,
+                tpo_part_names[p], instance);
+    return TPO_OK;
 }
 
 static int begun_check(const struct tpo_recovery *r, struct tpo_checkpoint *c, struct tpo_error *err)
@@ -41,6 +59,8 @@ static int begun_check(const struct tpo_recovery *r, struct tpo_checkpoint *c, s
         snprintf(c->devices[p], sizeof(c->devices[p]), "%s", t->replicas[p][0].begun.device);
         for (int i = 0; i < t->options.n_replicas[p]; i++) {
             const struct tpo_begun *b = &t->replicas[p][i].begun;
+            const int rc = apart_check(t, p, i, err);
+            if (rc != TPO_OK) return rc;
             if (differ(r->config, b->config) || differ(r->tokenizer, b->tokenizer))
                 return tpo_fail(
                     err, TPO_FAILED_PRECONDITION, "model",
@@ -98,7 +118,7 @@ static int all_begin(const struct tpo_recovery *r, struct tpo_checkpoint *c, str
         if (!said)
             tpo_log(TPO_LOG_WARN, "waiting", "for=%s wait_ms=%d reason=%s", why.stage[0] != '\0' ? why.stage : "-", r->wait_ms,
                     why.reason);
-        nanosleep(&(struct timespec){.tv_nsec = AGAIN_MS * 1000000L}, NULL);
+        nap();
     }
 }
 
@@ -234,6 +254,7 @@ int tpo_recovery_run(const struct tpo_recovery *r, bool fresh, struct tpo_checkp
             return rc;
         }
         fresh = false;
+        nap(); /* what fails at once must not be asked, and written down, without a pause */
     }
     return ours;
 }

@@ -65,12 +65,33 @@ static int again_ms(const struct remote *r, const struct remote_call *w, int tri
     return err->retry_ms < AGAIN_MS_MOST ? err->retry_ms : AGAIN_MS_MOST;
 }
 
+static bool is_v6(const char *address)
+{
+    return address[0] == '[';
+}
+
+/* A name that leads to several hosts would have its calls go now to one and now to another. One address of each kind is taken for one host's; a name
+ * may get more of them at any time. */
+static int one_host_check(const struct remote *r, struct tpo_error *err)
+{
+    const int n = tpo_peers_count(r->peers);
+    for (int i = 1; i < n; i++)
+        for (int k = 0; k < i; k++) {
+            const char *a = tpo_peers_address(r->peers, k, NULL), *b = tpo_peers_address(r->peers, i, NULL);
+            if (is_v6(a) == is_v6(b))
+                return tpo_fail(err, TPO_INVALID_ARGUMENT, "mesh",
+                                "--mesh: %s leads to %s and %s: name each replica by its own address", r->o.address, a, b);
+        }
+    return TPO_OK;
+}
+
 int tpo_remote_call(struct remote *r, const char *path, const ProtobufCMessageDescriptor *type, const ProtobufCMessage *message,
                     struct remote_call *w, bool stoppable, struct tpo_error *err)
 {
     const struct tpo_rpc_start start = {.path = path, .reply = type, .timeout_ms = r->o.timeout_ms};
     const int64_t until_us = tpo_now_us() + (int64_t)r->o.timeout_ms * 1000;
-    int rc = TPO_OK;
+    int rc = one_host_check(r, err);
+    if (rc != TPO_OK) return rc;
     for (int tried = 0, ms = 0; ms >= 0; tried++) {
         if (ms > 0) usleep((useconds_t)ms * 1000);
         w->done = false;
