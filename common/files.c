@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -21,6 +22,24 @@ FILE *tpo_open_file(const char *path)
     close(fd);
     errno = why;
     return NULL;
+}
+
+bool tpo_file_sha256(uint8_t digest[TPO_SHA256_BYTES], const char *path)
+{
+    static const size_t piece_bytes = (size_t)1 << 18;
+    FILE *f = tpo_open_file(path);
+    if (f == NULL) return false;
+    char *piece = malloc(piece_bytes);
+    tpo_sha256_t *h = tpo_sha256_open();
+    for (size_t n; piece != NULL && (n = fread(piece, 1, piece_bytes, f)) > 0;) tpo_sha256_add(h, piece, n);
+    const bool whole = piece != NULL && !ferror(f);
+    const int why = errno;
+    tpo_sha256_end(h, digest);
+    tpo_sha256_close(h);
+    free(piece);
+    fclose(f);
+    errno = why;
+    return whole;
 }
 
 bool tpo_write_all(int fd, const void *data, size_t bytes)

@@ -6,9 +6,14 @@
 #include <stddef.h>
 #include <stdio.h>
 
+#include "common/sha256.h"
+
 /* Opens a regular file for reading, and nothing else: a fifo would keep its reader waiting, a device could have effects. NULL: errno tells why,
  * EINVAL for what is no file. */
 FILE *tpo_open_file(const char *path);
+
+/* Reads a regular file to its end. False: errno tells why. */
+bool tpo_file_sha256(uint8_t digest[TPO_SHA256_BYTES], const char *path);
 
 bool tpo_write_all(int fd, const void *data, size_t bytes); /* false: errno tells why, and some of it may be written */
 

@@ -9,13 +9,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/files.h"
 #include "common/log.h"
 #include "common/safetensors.h"
-#include "common/sha256.h"
 #include "services/host/fault.h"
 #include "trainer/model_folder.h"
 #include "trainer/steps/held.h"
@@ -48,17 +47,7 @@ static void folder_remove(const char *path)
 static int file_hash(const char *path, char hex[TPO_SHA256_HEX], struct tpo_error *err)
 {
     uint8_t digest[TPO_SHA256_BYTES];
-    struct stat st;
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &st) != 0 || st.st_size == 0) {
-        if (fd >= 0) close(fd);
-        return fail_file(err, path);
-    }
-    void *map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-    close(fd);
-    if (map == MAP_FAILED) return fail_file(err, path);
-    tpo_sha256(digest, map, (size_t)st.st_size);
-    munmap(map, (size_t)st.st_size);
+    if (!tpo_file_sha256(digest, path)) return fail_file(err, path);
     tpo_sha256_hex(hex, digest);
     return TPO_OK;
 }
