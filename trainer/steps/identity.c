@@ -8,12 +8,27 @@
 
 #include "trainer/steps/held.h"
 
-void tpo_identity_of(struct tpo_identity *out, const struct tpo_recipe *r, int stage)
+int tpo_identity_of(struct tpo_identity *out, const struct tpo_recipe *r, int stage, struct tpo_error *err)
 {
     const struct tpo_recipe_stage *s = &r->stages[stage];
-    *out = (struct tpo_identity){.seed = r->seed, .lanes = s->plan.lanes, .micro_batches = s->plan.micro_batches};
+    int rc = TPO_OK;
+    *out =
+        (struct tpo_identity){.seed = r->seed, .lanes = s->plan.lanes, .micro_batches = s->plan.micro_batches, .n_data = s->n_data};
     snprintf(out->run, sizeof(out->run), "%s/%s", r->name, s->name);
     tpo_plan_digest(&out->plan, &s->plan);
+    for (int i = 0; i < s->n_data && rc == TPO_OK; i++) rc = tpo_data_digest(&out->data[i], &s->data[i], err);
+    return rc;
+}
+
+int tpo_identity_rows(const struct tpo_identity *x, const struct tpo_recipe *r, int stage, struct tpo_error *err)
+{
+    struct tpo_identity now;
+    const int rc = tpo_identity_of(&now, r, stage, err);
+    for (int i = 0; i < x->n_data && rc == TPO_OK; i++)
+        if (strcmp(now.data[i].rows, x->data[i].rows) != 0)
+            return tpo_fail(err, TPO_DATA_LOSS, "annotations", "%.200s changed during the run",
+                            r->stages[stage].data[i].annotations);
+    return rc;
 }
 
 void tpo_identity_put(json_t *j, const struct tpo_identity *x)
@@ -24,6 +39,12 @@ void tpo_identity_put(json_t *j, const struct tpo_identity *x)
     json_object_set_new(j, "micro_batches", json_integer(x->micro_batches));
     json_object_set_new(j, "groups", json_string(x->plan.groups));
     json_object_set_new(j, "losses", json_string(x->plan.losses));
+    json_t *data = json_array();
+    for (int i = 0; i < x->n_data; i++)
+        json_array_append_new(data, json_pack("{s:s s:s}", "draw", x->data[i].draw, "rows", x->data[i].rows));
+    json_object_set_new(j, "data", data);
+    json_object_set_new(j, "config", json_string(x->config));
+    json_object_set_new(j, "tokenizer", json_string(x->tokenizer));
     json_object_set_new(j, "start", json_string(x->start));
 }
 
@@ -31,7 +52,8 @@ void tpo_identity_put(json_t *j, const struct tpo_identity *x)
 
 static int all_told(const json_t *j, const char *where, const char *reason, struct tpo_error *err)
 {
-    static const char *const keys[] = {"run", "seed", "lanes", "micro_batches", "groups", "losses", "start"};
+    static const char *const keys[] = {"run",    "seed", "lanes",  "micro_batches", "groups",
+                                       "losses", "data", "config", "tokenizer",     "start"};
     for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
         if (json_object_get(j, keys[i]) == NULL)
             return tpo_fail(err, TPO_FAILED_PRECONDITION, reason,
@@ -54,6 +76,61 @@ static int number_check(const json_t *j, const char *key, uint64_t now, const ch
                     (unsigned long long)then, (unsigned long long)now);
 }
 
+static int numbers_check(const struct tpo_identity *x, const json_t *j, const char *where, const char *reason,
+                         struct tpo_error *err)
+{
+    int rc = number_check(j, "seed", x->seed, where, reason, err);
+    if (rc == TPO_OK) rc = number_check(j, "lanes", (uint64_t)x->lanes, where, reason, err);
+    return rc == TPO_OK ? number_check(j, "micro_batches", (uint64_t)x->micro_batches, where, reason, err) : rc;
+}
+
+static int plan_check(const struct tpo_identity *x, const json_t *j, const char *where, const char *reason, struct tpo_error *err)
+{
+    if (!says(j, "groups", x->plan.groups))
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, reason,
+                        "%.80s was made with other groups (their tensors, optimisers or constants): go on with those it has",
+                        where);
+    if (!says(j, "losses", x->plan.losses))
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, reason, "%.80s was made with other losses: go on with those it has", where);
+    return TPO_OK;
+}
+
+static int data_check(const struct tpo_identity *x, const json_t *j, const char *where, const char *reason, struct tpo_error *err)
+{
+    const json_t *data = json_object_get(j, "data");
+    if ((int)json_array_size(data) != x->n_data)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, reason, "%.80s was made with %d entries of data, not %d: go on with those",
+                        where, (int)json_array_size(data), x->n_data);
+    for (int i = 0; i < x->n_data; i++) {
+        const json_t *then = json_array_get(data, (size_t)i);
+        if (!says(then, "rows", x->data[i].rows))
+            return tpo_fail(err, TPO_FAILED_PRECONDITION, reason,
+                            "%.80s was made with other rows in entry %d of data (its source, its split or what its annotation "
+                            "files hold): go on with those",
+                            where, i + 1);
+        if (!says(then, "draw", x->data[i].draw))
+            return tpo_fail(err, TPO_FAILED_PRECONDITION, reason,
+                            "%.80s was made with entry %d of data drawn otherwise (its share, samples, frames, mix or the like): "
+                            "go on as it was",
+                            where, i + 1);
+    }
+    return TPO_OK;
+}
+
+static int model_check(const struct tpo_identity *x, const json_t *j, const char *where, struct tpo_error *err)
+{
+    const bool config = x->config[0] == '\0' || says(j, "config", x->config);
+    const bool tokenizer = x->config[0] == '\0' || says(j, "tokenizer", x->tokenizer);
+    if (!config || !tokenizer)
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "model",
+                        "%.80s was made with another %s: go on with the model as it was then", where,
+                        config ? "tokenizer" : "config.json");
+    if (x->start[0] != '\0' && !says(j, "start", x->start))
+        return tpo_fail(err, TPO_FAILED_PRECONDITION, "model",
+                        "%.80s began with other weights: go on with the model (--model, or the recipe's) as it was then", where);
+    return TPO_OK;
+}
+
 int tpo_identity_check(const struct tpo_identity *x, const json_t *j, const char *where, const char *reason, struct tpo_error *err)
 {
     int rc = all_told(j, where, reason, err);
@@ -61,20 +138,10 @@ int tpo_identity_check(const struct tpo_identity *x, const json_t *j, const char
     if (!says(j, "run", x->run))
         return tpo_fail(err, TPO_FAILED_PRECONDITION, reason, "%.80s is of %.68s, not of %s: take another --out", where,
                         json_string_value(json_object_get(j, "run")), x->run);
-    rc = number_check(j, "seed", x->seed, where, reason, err);
-    if (rc == TPO_OK) rc = number_check(j, "lanes", (uint64_t)x->lanes, where, reason, err);
-    if (rc == TPO_OK) rc = number_check(j, "micro_batches", (uint64_t)x->micro_batches, where, reason, err);
-    if (rc != TPO_OK) return rc;
-    if (!says(j, "groups", x->plan.groups))
-        return tpo_fail(err, TPO_FAILED_PRECONDITION, reason,
-                        "%.80s was made with other groups (their tensors, optimisers or constants): go on with those it has",
-                        where);
-    if (!says(j, "losses", x->plan.losses))
-        return tpo_fail(err, TPO_FAILED_PRECONDITION, reason, "%.80s was made with other losses: go on with those it has", where);
-    if (x->start[0] != '\0' && !says(j, "start", x->start))
-        return tpo_fail(err, TPO_FAILED_PRECONDITION, "model",
-                        "%.80s began with other weights: go on with the model (--model, or the recipe's) as it was then", where);
-    return TPO_OK;
+    rc = numbers_check(x, j, where, reason, err);
+    if (rc == TPO_OK) rc = plan_check(x, j, where, reason, err);
+    if (rc == TPO_OK) rc = data_check(x, j, where, reason, err);
+    return rc == TPO_OK ? model_check(x, j, where, err) : rc;
 }
 
 /* --- stage.json ---------------------------------------------------------------------------------------------------------------------- */

@@ -1,7 +1,8 @@
 /* identity.h -- what a stage is of: what has to be the same wherever its steps, its checkpoints and its model come from.
  *
- *   OUT/k-NAME/stage.json   {"run": "RECIPE/STAGE", "seed", "lanes", "micro_batches", "groups", "losses" (plan_digest.h), "start"}, from before the
- *                           stage's first step on; the stage's model is of it, too
+ *   OUT/k-NAME/stage.json   {"run": "RECIPE/STAGE", "seed", "lanes", "micro_batches", "groups", "losses" (plan_digest.h),
+ *                           "data": [{"draw", "rows"}, ...] (data_digest.h), "config", "tokenizer", "start"}, from before the stage's first step
+ *                           on; the stage's model is of it, too
  *
  * The manifest of a checkpoint holds the same keys beside its own. */
 #ifndef TPO_TRAINER_STEPS_IDENTITY_H
@@ -9,6 +10,7 @@
 
 #include <jansson.h>
 
+#include "trainer/steps/data_digest.h"
 #include "trainer/steps/plan_digest.h"
 #include "trainer/steps/recipe.h"
 
@@ -17,15 +19,22 @@ struct tpo_identity {
     uint64_t seed; /* the recipe's */
     int lanes, micro_batches;
     struct tpo_plan_digest plan;
+    int n_data;
+    struct tpo_data_digest data[TPO_DATA_MAX];
+    char config[TPO_SHA256_HEX], tokenizer[TPO_SHA256_HEX]; /* of the model's folder (nn/config.h); config "": any */
     char start[TPO_SHA256_HEX]; /* of the weights it began with, frozen ones included (shard.h); "": any */
 };
 
-/* Of a stage of the recipe; start is "". */
-void tpo_identity_of(struct tpo_identity *out, const struct tpo_recipe *r, int stage);
+/* Of a stage of the recipe; config and start are "". The error of tpo_data_digest: annotation files are read. */
+int tpo_identity_of(struct tpo_identity *out, const struct tpo_recipe *r, int stage, struct tpo_error *err);
+
+/* Whether the annotation files, which are read anew as services are recovered, are still those. DATA_LOSS "annotations". */
+int tpo_identity_rows(const struct tpo_identity *x, const struct tpo_recipe *r, int stage, struct tpo_error *err);
 
 /* Its keys, into an object. */
 void tpo_identity_put(json_t *j, const struct tpo_identity *x);
-/* Whether an object, found in `where`, tells the same. FAILED_PRECONDITION `reason`, or "model" for another start, with what differs. */
+/* Whether an object, found in `where`, tells the same. FAILED_PRECONDITION `reason`, or "model" for another start, config.json or tokenizer,
+ * with what differs. */
 int tpo_identity_check(const struct tpo_identity *x, const json_t *j, const char *where, const char *reason, struct tpo_error *err);
 
 /* Writes stage.json where there is none yet. */

@@ -98,6 +98,7 @@ static void run_name(const struct tpo_recovery *r, const struct tpo_identity *x,
     h = hash_add(h, r->crew->options.n_replicas, sizeof(r->crew->options.n_replicas));
     h = hash_add(hash_add(h, numbers, sizeof(numbers)), &plan->seed, sizeof(plan->seed));
     h = hash_add(hash_add(h, &x->plan, sizeof(x->plan)), x->start, sizeof(x->start));
+    h = hash_add(hash_add(h, x->data, sizeof(x->data)), x->config, sizeof(x->config));
     snprintf(out, 64, "%.48s#%08x", x->run, h);
 }
 

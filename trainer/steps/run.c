@@ -189,7 +189,7 @@ static int feed_reopen(struct stage *s, struct tpo_error *err)
                                        .by_id = r->remote && r->crew.trainable[TPO_PART_ENCODER] == 0};
     const int rc = tpo_feed_open(&s->feed, &o, err);
     r->mesh.feed = s->feed;
-    return rc;
+    return rc == TPO_OK ? tpo_identity_rows(&s->at.of, r->recipe, s->index, err) : rc;
 }
 
 /* Of the step that is done. */
@@ -401,13 +401,16 @@ static int stage_run(struct run *r, int index, bool fresh, struct tpo_error *err
     struct stage s = {.run = r, .index = index, .recipe = recipe, .version = r->version};
     bool done = false;
     s.at.generator_seed = recipe->plan.seed;
-    tpo_identity_of(&s.at.of, r->recipe, index);
+    int rc = tpo_identity_of(&s.at.of, r->recipe, index, err);
+    if (rc != TPO_OK) return rc;
+    memcpy(s.at.of.config, r->config_hash, sizeof(r->config_hash));
+    memcpy(s.at.of.tokenizer, r->tokens_hash, sizeof(r->tokens_hash));
     stage_folder(r, index, s.dir, sizeof(s.dir));
     if (mkdir(s.dir, 0755) != 0 && errno != EEXIST)
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "out", "%.200s: %s", s.dir, strerror(errno));
     recovery_init(&s);
     s.events = tpo_events_open(s.dir);
-    int rc = tpo_start_digest(s.at.of.start, r->options->stream, r->models, TPO_PARTS, err);
+    rc = tpo_start_digest(s.at.of.start, r->options->stream, r->models, TPO_PARTS, err);
     if (rc == TPO_OK) rc = recover(&s, fresh, err);
     while (rc == TPO_OK && !done) rc = advance(&s, &done, err);
     tpo_feed_close(s.feed);
@@ -440,11 +443,14 @@ static int stages_run(struct run *r, int first, struct tpo_error *err)
 /* A stage that ended here is taken as one of this recipe's only if it is. */
 static int ended_check(const struct run *r, int stage, struct tpo_error *err)
 {
-    char dir[3000];
+    char dir[3000], folder[4096];
     struct tpo_identity x;
     stage_folder(r, stage, dir, sizeof(dir));
-    tpo_identity_of(&x, r->recipe, stage);
-    return tpo_identity_kept(dir, &x, true, err);
+    stage_model(r, stage, folder, sizeof(folder));
+    int rc = tpo_identity_of(&x, r->recipe, stage, err);
+    if (rc == TPO_OK) rc = tpo_config_hash(x.config, folder, err);
+    tpo_config_tokens_hash(x.tokenizer, folder);
+    return rc == TPO_OK ? tpo_identity_kept(dir, &x, true, err) : rc;
 }
 
 static int run_open(struct run *r, int *first, struct tpo_error *err)

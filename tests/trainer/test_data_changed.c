@@ -1,0 +1,130 @@
+/* Proves that a run whose data, or whose model's settings, changed since its stage began is told so, and does not learn from something else. */
+#include "tests/support/annotated.h"
+#include "tests/support/test.h"
+#include "tests/support/training.h"
+
+#include <signal.h>
+#include <sys/wait.h>
+
+static const char stages[] = "  - name: files\n"
+                             "    steps: 8\n"
+                             "    micro_batches: 2\n"
+                             "    data:\n"
+                             "      - {source: refcoco, annotations: data/refs.json, media: data/images, samples: 2}\n"
+                             "      - {share: 2, frames: 1, samples: 2, conversations: 2}\n"
+                             "    losses: {language: 1}\n" ANNOTATED_ALL;
+
+static const char *const often[] = {"--checkpoint-every", "2", NULL};
+
+static void shell(const char *command)
+{
+    assert_int_equal(system(command), 0);
+}
+
+/* NAME: the recipe with one piece of its text in place of another. */
+static void recipe_with(const char *name, const char *piece, const char *instead)
+{
+    char text[2048];
+    const char *at = strstr(stages, piece);
+    assert_non_null(at);
+    snprintf(text, sizeof(text), "%.*s%s%s", (int)(at - stages), stages, instead, at + strlen(piece));
+    training_recipe(name, text);
+}
+
+static void refused(const char *recipe, const char *out, const char *text)
+{
+    char err[64];
+    snprintf(err, sizeof(err), "%s.err", out);
+    remove(err);
+    assert_int_equal(training_wait(training_start(recipe, out, NULL, often), 60), 1);
+    assert_true(training_says(err, "FAILED_PRECONDITION"));
+    if (!training_says(err, text)) fail_msg("%s does not say \"%s\"", err, text);
+}
+
+/* whole: a run that was never stopped; killed: one that has done five of its eight steps. */
+static void prepare(void)
+{
+    const char *const fault[] = {"--checkpoint-every", "2", "--fault", "after_commit:5", NULL};
+    annotated_write();
+    training_model(0);
+    training_recipe("r.yaml", stages);
+    training_run("r.yaml", "whole", NULL, often);
+    assert_int_equal(training_wait(training_start("r.yaml", "killed", NULL, fault), 60), 128 + SIGKILL);
+}
+
+/* A stage that is done, and one that is not. */
+static void other_draws_are_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *piece, *instead, *says;
+    } cases[] = {{"frames: 1, samples: 2", "frames: 1, samples: 4", "entry 2 of data drawn otherwise"},
+                 {"frames: 1", "frames: 4", "entry 2 of data drawn otherwise"},
+                 {"share: 2", "share: 3", "entry 2 of data drawn otherwise"},
+                 {"conversations: 2", "conversations: 2, mix: {'how many': .5}", "entry 2 of data drawn otherwise"},
+                 {"source: refcoco", "split: train, source: refcoco", "other rows in entry 1 of data"},
+                 {"      - {share: 2, frames: 1, samples: 2, conversations: 2}\n", "", "with 2 entries of data, not 1"}};
+    prepare();
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        recipe_with("other.yaml", cases[i].piece, cases[i].instead);
+        refused("other.yaml", "killed", cases[i].says);
+        refused("other.yaml", "whole", cases[i].says);
+    }
+    shell("rm killed/1-files/stage.json");
+    recipe_with("other.yaml", "share: 2", "share: 3");
+    refused("other.yaml", "killed", "step-00000004 was made with entry 2 of data drawn otherwise"); /* the manifest tells, too */
+    training_run("r.yaml", "killed", NULL, often);
+    assert_true(training_says("killed.log", "event=restored step=4"));
+    training_same_model("whole", "killed", "1-files");
+}
+
+static void other_annotations_are_refused(void **state)
+{
+    (void)state;
+    static const char *const files[] = {"data/refs.json", "data/instances.json"};
+    prepare();
+    for (int i = 0; i < 2; i++) {
+        char command[256];
+        snprintf(command, sizeof(command), "cp %s kept && printf ' ' >>%s", files[i], files[i]);
+        shell(command);
+        refused("r.yaml", "killed", "other rows in entry 1 of data");
+        refused("r.yaml", "whole", "other rows in entry 1 of data");
+        snprintf(command, sizeof(command), "mv kept %s", files[i]);
+        shell(command);
+    }
+    training_run("r.yaml", "killed", NULL, often);
+    training_same_model("whole", "killed", "1-files");
+}
+
+/* Neither where files lie nor how many bad ones are put up with is what a stage is of. */
+static void data_may_be_moved(void **state)
+{
+    (void)state;
+    prepare();
+    shell("mkdir other && mv data/refs.json other/rows.json && mv data/instances.json other/boxes.json && mv data/images other/media");
+    recipe_with("moved.yaml", "annotations: data/refs.json, media: data/images",
+                "annotations: other/rows.json, instances: other/boxes.json, media: other/media, skip_most: .5");
+    training_run("moved.yaml", "killed", NULL, often);
+    assert_true(training_says("killed.log", "event=restored step=4"));
+    training_same_model("whole", "killed", "1-files");
+    training_run("moved.yaml", "whole", NULL, often);
+}
+
+/* Shapes are the same, hence the weights that it began with: the arithmetic is another. */
+static void other_settings_of_the_model_are_refused(void **state)
+{
+    (void)state;
+    prepare();
+    shell("cp -r tiny kept && sed -i 's/\"lora_dropout\": 0.0/\"lora_dropout\": 0.5/' tiny/config.json && "
+          "! cmp -s kept/config.json tiny/config.json");
+    refused("r.yaml", "killed", "was made with another config.json");
+    shell("cp kept/config.json tiny && printf ' ' >>tiny/added_tokens.json");
+    refused("r.yaml", "killed", "was made with another tokenizer");
+    shell("cp kept/added_tokens.json tiny && cp -r whole edited && printf ' ' >>edited/1-files/model/config.json");
+    refused("r.yaml", "edited", "was made with another config.json"); /* of a stage that is done */
+    training_run("r.yaml", "killed", NULL, often);
+    training_same_model("whole", "killed", "1-files");
+}
+
+TPO_TESTS(cmocka_unit_test(other_draws_are_refused), cmocka_unit_test(other_annotations_are_refused),
+          cmocka_unit_test(data_may_be_moved), cmocka_unit_test(other_settings_of_the_model_are_refused))
