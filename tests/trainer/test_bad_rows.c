@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static const struct tpo_bad_rows_of rows = {.n = 1000};
+static struct tpo_bad_rows_of rows = {.n = 1000, .which = "these"};
 
 static struct tpo_bad_rows *file_open(void)
 {
@@ -75,7 +75,7 @@ static void a_line_that_was_cut_off_makes_no_row_bad(void **state)
 static void lines_of_nul_are_passed_over(void **state)
 {
     (void)state;
-    static const char text[] = "rows 1000\n1 3 torn\n\0\n\0\0\0 4 torn\n2 5 torn\n";
+    static const char text[] = "rows 1000 of these\n1 3 torn\n\0\n\0\0\0 4 torn\n2 5 torn\n";
     FILE *f = fopen("bad", "w");
     assert_non_null(f);
     assert_int_equal(fwrite(text, 1, sizeof(text) - 1, f), sizeof(text) - 1);
@@ -86,5 +86,20 @@ static void lines_of_nul_are_passed_over(void **state)
     tpo_bad_rows_close(b);
 }
 
+/* As many of another file: two sources of a recipe that were swapped. */
+static void marks_of_other_rows_do_not_count(void **state)
+{
+    (void)state;
+    struct tpo_bad_rows *b = file_open();
+    assert_true(tpo_bad_rows_add(b, 0, 3, "torn"));
+    tpo_bad_rows_close(b);
+    rows.which = "those";
+    b = file_open();
+    assert_int_equal(tpo_bad_rows_count(b), 0);
+    assert_false(tpo_bad_rows_has(b, 3));
+    tpo_bad_rows_close(b);
+}
+
 TPO_TESTS(cmocka_unit_test(a_full_disk_leaves_the_file_and_what_it_says),
-          cmocka_unit_test(a_line_that_was_cut_off_makes_no_row_bad), cmocka_unit_test(lines_of_nul_are_passed_over))
+          cmocka_unit_test(a_line_that_was_cut_off_makes_no_row_bad), cmocka_unit_test(lines_of_nul_are_passed_over),
+          cmocka_unit_test(marks_of_other_rows_do_not_count))

@@ -43,11 +43,10 @@ static void line_write(struct tpo_bad_rows *b, uint64_t index, int64_t row, cons
 }
 
 /* What the file says, into the marks and into the new file. The last line may have been cut off by a kill. */
-static void lines_read(struct tpo_bad_rows *b, FILE *old, uint64_t before)
+static void lines_read(struct tpo_bad_rows *b, FILE *old, const char *head, uint64_t before)
 {
     char line[WHY_MAX + 64];
-    int64_t rows = 0;
-    if (fgets(line, sizeof(line), old) == NULL || sscanf(line, "rows %" SCNd64, &rows) != 1 || rows != b->n_rows) return;
+    if (fgets(line, sizeof(line), old) == NULL || strcmp(line, head) != 0) return;
     while (fgets(line, sizeof(line), old) != NULL) {
         uint64_t index = 0;
         int64_t row = 0;
@@ -61,16 +60,17 @@ static void lines_read(struct tpo_bad_rows *b, FILE *old, uint64_t before)
 }
 
 /* Written under another name, so that a kill or a full disk leaves the old one or the new one. What the old one says is known either way. */
-static int file_open(struct tpo_bad_rows *b, const char *path, uint64_t before, struct tpo_error *err)
+static int file_open(struct tpo_bad_rows *b, const char *path, const char *which, uint64_t before, struct tpo_error *err)
 {
-    char part[4200];
+    char part[4200], head[160];
+    snprintf(head, sizeof(head), "rows %" PRId64 " of %.100s\n", b->n_rows, which);
     snprintf(part, sizeof(part), "%.4100s.part", path);
     bool ok = (b->file = fopen(part, "we")) != NULL;
     int why = errno;
     FILE *old = fopen(path, "re");
-    if (ok) fprintf(b->file, "rows %" PRId64 "\n", b->n_rows);
+    if (ok) fputs(head, b->file);
     if (old != NULL) {
-        lines_read(b, old, before);
+        lines_read(b, old, head, before);
         fclose(old);
     }
     if (ok) {
@@ -95,7 +95,7 @@ int tpo_bad_rows_open(struct tpo_bad_rows **out, const char *path, const struct 
     int rc = b->bits != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a source");
     for (int64_t row = 0; rc == TPO_OK && rows->left_out != NULL && row < rows->n; row++)
         if (rows->left_out(rows->owner, row)) b->bits[row / 8] |= (uint8_t)(1 << row % 8);
-    if (rc == TPO_OK && path != NULL) rc = file_open(b, path, before, err);
+    if (rc == TPO_OK && path != NULL) rc = file_open(b, path, rows->which, before, err);
     if (rc == TPO_OK)
         *out = b;
     else

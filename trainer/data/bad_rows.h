@@ -1,7 +1,7 @@
 /* bad_rows.h -- which rows of a source have a bad medium, and since which draw. Remembered in a file, so that a run that goes on counts those
  * that the run before it met.
  *
- *   rows N           of the source; another number: the file is of other annotations, and nothing of it counts
+ *   rows N of WHICH  of the source, and a digest of what they are; others: the file is of other annotations, and nothing of it counts
  *   INDEX ROW WHY    a line for each, as they are found; INDEX: the first sample of the batch that met it
  *
  * Not locked: one thread at a time. */
@@ -18,6 +18,7 @@ struct tpo_bad_rows; /* opaque */
 /* The source's rows: which of them are left out from the start, and counted elsewhere. */
 struct tpo_bad_rows_of {
     int64_t n;
+    const char *which;                                /* a word that names them; borrowed while opening */
     bool (*left_out)(const void *owner, int64_t row); /* NULL: none */
     const void *owner;
 };

@@ -370,7 +370,7 @@ int tpo_source_open(struct tpo_source **out, const struct tpo_source_options *o,
     s->o.rows.owner = s;
     if (rc == TPO_OK) rc = tpo_annotations_open(&s->rows, &s->o.rows, err);
     if (rc == TPO_OK) {
-        const struct tpo_bad_rows_of rows = {tpo_annotations_rows(s->rows), is_missing, s->rows};
+        const struct tpo_bad_rows_of rows = {tpo_annotations_rows(s->rows), o->rows_of, is_missing, s->rows};
         rc = tpo_bad_rows_open(&s->bad, o->bad_rows, &rows, o->first, err);
     }
     const bool by_id = o->by_id && s->config.vision_encoder.num_frames == o->config->vision_encoder.num_frames;

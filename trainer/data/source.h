@@ -30,6 +30,7 @@ struct tpo_source_options {
     int n_conversations;                 /* about a medium, at most */
     float weight_end;                    /* of the </s> */
     const char *bad_rows;                /* the file that remembers bad rows (bad_rows.h); NULL: none */
+    const char *rows_of;                 /* names the rows there: a digest of what decides which they are */
     uint64_t first;                      /* the sample that is filled first: a run goes on there */
     /* Samples name their medium (media_id, media_path) instead of bringing pixels, for an encoder that reads recorded media; films of fewer frames
      * than the model's bring them all the same, since a service samples by its own configuration. */

@@ -133,6 +133,7 @@ static int source_open(struct tpo_feed *f, const struct tpo_feed_options *o, int
                                                .n_conversations = d->draw.n_conversations,
                                                .weight_end = d->draw.weight_end,
                                                .bad_rows = o->dir != NULL ? bad_rows : NULL,
+                                               .rows_of = o->data != NULL ? o->data[i].rows : "",
                                                .first = f->batches_of[i] * (uint64_t)d->samples,
                                                .by_id = o->by_id};
     rc = tpo_source_open(&f->sources[i], &options, err);

@@ -4,6 +4,7 @@
 #define TPO_TRAINER_STEPS_FEED_H
 
 #include "nn/config.h"
+#include "trainer/steps/data_digest.h"
 #include "trainer/steps/recipe.h"
 
 struct tpo_feed; /* opaque: owns its thread and a ring of batches */
@@ -15,10 +16,11 @@ struct tpo_feed_options {
     const struct tpo_config *config;               /* of the model that learns */
     int (*word_id)(void *owner, const char *word); /* the vocabulary id of a word (world.h); NULL where no stage wants slots */
     void *owner;
-    bool over_mesh;            /* a micro-batch that no message can hold is refused (messages.h) */
-    bool by_id;                /* samples of a source name their media (source.h): an encoder over the mesh, frozen in this stage */
-    const char *dir;           /* of the stage: rows whose media are bad are remembered there, in bad-rows-N; NULL: nowhere */
-    const char *media_program; /* as media.h has it; started only where the stage reads files */
+    bool over_mesh;  /* a micro-batch that no message can hold is refused (messages.h) */
+    bool by_id;      /* samples of a source name their media (source.h): an encoder over the mesh, frozen in this stage */
+    const char *dir; /* of the stage: rows whose media are bad are remembered there, in bad-rows-N; NULL: nowhere */
+    const struct tpo_data_digest *data; /* of each entry: whose rows those are; NULL where dir is */
+    const char *media_program;          /* as media.h has it; started only where the stage reads files */
 };
 
 /* Draws steps first_step, first_step + 1, ... of the stage. A source's rows come in its own order (source.h): the micro-batches that draw from

@@ -185,6 +185,7 @@ static int feed_reopen(struct stage *s, struct tpo_error *err)
                                        .word_id = word_id,
                                        .owner = r->tokenizer,
                                        .dir = s->dir,
+                                       .data = s->at.of.data,
                                        .over_mesh = r->remote,
                                        .by_id = r->remote && r->crew.trainable[TPO_PART_ENCODER] == 0};
     const int rc = tpo_feed_open(&s->feed, &o, err);
