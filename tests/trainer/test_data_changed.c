@@ -1,4 +1,4 @@
-/* Proves that a run whose data, or whose model's settings, changed since its stage began is told so, and does not learn from something else. */
+/* Proves that a run whose data, or whose model, changed since its stage began or ended is told so, and does not go on from something else. */
 #include "tests/support/annotated.h"
 #include "tests/support/test.h"
 #include "tests/support/training.h"
@@ -101,7 +101,8 @@ static void data_may_be_moved(void **state)
 {
     (void)state;
     prepare();
-    shell("mkdir other && mv data/refs.json other/rows.json && mv data/instances.json other/boxes.json && mv data/images other/media");
+    shell("mkdir other && mv data/refs.json other/rows.json && mv data/instances.json other/boxes.json && mv data/images "
+          "other/media");
     recipe_with("moved.yaml", "annotations: data/refs.json, media: data/images",
                 "annotations: other/rows.json, instances: other/boxes.json, media: other/media, skip_most: .5");
     training_run("moved.yaml", "killed", NULL, often);
@@ -126,5 +127,27 @@ static void other_settings_of_the_model_are_refused(void **state)
     training_same_model("whole", "killed", "1-files");
 }
 
+/* One bit of it: neither a later start of this run nor another run begins with it. */
+static void an_altered_model_is_not_begun_with(void **state)
+{
+    (void)state;
+    static const char *const whole[] = {"--model", "whole/1-files/model", NULL}, *const copied[] = {"--model", "copied", NULL};
+    static const char says[] = "DATA_LOSS: whole/1-files/model/model.safetensors is not what its stage ended with";
+    annotated_write();
+    training_model(0);
+    training_recipe("r.yaml", stages);
+    training_run("r.yaml", "whole", NULL, often);
+    training_run("r.yaml", "whole", NULL, often);
+    training_run("r.yaml", "sound", NULL, whole);
+    shell("printf '\\001' | dd of=whole/1-files/model/model.safetensors bs=1 seek=20000 conv=notrunc 2>dd.log");
+    assert_int_equal(training_wait(training_start("r.yaml", "whole", NULL, often), 60), 1);
+    assert_true(training_says("whole.err", says));
+    assert_int_equal(training_wait(training_start("r.yaml", "other", NULL, whole), 60), 1);
+    assert_true(training_says("other.err", says));
+    shell("cp -r whole/1-files/model copied"); /* nobody knows how it was */
+    training_run("r.yaml", "fine", NULL, copied);
+}
+
 TPO_TESTS(cmocka_unit_test(other_draws_are_refused), cmocka_unit_test(other_annotations_are_refused),
-          cmocka_unit_test(data_may_be_moved), cmocka_unit_test(other_settings_of_the_model_are_refused))
+          cmocka_unit_test(data_may_be_moved), cmocka_unit_test(other_settings_of_the_model_are_refused),
+          cmocka_unit_test(an_altered_model_is_not_begun_with))

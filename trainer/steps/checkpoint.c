@@ -325,10 +325,10 @@ static int models_write(const char *path, struct tpo_stream *s, struct tpo_model
     return rc;
 }
 
-int tpo_checkpoint_finish(const char *stage_dir, const char *from, struct tpo_stream *s, struct tpo_model *const *models,
-                          int n_models, struct tpo_error *err)
+int tpo_checkpoint_finish(const char *stage_dir, const struct tpo_identity *of, const char *from, struct tpo_stream *s,
+                          struct tpo_model *const *models, int n_models, struct tpo_error *err)
 {
-    char part[4096], final[4096], path[4300];
+    char part[4096], final[4096], path[4300], hash[TPO_SHA256_HEX];
     snprintf(part, sizeof(part), "%.4000s/model.part", stage_dir);
     snprintf(final, sizeof(final), "%.4000s/model", stage_dir);
     snprintf(path, sizeof(path), "%s/model.safetensors", part);
@@ -336,6 +336,8 @@ int tpo_checkpoint_finish(const char *stage_dir, const char *from, struct tpo_st
     if (mkdir(part, 0755) != 0) return fail_file(err, part);
     int rc = tpo_model_folder_companions(part, from, err);
     if (rc == TPO_OK) rc = models_write(path, s, models, n_models, err);
+    if (rc == TPO_OK) rc = file_hash(path, hash, err);
+    if (rc == TPO_OK) rc = tpo_identity_end(stage_dir, of, hash, err);
     if (rc != TPO_OK) return rc;
     folder_remove(final);
     if (rename(part, final) != 0) return fail_file(err, final);

@@ -36,8 +36,8 @@ int tpo_checkpoint_find(const char *stage_dir, struct tpo_checkpoint *c, struct 
 /* What was found, into a learner that has begun the stage and holds its start (or an earlier state of it). */
 int tpo_checkpoint_send(const struct tpo_checkpoint *c, int part, struct tpo_learner *l, struct tpo_error *err);
 
-/* The model folder of a finished stage: companions of `from`, every tensor of the models. */
-int tpo_checkpoint_finish(const char *stage_dir, const char *from, struct tpo_stream *s, struct tpo_model *const *models,
-                          int n_models, struct tpo_error *err);
+/* The model folder of a finished stage: companions of `from`, every tensor of the models. Its hash is in stage.json (identity.h) by then. */
+int tpo_checkpoint_finish(const char *stage_dir, const struct tpo_identity *of, const char *from, struct tpo_stream *s,
+                          struct tpo_model *const *models, int n_models, struct tpo_error *err);
 
 #endif

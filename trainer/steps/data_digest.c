@@ -18,7 +18,7 @@ static void draw_add(tpo_sha256_t *h, const struct tpo_recipe_data *d)
 {
     const struct tpo_world_draw *w = &d->draw;
     const float weights[] = {d->share, w->outermost, w->weight_description, w->weight_end};
-    const int32_t kinds[] = {d->samples,      w->n_frames, w->n_conversations,  w->min_objects,
+    const int32_t kinds[] = {d->samples,       w->n_frames, w->n_conversations,  w->min_objects,
                              (int32_t)w->aids, w->dense,    (int32_t)w->without, w->slots};
     tpo_sha256_add(h, weights, sizeof(weights));
     tpo_sha256_add(h, kinds, sizeof(kinds));

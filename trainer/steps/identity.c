@@ -4,8 +4,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/files.h"
 #include "trainer/steps/held.h"
 
 int tpo_identity_of(struct tpo_identity *out, const struct tpo_recipe *r, int stage, struct tpo_error *err)
@@ -50,15 +52,20 @@ void tpo_identity_put(json_t *j, const struct tpo_identity *x)
 
 /* --- comparing ----------------------------------------------------------------------------------------------------------------------- */
 
+static int told(const json_t *j, const char *key, const char *where, const char *reason, struct tpo_error *err)
+{
+    if (json_object_get(j, key) != NULL) return TPO_OK;
+    return tpo_fail(err, TPO_FAILED_PRECONDITION, reason,
+                    "%.80s does not tell its %s: it was made by an older build, go on with that one", where, key);
+}
+
 static int all_told(const json_t *j, const char *where, const char *reason, struct tpo_error *err)
 {
     static const char *const keys[] = {"run",    "seed", "lanes",  "micro_batches", "groups",
                                        "losses", "data", "config", "tokenizer",     "start"};
-    for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
-        if (json_object_get(j, keys[i]) == NULL)
-            return tpo_fail(err, TPO_FAILED_PRECONDITION, reason,
-                            "%.80s does not tell its %s: it was made by an older build, go on with that one", where, keys[i]);
-    return TPO_OK;
+    int rc = TPO_OK;
+    for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]) && rc == TPO_OK; i++) rc = told(j, keys[i], where, reason, err);
+    return rc;
 }
 
 static bool says(const json_t *j, const char *key, const char *text)
@@ -146,18 +153,30 @@ int tpo_identity_check(const struct tpo_identity *x, const json_t *j, const char
 
 /* --- stage.json ---------------------------------------------------------------------------------------------------------------------- */
 
-int tpo_identity_keep(const char *stage_dir, const struct tpo_identity *x, struct tpo_error *err)
+static int stage_write(const char *path, const struct tpo_identity *x, const char *model, struct tpo_error *err)
 {
-    char path[4096];
-    snprintf(path, sizeof(path), "%.4000s/stage.json", stage_dir);
-    if (access(path, F_OK) == 0) return TPO_OK;
     json_t *j = json_object();
     tpo_identity_put(j, x);
+    if (model != NULL) json_object_set_new(j, "model", json_string(model));
     char *text = json_dumps(j, JSON_INDENT(2));
     int rc = text != NULL ? tpo_small_file(path, text, err) : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for stage.json");
     free(text);
     json_decref(j);
     return rc;
+}
+
+int tpo_identity_keep(const char *stage_dir, const struct tpo_identity *x, struct tpo_error *err)
+{
+    char path[4096];
+    snprintf(path, sizeof(path), "%.4000s/stage.json", stage_dir);
+    return access(path, F_OK) == 0 ? TPO_OK : stage_write(path, x, NULL, err);
+}
+
+int tpo_identity_end(const char *stage_dir, const struct tpo_identity *x, const char model[TPO_SHA256_HEX], struct tpo_error *err)
+{
+    char path[4096];
+    snprintf(path, sizeof(path), "%.4000s/stage.json", stage_dir);
+    return stage_write(path, x, model, err);
 }
 
 int tpo_identity_kept(const char *stage_dir, const struct tpo_identity *x, bool ended, struct tpo_error *err)
@@ -166,7 +185,31 @@ int tpo_identity_kept(const char *stage_dir, const struct tpo_identity *x, bool 
     snprintf(path, sizeof(path), "%.4000s/stage.json", stage_dir);
     if (!ended && access(path, F_OK) != 0) return TPO_OK;
     json_t *j = json_load_file(path, 0, NULL);
-    int rc = tpo_identity_check(x, j, stage_dir, "out", err);
+    int rc = ended ? told(j, "model", stage_dir, "out", err) : TPO_OK;
+    if (rc == TPO_OK) rc = tpo_identity_check(x, j, stage_dir, "out", err);
     json_decref(j);
     return rc;
+}
+
+/* By any path, a link too. A folder that merely lies beside is another. */
+static bool is_a_stages(const char *folder)
+{
+    char path[4200];
+    struct stat given, left;
+    snprintf(path, sizeof(path), "%.4000s/../model", folder);
+    return stat(folder, &given) == 0 && stat(path, &left) == 0 && given.st_dev == left.st_dev && given.st_ino == left.st_ino;
+}
+
+int tpo_identity_model(const char *folder, struct tpo_error *err)
+{
+    char path[4200], hex[TPO_SHA256_HEX];
+    uint8_t digest[TPO_SHA256_BYTES];
+    snprintf(path, sizeof(path), "%.4000s/../stage.json", folder);
+    json_t *j = is_a_stages(folder) ? json_load_file(path, 0, NULL) : NULL;
+    snprintf(path, sizeof(path), "%.4000s/model.safetensors", folder);
+    const bool known = json_object_get(j, "model") != NULL;
+    const bool same = known && tpo_file_sha256(digest, path) && says(j, "model", tpo_sha256_hex(hex, digest));
+    json_decref(j);
+    return !known || same ? TPO_OK
+                          : tpo_fail(err, TPO_DATA_LOSS, "model", "%.200s is not what its stage ended with (SHA-256)", path);
 }

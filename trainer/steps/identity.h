@@ -2,7 +2,7 @@
  *
  *   OUT/k-NAME/stage.json   {"run": "RECIPE/STAGE", "seed", "lanes", "micro_batches", "groups", "losses" (plan_digest.h),
  *                           "data": [{"draw", "rows"}, ...] (data_digest.h), "config", "tokenizer", "start"}, from before the stage's first step
- *                           on; the stage's model is of it, too
+ *                           on; the stage's model is of it, too, and once that is written, "model": SHA-256 of its model.safetensors
  *
  * The manifest of a checkpoint holds the same keys beside its own. */
 #ifndef TPO_TRAINER_STEPS_IDENTITY_H
@@ -39,6 +39,10 @@ int tpo_identity_check(const struct tpo_identity *x, const json_t *j, const char
 
 /* Writes stage.json where there is none yet. */
 int tpo_identity_keep(const char *stage_dir, const struct tpo_identity *x, struct tpo_error *err);
+/* Writes it anew, with the hash of the model that is about to stand beside it. */
+int tpo_identity_end(const char *stage_dir, const struct tpo_identity *x, const char model[TPO_SHA256_HEX], struct tpo_error *err);
+/* Whether a model folder that a stage left is as it left it; of other folders nothing is known. DATA_LOSS "model". Reads all of its weights. */
+int tpo_identity_model(const char *folder, struct tpo_error *err);
 /* Compares it: FAILED_PRECONDITION "out" or "model". Without the file all is well, unless the stage has `ended`. */
 int tpo_identity_kept(const char *stage_dir, const struct tpo_identity *x, bool ended, struct tpo_error *err);
 

@@ -115,7 +115,8 @@ static int models_open(struct run *r, int first_stage, struct tpo_error *err)
     else
         stage_model(r, first_stage - 1, r->folder, sizeof(r->folder));
     const bool fresh = !holds_weights(folder);
-    int rc = tpo_config_load(&r->config, folder, err);
+    int rc = fresh ? TPO_OK : tpo_identity_model(folder, err);
+    if (rc == TPO_OK) rc = tpo_config_load(&r->config, folder, err);
     if (rc == TPO_OK) rc = tpo_config_hash(r->config_hash, folder, err);
     if (rc == TPO_OK) rc = tpo_tokenizer_open(&r->tokenizer, folder, err);
     tpo_config_tokens_hash(r->tokens_hash, folder);
@@ -308,7 +309,7 @@ static int stage_finish(struct stage *s, struct tpo_error *err)
     if (rc == TPO_OK) rc = r->remote ? weights_fetch(s, err) : tpo_crew_end(&r->crew, err);
     if (rc != TPO_OK) return rc;
     tpo_fault_reach(TPO_FAULT_STAGE_END);
-    rc = tpo_checkpoint_finish(s->dir, r->folder, r->options->stream, r->models, TPO_PARTS, err);
+    rc = tpo_checkpoint_finish(s->dir, &s->at.of, r->folder, r->options->stream, r->models, TPO_PARTS, err);
     /* Between stages the mesh stays ours: the next Begin ends what was. */
     if (rc == TPO_OK && r->remote && last) tpo_crew_end(&r->crew, NULL);
     s->ended = rc == TPO_OK;
