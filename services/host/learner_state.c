@@ -104,12 +104,24 @@ static int hands_open(struct tpo_learner_state *s, int64_t scratch, struct tpo_e
     return TPO_OK;
 }
 
+int tpo_learner_state_check(const struct tpo_params *params, const struct tpo_plan *plan, struct tpo_error *err)
+{
+    int rc = TPO_OK;
+    for (int i = 0; i < params->n && rc == TPO_OK; i++) {
+        const struct tpo_param *p = params->items[i];
+        const int group = p->ignored ? -1 : tpo_plan_group(plan, p->name);
+        if (group >= 0 && plan->groups[group].optimiser == TPO_MUON) rc = check_muon(p, &plan->groups[group], err);
+    }
+    return rc;
+}
+
 int tpo_learner_state_open(struct tpo_learner_state *s, struct tpo_stream *stream, struct tpo_params *params,
                            const struct tpo_plan *plan, struct tpo_error *err)
 {
-    int rc = TPO_OK;
     int64_t scratch = 0;
+    int rc = tpo_learner_state_check(params, plan, err);
     *s = (struct tpo_learner_state){.stream = stream, .n_lanes = plan->own_lanes > 0 ? plan->own_lanes : plan->lanes};
+    if (rc != TPO_OK) return rc;
     s->items = calloc((size_t)params->n + 1, sizeof(*s->items));
     if (s->items == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the list of trainable tensors");
     for (int i = 0; i < params->n; i++) {
@@ -117,8 +129,6 @@ int tpo_learner_state_open(struct tpo_learner_state *s, struct tpo_stream *strea
         const int group = p->ignored ? -1 : tpo_plan_group(plan, p->name);
         if (group < 0) continue;
         if (plan->groups[group].optimiser == TPO_MUON) {
-            rc = check_muon(p, &plan->groups[group], err);
-            if (rc != TPO_OK) goto fail;
             const int64_t need = tpo_muon_scratch(matrix_rows(p) / parts_of(&plan->groups[group]), matrix_columns(p));
             if (need > scratch) scratch = need;
         }

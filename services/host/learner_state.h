@@ -36,8 +36,12 @@ bool tpo_pattern_match(const char *pattern, const char *name);
 /* The group that owns a tensor of this name; -1: none, it stays frozen. */
 int tpo_plan_group(const struct tpo_plan *plan, const char *name);
 
-/* Makes the tensors that a group matches trainable: weights are copies of what the parameters hold now. INVALID_ARGUMENT when Muon gets
- * something that is no matrix or is not divisible by its split. */
+/* Whether open will take the plan, no memory asked for: INVALID_ARGUMENT "muon_vector" or "muon_split" when Muon gets something that is no matrix or
+ * is not divisible by its split. */
+int tpo_learner_state_check(const struct tpo_params *params, const struct tpo_plan *plan, struct tpo_error *err);
+
+/* Makes the tensors that a group matches trainable: weights are copies of what the parameters hold now. The errors of
+ * tpo_learner_state_check. */
 int tpo_learner_state_open(struct tpo_learner_state *s, struct tpo_stream *stream, struct tpo_params *params,
                            const struct tpo_plan *plan, struct tpo_error *err);
 void tpo_learner_state_free(

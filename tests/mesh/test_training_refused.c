@@ -456,21 +456,30 @@ static void one_process_under_two_names_is_refused(void **state)
     training_mesh_stop(&m);
 }
 
+#define LANES(name, micro_batches, lanes)                                                                                          \
+    "  - {name: " name ", steps: 2, micro_batches: " micro_batches ", lanes: " lanes ", losses: {language: 1}, "                   \
+    "data: [{frames: 1, samples: 2, conversations: 2}], groups: [{name: all, rate: 1.0e-3, tensors: ['*']}]}\n"
+
+/* Of a later stage, too, before the first one is trained. */
 static void fewer_lanes_than_replicas_are_refused(void **state)
 {
     (void)state;
+    static const struct {
+        const char *stages, *says;
+    } cases[] = {{LANES("talk", "2", "1"), "stage talk has 1 lanes, fewer than the 2 replicas of encoder"},
+                 {LANES("talk", "2", "2") LANES("later", "2", "1"), "stage later has 1 lanes, fewer than the 2 replicas"},
+                 {LANES("talk", "2", "2") LANES("later", "1", "2"), "stage later has 1 micro-batches, fewer than 2 replicas"}};
     struct training_mesh m;
     training_model(0);
-    training_recipe("r.yaml", "  - name: talk\n"
-                              "    steps: 2\n"
-                              "    micro_batches: 2\n"
-                              "    data:\n"
-                              "      - {frames: 1, samples: 2, conversations: 2}\n"
-                              "    losses: {language: 1}\n"
-                              "    groups:\n"
-                              "      - {name: all, optimiser: adamw, rate: 1.0e-3, tensors: ['*']}\n");
     training_mesh_start(&m, "served", 2, 2);
-    refused(&m, "lanes", "1 lanes, fewer than the 2 replicas of encoder", often);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        char out[16], log[32];
+        snprintf(out, sizeof(out), "lanes-%zu", i);
+        snprintf(log, sizeof(log), "%s.log", out);
+        training_recipe("r.yaml", cases[i].stages);
+        refused(&m, out, cases[i].says, often);
+        assert_false(training_says(log, "event=begin"));
+    }
     training_mesh_stop(&m);
 }
 

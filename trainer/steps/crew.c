@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "services/host/learner_state.h"
 #include "trainer/steps/collective.h"
 
 #define WALKERS_MAX 4 /* per line: three services, and one micro-batch on its way */
@@ -142,11 +143,36 @@ static int begin_one(struct tpo_crew *t, int part, int replica, void *arg, struc
     return rc;
 }
 
+/* --- a stage ------------------------------------------------------------------------------------------------------------------------- */
+
+/* Whether the stage's losses need a part. */
+static void runs_of(const struct tpo_recipe_stage *s, bool runs[TPO_PARTS])
+{
+    const bool region = tpo_recipe_loss(s, "region") > 0;
+    runs[TPO_PART_ENCODER] = true;
+    runs[TPO_PART_REGION] = region;
+    runs[TPO_PART_ROUTER] =
+        region || tpo_recipe_loss(s, "language") > 0 || tpo_recipe_loss(s, "slot") > 0 || tpo_recipe_loss(s, "attention") > 0;
+}
+
+static int trains_check(const struct tpo_recipe_stage *s, const int trainable[TPO_PARTS], struct tpo_error *err)
+{
+    bool runs[TPO_PARTS];
+    int owned = 0;
+    runs_of(s, runs);
+    for (int p = 0; p < TPO_PARTS; p++) owned += runs[p] ? trainable[p] : 0;
+    if (owned > 0) return TPO_OK;
+    return tpo_fail(err, TPO_INVALID_ARGUMENT, "recipe", "stage %s trains nothing: no group matches a tensor its losses reach",
+                    s->name);
+}
+
 static int needs_check(const struct tpo_crew *t, const struct tpo_recipe_stage *s, struct tpo_error *err)
 {
+    bool runs[TPO_PARTS];
+    runs_of(s, runs);
     for (int p = 0; p < TPO_PARTS; p++) {
         const int n = t->options.n_replicas[p];
-        if (n == 0 && t->runs[p])
+        if (n == 0 && runs[p])
             return tpo_fail(err, TPO_FAILED_PRECONDITION, "mesh", "stage %s needs a %s, and none was named", s->name,
                             tpo_part_names[p]);
         if (n > s->plan.lanes)
@@ -159,32 +185,49 @@ static int needs_check(const struct tpo_crew *t, const struct tpo_recipe_stage *
     return TPO_OK;
 }
 
+/* Tensors of a model that the stage's groups own. */
+static int owned_by(const struct tpo_plan *plan, const struct tpo_params *params)
+{
+    int n = 0;
+    for (int i = 0; i < params->n; i++) n += !params->items[i]->ignored && tpo_plan_group(plan, params->items[i]->name) >= 0;
+    return n;
+}
+
+int tpo_crew_check(const struct tpo_crew *t, const struct tpo_recipe *r, int first, struct tpo_model *const models[TPO_PARTS],
+                   struct tpo_error *err)
+{
+    int rc = TPO_OK;
+    for (int i = first; i < r->n_stages && rc == TPO_OK; i++) {
+        const struct tpo_recipe_stage *s = &r->stages[i];
+        int trainable[TPO_PARTS];
+        struct tpo_error why = {0};
+        for (int p = 0; p < TPO_PARTS; p++) trainable[p] = owned_by(&s->plan, models[p]->params);
+        rc = needs_check(t, s, err);
+        if (rc == TPO_OK) rc = trains_check(s, trainable, err);
+        for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++)
+            if ((rc = tpo_learner_state_check(models[p]->params, &s->plan, &why)) != TPO_OK)
+                tpo_fail(err, rc, why.reason, "stage %s: %.300s", s->name, why.message);
+    }
+    return rc;
+}
+
 int tpo_crew_begin(struct tpo_crew *t, const struct tpo_recipe *r, int stage, const char *run, struct tpo_error *err)
 {
     const struct tpo_recipe_stage *s = &r->stages[stage];
     struct beginning b = {&s->plan, run};
-    const bool region = tpo_recipe_loss(s, "region") > 0;
-    t->runs[TPO_PART_ENCODER] = true;
-    t->runs[TPO_PART_REGION] = region;
-    t->runs[TPO_PART_ROUTER] =
-        region || tpo_recipe_loss(s, "language") > 0 || tpo_recipe_loss(s, "slot") > 0 || tpo_recipe_loss(s, "attention") > 0;
+    runs_of(s, t->runs);
     snprintf(t->run, sizeof(t->run), "%s", run);
     int rc = needs_check(t, s, err);
     if (rc == TPO_OK) rc = tpo_crew_each(t, begin_one, &b, err);
     if (rc != TPO_OK) return rc;
-    int owned = 0;
     for (int p = 0; p < TPO_PARTS; p++) {
         t->trainable[p] = t->replicas[p][0].begun.trainable;
-        owned += t->runs[p] ? t->trainable[p] : 0;
         for (int i = 1; i < t->options.n_replicas[p]; i++)
             if (t->replicas[p][i].begun.trainable != t->trainable[p])
                 return tpo_fail(err, TPO_FAILED_PRECONDITION, "replicas", "the replicas of %s are not of one model",
                                 tpo_part_names[p]);
     }
-    if (owned == 0)
-        return tpo_fail(err, TPO_INVALID_ARGUMENT, "recipe", "stage %s trains nothing: no group matches a tensor its losses reach",
-                        s->name);
-    return TPO_OK;
+    return trains_check(s, t->trainable, err);
 }
 
 static int abort_one(struct tpo_crew *t, int part, int replica, void *arg, struct tpo_error *err)

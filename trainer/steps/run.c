@@ -476,7 +476,8 @@ static int run_open(struct run *r, int *first, struct tpo_error *err)
     if (rc == TPO_OK) rc = tpo_feed_check(r->recipe, *first, &r->config, err);
     if (rc == TPO_OK && r->remote) rc = tpo_messages_check(r->recipe, *first, &r->config, r->models[TPO_PART_ENCODER]->params, err);
     if (rc == TPO_OK) rc = mirrors_open(r, err);
-    return rc == TPO_OK ? crew_open(r, err) : rc;
+    if (rc == TPO_OK) rc = crew_open(r, err);
+    return rc == TPO_OK ? tpo_crew_check(&r->crew, r->recipe, *first, r->models, err) : rc;
 }
 
 int tpo_train(const struct tpo_train_options *o, struct tpo_error *err)

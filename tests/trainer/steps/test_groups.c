@@ -1,4 +1,5 @@
-/* Proves that a run whose recipe has a group without tensors, in any of its stages, or two groups of one name, does not begin. */
+/* Proves that a run does not begin whose recipe has, in any of its stages, a group without tensors or with tensors that its optimiser does not take,
+ * two groups of one name, or nothing to train. */
 #include <stdio.h>
 
 #include "tests/support/test.h"
@@ -16,7 +17,7 @@
 #define EYES "name: eyes, rate: 1e-3, tensors: ['vision_*', 'ext.encoder.*']"
 #define LM   "name: lm, rate: 1e-3, tensors: ['lm.*']"
 
-static void groups_own_tensors_and_have_names_of_their_own(void **state)
+static void groups_own_tensors_that_fit_and_have_names_of_their_own(void **state)
 {
     (void)state;
     static const struct {
@@ -26,6 +27,11 @@ static void groups_own_tensors_and_have_names_of_their_own(void **state)
         {STAGE("see", "name: a, rate: 1, tensors: ['*']", EYES), "stage see: group eyes owns no tensor"},
         {STAGE("see", "rate: 1, tensors: ['nothing']", EYES), "stage see: group 1 owns no tensor"},
         {STAGE("see", EYES, LM) STAGE("talk", EYES, "name: b, rate: 1, tensors: ['ml.*']"), "stage talk: group b owns no tensor"},
+        {STAGE("see", EYES, LM) STAGE("talk", "name: m, optimiser: muon, rate: 1, tensors: ['vision_*']", LM),
+         "stage talk: vision_"},
+        {STAGE("see", EYES, LM) STAGE("talk", "name: m, optimiser: muon, rate: 1, tensors: ['vision_*qkv.weight'], split: 7", LM),
+         "rows are not divisible by split 7"},
+        {STAGE("see", EYES, LM) STAGE("talk", LM, "name: head, rate: 1, tensors: ['loc_decoder.*']"), "stage talk trains nothing"},
         {STAGE("see", EYES, "name: eyes, rate: 1, tensors: ['lm.*']"), "two groups are named eyes"},
         {STAGE("see", EYES, LM), NULL}};
     training_model(0);
@@ -44,4 +50,4 @@ static void groups_own_tensors_and_have_names_of_their_own(void **state)
     }
 }
 
-TPO_TESTS(cmocka_unit_test(groups_own_tensors_and_have_names_of_their_own))
+TPO_TESTS(cmocka_unit_test(groups_own_tensors_that_fit_and_have_names_of_their_own))
