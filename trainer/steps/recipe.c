@@ -284,13 +284,15 @@ static const yaml_node_t *value_or(struct tpo_yaml *y, const yaml_node_t *n, con
 
 static void stage_check(struct tpo_yaml *y, const struct tpo_recipe_stage *s, const yaml_node_t *n)
 {
-    float shares = 0;
+    float shares = 0, losses = 0;
     for (int i = 0; i < s->n_data; i++) shares += s->data[i].share;
+    for (int i = 0; i < s->plan.n_losses; i++) losses += s->losses[i].weight;
     if (s->name[0] == '\0' || s->steps == 0 || s->n_data == 0 || s->plan.n_groups == 0 || s->plan.n_losses == 0)
         tpo_yaml_refuse(y, n, "a stage needs name, steps, data, losses and groups");
     if (s->warmup > s->steps)
         tpo_yaml_refuse(y, value_or(y, n, "warmup"), "a warm-up of %d is longer than the stage's %d steps", s->warmup, s->steps);
     if (!(shares > 0)) tpo_yaml_refuse(y, value_or(y, n, "data"), "no entry of data has a share");
+    if (!(losses > 0)) tpo_yaml_refuse(y, value_or(y, n, "losses"), "no loss has a weight");
     if ((s->plan.lanes & (s->plan.lanes - 1)) != 0) tpo_yaml_refuse(y, n, "lanes is a power of two");
     for (int i = 0; i < s->n_data; i++)
         if (s->data[i].annotations != NULL && (tpo_recipe_loss(s, "dense") > 0 || tpo_recipe_loss(s, "slot") > 0))

@@ -101,6 +101,9 @@ static void what_nothing_would_heed_is_refused(void **state)
     group_refused("{name: g, optimiser: muon, rate: 1, betas: [.9, .99], tensors: [a]}", "r.yaml:7: betas is adamw's");
     group_refused("{name: g, rate: 1, eps: 1e-5, tensors: [a], optimiser: muon}", "r.yaml:7: eps is adamw's");
     data_refused("{share: 0, frames: 1}, {share: 0, frames: 1}", "r.yaml:6: no entry of data has a share");
+    text_write("r.yaml", "name: x\nmodel: m\nstages:\n  - name: s\n    steps: 9\n    data: [{frames: 1}]\n"
+                         "    groups: [{name: g, rate: 1, tensors: [a]}]\n    losses: {dense: 0, slot: 0}\n");
+    refused("r.yaml:8: no loss has a weight");
     data_refused("{objects: 3}", "r.yaml:6: 3 is outside 4 to 8");
     stage_write("steps: 9\n    warmup: 9", "{share: 0}, {share: 1}",
                 "{name: g, rate: 1, optimiser: muon, momentum: .9, split: 3, tensors: [a]}, {name: h, rate: 1, betas: [.9, .99], "
