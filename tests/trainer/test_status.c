@@ -1,4 +1,4 @@
-/* What `tpo train --status` tells another shell of a run. */
+/* What `tpo train --status` tells another shell of a run, and that its own lines keep their form whatever a folder is called. */
 #include "tests/support/test.h"
 #include "tests/support/training.h"
 
@@ -92,5 +92,21 @@ static void a_recipe_has_no_place_beside_status(void **state)
     assert_true(training_says("status.log", "--status takes no recipe"));
 }
 
+/* Paths are a caller's text: one value each, in quotes. */
+static void a_folder_with_a_space_is_one_value(void **state)
+{
+    static const char *const often[] = {"--checkpoint-every", "1", NULL}, *const killed[] = {"--checkpoint-every", "1", "--fault",
+                                                                                             "after_commit:3", NULL};
+    (void)state;
+    prepare(4);
+    assert_int_equal(training_wait(training_start("r.yaml", "my run", NULL, killed), 60), 128 + SIGKILL);
+    assert_int_equal(system("rm 'my run/1-talk/step-00000002/manifest.json' && cp -r 'my run' 'my copy'"), 0);
+    training_run("r.yaml", "my copy", NULL, often);
+    assert_true(training_says("my run.log", "event=random_start model=\"tiny\" seed=3"));
+    assert_true(training_says("my copy.log", "event=other_folder path=\"my copy\""));
+    assert_true(training_says("my copy.log", "event=checkpoint_refused path=\"my copy/1-talk/step-00000002\""));
+    assert_true(training_says("my copy.log", "event=done model=\"my copy/1-talk/model\""));
+}
+
 TPO_TESTS(cmocka_unit_test(status_is_told_to_others), cmocka_unit_test(a_full_disk_is_told_until_a_checkpoint_succeeds),
-          cmocka_unit_test(a_recipe_has_no_place_beside_status))
+          cmocka_unit_test(a_recipe_has_no_place_beside_status), cmocka_unit_test(a_folder_with_a_space_is_one_value))

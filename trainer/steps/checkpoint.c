@@ -205,6 +205,7 @@ static json_t *manifest_read(const char *dir, const char *run)
 static json_t *newest(const char *stage_dir, const char *run, bool whole, char path[4600])
 {
     struct dirent **found;
+    char quoted[4700];
     json_t *j = NULL;
     const int n = scandir(stage_dir, &found, NULL, alphasort);
     for (int i = n - 1; i >= 0; i--) {
@@ -215,7 +216,8 @@ static json_t *newest(const char *stage_dir, const char *run, bool whole, char p
                 json_decref(j);
                 j = NULL;
             }
-            if (whole && j == NULL) tpo_log(TPO_LOG_WARN, "checkpoint_refused", "path=%s", path);
+            if (whole && j == NULL)
+                tpo_log(TPO_LOG_WARN, "checkpoint_refused", "path=%s", tpo_log_quote(quoted, sizeof(quoted), path));
         }
         free(found[i]);
     }

@@ -136,14 +136,14 @@ static int folder_name(struct tpo_held *h, struct tpo_error *err)
  * of a copied folder is another's; older builds wrote no folder. */
 static int note_read(struct tpo_held *h, struct tpo_error *err)
 {
-    char path[4096];
+    char path[4096], quoted[3100];
     uint8_t bytes[16];
     snprintf(path, sizeof(path), "%s/run.json", h->dir);
     json_t *j = json_load_file(path, 0, NULL);
     const char *token = json_string_value(json_object_get(j, "holder")), *run = json_string_value(json_object_get(j, "run")),
                *folder = json_string_value(json_object_get(j, "folder"));
     const bool other = folder != NULL && strcmp(folder, h->folder) != 0;
-    if (other) tpo_log(TPO_LOG_WARN, "other_folder", "path=%s", h->dir);
+    if (other) tpo_log(TPO_LOG_WARN, "other_folder", "path=%s", tpo_log_quote(quoted, sizeof(quoted), h->dir));
     if (token != NULL && token[0] != '\0' && !other) {
         snprintf(h->token, sizeof(h->token), "%s", token);
         snprintf(h->run, sizeof(h->run), "%s", run != NULL ? run : "");

@@ -15,6 +15,7 @@
 #include "services/region/region.h"
 #include "services/router/learn.h"
 #include "services/router/router.h"
+#include "trainer/model_folder.h"
 #include "trainer/steps/events.h"
 #include "trainer/steps/feed.h"
 #include "trainer/steps/keeper.h"
@@ -94,27 +95,17 @@ static bool stage_model(const struct run *r, int stage, char *out, size_t size)
     return access(file, R_OK) == 0;
 }
 
-static bool holds_weights(const char *folder)
-{
-    static const char *const names[] = {"model.safetensors", "model.safetensors.index.json"};
-    char file[4200];
-    for (int i = 0; i < 2; i++) {
-        snprintf(file, sizeof(file), "%s/%s", folder, names[i]);
-        if (access(file, R_OK) == 0) return true;
-    }
-    return false;
-}
-
 /* From the folder of the last finished stage; before the first one from the recipe's, or from random weights where that has none. */
 static int models_open(struct run *r, int first_stage, struct tpo_error *err)
 {
     const char *folder = r->folder;
+    char quoted[4200];
     const uint64_t seed = r->recipe->seed;
     if (first_stage == 0)
         snprintf(r->folder, sizeof(r->folder), "%s", r->recipe->model);
     else
         stage_model(r, first_stage - 1, r->folder, sizeof(r->folder));
-    const bool fresh = !holds_weights(folder);
+    const bool fresh = tpo_model_folder_vacant(folder, NULL) == TPO_OK;
     int rc = fresh ? TPO_OK : tpo_identity_model(folder, err);
     if (rc == TPO_OK) rc = tpo_config_load(&r->config, folder, err);
     if (rc == TPO_OK) rc = tpo_config_hash(r->config_hash, folder, err);
@@ -124,7 +115,9 @@ static int models_open(struct run *r, int first_stage, struct tpo_error *err)
     if (rc == TPO_OK) rc = tpo_router_trainee_open(&r->router, r->options->stream, &r->config, folder, fresh, seed, 1, err);
     if (rc == TPO_OK) rc = tpo_region_open(&r->region, r->options->stream, &r->config, fresh ? NULL : folder, seed, err);
     if (rc != TPO_OK) return rc;
-    if (fresh) tpo_log(TPO_LOG_INFO, "random_start", "model=%s seed=%llu", folder, (unsigned long long)seed);
+    if (fresh)
+        tpo_log(TPO_LOG_INFO, "random_start", "model=%s seed=%llu", tpo_log_quote(quoted, sizeof(quoted), folder),
+                (unsigned long long)seed);
     r->models[TPO_PART_ENCODER] = tpo_encoder_model(r->encoder);
     r->models[TPO_PART_ROUTER] = tpo_router_trainee_model(r->router);
     r->models[TPO_PART_REGION] = tpo_region_model(r->region);
@@ -435,10 +428,11 @@ static int stages_run(struct run *r, int first, struct tpo_error *err)
 {
     const int n = r->recipe->n_stages,
               last = r->last = r->options->stop_after > 0 && r->options->stop_after < n ? r->options->stop_after : n;
-    char folder[4096];
+    char folder[4096], quoted[4200];
     int rc = TPO_OK;
     for (int i = first; i < last && rc == TPO_OK; i++) rc = stage_run(r, i, i > first, err);
-    if (rc == TPO_OK && stage_model(r, last - 1, folder, sizeof(folder))) printf("event=done model=%s\n", folder);
+    if (rc == TPO_OK && stage_model(r, last - 1, folder, sizeof(folder)))
+        printf("event=done model=%s\n", tpo_log_quote(quoted, sizeof(quoted), folder));
     return rc;
 }
 
