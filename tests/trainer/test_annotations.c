@@ -2,6 +2,7 @@
 #include "tests/support/test.h"
 
 #include <stdbool.h>
+#include <stdlib.h>
 #include <sys/stat.h>
 
 #include "trainer/data/annotations.h"
@@ -263,7 +264,35 @@ static void every_epoch_takes_every_row_once(void **state)
     tpo_annotations_close(a);
 }
 
+/* In place, since who replaces a file leaves the one that was opened as it was. */
+static void a_file_that_changes_is_told(void **state)
+{
+    (void)state;
+    static const char *const changes[] = {"truncate -s 0 rows.json", "truncate -s 70 rows.json",
+                                          "printf z | dd of=rows.json bs=1 seek=38 conv=notrunc 2>dd.log",
+                                          "cp rows.json new && mv new rows.json && truncate -s 0 rows.json"};
+    for (int i = 0; i < 4; i++) {
+        struct tpo_annotations *a = NULL;
+        struct tpo_arena arena;
+        struct tpo_sample s;
+        struct tpo_error err = {0};
+        tpo_arena_init(&arena, 4096, 0);
+        const char *row = "{\"video\":\"a.png\",\"QA\":[{\"q\":\"x\",\"a\":\"y\"}]}";
+        char text[256];
+        snprintf(text, sizeof(text), "[%s,%s]", row, row);
+        if (opened(&a, TPO_ANNOTATIONS_VIDEOCHAT2, text, 0, &err) != TPO_OK) fail_msg("%s", err.message);
+        assert_int_equal(system(changes[i]), 0);
+        const int rows[] = {tpo_annotations_row(a, &arena, 0, &s, &err), tpo_annotations_row(a, &arena, 1, &s, &err)};
+        assert_int_equal(rows[0], i == 0 || i == 2 ? TPO_DATA_LOSS : TPO_OK);
+        assert_int_equal(rows[1], i < 2 ? TPO_DATA_LOSS : TPO_OK);
+        if (i < 3) assert_string_equal(err.reason, "annotations");
+        tpo_annotations_close(a);
+        tpo_arena_free(&arena);
+    }
+}
+
 TPO_TESTS(cmocka_unit_test(each_source_makes_samples), cmocka_unit_test(refcoco_takes_the_images_name_and_one_split),
           cmocka_unit_test(what_has_no_id_is_nobodys), cmocka_unit_test(bad_rows_are_counted_by_reason),
           cmocka_unit_test(a_path_that_is_too_long_names_nothing), cmocka_unit_test(files_that_are_no_list_are_refused),
-          cmocka_unit_test(what_stands_behind_the_list_is_refused), cmocka_unit_test(every_epoch_takes_every_row_once))
+          cmocka_unit_test(what_stands_behind_the_list_is_refused), cmocka_unit_test(every_epoch_takes_every_row_once),
+          cmocka_unit_test(a_file_that_changes_is_told))

@@ -127,6 +127,36 @@ static void other_settings_of_the_model_are_refused(void **state)
     training_same_model("whole", "killed", "1-files");
 }
 
+/* While a run is at work: rows that are drawn from then on, and the file as services are recovered. */
+static void annotations_that_change_end_the_run(void **state)
+{
+    (void)state;
+    struct training_mesh m;
+    const char *const stop[] = {"--fault", "after_commit:1:stop", NULL};
+    int status = 0;
+    annotated_write();
+    training_model(0);
+    training_recipe("r.yaml", stages);
+    shell("cp -r data whole");
+    pid_t pid = training_start("r.yaml", "cut", NULL, stop);
+    assert_int_equal(waitpid(pid, &status, WUNTRACED), pid);
+    shell("truncate -s 0 data/refs.json");
+    kill(pid, SIGCONT);
+    assert_int_equal(training_wait(pid, 60), 1);
+    assert_true(training_says("cut.err", "DATA_LOSS: data/refs.json changed during the run"));
+
+    shell("rm -r data && mv whole data");
+    training_mesh_start(&m, "served", 1, 2);
+    pid = training_start("r.yaml", "replaced", &m, stop);
+    assert_int_equal(waitpid(pid, &status, WUNTRACED), pid);
+    shell("(cat data/refs.json; echo) >new && mv new data/refs.json");
+    training_mesh_renew(&m, TRAINING_ENCODER, 0, NULL);
+    kill(pid, SIGCONT);
+    assert_int_equal(training_wait(pid, 60), 1);
+    assert_true(training_says("replaced.err", "DATA_LOSS: data/refs.json changed during the run"));
+    training_mesh_stop(&m);
+}
+
 /* One bit of it: neither a later start of this run nor another run begins with it. */
 static void an_altered_model_is_not_begun_with(void **state)
 {
@@ -150,4 +180,4 @@ static void an_altered_model_is_not_begun_with(void **state)
 
 TPO_TESTS(cmocka_unit_test(other_draws_are_refused), cmocka_unit_test(other_annotations_are_refused),
           cmocka_unit_test(data_may_be_moved), cmocka_unit_test(other_settings_of_the_model_are_refused),
-          cmocka_unit_test(an_altered_model_is_not_begun_with))
+          cmocka_unit_test(annotations_that_change_end_the_run), cmocka_unit_test(an_altered_model_is_not_begun_with))

@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -18,14 +17,15 @@
 #define DEPTH_MAX         64
 
 struct row {
-    uint64_t offset;
+    uint64_t offset, check; /* check: of its bytes, since they are read again when it is drawn */
     uint32_t length, line : 31, missing : 1;
 };
 
 struct tpo_annotations {
     struct tpo_annotations_options options;
     char *path, *media;
-    char *text; /* the mapped file */
+    int fd;
+    char *text; /* the whole file while rows are found, then NULL. Not mapped: a file that is cut would kill its reader */
     size_t size;
     struct row *rows;
     int64_t n, n_films, bad[TPO_ROW_FAULTS], left_out;
@@ -247,6 +247,14 @@ struct scan {
     struct tpo_arena arena;
 };
 
+/* FNV-1a: against edits, not against an enemy. */
+static uint64_t check_of(const char *text, size_t n)
+{
+    uint64_t h = 14695981039346656037u;
+    for (size_t i = 0; i < n; i++) h = (h ^ (unsigned char)text[i]) * 1099511628211u;
+    return h;
+}
+
 static int row_add(struct scan *s, size_t from, size_t to, uint32_t line, struct tpo_error *err)
 {
     struct tpo_annotations *a = s->a;
@@ -275,7 +283,7 @@ static int row_add(struct scan *s, size_t from, size_t to, uint32_t line, struct
         a->rows = grown;
     }
     a->n_films += rc == TPO_OK && sample.n_frames == 0;
-    a->rows[a->n++] = (struct row){from, (uint32_t)(to - from), line, rc != TPO_OK};
+    a->rows[a->n++] = (struct row){from, check_of(a->text + from, to - from), (uint32_t)(to - from), line, rc != TPO_OK};
     return TPO_OK;
 }
 
@@ -340,21 +348,36 @@ static int rows_read(struct tpo_annotations *a, struct tpo_error *err)
                : tpo_fail(err, TPO_INVALID_ARGUMENT, "annotations", "%.200s holds no good row", a->path);
 }
 
-static int file_map(struct tpo_annotations *a, struct tpo_error *err)
+static bool bytes_read(int fd, char *out, size_t n, uint64_t offset)
+{
+    while (n > 0) {
+        const ssize_t got = pread(fd, out, n, (off_t)offset);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return false;
+        out += got;
+        offset += (uint64_t)got;
+        n -= (size_t)got;
+    }
+    return true;
+}
+
+static int changed(const struct tpo_annotations *a, struct tpo_error *err)
+{
+    return tpo_fail(err, TPO_DATA_LOSS, "annotations", "%.200s changed during the run", a->path);
+}
+
+static int file_read(struct tpo_annotations *a, struct tpo_error *err)
 {
     struct stat st;
-    const int fd = open(a->path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &st) != 0) {
-        tpo_fail(err, TPO_NOT_FOUND, "annotations", "%.200s: %s", a->path, strerror(errno));
-        if (fd >= 0) close(fd);
-        return TPO_NOT_FOUND;
-    }
-    void *map = st.st_size > 0 ? mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0) : MAP_FAILED;
-    close(fd);
-    if (map == MAP_FAILED) return tpo_fail(err, TPO_INVALID_ARGUMENT, "annotations", "%.200s is empty or no file", a->path);
-    a->text = map;
+    a->fd = open(a->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (a->fd < 0 || fstat(a->fd, &st) != 0)
+        return tpo_fail(err, TPO_NOT_FOUND, "annotations", "%.200s: %s", a->path, strerror(errno));
+    if (!S_ISREG(st.st_mode) || st.st_size == 0)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "annotations", "%.200s is empty or no file", a->path);
     a->size = (size_t)st.st_size;
-    return TPO_OK;
+    a->text = malloc(a->size);
+    if (a->text == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for %.200s", a->path);
+    return bytes_read(a->fd, a->text, a->size, 0) ? TPO_OK : changed(a, err);
 }
 
 int tpo_annotations_open(struct tpo_annotations **out, const struct tpo_annotations_options *o, struct tpo_error *err)
@@ -362,15 +385,18 @@ int tpo_annotations_open(struct tpo_annotations **out, const struct tpo_annotati
     struct stat st;
     struct tpo_annotations *a = calloc(1, sizeof(*a));
     if (a == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for annotations");
+    a->fd = -1;
     a->options = *o;
     a->path = strdup(o->annotations);
     a->media = strdup(o->media);
     int rc = a->path != NULL && a->media != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for annotations");
     if (rc == TPO_OK && (stat(a->media, &st) != 0 || !S_ISDIR(st.st_mode)))
         rc = tpo_fail(err, TPO_NOT_FOUND, "annotations", "%.200s is no folder of media", a->media);
-    if (rc == TPO_OK) rc = file_map(a, err);
+    if (rc == TPO_OK) rc = file_read(a, err);
     if (rc == TPO_OK && o->source == TPO_ANNOTATIONS_REFCOCO) rc = instances_load(a, err);
     if (rc == TPO_OK) rc = rows_read(a, err);
+    free(a->text);
+    a->text = NULL;
     if (rc != TPO_OK)
         tpo_annotations_close(a);
     else
@@ -381,7 +407,7 @@ int tpo_annotations_open(struct tpo_annotations **out, const struct tpo_annotati
 void tpo_annotations_close(struct tpo_annotations *a)
 {
     if (a == NULL) return;
-    if (a->text != NULL) munmap(a->text, a->size);
+    if (a->fd >= 0) close(a->fd);
     tpo_instances_free(&a->instances);
     free(a->rows);
     free(a->media);
@@ -448,8 +474,12 @@ int tpo_annotations_row(const struct tpo_annotations *a, struct tpo_arena *arena
 {
     const struct row *r = &a->rows[row];
     enum tpo_annotation_fault fault = TPO_FAULT_ROW_BROKEN;
-    const int rc = row_parse(a, arena, a->text + r->offset, r->length, out, &fault, err);
+    char *text = malloc((size_t)r->length + 1);
+    if (text == NULL) return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a row");
+    const bool same = bytes_read(a->fd, text, r->length, r->offset) && check_of(text, r->length) == r->check;
+    const int rc = same ? row_parse(a, arena, text, r->length, out, &fault, err) : TPO_DATA_LOSS;
+    free(text);
     if (rc == TPO_OK || rc == TPO_ENOMEM) return rc;
     if (fault == TPO_FAULT_ROW_MEDIA) return tpo_fail(err, TPO_NOT_FOUND, "annotations", "its medium is gone");
-    return tpo_fail(err, TPO_DATA_LOSS, "annotations", "%.200s changed during the run", a->path);
+    return changed(a, err);
 }

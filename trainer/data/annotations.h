@@ -6,7 +6,8 @@
  *   videochat2   [{video or image, QA: [{i, q, a}]}]; a question is "i q" where i is not empty
  *   mvbench      [{video, question, candidates: [], answer}]; the answer is the candidate's letter, "(B)", as in multiple choice
  *
- * A file is read once and its rows are indexed by offset: no row is kept, so memory is 16 bytes a row, and refcoco's boxes (instances.h). A bad
+ * A file is read whole once and its rows are indexed by offset: no row is kept, so memory is 24 bytes a row then, and refcoco's boxes (instances.h). A
+ * row that is drawn is read again from the file that was opened. A bad
  * row is one that is no JSON object, lacks a field or has one of the wrong type, is empty, has a box that is NaN, inverted or outside its
  * picture, answers with a task token, or names what is no file below the media folder (or a path that leads out of it). Each is counted and
  * reported to on_bad as "file:line: why". */
@@ -66,7 +67,7 @@ int64_t tpo_annotations_pick(const struct tpo_annotations *a, uint64_t index);
 
 /* A row (0..rows-1) as a sample in the arena: media_id is the medium's path below the media folder as the row spells it ("./a.png" is a.png),
  * pixels is NULL: the caller decodes; n_frames is 1 for an image, 0 for a film. Language weights are 1. NOT_FOUND "annotations" when its medium went
- * away, DATA_LOSS "annotations" when the file changed, TPO_ENOMEM when the arena is full. */
+ * away, DATA_LOSS "annotations" when its bytes changed or are gone, TPO_ENOMEM when the arena is full. */
 int tpo_annotations_row(const struct tpo_annotations *a, struct tpo_arena *arena, int64_t row, struct tpo_sample *out,
                         struct tpo_error *err);
 
