@@ -171,11 +171,11 @@ static int begin(struct visit *v, const Tpo__V1__BeginRequest *m)
 static int forward_reply(struct visit *v, const struct tpo_forwarded *f)
 {
     Tpo__V1__ForwardReply answer = TPO__V1__FORWARD_REPLY__INIT;
-    Tpo__V1__LossWeight losses[TPO_PORTS_MAX], *list[TPO_PORTS_MAX];
+    Tpo__V1__LossValue losses[TPO_PORTS_MAX], *list[TPO_PORTS_MAX];
     for (int i = 0; i < f->n_losses; i++) {
-        tpo__v1__loss_weight__init(&losses[i]);
+        tpo__v1__loss_value__init(&losses[i]);
         losses[i].name = (char *)f->losses[i].name;
-        losses[i].weight = f->losses[i].value;
+        losses[i].value = f->losses[i].value;
         list[i] = &losses[i];
     }
     answer.losses = list;

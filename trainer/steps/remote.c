@@ -85,7 +85,7 @@ static int forward_read(struct remote *r, struct tpo_forwarded *out, struct tpo_
     if (rc != TPO_OK) return bad_reply(r, err);
     for (size_t i = 0; i < m->n_losses; i++) {
         out->losses[i].name = m->losses[i]->name;
-        out->losses[i].value = m->losses[i]->weight;
+        out->losses[i].value = m->losses[i]->value;
     }
     out->n_losses = (int)m->n_losses;
     r->run_ms = m->run_ms;

@@ -185,7 +185,7 @@ static inline int forward(struct mesh *w, const struct tpo_key *key, float *y, f
     assert_int_equal(reply->n_losses, 1);
     assert_int_equal(reply->tensors[0]->tensor->data.len, sizeof(float) * ROWS * 3);
     if (y != NULL) memcpy(y, reply->tensors[0]->tensor->data.data, sizeof(float) * ROWS * 3);
-    if (loss != NULL) *loss = reply->losses[0]->weight;
+    if (loss != NULL) *loss = reply->losses[0]->value;
     protobuf_c_message_free_unpacked(&reply->base, NULL);
     return TPO_OK;
 }
