@@ -41,7 +41,7 @@ int tpo_direct_step_close(struct tpo_direct *d)
     d->step = d->prepared = 0;
     d->folded = d->scattered = false;
     d->sum_sink = NULL;
-    d->n_done = d->n_left_out = 0;
+    d->n_done = d->n_skipped = 0;
     return tpo_learner_state_clear(&d->state);
 }
 
@@ -364,7 +364,7 @@ static int direct_backward(void *self, const struct tpo_key *key, const struct t
             return tpo_fail(err, TPO_FAILED_PRECONDITION, "order", "micro-batch %u comes after %d in its lane", key->micro_batch,
                             d->lane_next[lane] - 1);
         tpo_learner_state_lane(&d->state, lane);
-        if (d->sum_sink != NULL && d->n_done + d->n_left_out + 1 == d->n_own)
+        if (d->sum_sink != NULL && d->n_done + d->n_skipped + 1 == d->n_own)
             tpo_tape_on_complete(p->tape, tpo_direct_on_gradient, d);
         rc = pass_backward(d, p, gradients, n_gradients, err);
         tpo_learner_state_lane(&d->state, -1);
@@ -372,7 +372,7 @@ static int direct_backward(void *self, const struct tpo_key *key, const struct t
         d->lane_next[lane] = (int)key->micro_batch + 1;
         tape_return(d, p);
     }
-    if (p->state != TPO_MICRO_DONE && ++d->n_done + d->n_left_out == d->n_own) tpo_direct_sums_finish(d);
+    if (p->state != TPO_MICRO_DONE && ++d->n_done + d->n_skipped == d->n_own) tpo_direct_sums_finish(d);
     p->state = TPO_MICRO_DONE;
     memcpy(inputs_out, p->gradients, sizeof(*inputs_out) * (size_t)p->n_gradients);
     *n_inputs_out = p->n_gradients;

@@ -113,10 +113,10 @@ struct tpo_learner {
     /* Only where a plan gives a replica a share. gather hands every trainable tensor of this replica's subtree to `sink` once, folded, in pieces, then
      * NULL; called while a step's Backwards are still to come it keeps `sink` for them, and a tensor leaves from within the last one as soon as it is
      * complete (a learner that lives elsewhere waits for that, so it is called from a thread of its own). What sink answers but TPO_OK ends it.
-     * key.micro_batch tells how many of the share's micro-batches have no Backward here in this step (a head that nobody called).
+     * skipped: how many of the share's micro-batches have no Backward here in this step (a head that nobody called).
      * scatter gives back the total of all replicas, `x` NULL after the last piece. Both come before norms. */
-    int (*gather)(void *self, const struct tpo_key *key, int (*sink)(void *arg, const struct tpo_chunk *x), void *arg,
-                  struct tpo_error *err);
+    int (*gather)(void *self, const struct tpo_key *key, uint32_t skipped, int (*sink)(void *arg, const struct tpo_chunk *x),
+                  void *arg, struct tpo_error *err);
     int (*scatter)(void *self, const struct tpo_key *key, const struct tpo_chunk *x, struct tpo_error *err);
     int (*norms)(void *self, const struct tpo_key *key, const struct tpo_norm **out, int *n, struct tpo_error *err);
     int (*prepare)(void *self, const struct tpo_key *key, float clip, const float *rates, int n_rates, struct tpo_error *err);

@@ -61,20 +61,22 @@ void tpo_direct_sums_finish(struct tpo_direct *d)
     d->sum_sink = NULL;
 }
 
-int tpo_direct_gather(void *self, const struct tpo_key *key, int (*sink)(void *arg, const struct tpo_chunk *x), void *arg,
-                      struct tpo_error *err)
+int tpo_direct_gather(void *self, const struct tpo_key *key, uint32_t skipped, int (*sink)(void *arg, const struct tpo_chunk *x),
+                      void *arg, struct tpo_error *err)
 {
     struct tpo_direct *d = self;
     int rc = tpo_direct_key_check(d, key, err);
     if (rc != TPO_OK) return rc;
+    if (skipped > (uint32_t)d->n_own)
+        return tpo_fail(err, TPO_INVALID_ARGUMENT, "share", "%u micro-batches skipped of a share of %d", skipped, d->n_own);
     if (d->scattered || d->folded)
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "gather", "%s: the sums are no longer this replica's alone", d->model->stage);
     d->step = key->step;
     d->sum_sink = sink;
     d->sum_arg = arg;
-    d->n_left_out = (int)key->micro_batch;
+    d->n_skipped = (int)skipped;
     for (int i = 0; i < d->state.n; i++) d->state.items[i].told = false;
-    if (d->n_done + d->n_left_out >= d->n_own || d->state.n == 0) tpo_direct_sums_finish(d);
+    if (d->n_done + d->n_skipped >= d->n_own || d->state.n == 0) tpo_direct_sums_finish(d);
     return TPO_OK;
 }
 

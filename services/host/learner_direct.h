@@ -46,7 +46,7 @@ struct tpo_direct {
     int (*sum_sink)(void *arg, const struct tpo_chunk *x); /* a Gather that waits for the last Backward */
     void *sum_arg;
     int n_done, n_own; /* micro-batches of this share: whose Backward has run, all */
-    int n_left_out;    /* of those, that a Gather says need none in this step */
+    int n_skipped;     /* of those, that a Gather says need none in this step */
     struct tpo_tape *idle[TPO_DIRECT_TAPES];
     int n_idle, n_live;
 };
@@ -68,8 +68,8 @@ int tpo_direct_norms(void *self, const struct tpo_key *key, const struct tpo_nor
 int tpo_direct_prepare(void *self, const struct tpo_key *key, float clip, const float *rates, int n_rates, struct tpo_error *err);
 int tpo_direct_commit(void *self, const struct tpo_key *key, struct tpo_error *err);
 int tpo_direct_abort(void *self, const struct tpo_key *key, struct tpo_error *err);
-int tpo_direct_gather(void *self, const struct tpo_key *key, int (*sink)(void *arg, const struct tpo_chunk *x), void *arg,
-                      struct tpo_error *err);
+int tpo_direct_gather(void *self, const struct tpo_key *key, uint32_t skipped, int (*sink)(void *arg, const struct tpo_chunk *x),
+                      void *arg, struct tpo_error *err);
 int tpo_direct_scatter(void *self, const struct tpo_key *key, const struct tpo_chunk *x, struct tpo_error *err);
 int tpo_direct_export(void *self, int at, int64_t offset, int64_t most, struct tpo_chunk *out, struct tpo_error *err);
 int tpo_direct_holds(void *self, const struct tpo_chunk *x, const uint8_t digest[TPO_SHA256_BYTES], bool *held,

@@ -244,13 +244,12 @@ static int on_sum(void *arg, const struct tpo_chunk *x)
 }
 
 /* From here on the job is gather_end's, which this may already have called when it returns. */
-static int gather(struct visit *v, const Tpo__V1__StepRequest *m)
+static int gather(struct visit *v, const Tpo__V1__GatherRequest *m)
 {
-    (void)m;
     gather_abort(v->l, "another Gather has come");
     v->l->gather = v->job;
     v->kept = true;
-    int rc = v->x->gather(v->x->self, &v->key, on_sum, v->l, &v->err);
+    int rc = v->x->gather(v->x->self, &v->key, m->skipped, on_sum, v->l, &v->err);
     if (rc == TPO_OK)
         step_open(v->l, &v->key);
     else
@@ -423,7 +422,7 @@ static int on_begin(void *self, struct tpo_job *job)
 #define METHODS(X)                                                                                                                 \
     X("Forward", forward, forward_request, ForwardRequest, TPO_FAULT_FORWARD_BEFORE)                                               \
     X("Backward", backward, backward_request, BackwardRequest, TPO_FAULT_BACKWARD_BEFORE)                                          \
-    X("Gather", gather, step_request, StepRequest, TPO_FAULT_GATHER)                                                               \
+    X("Gather", gather, gather_request, GatherRequest, TPO_FAULT_GATHER)                                                           \
     X("Scatter", scatter, chunk, Chunk, TPO_FAULT_SCATTER)                                                                         \
     X("Norms", norms, step_request, StepRequest, TPO_FAULT_NORMS)                                                                  \
     X("Prepare", prepare, prepare_request, PrepareRequest, TPO_FAULT_PREPARE_BEFORE)                                               \

@@ -56,6 +56,7 @@ static const ProtobufCMessageDescriptor *const types[] = {
     &grpc__health__v1__health_check_request__descriptor,
     &grpc__health__v1__health_check_response__descriptor,
     &google__rpc__status__descriptor,
+    &tpo__v1__gather_request__descriptor,
 };
 #define N_TYPES (int)(sizeof(types) / sizeof(types[0]))
 

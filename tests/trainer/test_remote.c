@@ -66,7 +66,7 @@ static void a_full_queue_is_waited_for(void **state)
         for (int i = 0; i <= n; i++) full |= calls[i].done && calls[i].status == TPO_RESOURCE_EXHAUSTED;
     }
     const pthread_t later = work_ends_later();
-    if (l.gather(l.self, &key, sum_count, &sums, &err) != TPO_OK) fail_msg("%s", err.message);
+    if (l.gather(l.self, &key, 0, sum_count, &sums, &err) != TPO_OK) fail_msg("%s", err.message);
     assert_int_equal(sums, WEIGHTS);
     pthread_join(later, NULL);
     for (int i = 0; i < n; i++)

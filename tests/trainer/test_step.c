@@ -134,10 +134,11 @@ struct links {
     int started[TPO_REPLICAS_MAX], done[TPO_REPLICAS_MAX], finished, dropped; /* done: Backwards of that replica by its start */
 };
 
-static void links_start(struct tpo_collective *self, struct tpo_crew *t, int part, int replica, const struct tpo_key *key)
+static void links_start(struct tpo_collective *self, struct tpo_crew *t, int part, int replica, const struct tpo_key *key,
+                        uint32_t skipped)
 {
     struct links *l = (struct links *)self;
-    (void)t, (void)part, (void)key;
+    (void)t, (void)part, (void)key, (void)skipped;
     l->started[replica]++;
     pthread_mutex_lock(&lock);
     l->done[replica] = fakes[replica].backwards;

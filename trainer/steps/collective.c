@@ -23,6 +23,7 @@ struct job {
     struct tpo_crew *crew;
     int part, replica;
     struct tpo_key key;
+    uint32_t skipped;
 };
 
 struct service {
@@ -101,14 +102,15 @@ static int gather(void *arg, struct tpo_error *err)
 {
     struct job *j = arg;
     struct tpo_learner *l = &j->crew->replicas[j->part][j->replica].learner;
-    return l->gather(l->self, &j->key, sink, j, err);
+    return l->gather(l->self, &j->key, j->skipped, sink, j, err);
 }
 
-static void start(struct tpo_collective *self, struct tpo_crew *t, int part, int replica, const struct tpo_key *key)
+static void start(struct tpo_collective *self, struct tpo_crew *t, int part, int replica, const struct tpo_key *key,
+                  uint32_t skipped)
 {
     struct through_trainer *c = (struct through_trainer *)self;
     struct job *j = &c->services[part].jobs[replica];
-    *j = (struct job){c, t, part, replica, *key};
+    *j = (struct job){c, t, part, replica, *key, skipped};
     tpo_worker_give(t->replicas[part][replica].worker, gather, j);
 }
 

@@ -11,8 +11,9 @@
 struct tpo_crew;
 
 struct tpo_collective {
-    /* Once a step and replica, when its last Backward is on its way. Any thread; returns at once. */
-    void (*start)(struct tpo_collective *self, struct tpo_crew *t, int part, int replica, const struct tpo_key *key);
+    /* Once a step and replica, when its last Backward is on its way; skipped: how many of its micro-batches have none. Any thread; returns at once. */
+    void (*start)(struct tpo_collective *self, struct tpo_crew *t, int part, int replica, const struct tpo_key *key,
+                  uint32_t skipped);
     /* After start for each replica of the service: TPO_OK when all of them hold the total. Waits. */
     int (*finish)(struct tpo_collective *self, struct tpo_crew *t, int part, const struct tpo_key *key, struct tpo_error *err);
     /* The step is given up: waits for what was started (t->stop is set) and forgets it. */

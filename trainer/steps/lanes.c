@@ -75,11 +75,8 @@ static int turn_wait(void *arg, int part, int m, bool skip)
     const int rc = w->rc;
     if (rc == TPO_OK && skip) w->left_out[part][replica]++;
     /* The last one is on its way: what is complete may leave. */
-    if (rc == TPO_OK && --w->left[part][replica] == 0 && tpo_lanes_gathers(w->crew, part)) {
-        struct tpo_key key = w->key;
-        key.micro_batch = (uint32_t)w->left_out[part][replica];
-        w->crew->collective->start(w->crew->collective, w->crew, part, replica, &key);
-    }
+    if (rc == TPO_OK && --w->left[part][replica] == 0 && tpo_lanes_gathers(w->crew, part))
+        w->crew->collective->start(w->crew->collective, w->crew, part, replica, &w->key, (uint32_t)w->left_out[part][replica]);
     pthread_mutex_unlock(&w->lock);
     return rc == TPO_OK ? TPO_OK : TPO_CANCELLED;
 }

@@ -263,15 +263,17 @@ static void step_pack(struct remote *r, Tpo__V1__StepRequest *m, Tpo__V1__Key *k
     m->key = k;
 }
 
-static int remote_gather(void *self, const struct tpo_key *key, int (*sink)(void *arg, const struct tpo_chunk *x), void *arg,
-                         struct tpo_error *err)
+static int remote_gather(void *self, const struct tpo_key *key, uint32_t skipped, int (*sink)(void *arg, const struct tpo_chunk *x),
+                         void *arg, struct tpo_error *err)
 {
     struct remote *r = self;
     struct gathering g = {r, sink, arg};
     struct remote_call w = {.on_chunk = gathered, .arg = &g};
     Tpo__V1__Key k;
-    Tpo__V1__StepRequest m;
-    step_pack(r, &m, &k, key);
+    Tpo__V1__GatherRequest m = TPO__V1__GATHER_REQUEST__INIT;
+    tpo_key_pack(&k, key, lease_of(r));
+    m.key = &k;
+    m.skipped = skipped;
     int rc = tpo_remote_call(r, "/tpo.v1.Learner/Gather", &tpo__v1__chunk__descriptor, &m.base, &w, true, err);
     return rc == TPO_OK ? sink(arg, NULL) : rc;
 }

@@ -81,7 +81,7 @@ static void a_wrong_key_is_refused_by_every_call(void **state)
     assert_string_equal(err.reason, wrong[i].reason)
             REFUSED(forward(&y, &k, true, &f, &err));
             REFUSED(backward(&y, &k, NULL, &err));
-            REFUSED(l->gather(l->self, &k, sum_refuse, NULL, &err));
+            REFUSED(l->gather(l->self, &k, 0, sum_refuse, NULL, &err));
             REFUSED(l->scatter(l->self, &k, NULL, &err));
             REFUSED(l->norms(l->self, &k, &norms, &n, &err));
             REFUSED(l->prepare(l->self, &k, 1, rates, 2, &err));

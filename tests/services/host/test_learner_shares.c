@@ -24,12 +24,10 @@ static int sum_keep(void *arg, const struct tpo_chunk *x)
     return TPO_OK;
 }
 
-static void gather(struct toy *y, const struct tpo_key *key, uint32_t left_out, struct sums *s)
+static void gather(struct toy *y, const struct tpo_key *key, uint32_t skipped, struct sums *s)
 {
     struct tpo_error err = {0};
-    struct tpo_key own = *key;
-    own.micro_batch = left_out;
-    assert_int_equal(y->learner.gather(y->learner.self, &own, sum_keep, s, &err), TPO_OK);
+    assert_int_equal(y->learner.gather(y->learner.self, key, skipped, sum_keep, s, &err), TPO_OK);
 }
 
 static void total_give(struct toy *y, const struct tpo_key *key, const float *total)
@@ -129,7 +127,7 @@ static void a_sum_leaves_once_it_is_whole(void **state)
     begin(&y, 1, 2);
     struct early e = {.toy = &y};
     struct tpo_key key = key_of(1, 0, 0);
-    assert_int_equal(y.learner.gather(y.learner.self, &key, early_keep, &e, &err), TPO_OK);
+    assert_int_equal(y.learner.gather(y.learner.self, &key, 0, early_keep, &e, &err), TPO_OK);
     for (key.micro_batch = 0; key.micro_batch < 2; key.micro_batch++) {
         assert_false(e.within);
         assert_int_equal(forward(&y, &key, false, &f, &err), TPO_OK);
@@ -141,7 +139,7 @@ static void a_sum_leaves_once_it_is_whole(void **state)
 }
 
 /* A head that no micro-batch but the second called: its sums are whole after that one. */
-static void what_is_left_out_is_not_waited_for(void **state)
+static void what_is_skipped_is_not_waited_for(void **state)
 {
     (void)state;
     struct toy y;
@@ -155,6 +153,8 @@ static void what_is_left_out_is_not_waited_for(void **state)
         assert_int_equal(forward(&y, &key, false, &f, &err), TPO_OK);
         if (early) gather(&y, &key, 2, &sums);
         assert_int_equal(sums.ended, 0);
+        assert_int_equal(y.learner.gather(y.learner.self, &key, 4, sum_keep, &sums, &err), TPO_INVALID_ARGUMENT);
+        assert_string_equal(err.reason, "share");
         assert_int_equal(backward(&y, &key, NULL, &err), TPO_OK);
         if (!early) gather(&y, &key, 2, &sums);
         assert_int_equal(sums.told, WEIGHTS);
@@ -183,4 +183,4 @@ static void shares_are_aligned_subtrees(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(shares_keep_the_bits), cmocka_unit_test(a_sum_leaves_once_it_is_whole),
-          cmocka_unit_test(what_is_left_out_is_not_waited_for), cmocka_unit_test(shares_are_aligned_subtrees))
+          cmocka_unit_test(what_is_skipped_is_not_waited_for), cmocka_unit_test(shares_are_aligned_subtrees))

@@ -284,13 +284,12 @@ static void on_sums_done(void *owner, struct tpo_rpc *r, int status, const struc
 
 static inline struct tpo_rpc *gather(struct mesh *w, const struct tpo_key *key, struct sums *s)
 {
-    Tpo__V1__StepRequest q = TPO__V1__STEP_REQUEST__INIT;
+    Tpo__V1__GatherRequest q = TPO__V1__GATHER_REQUEST__INIT;
     Tpo__V1__Key k;
     const struct tpo_rpc_start how = {.path = "/tpo.v1.Learner/Gather", .reply = &tpo__v1__chunk__descriptor, .timeout_ms = 60000};
     const struct tpo_rpc_events on = {.owner = s, .on_message = on_chunk, .on_done = on_sums_done};
     *s = (struct sums){0};
     tpo_key_pack(&k, key, w->lease);
-    k.micro_batch = 0; /* none of the share is left out */
     q.key = &k;
     struct tpo_rpc *r = tpo_rpc_open(w->peers, &how, &q.base, NULL, &on, NULL);
     assert_non_null(r);
