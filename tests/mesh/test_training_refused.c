@@ -440,6 +440,25 @@ static void other_models_and_addresses_are_refused(void **state)
     training_mesh_stop(&m);
 }
 
+/* A Forward that takes longer than calls may: no step of it is ever done. */
+static void calls_that_are_always_late_end_the_run(void **state)
+{
+    (void)state;
+    struct training_mesh m;
+    training_model(0);
+    training_recipe("r.yaml", "  - name: talk\n"
+                              "    steps: 1\n"
+                              "    data:\n"
+                              "      - {frames: 1, samples: 128, conversations: 32}\n"
+                              "    losses: {language: 1}\n"
+                              "    groups:\n"
+                              "      - {name: all, optimiser: adamw, rate: 1.0e-3, tensors: ['*']}\n");
+    training_mesh_start(&m, "served", 1, 1);
+    refused(&m, "late", "within 100 ms (--call-timeout), twice in a row", (const char *const[]){"--call-timeout", "100ms", NULL});
+    training_run("r.yaml", "late", &m, NULL);
+    training_mesh_stop(&m);
+}
+
 /* The text differs, the process does not; nothing is written or tried again for it. */
 static void one_process_under_two_names_is_refused(void **state)
 {
@@ -491,4 +510,4 @@ TPO_TESTS(cmocka_unit_test(damaged_checkpoints_are_refused_by_their_hash), cmock
           cmocka_unit_test(nobody_came_while_a_step_was_prepared), cmocka_unit_test(nobody_came_between_steps),
           cmocka_unit_test(another_trainer_is_at_work), cmocka_unit_test(another_trainer_has_come_and_gone),
           cmocka_unit_test(other_models_and_addresses_are_refused), cmocka_unit_test(one_process_under_two_names_is_refused),
-          cmocka_unit_test(fewer_lanes_than_replicas_are_refused))
+          cmocka_unit_test(calls_that_are_always_late_end_the_run), cmocka_unit_test(fewer_lanes_than_replicas_are_refused))

@@ -7,6 +7,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "trainer/steps/remote.h"
 #include "trainer/steps/shard.h"
 #include "trainer/steps/timing.h"
 
@@ -23,6 +24,17 @@ bool tpo_recovery_helps(const struct tpo_error *err)
     for (size_t i = 0; i < sizeof(lost) / sizeof(lost[0]) && err->code == TPO_FAILED_PRECONDITION; i++)
         if (strcmp(err->reason, lost[i]) == 0) return true;
     return false;
+}
+
+bool tpo_recovery_stuck(struct tpo_recovery *r, int recoveries, struct tpo_error *err)
+{
+    const bool late = err->code == TPO_DEADLINE_EXCEEDED && strcmp(err->reason, TPO_CALL_LATE) == 0;
+    const bool again = late && recoveries > 0 && strcmp(r->late, err->message) == 0;
+    snprintf(r->late, sizeof(r->late), "%s", late ? err->message : "");
+    if (again)
+        tpo_fail(err, TPO_DEADLINE_EXCEEDED, TPO_CALL_LATE,
+                 "%s, twice in a row: one of this recipe's needs longer here, give it more", r->late);
+    return again;
 }
 
 static void nap(void)

@@ -20,10 +20,15 @@ struct tpo_recovery {
     const char *config, *tokenizer;  /* the SHA-256 (nn/config.h) that services must have; "": any */
     int threads;                     /* of one process, where Begin does not tell */
     int wait_ms;                     /* how long a service may be away */
+    char late[256];                  /* the call that was too late last; tpo_recovery_stuck's */
 };
 
 /* A service is away or has lost what it knew of the step: recovery helps, and other errors it does not. */
 bool tpo_recovery_helps(const struct tpo_error *err);
+
+/* A call that needs longer than calls may take is late each time: at the second one in a row (`recoveries`: since the last step that was done) this
+ * says so, in err, and recovery is of no use. */
+bool tpo_recovery_stuck(struct tpo_recovery *r, int recoveries, struct tpo_error *err);
 
 /* Begins the stage everywhere, once nothing in its folder is of another one (identity.h; Begin makes services forget another run), and brings all to
  * one state, c->step done and t->version theirs. Waits for services that are away, says so once.

@@ -11,6 +11,8 @@
 #include "common/arena.h"
 #include "services/host/learner.h"
 
+#define TPO_CALL_LATE "call_timeout" /* the reason of a DEADLINE_EXCEEDED that is a call's own */
+
 struct tpo_remote_options {
     const char *stage;   /* a constant */
     const char *address; /* "host:port" */

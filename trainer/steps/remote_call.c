@@ -85,6 +85,14 @@ static int one_host_check(const struct remote *r, struct tpo_error *err)
     return TPO_OK;
 }
 
+/* What gRPC says of a deadline names neither the call nor the setting. A service's own deadlines, as that of a medium, have reasons of their own. */
+static void late_tell(const struct remote *r, const char *path, struct tpo_error *err)
+{
+    if (err->code != TPO_DEADLINE_EXCEEDED || strcmp(err->reason, "deadline") != 0) return;
+    tpo_fail(err, TPO_DEADLINE_EXCEEDED, TPO_CALL_LATE, "%s did not answer %s within %d ms (--call-timeout)", r->o.stage,
+             strrchr(path, '/') + 1, r->o.timeout_ms);
+}
+
 int tpo_remote_call(struct remote *r, const char *path, const ProtobufCMessageDescriptor *type, const ProtobufCMessage *message,
                     struct remote_call *w, bool stoppable, struct tpo_error *err)
 {
@@ -100,6 +108,7 @@ int tpo_remote_call(struct remote *r, const char *path, const ProtobufCMessageDe
         ms = rc == TPO_OK ? -1 : again_ms(r, w, tried, until_us, stoppable);
     }
     if (rc == TPO_OK) return rc;
+    late_tell(r, path, &w->err);
     if (w->err.stage[0] == '\0') snprintf(w->err.stage, sizeof(w->err.stage), "%s", r->o.stage);
     if (err != NULL) *err = w->err;
     return rc;

@@ -364,7 +364,8 @@ static int advance(struct stage *s, bool *done, struct tpo_error *err)
     int rc = s->at.step < s->recipe->steps ? step(s, &why) : stage_finish(s, &why);
     *done = s->ended;
     if (rc == TPO_OK) return rc;
-    if (r->remote && tpo_recovery_helps(&why) && ++s->recoveries <= RECOVERIES_MAX) {
+    const bool helps = r->remote && tpo_recovery_helps(&why) && !tpo_recovery_stuck(&s->recovery, s->recoveries, &why);
+    if (helps && ++s->recoveries <= RECOVERIES_MAX) {
         tpo_log(TPO_LOG_WARN, "step_lost", "step=%d code=%s reason=%s", s->at.step + 1, tpo_status_name(why.code), why.reason);
         tpo_run_log_state(r->log, "waiting", why.message);
         return recover(s, false, err);
