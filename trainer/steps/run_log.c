@@ -128,7 +128,8 @@ static void line_print(const struct line *l)
         to += (size_t)snprintf(phases + to, sizeof(phases) - to, " %s_ms=%.1f", tpo_phase_names[k],
                                1000 * t->seconds[k] / l->n_steps);
     if (l->sum.reads) snprintf(skipped, sizeof(skipped), " skipped=%lld", (long long)l->sum.skipped);
-    printf("stage=%s step=%d/%d samples=%d boxes=%d%s%s norm=%.3f clip=%.3f rate=%.3f aborted=%llu%s bubble=%.3f steps_per_s=%.2f "
+    printf("stage=%s step=%d/%d samples=%d boxes=%d%s%s grad_norm=%.3f clip_factor=%.3f lr_scale=%.3f aborted=%llu%s bubble=%.3f "
+           "steps_per_s=%.2f "
            "eta_s=%.0f\n",
            l->stage, l->step, l->steps, l->samples, l->boxes, skipped, losses, l->sum.norm, (double)l->sum.clip,
            (double)l->sum.rate, (unsigned long long)l->aborted, phases, t->wall_s > 0 ? t->bubble_s / t->wall_s : 0, l->steps_per_s,
