@@ -67,9 +67,33 @@ struct tpo_param *tpo_param_of_product(struct tpo_param *p)
     return p;
 }
 
+int tpo_params_n_half(const struct tpo_params *p)
+{
+    int n = 0;
+    for (int i = 0; i < p->n; i++) n += p->items[i]->half != NULL;
+    return n;
+}
+
+bool tpo_param_held(const struct tpo_param *p)
+{
+    return p->data != NULL || p->half != NULL;
+}
+
 int tpo_param_read(const struct tpo_param *p, struct tpo_stream *s, float *to)
 {
     return p->data != NULL ? tpo_scale(s, to, 1.0f, p->data, p->size) : tpo_bf16_to_f32(s, to, p->half, p->size);
+}
+
+int tpo_param_piece(const struct tpo_param *p, struct tpo_stream *s, int64_t at, int64_t n, float *host)
+{
+    const size_t bytes = sizeof(*host) * (size_t)n;
+    float *wide = p->data == NULL ? tpo_device_alloc(s, bytes) : NULL;
+    int rc = p->data != NULL || wide != NULL ? TPO_OK : TPO_ENOMEM;
+    if (rc == TPO_OK && wide != NULL) rc = tpo_bf16_to_f32(s, wide, p->half + at, n);
+    if (rc == TPO_OK) rc = tpo_copy_out(s, host, wide != NULL ? wide : p->data + at, bytes);
+    if (rc == TPO_OK) rc = tpo_stream_wait(s);
+    tpo_device_free(s, wide);
+    return rc;
 }
 
 struct tpo_weight tpo_param_weight(const struct tpo_param *p)

@@ -70,7 +70,11 @@ bool tpo_param_is_aid(const struct tpo_param *p);
 struct tpo_param *tpo_params_find(const struct tpo_params *p, const char *name);
 
 struct tpo_param *tpo_param_of_product(struct tpo_param *p);                    /* marks it; accepts and returns NULL */
+int tpo_params_n_half(const struct tpo_params *p);                              /* tensors that stay as they are in the file */
+bool tpo_param_held(const struct tpo_param *p);                                 /* there are values, as f32 or as BF16 */
 int tpo_param_read(const struct tpo_param *p, struct tpo_stream *s, float *to); /* its values as f32 of the device */
+/* The n values from the at-th on as f32 in the host's memory. */
+int tpo_param_piece(const struct tpo_param *p, struct tpo_stream *s, int64_t at, int64_t n, float *host);
 struct tpo_weight tpo_param_weight(const struct tpo_param *p);
 
 /* Maps `folder` (model.safetensors or the shards of its index) and fills data of every declared tensor. `stage` is the owner in the prefix table

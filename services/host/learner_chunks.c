@@ -167,18 +167,15 @@ static int moments_clear(struct tpo_direct *d, struct tpo_trainable *x)
 static int digest_of(struct tpo_direct *d, const struct tpo_param *p, uint8_t digest[TPO_SHA256_BYTES])
 {
     float *host = malloc(sizeof(float) * TPO_CHUNK_ELEMENTS);
-    float *wide = p->data == NULL ? tpo_device_alloc(d->stream, sizeof(float) * TPO_CHUNK_ELEMENTS) : NULL; /* of what stays bf16 */
     tpo_sha256_t *h = tpo_sha256_open();
-    int rc = host != NULL && (p->data != NULL || wide != NULL) ? TPO_OK : TPO_ENOMEM;
+    int rc = host != NULL ? TPO_OK : TPO_ENOMEM;
     for (int64_t at = 0, n; at < p->size && rc == TPO_OK; at += n) {
         n = p->size - at < TPO_CHUNK_ELEMENTS ? p->size - at : TPO_CHUNK_ELEMENTS;
-        if (wide != NULL) rc = tpo_bf16_to_f32(d->stream, wide, p->half + at, n);
-        if (rc == TPO_OK) rc = tpo_copy_out(d->stream, host, wide != NULL ? wide : p->data + at, sizeof(float) * (size_t)n);
+        rc = tpo_param_piece(p, d->stream, at, n, host);
         if (rc == TPO_OK) tpo_sha256_add(h, host, sizeof(float) * (size_t)n);
     }
     tpo_sha256_end(h, digest);
     tpo_sha256_close(h);
-    tpo_device_free(d->stream, wide);
     free(host);
     return rc;
 }

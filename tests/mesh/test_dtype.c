@@ -328,8 +328,20 @@ static void it_answers_like_one_process(void **state)
     local_close(&merged);
 }
 
-/* Stage 2 begins, here and there, from weights that BF16 can hold; the mesh serves just those, as BF16. Adapters and head learn, the rest is
- * frozen. */
+/* OUT with stage 1 done: its model is the folder's. */
+static void stage_put(const char *out, const char *folder)
+{
+    char command[600];
+    snprintf(command, sizeof(command),
+             "mkdir -p %s/1-see && cp -r %s %s/1-see/model && "
+             "sed \"s/\\\"model\\\": .*/\\\"model\\\": \\\"$(sha256sum <%s/model.safetensors | cut -c1-64)\\\"/\" "
+             "first/1-see/stage.json >%s/1-see/stage.json",
+             out, folder, out, folder, out);
+    assert_int_equal(system(command), 0);
+}
+
+/* Stage 2 begins, here and there, from weights that BF16 can hold: here converted, or as they are, as the recipe says; there the mesh serves just
+ * those, as BF16, and so does the trainer keep them. Adapters and head learn, the rest is frozen. */
 static void it_learns_like_one_process(void **state)
 {
     static const char stages[] = "  - name: see\n"
@@ -357,15 +369,18 @@ static void it_learns_like_one_process(void **state)
     training_run("r.yaml", "first", NULL, (const char *const[]){"--stop-after", "1", NULL});
     training_export("first/1-see/model", "half", "bf16");
     training_export("half", "wide", "f32");
-    assert_int_equal(system("mkdir -p one/1-see mesh/1-see && cp -r wide one/1-see/model && cp -r wide mesh/1-see/model && "
-                            "sed \"s/\\\"model\\\": .*/\\\"model\\\": \\\"$(sha256sum <wide/model.safetensors | cut -c1-64)\\\"/\" "
-                            "first/1-see/stage.json >one/1-see/stage.json && cp one/1-see/stage.json mesh/1-see"),
-                     0);
+    stage_put("one", "wide"), stage_put("kept", "half"), stage_put("mesh", "half");
+    assert_int_equal(system("{ echo 'dtype: bf16'; cat r.yaml; } >kept.yaml"), 0);
     training_run("r.yaml", "one", NULL, NULL);
+    training_run("kept.yaml", "kept", NULL, NULL);
+    assert_false(training_says("one.log", "event=kept_bf16"));
+    assert_int_equal(system("grep -q 'event=kept_bf16 of=router tensors=[1-9]' kept.log"), 0);
+    training_same_lines("one", "kept");
+    training_same_model("one", "kept", "2-talk");
     setenv("TPO_DTYPE", "bf16", 1);
     setenv("TPO_VERSION_HOLD", "1s", 1); /* the end of the run waits for its last version */
     training_mesh_start(&m, "half", 1, 2);
-    training_run("r.yaml", "mesh", &m, publish);
+    training_run("kept.yaml", "mesh", &m, publish);
     training_mesh_stop(&m);
     assert_true(training_says("router-0.log", "name=dtype value=\"bf16\""));
     assert_true(training_says("mesh.log", "event=published step=3"));

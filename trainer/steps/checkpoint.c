@@ -291,8 +291,7 @@ static int param_write(struct tpo_safetensors_writer *w, struct tpo_stream *s, c
     int64_t *ids = tpo_param_is_integer(p) ? host : NULL;
     int rc = host != NULL ? TPO_OK : TPO_ENOMEM;
     for (int64_t at = 0; ids != NULL && at < p->size; at++) ids[at] = at;
-    if (rc == TPO_OK && p->data != NULL) rc = tpo_copy_out(s, host, p->data, bytes);
-    if (rc == TPO_OK) rc = tpo_stream_wait(s);
+    if (rc == TPO_OK && tpo_param_held(p)) rc = tpo_param_piece(p, s, 0, p->size, host);
     rc = rc == TPO_OK ? tpo_safetensors_put(w, host, bytes, err)
                       : tpo_fail(err, rc, "memory", "%s cannot be read from the device", p->name);
     free(host);

@@ -318,11 +318,14 @@ static void stage_read(struct tpo_yaml *y, struct tpo_recipe *recipe, int at, ya
 
 static bool recipe_key(struct tpo_yaml *y, void *self, const char *name, yaml_node_t *v)
 {
+    static const char *const dtypes[] = {"f32", "bf16"};
     struct tpo_recipe *recipe = self;
     if (strcmp(name, "name") == 0)
         tpo_yaml_name(y, recipe->name, sizeof(recipe->name), v);
     else if (strcmp(name, "seed") == 0)
         recipe->seed = (uint64_t)tpo_yaml_integer(y, v, 0, 1000000);
+    else if (strcmp(name, "dtype") == 0)
+        recipe->bf16 = tpo_yaml_word(y, v, dtypes, 2) == 1;
     else if (strcmp(name, "model") == 0) {
         char folder[32] = "";
         tpo_yaml_name(y, folder, sizeof(folder), v);
@@ -342,7 +345,7 @@ struct recipe_reader {
     bool is_base; /* read for a recipe that extends it */
 };
 
-/* The recipe that this one extends: its seed and model until others are named, its stages for those of the same names. */
+/* The recipe that this one extends: its seed, model and dtype until others are named, its stages for those of the same names. */
 static void base_read(struct tpo_yaml *y, const struct recipe_reader *x, const yaml_node_t *root)
 {
     struct tpo_recipe *recipe = x->recipe;
@@ -354,6 +357,7 @@ static void base_read(struct tpo_yaml *y, const struct recipe_reader *x, const y
     if (y->rc == TPO_OK) y->rc = load(&recipe->base, path, y->data, true, y->err);
     if (y->rc != TPO_OK) return;
     recipe->seed = recipe->base->seed;
+    recipe->bf16 = recipe->base->bf16;
     memcpy(recipe->model, recipe->base->model, sizeof(recipe->model));
 }
 

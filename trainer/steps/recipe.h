@@ -1,6 +1,7 @@
 /* recipe.h -- a training recipe: a .yaml file that lists stages (docs: docs/training.md).
  *
  *   name: joint                seed: 1        model: plain (a folder beside the recipe: config.json, added_tokens.json, tokenizer.model)
+ *   dtype: f32|bf16            bf16: weights of products and tables that are BF16 in the folder stay so in this process while frozen; equal bits
  *   stages:
  *     - name: encoder          steps: 3000    micro_batches: 1   lanes: 1
  *       warmup: 50 (steps)     floor: .03 (the cosine ends at this share of the rate)   clip: 1 (global norm, 0: none)
@@ -15,7 +16,7 @@
  *         - {name: x, optimiser: muon|adamw, rate: 2e-3, momentum: .95 | betas: [.9, .98], eps: 1e-8, decay: .05, clipped: true,
  *            split: 3, tensors: [pattern, ...]}
  *
- * `extends: FILE` (relative to this one, one level) takes seed and model from another recipe until they are named here, and begins a stage of a name
+ * `extends: FILE` (relative to this one, one level) takes seed, model and dtype from another recipe until they are named here, and begins a stage of a name
  * that is there as that one's; the stages are those listed here.
  *
  * A stage with a source weights neither `dense` nor `slot`: only the world knows the truth they need. Paths that don't begin with / start from the
@@ -64,6 +65,7 @@ struct tpo_recipe_stage {
 struct tpo_recipe {
     char name[32];
     char model[1024]; /* the folder's path */
+    bool bf16;        /* what is BF16 in the model's folder and frozen stays so in the trainer's memory */
     uint64_t seed;
     int n_stages;
     struct tpo_recipe_stage stages[TPO_STAGES_MAX];

@@ -149,7 +149,7 @@ static int send_one(struct tpo_crew *t, int part, int replica, void *arg, struct
     const struct tpo_recovery *r = s->recovery;
     struct tpo_learner *l = &t->replicas[part][replica].learner;
     const bool start = !s->known[part][replica] || (s->checkpoint->step == 0 && t->trainable[part] > 0);
-    int rc = start && !r->same_memory ? tpo_start_send(r->models[part]->params, l, err) : TPO_OK;
+    int rc = start && !r->same_memory ? tpo_start_send(r->stream, r->models[part]->params, l, err) : TPO_OK;
     return rc == TPO_OK ? tpo_checkpoint_send(s->checkpoint, part, l, err) : rc;
 }
 

@@ -15,6 +15,7 @@ struct tpo_recovery {
     const struct tpo_recipe *recipe;
     int stage;
     const char *stage_dir;
+    struct tpo_stream *stream;       /* the models' */
     struct tpo_model *const *models; /* they hold the start of the stage */
     bool same_memory;                /* the learners train these very models: only shards need sending */
     const char *config, *tokenizer;  /* the SHA-256 (nn/config.h) that services must have; "": any */

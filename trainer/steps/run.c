@@ -108,6 +108,7 @@ static int models_open(struct run *r, int first_stage, struct tpo_error *err)
     const bool fresh = tpo_model_folder_vacant(folder, NULL) == TPO_OK;
     int rc = fresh ? TPO_OK : tpo_identity_model(folder, err);
     if (rc == TPO_OK) rc = tpo_config_load(&r->config, folder, err);
+    r->config.keep_bf16 = r->recipe->bf16;
     if (rc == TPO_OK) rc = tpo_config_hash(r->config_hash, folder, err);
     if (rc == TPO_OK) rc = tpo_tokenizer_open(&r->tokenizer, folder, err);
     tpo_config_tokens_hash(r->tokens_hash, folder);
@@ -121,6 +122,8 @@ static int models_open(struct run *r, int first_stage, struct tpo_error *err)
     r->models[TPO_PART_ENCODER] = tpo_encoder_model(r->encoder);
     r->models[TPO_PART_ROUTER] = tpo_router_trainee_model(r->router);
     r->models[TPO_PART_REGION] = tpo_region_model(r->region);
+    for (int p = 0; p < TPO_PARTS && r->recipe->bf16; p++)
+        tpo_log(TPO_LOG_INFO, "kept_bf16", "of=%s tensors=%d", tpo_part_names[p], tpo_params_n_half(r->models[p]->params));
     return TPO_OK;
 }
 
@@ -383,6 +386,7 @@ static void recovery_init(struct stage *s)
                                         .recipe = r->recipe,
                                         .stage = s->index,
                                         .stage_dir = s->dir,
+                                        .stream = r->options->stream,
                                         .models = r->models,
                                         .same_memory = !r->remote,
                                         .config = r->config_hash,

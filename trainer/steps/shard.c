@@ -120,67 +120,109 @@ int tpo_shard_read(const char *path, struct tpo_learner *l, uint64_t version, st
 
 /* --- the start and the end of a stage -------------------------------------------------------------------------------------------------- */
 
-static int start_held(const struct tpo_param *p, const struct tpo_chunk *x, struct tpo_learner *l, bool *held,
-                      struct tpo_error *err)
+/* What a start is read by: a piece of a tensor at a time, as f32, also where it stays BF16. */
+struct start {
+    struct tpo_stream *stream;
+    float *piece; /* TPO_CHUNK_ELEMENTS */
+};
+
+static int start_open(struct start *s, struct tpo_stream *stream)
+{
+    *s = (struct start){stream, malloc(sizeof(*s->piece) * TPO_CHUNK_ELEMENTS)};
+    return s->piece != NULL ? TPO_OK : TPO_ENOMEM;
+}
+
+static bool start_has(const struct tpo_param *p)
+{
+    return !p->ignored && tpo_param_held(p);
+}
+
+/* The piece that begins at `at`; returns its length, negative where it cannot be read. */
+static int64_t start_read(const struct start *s, const struct tpo_param *p, int64_t at)
+{
+    const int64_t n = p->size - at < TPO_CHUNK_ELEMENTS ? p->size - at : TPO_CHUNK_ELEMENTS;
+    return tpo_param_piece(p, s->stream, at, n, s->piece) == TPO_OK ? n : -1;
+}
+
+static int start_hash(const struct start *s, const struct tpo_param *p, tpo_sha256_t *h)
+{
+    for (int64_t at = 0, n; at < p->size; at += n) {
+        n = start_read(s, p, at);
+        if (n < 0) return TPO_ENOMEM;
+        tpo_sha256_add(h, s->piece, sizeof(*s->piece) * (size_t)n);
+    }
+    return TPO_OK;
+}
+
+static int unreadable(struct tpo_error *err)
+{
+    return tpo_fail(err, TPO_ENOMEM, "memory", "the start of the stage cannot be read");
+}
+
+static int start_held(const struct start *s, const struct tpo_param *p, const struct tpo_chunk *x, struct tpo_learner *l,
+                      bool *held, struct tpo_error *err)
 {
     uint8_t digest[TPO_SHA256_BYTES];
     *held = false;
     if (l->holds == NULL) return TPO_OK;
-    tpo_sha256(digest, p->data, sizeof(float) * (size_t)p->size);
-    return l->holds(l->self, x, digest, held, err);
+    tpo_sha256_t *h = tpo_sha256_open();
+    const int rc = start_hash(s, p, h);
+    tpo_sha256_end(h, digest);
+    tpo_sha256_close(h);
+    return rc == TPO_OK ? l->holds(l->self, x, digest, held, err) : unreadable(err);
 }
 
-int tpo_start_send(const struct tpo_params *params, struct tpo_learner *l, struct tpo_error *err)
-{
-    int rc = TPO_OK, n = 0, n_sent = 0;
-    for (int i = 0; i < params->n && rc == TPO_OK; i++) {
-        const struct tpo_param *p = params->items[i];
-        struct tpo_chunk x = {.name = p->name, .part = "start", .n_dims = p->n_dims};
-        bool held;
-        if (p->ignored || p->data == NULL) continue;
-        memcpy(x.shape, p->shape, sizeof(x.shape));
-        rc = start_held(p, &x, l, &held, err);
-        n++;
-        n_sent += !held;
-        for (; x.offset < p->size && rc == TPO_OK && !held; x.offset += x.count) {
-            x.count = p->size - x.offset < TPO_CHUNK_ELEMENTS ? p->size - x.offset : TPO_CHUNK_ELEMENTS;
-            x.data = p->data + x.offset;
-            rc = l->import_state(l->self, 0, &x, err);
-        }
-    }
-    if (rc == TPO_OK) tpo_log(TPO_LOG_INFO, "start", "of=%s tensors=%d sent=%d", l->stage, n, n_sent);
-    return rc == TPO_OK ? l->import_state(l->self, 0, NULL, err) : rc;
-}
-
-static int start_add(tpo_sha256_t *h, struct tpo_stream *s, const struct tpo_param *p, float *piece)
+static int tensor_send(const struct start *s, const struct tpo_param *p, struct tpo_chunk *x, struct tpo_learner *l,
+                       struct tpo_error *err)
 {
     int rc = TPO_OK;
-    tpo_sha256_add(h, p->name, strlen(p->name) + 1);
-    tpo_sha256_add(h, p->shape, sizeof(p->shape[0]) * (size_t)p->n_dims);
-    for (int64_t at = 0; at < p->size && rc == TPO_OK; at += TPO_CHUNK_ELEMENTS) {
-        const size_t n = (size_t)(p->size - at < TPO_CHUNK_ELEMENTS ? p->size - at : TPO_CHUNK_ELEMENTS);
-        rc = tpo_copy_out(s, piece, p->data + at, sizeof(*piece) * n);
-        if (rc == TPO_OK) rc = tpo_stream_wait(s);
-        tpo_sha256_add(h, piece, sizeof(*piece) * n);
+    for (; x->offset < p->size && rc == TPO_OK; x->offset += x->count) {
+        x->count = start_read(s, p, x->offset);
+        if (x->count < 0) return unreadable(err);
+        x->data = s->piece;
+        rc = l->import_state(l->self, 0, x, err);
     }
     return rc;
 }
 
-int tpo_start_digest(char out[TPO_SHA256_HEX], struct tpo_stream *s, struct tpo_model *const *models, int n_models,
+int tpo_start_send(struct tpo_stream *stream, const struct tpo_params *params, struct tpo_learner *l, struct tpo_error *err)
+{
+    struct start s;
+    int rc = start_open(&s, stream) == TPO_OK ? TPO_OK : unreadable(err), n = 0, n_sent = 0;
+    for (int i = 0; i < params->n && rc == TPO_OK; i++) {
+        const struct tpo_param *p = params->items[i];
+        struct tpo_chunk x = {.name = p->name, .part = "start", .n_dims = p->n_dims};
+        bool held;
+        if (!start_has(p)) continue;
+        memcpy(x.shape, p->shape, sizeof(x.shape));
+        rc = start_held(&s, p, &x, l, &held, err);
+        n++;
+        n_sent += !held;
+        if (rc == TPO_OK && !held) rc = tensor_send(&s, p, &x, l, err);
+    }
+    free(s.piece);
+    if (rc == TPO_OK) tpo_log(TPO_LOG_INFO, "start", "of=%s tensors=%d sent=%d", l->stage, n, n_sent);
+    return rc == TPO_OK ? l->import_state(l->self, 0, NULL, err) : rc;
+}
+
+int tpo_start_digest(char out[TPO_SHA256_HEX], struct tpo_stream *stream, struct tpo_model *const *models, int n_models,
                      struct tpo_error *err)
 {
     uint8_t digest[TPO_SHA256_BYTES];
-    float *piece = malloc(sizeof(*piece) * TPO_CHUNK_ELEMENTS);
+    struct start s;
     tpo_sha256_t *h = tpo_sha256_open();
-    int rc = piece != NULL ? TPO_OK : TPO_ENOMEM;
+    int rc = start_open(&s, stream);
     for (int k = 0; k < n_models; k++)
         for (int i = 0; i < models[k]->params->n && rc == TPO_OK; i++) {
             const struct tpo_param *p = models[k]->params->items[i];
-            if (!p->ignored && p->data != NULL) rc = start_add(h, s, p, piece);
+            if (!start_has(p)) continue;
+            tpo_sha256_add(h, p->name, strlen(p->name) + 1);
+            tpo_sha256_add(h, p->shape, sizeof(p->shape[0]) * (size_t)p->n_dims);
+            rc = start_hash(&s, p, h);
         }
     tpo_sha256_end(h, digest);
     tpo_sha256_hex(out, digest);
     tpo_sha256_close(h);
-    free(piece);
-    return rc == TPO_OK ? TPO_OK : tpo_fail(err, rc, "memory", "the start of the stage cannot be read");
+    free(s.piece);
+    return rc == TPO_OK ? TPO_OK : unreadable(err);
 }

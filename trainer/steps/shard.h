@@ -14,10 +14,10 @@ int tpo_shard_read(const char *path, struct tpo_learner *l, uint64_t version, st
 
 /* Every tensor of a model, as the learner's start (part "start"): trainable or not, moments zero. What the learner holds already, by its SHA-256,
  * is not sent; a line of the log tells how many tensors were. */
-int tpo_start_send(const struct tpo_params *params, struct tpo_learner *l, struct tpo_error *err);
+int tpo_start_send(struct tpo_stream *s, const struct tpo_params *params, struct tpo_learner *l, struct tpo_error *err);
 
 /* SHA-256, in hex, over those tensors of some models as they are now: of each, in the schemas' order, its name (with its NUL), its shape as int64
- * and its f32 data. Reads all of them once. */
+ * and its data as f32, also where it stays BF16. Reads all of them once. */
 int tpo_start_digest(char out[TPO_SHA256_HEX], struct tpo_stream *s, struct tpo_model *const *models, int n_models,
                      struct tpo_error *err);
 

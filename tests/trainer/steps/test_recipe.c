@@ -112,6 +112,24 @@ static void what_nothing_would_heed_is_refused(void **state)
     tpo_recipe_close(recipe_of("r.yaml"));
 }
 
+static void frozen_weights_stay_bf16_where_a_recipe_says_so(void **state)
+{
+    (void)state;
+    stage_write(NULL, NULL, NULL);
+    assert_int_equal(
+        system("{ echo 'dtype: bf16'; cat r.yaml; } >half.yaml && { echo 'extends: half.yaml'; cat r.yaml; } >as_half.yaml && "
+               "{ echo 'dtype: f32'; cat as_half.yaml; } >not_half.yaml"),
+        0);
+    static const char *const files[] = {"r.yaml", "half.yaml", "as_half.yaml", "not_half.yaml"};
+    for (int i = 0; i < 4; i++) {
+        struct tpo_recipe *r = recipe_of(files[i]);
+        assert_int_equal(r->bf16, i == 1 || i == 2);
+        tpo_recipe_close(r);
+    }
+    text_write("r.yaml", "dtype: f16\nname: x\n");
+    refused("r.yaml:1: ");
+}
+
 static void a_file_has_one_document(void **state)
 {
     (void)state;
@@ -254,6 +272,7 @@ static void the_ladder_trains_no_embedding_in_the_papers_stages(void **state)
 }
 
 TPO_TESTS(cmocka_unit_test(keys_mean_the_same_in_any_order), cmocka_unit_test(a_mix_that_asks_nothing_is_refused),
-          cmocka_unit_test(what_nothing_would_heed_is_refused), cmocka_unit_test(a_file_has_one_document),
-          cmocka_unit_test(a_recipe_is_held_against_its_model), cmocka_unit_test(a_run_does_not_begin_with_a_stage_it_cannot_end),
-          cmocka_unit_test(ablations_leave_out_one_aid_each), cmocka_unit_test(the_ladder_trains_no_embedding_in_the_papers_stages))
+          cmocka_unit_test(what_nothing_would_heed_is_refused), cmocka_unit_test(frozen_weights_stay_bf16_where_a_recipe_says_so),
+          cmocka_unit_test(a_file_has_one_document), cmocka_unit_test(a_recipe_is_held_against_its_model),
+          cmocka_unit_test(a_run_does_not_begin_with_a_stage_it_cannot_end), cmocka_unit_test(ablations_leave_out_one_aid_each),
+          cmocka_unit_test(the_ladder_trains_no_embedding_in_the_papers_stages))
