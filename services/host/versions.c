@@ -4,9 +4,12 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "common/clock.h"
 #include "common/log.h"
+
+#define AHEAD_MS_MOST ((uint64_t)366 * 86400 * 1000)
 
 struct tpo_versions {
     pthread_mutex_t lock;
@@ -88,10 +91,22 @@ static struct tpo_version *let_go(struct tpo_versions *v, struct tpo_error *err)
     return NULL;
 }
 
+/* Numbers are the clock's milliseconds. One far above it, let alone the last there is, would leave none for those that are to come. */
+static int far_ahead_check(uint64_t number, struct tpo_error *err)
+{
+    struct timespec clock;
+    clock_gettime(CLOCK_REALTIME, &clock);
+    const uint64_t now = (uint64_t)clock.tv_sec * 1000 + (uint64_t)clock.tv_nsec / 1000000;
+    if (number <= now + AHEAD_MS_MOST) return TPO_OK;
+    return tpo_fail(err, TPO_INVALID_ARGUMENT, "version", "version %llu is more than a year above the clock, which has %llu ms",
+                    (unsigned long long)number, (unsigned long long)now);
+}
+
 int tpo_versions_room(struct tpo_versions *v, uint64_t number, bool *held, struct tpo_stream *s, struct tpo_error *err)
 {
-    int rc = TPO_OK;
+    int rc = far_ahead_check(number, err);
     struct tpo_version *gone = NULL;
+    if (rc != TPO_OK) return rc;
     pthread_mutex_lock(&v->lock);
     *held = v->n > 0 && v->held[0]->number == number;
     if (v->n > 0 && number < v->held[0]->number)

@@ -3,6 +3,8 @@
 
 #include "tests/support/test.h"
 
+#include <time.h>
+
 static struct tpo_stream *stream;
 static struct tpo_params params;
 
@@ -75,6 +77,24 @@ static void a_third_version_waits_for_the_oldest(void **state)
     assert_int_equal(tpo_versions_take(v, "0", 0, &old, &err), TPO_FAILED_PRECONDITION);
     assert_string_equal(err.reason, "version");
     close_versions(v);
+}
+
+/* After it there would be none. */
+static void the_last_number_of_all_is_refused(void **state)
+{
+    (void)state;
+    static const uint64_t numbers[] = {UINT64_MAX, UINT64_MAX - 1, (uint64_t)1 << 53};
+    struct tpo_versions *v;
+    struct tpo_error err = {0};
+    bool held;
+    assert_int_equal(tpo_versions_open(&v, 0, NULL, &err), TPO_OK);
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+        assert_int_equal(tpo_versions_room(v, numbers[i], &held, NULL, &err), TPO_INVALID_ARGUMENT);
+        assert_string_equal(err.reason, "version");
+    }
+    const uint64_t today = (uint64_t)time(NULL) * 1000;
+    assert_int_equal(tpo_versions_room(v, today + 86400000, &held, NULL, &err), TPO_OK); /* of a clock that is ahead */
+    tpo_versions_close(v);
 }
 
 static void the_oldest_is_held_for_its_time(void **state)
@@ -177,6 +197,7 @@ static void a_version_copies_what_was_trained_and_nothing_else(void **state)
     stream = NULL;
 }
 
-TPO_TESTS(cmocka_unit_test(a_third_version_waits_for_the_oldest), cmocka_unit_test(the_oldest_is_held_for_its_time),
+TPO_TESTS(cmocka_unit_test(a_third_version_waits_for_the_oldest), cmocka_unit_test(the_last_number_of_all_is_refused),
+          cmocka_unit_test(the_oldest_is_held_for_its_time),
           cmocka_unit_test(a_request_names_its_version_exactly_or_gets_the_newest),
           cmocka_unit_test(a_version_copies_what_was_trained_and_nothing_else))
