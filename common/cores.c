@@ -5,11 +5,11 @@
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
-#define CPUS_MAX       (1 << 16)
-#define PATH_MAX_BYTES 4096
+#include "common/cgroup.h"
+
+#define CPUS_MAX (1 << 16)
 
 /* 0 where the kernel does not tell. The set grows until the kernel's own mask fits: over 1024 cores cpu_set_t is too small. */
 static int affinity(void)
@@ -37,25 +37,18 @@ int tpo_cores_quota(const char *path)
     return cores > INT_MAX ? 0 : (int)cores;
 }
 
-/* The smallest quota from our group up to the root. In a container the root is our own group; under systemd a slice above us may hold the quota. */
+static void least_keep(void *arg, const char *path)
+{
+    int *least = arg;
+    const int cores = tpo_cores_quota(path);
+    if (cores > 0 && (*least == 0 || cores < *least)) *least = cores;
+}
+
+/* The smallest from our group up to the root. */
 static int quota(void)
 {
-    static const char root[] = "/sys/fs/cgroup";
-    char line[PATH_MAX_BYTES], path[2 * PATH_MAX_BYTES];
-    char *group = NULL;
     int least = 0;
-    FILE *in = fopen("/proc/self/cgroup", "r");
-    while (in != NULL && group == NULL && fgets(line, sizeof(line), in) != NULL)
-        if (strncmp(line, "0::/", 4) == 0) group = line + 3;
-    if (in != NULL) fclose(in);
-    if (group == NULL) group = strcpy(line, "/");
-    group[strcspn(group, "\n")] = '\0';
-    for (char *slash = group + strlen(group); slash != NULL; slash = strrchr(group, '/')) {
-        *slash = '\0';
-        snprintf(path, sizeof(path), "%s%s/cpu.max", root, group);
-        const int cores = tpo_cores_quota(path);
-        if (cores > 0 && (least == 0 || cores < least)) least = cores;
-    }
+    tpo_cgroup_each("cpu.max", least_keep, &least);
     return least;
 }
 

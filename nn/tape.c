@@ -74,6 +74,11 @@ static void chunks_free(struct tpo_tape *t, struct chunk *c)
     }
 }
 
+bool tpo_tape_records(const struct tpo_tape *t)
+{
+    return t->record;
+}
+
 void tpo_tape_reset(struct tpo_tape *t, bool record)
 {
     if (t->chunk != NULL) {

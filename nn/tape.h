@@ -35,6 +35,7 @@ struct tpo_tape; /* opaque: its steps and arena */
 
 /* record false: serving and frozen parts, no steps kept. */
 int tpo_tape_open(struct tpo_tape **out, struct tpo_stream *s, bool record);
+bool tpo_tape_records(const struct tpo_tape *t);
 void tpo_tape_reset(struct tpo_tape *t, bool record); /* forgets tensors and the error, keeps the memory */
 void tpo_tape_close(struct tpo_tape *t);              /* accepts NULL */
 /* Just after a reset: memory for n floats in one piece, so that a pass of that size takes no more and its scopes all close. Less is no error. */

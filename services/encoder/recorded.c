@@ -226,11 +226,15 @@ static int decoded_forward(struct tpo_recorded *r, struct tpo_tape *t, struct tp
     struct tpo_sample *samples = tpo_arena_alloc(tpo_tape_arena(t), n * sizeof(*samples));
     struct tpo_frames *frames = calloc(n, sizeof(*frames));
     const int side = r->o.config->vision_encoder.img_size;
+    int64_t n_frames = 0;
     int rc = samples != NULL && frames != NULL ? TPO_OK : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for recorded samples");
     for (size_t i = 0; i < n && rc == TPO_OK; i++) {
         samples[i] = given[i];
         if (given[i].media_id == NULL) continue;
         rc = take(r, given[i].media_id, &frames[i], err);
+        n_frames += frames[i].T;
+        if (rc == TPO_OK)
+            rc = tpo_encoder_room(r->o.config, n_frames, tpo_tape_records(t), err); /* before the next ones are in memory, too */
         samples[i].n_frames = frames[i].T;
         samples[i].height = samples[i].width = side;
         samples[i].pixels = frames[i].pixels;

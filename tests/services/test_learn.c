@@ -267,4 +267,32 @@ static void bad_targets_are_named(void **state)
     bench_close(&b);
 }
 
-TPO_TESTS(cmocka_unit_test(packing_changes_nothing), cmocka_unit_test(gradients), cmocka_unit_test(bad_targets_are_named))
+/* One sample is long, and as wide are all others: a message of 4 MiB, and terabytes. */
+static void more_rows_than_memory_holds_are_refused(void **state)
+{
+    enum { SAMPLES = 1024, CONVERSATIONS = 256, WORDS = 4000 };
+    static struct tpo_sample samples[SAMPLES];
+    static struct tpo_conversation talks[CONVERSATIONS];
+    static char text[2 * WORDS + 1];
+    (void)state;
+    struct bench b;
+    struct tpo_tape *t;
+    struct tpo_error err = {0};
+    const struct tpo_turn turn = {text, "red"};
+    for (int i = 0; i < WORDS; i++) memcpy(text + 2 * i, "a ", 2);
+    for (int k = 0; k < CONVERSATIONS; k++) talks[k] = (struct tpo_conversation){.n_turns = 1, .turns = &turn, .weight = 1};
+    for (int i = 0; i < SAMPLES; i++)
+        samples[i] = (struct tpo_sample){
+            .n_frames = 1, .n_conversations = i == 0 ? CONVERSATIONS : 1, .conversations = i == 0 ? talks : conversations + 1};
+    struct tpo_forward f = {.samples = samples, .n_samples = SAMPLES, .wants_loss = wants_all};
+    bench_open(&b);
+    assert_int_equal(tpo_tape_open(&t, b.stream, true), TPO_OK);
+    assert_int_equal(b.learn.model.forward(&b.learn, t, &f, &err), TPO_RESOURCE_EXHAUSTED);
+    assert_string_equal(err.reason, "batch_size");
+    assert_non_null(strstr(err.message, "1024 samples, the longest of "));
+    tpo_tape_close(t);
+    bench_close(&b);
+}
+
+TPO_TESTS(cmocka_unit_test(more_rows_than_memory_holds_are_refused), cmocka_unit_test(packing_changes_nothing),
+          cmocka_unit_test(gradients), cmocka_unit_test(bad_targets_are_named))
