@@ -8,7 +8,7 @@
 #include "services/host/learner_state.h"
 #include "trainer/steps/collective.h"
 
-#define WALKERS_MAX 4 /* per line: three services, and one micro-batch on its way */
+#define THREADS_MAX 4 /* per route: three services, and one micro-batch on its way */
 
 const char *const tpo_part_names[TPO_PARTS] = {"encoder", "router", "region"};
 
@@ -33,22 +33,22 @@ static int replicas_open(struct tpo_crew *t, struct tpo_error *err)
         for (int r = 0; r < o->n_replicas[p] && rc == TPO_OK; r++) {
             rc = o->open(o->owner, p, r, &t->replicas[p][r].learner, err);
             if (rc == TPO_OK) rc = tpo_worker_open(&t->replicas[p][r].worker, o->threaded, err);
-            if (t->n_lines < r + 1) t->n_lines = r + 1;
+            if (t->n_routes < r + 1) t->n_routes = r + 1;
         }
     return rc;
 }
 
-static int walker_open(struct tpo_crew *t, struct tpo_walker *w, int line, struct tpo_error *err)
+static int thread_open(struct tpo_crew *t, struct tpo_pipeline_thread *x, int route, struct tpo_error *err)
 {
     const struct tpo_crew_options *o = &t->options;
-    int rc = tpo_worker_open(&w->worker, o->threaded, err);
+    int rc = tpo_worker_open(&x->worker, o->threaded, err);
     for (int p = 0; p < TPO_PARTS && rc == TPO_OK; p++) {
         if (o->n_replicas[p] == 0) continue;
-        const int r = line * o->n_replicas[p] / t->n_lines;
+        const int r = route * o->n_replicas[p] / t->n_routes;
         if (o->threaded)
-            rc = o->open(o->owner, p, r, &w->learners[p], err);
+            rc = o->open(o->owner, p, r, &x->learners[p], err);
         else
-            w->learners[p] = t->replicas[p][r].learner;
+            x->learners[p] = t->replicas[p][r].learner;
     }
     return rc;
 }
@@ -58,14 +58,14 @@ int tpo_crew_open(struct tpo_crew *t, const struct tpo_crew_options *o, struct t
     *t = (struct tpo_crew){.options = *o, .config = o->config};
     int rc = replicas_check(o, err);
     if (rc == TPO_OK) rc = replicas_open(t, err);
-    if (rc == TPO_OK && t->n_lines == 0) rc = tpo_fail(err, TPO_INVALID_ARGUMENT, "replicas", "there is no service to train");
+    if (rc == TPO_OK && t->n_routes == 0) rc = tpo_fail(err, TPO_INVALID_ARGUMENT, "replicas", "there is no service to train");
     if (rc == TPO_OK) {
-        t->walkers_per_line = o->threaded ? WALKERS_MAX : 1;
-        t->walkers = calloc((size_t)(t->n_lines * t->walkers_per_line), sizeof(*t->walkers));
-        if (t->walkers == NULL) rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the crew");
+        t->threads_per_route = o->threaded ? THREADS_MAX : 1;
+        t->threads = calloc((size_t)(t->n_routes * t->threads_per_route), sizeof(*t->threads));
+        if (t->threads == NULL) rc = tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the crew");
     }
-    for (int i = 0; rc == TPO_OK && i < t->n_lines * t->walkers_per_line; i++)
-        rc = walker_open(t, &t->walkers[i], i / t->walkers_per_line, err);
+    for (int i = 0; rc == TPO_OK && i < t->n_routes * t->threads_per_route; i++)
+        rc = thread_open(t, &t->threads[i], i / t->threads_per_route, err);
     if (rc == TPO_OK) rc = tpo_collective_open_trainer(&t->collective, err);
     if (rc != TPO_OK) tpo_crew_close(t);
     return rc;
@@ -73,12 +73,12 @@ int tpo_crew_open(struct tpo_crew *t, const struct tpo_crew_options *o, struct t
 
 void tpo_crew_close(struct tpo_crew *t)
 {
-    for (int i = 0; t->walkers != NULL && i < t->n_lines * t->walkers_per_line; i++) {
-        tpo_worker_close(t->walkers[i].worker);
+    for (int i = 0; t->threads != NULL && i < t->n_routes * t->threads_per_route; i++) {
+        tpo_worker_close(t->threads[i].worker);
         for (int p = 0; p < TPO_PARTS && t->options.threaded; p++)
-            if (t->walkers[i].learners[p].close != NULL) t->walkers[i].learners[p].close(t->walkers[i].learners[p].self);
+            if (t->threads[i].learners[p].close != NULL) t->threads[i].learners[p].close(t->threads[i].learners[p].self);
     }
-    free(t->walkers);
+    free(t->threads);
     for (int p = 0; p < TPO_PARTS; p++)
         for (int r = 0; r < TPO_REPLICAS_MAX; r++) {
             struct tpo_replica *x = &t->replicas[p][r];
@@ -179,9 +179,9 @@ static int needs_check(const struct tpo_crew *t, const struct tpo_recipe_stage *
             return tpo_fail(err, TPO_FAILED_PRECONDITION, "lanes", "stage %s has %d lanes, fewer than the %d replicas of %s",
                             s->name, s->plan.lanes, n, tpo_part_names[p]);
     }
-    if (t->n_lines > s->plan.micro_batches)
+    if (t->n_routes > s->plan.micro_batches)
         return tpo_fail(err, TPO_FAILED_PRECONDITION, "lanes", "stage %s has %d micro-batches, fewer than %d replicas", s->name,
-                        s->plan.micro_batches, t->n_lines);
+                        s->plan.micro_batches, t->n_routes);
     return TPO_OK;
 }
 

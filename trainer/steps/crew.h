@@ -1,7 +1,7 @@
 /* crew.h -- the learners that a step is made of: each service is a set of replicas, and a replica owns an aligned subtree of the lanes.
  *
- * Every replica has a worker, the thread that speaks to it; walkers are the threads that take micro-batches through the services. A crew of one
- * process has neither threads nor replicas, and runs the same lines. */
+ * Every replica has a worker, the thread that speaks to it. Pipeline threads take micro-batches through the services, each along one route: the
+ * replicas that a micro-batch meets, which its lane tells. A crew of one process has neither threads nor replicas, and runs the same code. */
 #ifndef TPO_TRAINER_STEPS_CREW_H
 #define TPO_TRAINER_STEPS_CREW_H
 
@@ -23,8 +23,8 @@ struct tpo_replica {
     bool taken;             /* another trainer has begun there since: what it holds is not this run's */
 };
 
-/* A handle of each replica that a line of lanes meets, for one thread. */
-struct tpo_walker {
+/* A thread of a route, and its own handle of each replica there. */
+struct tpo_pipeline_thread {
     struct tpo_worker *worker;
     struct tpo_learner learners[TPO_PARTS];
 };
@@ -42,9 +42,9 @@ struct tpo_crew {
     struct tpo_crew_options options;
     const struct tpo_config *config;
     struct tpo_replica replicas[TPO_PARTS][TPO_REPLICAS_MAX];
-    struct tpo_walker *walkers; /* n_lines * walkers_per_line, those of line 0 first */
-    int n_lines;                /* the most replicas that a service has: what runs side by side */
-    int walkers_per_line;
+    struct tpo_pipeline_thread *threads; /* n_routes * threads_per_route, those of route 0 first */
+    int n_routes;                        /* the most replicas that a service has: what runs side by side */
+    int threads_per_route;
     _Atomic bool *stop; /* set while a step is given up: calls that wait end with CANCELLED */
     struct tpo_collective *collective;
     /* of the stage */

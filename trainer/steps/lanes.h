@@ -1,8 +1,8 @@
 /* lanes.h -- the micro-batches of a step on their way through the services: encoder -> router -> region, and back.
  *
- * Micro-batch m of M goes to lane floor(m * lanes / M); the lane picks the replica in every service. Walkers take micro-batches in order, so that
- * replicas run side by side and one service computes while another does, with at most as many on their way through a replica as it keeps tapes,
- * whatever the numbers of replicas. Backwards of a lane go to a service in order of m, whoever walks them. */
+ * Micro-batch m of M goes to lane floor(m * lanes / M); the lane picks the replica in every service. The threads of a route (crew.h) take micro-batches in
+ * order, so that replicas run side by side and one service computes while another does, with at most as many in flight through a replica as it keeps
+ * tapes, whatever the numbers of replicas. Backwards of a lane go to a service in order of m, whichever thread calls them. */
 #ifndef TPO_TRAINER_STEPS_LANES_H
 #define TPO_TRAINER_STEPS_LANES_H
 
@@ -24,8 +24,8 @@ struct tpo_pass {
 
 /* Forward and Backward of all micro-batches, passes[M]; where a service has replicas, their sums are on their way (t->collective) when it returns
  * TPO_OK. On failure nothing is on its way any more. The first error that happened. */
-int tpo_lanes_walk(struct tpo_crew *t, const struct tpo_recipe_stage *s, const struct tpo_key *key,
-                   const struct tpo_world_batch *batches, struct tpo_pass *passes, struct tpo_error *err);
+int tpo_lanes_run(struct tpo_crew *t, const struct tpo_recipe_stage *s, const struct tpo_key *key,
+                  const struct tpo_world_batch *batches, struct tpo_pass *passes, struct tpo_error *err);
 
 /* Whether a service's sums are added over its replicas. */
 bool tpo_lanes_gathers(const struct tpo_crew *t, int part);

@@ -4,12 +4,12 @@
 
 #include "trainer/steps/lanes.h"
 
-/* Who else is on its way. */
+/* The order among micro-batches in flight. */
 struct tpo_pass_order {
     void *arg;
-    /* Before a Backward of micro-batch m, or where it is left out (skip); then turn_end. Anything but TPO_OK: the step is given up. */
-    int (*turn_wait)(void *arg, int part, int m, bool skip);
-    void (*turn_end)(void *arg, int part, int m);
+    /* Before a Backward of micro-batch m, or where it is left out (skip); then backward_end. Anything but TPO_OK: the step is given up. */
+    int (*backward_wait)(void *arg, int part, int m, bool skip);
+    void (*backward_end)(void *arg, int part, int m);
     void (*forward_end)(void *arg); /* the last Forward of this micro-batch has replied */
 };
 

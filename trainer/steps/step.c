@@ -204,14 +204,14 @@ static int update(struct step *s, struct tpo_error *err)
 static int step_run(struct step *s, const struct tpo_world_batch *batches, struct tpo_pass *passes, struct tpo_error *err)
 {
     const double begun_s = tpo_now_s();
-    int rc = tpo_lanes_walk(s->crew, s->stage, &s->key, batches, passes, err);
+    int rc = tpo_lanes_run(s->crew, s->stage, &s->key, batches, passes, err);
     if (rc != TPO_OK) return rc;
     tpo_fault_reach(TPO_FAULT_AFTER_BACKWARD);
     passes_add(s, passes);
-    const double walked_s = tpo_now_s();
+    const double passed_s = tpo_now_s();
     rc = totals_wait(s, err);
     const double gathered_s = tpo_now_s();
-    s->out->timing.seconds[TPO_PHASE_GATHER] += gathered_s - walked_s;
+    s->out->timing.seconds[TPO_PHASE_GATHER] += gathered_s - passed_s;
     if (rc == TPO_OK) rc = norms_run(s, err);
     s->out->timing.seconds[TPO_PHASE_PREPARE] += tpo_now_s() - gathered_s;
     if (rc != TPO_OK) {

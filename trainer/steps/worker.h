@@ -1,4 +1,4 @@
-/* worker.h -- a thread that does one job at a time for whoever holds it: what speaks to one replica, or walks micro-batches.
+/* worker.h -- a thread that does one job at a time for whoever holds it: what speaks to one replica, or takes micro-batches through the services.
  *
  * A worker without a thread of its own does its job inside tpo_worker_give, so that one process and a mesh run the same lines. */
 #ifndef TPO_TRAINER_STEPS_WORKER_H
