@@ -1,7 +1,7 @@
 /* This file owns the router's wire: a GenerateRequest into the scheduler, its events out as they happen.
  *
- * A job lives from submit to on_done, which the scheduler owes every sequence it took. Before every step each flight is asked whether its reader went
- * away or ran out of time: then its sequence ends within that step, prompt or answer alike. */
+ * A job lives from submit to on_done, which the scheduler owes every sequence it took. Before every step each active one is asked whether its reader
+ * went away or ran out of time: then its sequence ends within that step, prompt or answer alike. */
 #include "services/router/rpc.h"
 
 #include <stdio.h>
@@ -24,7 +24,7 @@ struct service {
     struct tpo_router_trainee *trainee; /* with --train, what learns; serving never reads it */
     struct tpo_serving serving;         /* router's weights, version by version */
     struct tpo_config config;
-    struct flight *flights; /* what is in the scheduler, in no order */
+    struct active *actives; /* what is in the scheduler, in no order */
     int n_running;
 };
 
@@ -34,9 +34,9 @@ static struct {
     bool merge_lora;
 } set;
 
-/* One sequence in flight: it holds its job, hence its call, until on_done. */
-struct flight {
-    struct flight *next, **link; /* link: what points at this one */
+/* A sequence in the scheduler: it holds its job, hence its call, until on_done. */
+struct active {
+    struct active *next, **link; /* link: what points at this one */
     struct service *service;
     struct tpo_job *job;
     uint64_t handle;             /* the router's name of it */
@@ -96,9 +96,9 @@ static int publish(void *self, uint64_t version, struct tpo_error *err)
 
 /* --- events of one sequence ------------------------------------------------------------------------------------------------------------ */
 
-static int send_event(struct flight *f, Tpo__V1__GenerateEvent *event)
+static int send_event(struct active *a, Tpo__V1__GenerateEvent *event)
 {
-    struct tpo_call *call = f->job->call;
+    struct tpo_call *call = a->job->call;
     if (tpo_call_cancelled(call) || tpo_call_unsent(call) > UNSENT_MAX) return 1;
     tpo_call_send(call, &event->base, NULL);
     return 0;
@@ -106,7 +106,7 @@ static int send_event(struct flight *f, Tpo__V1__GenerateEvent *event)
 
 static int on_text(void *owner, const char *text, size_t length)
 {
-    struct flight *f = owner;
+    struct active *a = owner;
     Tpo__V1__TextDelta delta = TPO__V1__TEXT_DELTA__INIT;
     Tpo__V1__GenerateEvent event = TPO__V1__GENERATE_EVENT__INIT;
     char *copy = strndup(text, length);
@@ -114,14 +114,14 @@ static int on_text(void *owner, const char *text, size_t length)
     delta.text = copy;
     event.kind_case = TPO__V1__GENERATE_EVENT__KIND_TEXT;
     event.text = &delta;
-    int cancel = send_event(f, &event);
+    int cancel = send_event(a, &event);
     free(copy);
     return cancel;
 }
 
 static int on_task(void *owner, const char *task, int index, int text_offset, const float *e, int D)
 {
-    struct flight *f = owner;
+    struct active *a = owner;
     Tpo__V1__TaskEmbedding embedding = TPO__V1__TASK_EMBEDDING__INIT;
     Tpo__V1__GenerateEvent event = TPO__V1__GENERATE_EVENT__INIT;
     Tpo__V1__Tensor tensor = TPO__V1__TENSOR__INIT;
@@ -137,7 +137,7 @@ static int on_task(void *owner, const char *task, int index, int text_offset, co
     embedding.e = &tensor;
     event.kind_case = TPO__V1__GENERATE_EVENT__KIND_TASK;
     event.task = &embedding;
-    return send_event(f, &event);
+    return send_event(a, &event);
 }
 
 static void count_running(struct service *s, int change)
@@ -146,64 +146,64 @@ static void count_running(struct service *s, int change)
     tpo_metrics_set(tpo_host_metrics(s->host), "tpo_sequences_running", "", s->n_running);
 }
 
-static void send_done(struct flight *f, const char *finish_reason, int prompt_tokens, int completion_tokens)
+static void send_done(struct active *a, const char *finish_reason, int prompt_tokens, int completion_tokens)
 {
     Tpo__V1__GenerateDone done = TPO__V1__GENERATE_DONE__INIT;
     Tpo__V1__GenerateEvent event = TPO__V1__GENERATE_EVENT__INIT;
     done.finish_reason = (char *)finish_reason;
     done.prompt_tokens = (uint32_t)prompt_tokens;
     done.completion_tokens = (uint32_t)completion_tokens;
-    done.queue_ms = f->job->queue_ms;
-    done.run_ms = tpo_job_run_ms(f->job);
-    done.digest = (char *)f->version->digest;
-    done.version = f->version->number;
+    done.queue_ms = a->job->queue_ms;
+    done.run_ms = tpo_job_run_ms(a->job);
+    done.digest = (char *)a->version->digest;
+    done.version = a->version->number;
     event.kind_case = TPO__V1__GENERATE_EVENT__KIND_DONE;
     event.done = &done;
-    tpo_call_send_last(f->job->call, &event.base, NULL);
+    tpo_call_send_last(a->job->call, &event.base, NULL);
 }
 
 static void on_first(void *owner)
 {
-    struct flight *f = owner;
-    f->first_ms = tpo_job_run_ms(f->job);
+    struct active *a = owner;
+    a->first_ms = tpo_job_run_ms(a->job);
 }
 
-static void fly(struct flight *f)
+static void enter(struct active *a)
 {
-    struct service *s = f->service;
-    f->next = s->flights;
-    f->link = &s->flights;
-    if (f->next != NULL) f->next->link = &f->next;
-    s->flights = f;
+    struct service *s = a->service;
+    a->next = s->actives;
+    a->link = &s->actives;
+    if (a->next != NULL) a->next->link = &a->next;
+    s->actives = a;
     count_running(s, 1);
 }
 
-static void leave(struct flight *f)
+static void leave(struct active *a)
 {
-    *f->link = f->next;
-    if (f->next != NULL) f->next->link = f->link;
-    count_running(f->service, -1);
+    *a->link = a->next;
+    if (a->next != NULL) a->next->link = a->link;
+    count_running(a->service, -1);
 }
 
 static void on_done(void *owner, int status, const char *finish_reason, int prompt_tokens, int completion_tokens,
                     const struct tpo_error *err)
 {
-    struct flight *f = owner;
-    struct tpo_metrics *m = tpo_host_metrics(f->service->host);
+    struct active *a = owner;
+    struct tpo_metrics *m = tpo_host_metrics(a->service->host);
     struct tpo_error late;
-    leave(f);
-    if (status == TPO_CANCELLED && tpo_call_left_ms(f->job->call) <= 0) {
+    leave(a);
+    if (status == TPO_CANCELLED && tpo_call_left_ms(a->job->call) <= 0) {
         status = tpo_fail(&late, TPO_DEADLINE_EXCEEDED, "deadline", "the time for the answer ran out");
         err = &late;
     }
     tpo_metrics_add(m, "tpo_prompt_tokens_total", "", prompt_tokens);
     tpo_metrics_add(m, "tpo_generated_tokens_total", "", completion_tokens);
-    tpo_log(TPO_LOG_INFO, "answer", "req=%s prompt=%d tokens=%d first_ms=%.3f run_ms=%.3f", tpo_call_request_id(f->job->call),
-            prompt_tokens, completion_tokens, f->first_ms, tpo_job_run_ms(f->job));
-    if (status == TPO_OK) send_done(f, finish_reason, prompt_tokens, completion_tokens);
-    tpo_versions_give(tpo_host_versions(f->service->host), f->version);
-    tpo_job_finish(f->job, status == TPO_OK ? NULL : err);
-    free(f);
+    tpo_log(TPO_LOG_INFO, "answer", "req=%s prompt=%d tokens=%d first_ms=%.3f run_ms=%.3f", tpo_call_request_id(a->job->call),
+            prompt_tokens, completion_tokens, a->first_ms, tpo_job_run_ms(a->job));
+    if (status == TPO_OK) send_done(a, finish_reason, prompt_tokens, completion_tokens);
+    tpo_versions_give(tpo_host_versions(a->service->host), a->version);
+    tpo_job_finish(a->job, status == TPO_OK ? NULL : err);
+    free(a);
 }
 
 /* --- a request ---------------------------------------------------------------------------------------------------------------------------- */
@@ -271,25 +271,25 @@ static int run(void *self, struct tpo_job *job)
     if (!tpo_router_room(s->router, job->wants)) return TPO_UNAVAILABLE;
     struct request r = {0};
     struct tpo_error err = {0};
-    struct flight *f = calloc(1, sizeof(*f));
-    int rc = f != NULL ? request_fill(&r, job, &s->config, &err) : tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for a request");
+    struct active *a = calloc(1, sizeof(*a));
+    int rc = a != NULL ? request_fill(&r, job, &s->config, &err) : tpo_fail(&err, TPO_ENOMEM, "memory", "no memory for a request");
     if (rc == TPO_OK)
-        rc = tpo_serving_take(&s->serving, job, ((const Tpo__V1__GenerateRequest *)job->message)->version, &f->version, &err);
+        rc = tpo_serving_take(&s->serving, job, ((const Tpo__V1__GenerateRequest *)job->message)->version, &a->version, &err);
     if (rc == TPO_OK) {
-        f->service = s;
-        f->job = job;
-        r.q.weights = f->version->weights;
-        struct tpo_router_events on = {f, on_text, on_task, on_done, on_first};
-        rc = tpo_router_submit(s->router, &r.q, &on, &f->handle, &err);
+        a->service = s;
+        a->job = job;
+        r.q.weights = a->version->weights;
+        struct tpo_router_events on = {a, on_text, on_task, on_done, on_first};
+        rc = tpo_router_submit(s->router, &r.q, &on, &a->handle, &err);
         tpo_metrics_add(tpo_host_metrics(s->host), "tpo_prompts_read_total", "", 1);
     }
     request_free(&r);
     if (rc == TPO_OK) {
-        fly(f);
+        enter(a);
         return TPO_OK;
     }
-    if (f != NULL) tpo_versions_give(tpo_host_versions(s->host), f->version);
-    free(f);
+    if (a != NULL) tpo_versions_give(tpo_host_versions(s->host), a->version);
+    free(a);
     if (rc == TPO_UNAVAILABLE) { /* the pool is full: the job waits */
         job->wants = tpo_router_wanted(s->router);
         return rc;
@@ -298,16 +298,16 @@ static int run(void *self, struct tpo_job *job)
     return TPO_OK;
 }
 
-static bool waited_for(const struct flight *f)
+static bool waited_for(const struct active *a)
 {
-    return !tpo_call_cancelled(f->job->call) && tpo_call_left_ms(f->job->call) > 0;
+    return !tpo_call_cancelled(a->job->call) && tpo_call_left_ms(a->job->call) > 0;
 }
 
 static int step(void *self)
 {
     struct service *s = self;
-    for (const struct flight *f = s->flights; f != NULL; f = f->next)
-        if (!waited_for(f)) tpo_router_cancel(s->router, f->handle);
+    for (const struct active *a = s->actives; a != NULL; a = a->next)
+        if (!waited_for(a)) tpo_router_cancel(s->router, a->handle);
     return tpo_router_step(s->router);
 }
 
