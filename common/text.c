@@ -94,15 +94,6 @@ void tpo_text_free(struct tpo_text *t)
     *t = (struct tpo_text){0};
 }
 
-char *tpo_text_take(struct tpo_text *t)
-{
-    tpo_text_add(t, "", 0);
-    char *data = t->failed ? NULL : t->data;
-    if (t->failed) free(t->data);
-    *t = (struct tpo_text){0};
-    return data;
-}
-
 bool tpo_id_valid(const char *id, size_t most)
 {
     static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";

@@ -25,8 +25,6 @@ void tpo_text_json(struct tpo_text *t, const char *text, size_t size);
 void tpo_text_base64(struct tpo_text *t, const unsigned char *data, size_t size);
 void tpo_text_reset(struct tpo_text *t); /* empty, memory kept */
 void tpo_text_free(struct tpo_text *t);
-/* The text, which is the caller's to free; NULL when it failed. The struct is empty afterwards. */
-char *tpo_text_take(struct tpo_text *t);
 
 #define TPO_REQUEST_ID_MAX 64
 bool tpo_id_valid(const char *id, size_t most); /* 1..most of [A-Za-z0-9._-], so that it can stand in a log; NULL is not */

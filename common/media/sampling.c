@@ -2,7 +2,6 @@
 #include "common/media/sampling.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -59,11 +58,4 @@ int64_t tpo_sampling_indices(const struct tpo_sampling *s, int32_t *out, int64_t
     if (s->rule == TPO_SAMPLE_MIDDLE) return s->n > 0 ? middle(s, out, max, vlen) : 0;
     if (!(fps > 0) || !isfinite(fps)) return 0;
     return at_rate(s, out, max, vlen, fps);
-}
-
-char *tpo_sampling_second(char *out, size_t size, int64_t index, double fps)
-{
-    /* printf rounds the exact value of the double, ties to even, as Python's round() does. */
-    snprintf(out, size, "%.1f", (double)index / fps);
-    return out;
 }

@@ -26,7 +26,4 @@ int tpo_sampling_parse(struct tpo_sampling *s, const char *rule, struct tpo_erro
  * positive, and for fpsR on a clip too short for one group). out may be NULL with max 0. */
 int64_t tpo_sampling_indices(const struct tpo_sampling *s, int32_t *out, int64_t max, int64_t vlen, double fps);
 
-/* The second of a frame as prompts write it: index / fps with one decimal, "3.2". Returns out. */
-char *tpo_sampling_second(char *out, size_t size, int64_t index, double fps);
-
 #endif

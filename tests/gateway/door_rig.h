@@ -245,14 +245,16 @@ static inline void say(int fd, const void *data, size_t size)
     }
 }
 
-/* Everything until the other side closes. */
+/* Everything until the other side closes; the caller's to free. */
 static inline char *hear(int fd)
 {
     struct tpo_text t = {0};
     char part[4096];
+    tpo_text_puts(&t, "");
     for (ssize_t n; (n = recv(fd, part, sizeof(part), 0)) > 0;) tpo_text_add(&t, part, (size_t)n);
     close(fd);
-    return tpo_text_take(&t);
+    assert_false(t.failed);
+    return t.data;
 }
 
 static inline void expect(const char *request, size_t size, const char *status, const char *holds)

@@ -124,11 +124,6 @@ void tpo_events_close(struct tpo_events *e)
     free(e);
 }
 
-uint64_t tpo_events_lost(const struct tpo_events *e)
-{
-    return e != NULL ? e->lost : 0;
-}
-
 /* --- the scalars of a step ----------------------------------------------------------------------------------------------------------- */
 
 struct scalars {

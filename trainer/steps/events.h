@@ -27,8 +27,6 @@ void tpo_events_close(struct tpo_events *e);
 void tpo_events_step(struct tpo_events *e, const struct tpo_recipe_stage *s, int step, const struct tpo_step_report *r,
                      uint64_t aborted);
 
-uint64_t tpo_events_lost(const struct tpo_events *e); /* records that could not be written */
-
 uint32_t tpo_crc32c(const void *data, size_t n); /* Castagnoli, as in RFC 3720, B.4 */
 
 #endif

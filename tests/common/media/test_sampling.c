@@ -72,16 +72,5 @@ static void refuses_other_rules(void **state)
     }
 }
 
-static void seconds_have_one_decimal(void **state)
-{
-    (void)state;
-    char out[32];
-    assert_string_equal(tpo_sampling_second(out, sizeof(out), 0, 30), "0.0");
-    assert_string_equal(tpo_sampling_second(out, sizeof(out), 8718, 30), "290.6");
-    assert_string_equal(tpo_sampling_second(out, sizeof(out), 2, 8), "0.2"); /* an exact half goes to the even digit */
-    assert_string_equal(tpo_sampling_second(out, sizeof(out), 6, 8), "0.8");
-}
-
 TPO_TESTS(cmocka_unit_test(middle_takes_the_centre_of_each_part), cmocka_unit_test(a_rate_takes_whole_groups),
-          cmocka_unit_test(nothing_comes_of_nothing), cmocka_unit_test(refuses_other_rules),
-          cmocka_unit_test(seconds_have_one_decimal))
+          cmocka_unit_test(nothing_comes_of_nothing), cmocka_unit_test(refuses_other_rules))

@@ -56,7 +56,6 @@ static void what_was_written_is_read_back(void **state)
     struct tpo_events *e = tpo_events_open("stage");
     tpo_events_step(e, &s, 7, &r, 3);
     tpo_events_step(e, &s, 8, &r, 3);
-    assert_int_equal(tpo_events_lost(e), 0);
     tpo_events_close(e);
     test_events_read(&read, "stage", 0);
     assert_int_equal(read.n, 4);
@@ -138,12 +137,10 @@ static void a_full_disk_costs_records_only(void **state)
     setrlimit(RLIMIT_FSIZE, &small);
     for (int step = 1; step <= 10; step++) tpo_events_step(e, &s, step, &r, 0);
     setrlimit(RLIMIT_FSIZE, &old);
-    const uint64_t lost = tpo_events_lost(e);
-    assert_in_range(lost, 1, 9);
     tpo_events_step(e, &s, 11, &r, 0); /* there is room again: what follows can be read */
     tpo_events_close(e);
     test_events_read(&read, "stage", 0);
-    assert_int_equal(read.n, 2 + 10 - (int)lost + 1);
+    assert_in_range(read.n, 2 + 1 + 1, 2 + 9 + 1); /* a start, some of ten steps, and the last */
     assert_int_equal(read.all[read.n - 1]->step, 11);
     test_events_free(&read);
 }
@@ -156,7 +153,6 @@ static void no_folder_costs_records_only(void **state)
     struct tpo_events *e = tpo_events_open("missing/folder");
     assert_non_null(e);
     tpo_events_step(e, &s, 1, &r, 0);
-    assert_int_equal(tpo_events_lost(e), 3);
     tpo_events_close(e);
     tpo_events_step(NULL, &s, 1, &r, 0);
 }
