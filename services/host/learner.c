@@ -440,7 +440,7 @@ int tpo_learner_open_direct(struct tpo_learner *out, struct tpo_model *model, st
         return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a learner");
     }
     for (int i = 0; i < model->params->n; i++) d->kept[i].loaded = model->params->items[i]->data;
-    *out = (struct tpo_learner){.stage = model->stage,
+    *out = (struct tpo_learner){.service = model->stage,
                                 .self = d,
                                 .begin = direct_begin,
                                 .check = direct_check,

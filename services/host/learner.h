@@ -56,7 +56,7 @@ struct tpo_begun {
     int tapes;                              /* N: forwards that may await their Backward */
     int trainable;      /* tensors that a group owns; 0: nothing to learn here, Backward is needed only for wanted inputs */
     char device[16];    /* where it computes, "cpu" or "cuda": bits depend on it */
-    char stage[24];     /* this and the rest only over the mesh: what answered, */
+    char service[24];   /* this and the rest only over the mesh: what answered, */
     char config[65];    /* SHA-256 of its model folder's config.json, in hex, */
     char tokenizer[65]; /* that over the files which make ids of words (nn/config.h), "": it has none, */
     int threads;        /* of its compute team: bits depend on it */
@@ -98,7 +98,7 @@ struct tpo_chunk {
 };
 
 struct tpo_learner {
-    const char *stage;
+    const char *service; /* "encoder", "router", "region" */
     void *self;
     int (*begin)(void *self, const char *run, const struct tpo_plan *plan, struct tpo_begun *out, struct tpo_error *err);
     /* Whether this run is in progress, and at this version (NULL: any): what a process that serves calls of others asks before those that say no step

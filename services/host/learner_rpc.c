@@ -136,7 +136,7 @@ static int begin(struct visit *v, const Tpo__V1__BeginRequest *m)
     struct tpo_plan plan;
     struct tpo_begun begun;
     if (l == NULL) return no_learner(v);
-    int rc = tpo_lease_allow(l->lease, m->holder, m->lease_ms, v->job->queued_us, l->learner.stage, &v->err);
+    int rc = tpo_lease_allow(l->lease, m->holder, m->lease_ms, v->job->queued_us, l->learner.service, &v->err);
     if (rc != TPO_OK) return rc;
     if (!tpo_lease_ran(l->lease, v->job->queued_us)) lease_settle(l);
     tpo_arena_reset(&l->arena);
@@ -155,7 +155,7 @@ static int begin(struct visit *v, const Tpo__V1__BeginRequest *m)
     answer.trainable = (uint32_t)begun.trainable;
     answer.lease = number;
     answer.own_since = tpo_lease_own_since(l->lease);
-    answer.stage = (char *)l->learner.stage;
+    answer.stage = (char *)l->learner.service;
     answer.config = l->config;
     answer.tokenizer = l->tokenizer;
     answer.device = begun.device;
@@ -385,7 +385,7 @@ static int import_state(struct visit *v, const Tpo__V1__Chunk *m)
 static int publish(struct visit *v, const Tpo__V1__PublishRequest *m)
 {
     const struct tpo_host_service *s = v->l->host->service;
-    if (s->publish == NULL) return tpo_fail(&v->err, TPO_UNIMPLEMENTED, "publish", "%s serves no versions", v->x->stage);
+    if (s->publish == NULL) return tpo_fail(&v->err, TPO_UNIMPLEMENTED, "publish", "%s serves no versions", v->x->service);
     const int rc = run_check(v);
     return rc == TPO_OK ? s->publish(s->self, m->version, &v->err) : rc;
 }

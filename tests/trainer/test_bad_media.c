@@ -289,7 +289,7 @@ static void media_that_only_the_encoder_refuses(void **state)
         char out[32], log[64], said[64];
         snprintf(out, sizeof(out), "mesh-%d", i);
         snprintf(log, sizeof(log), "%s.log", out);
-        snprintf(said, sizeof(said), "stage=encoder reason=%s", cases[i].reason);
+        snprintf(said, sizeof(said), "service=encoder reason=%s", cases[i].reason);
         assert_int_equal(system("rm -rf media-0"), 0);
         setenv(cases[i].setting, cases[i].value, 1);
         training_mesh_start(&m, "served", 1, 2);

@@ -72,7 +72,7 @@ static int part_commit(void *self, const struct tpo_key *key, struct tpo_error *
 static int part_open(void *owner, int part, int replica, struct tpo_learner *out, struct tpo_error *err)
 {
     (void)replica, (void)err;
-    *out = (struct tpo_learner){.stage = tpo_part_names[part],
+    *out = (struct tpo_learner){.service = tpo_part_names[part],
                                 .self = (struct part *)owner + part,
                                 .begin = part_begin,
                                 .forward = part_forward,

@@ -51,7 +51,7 @@ static void a_full_queue_is_waited_for(void **state)
     fclose(f);
     snprintf(address, sizeof(address), "127.0.0.1:%d", port);
     const struct tpo_remote_options o = {
-        .stage = "toy", .address = address, .holder = "me", .lease_ms = 60000, .timeout_ms = 60000, .lease = &lease};
+        .service = "toy", .address = address, .holder = "me", .lease_ms = 60000, .timeout_ms = 60000, .lease = &lease};
     assert_int_equal(tpo_learner_open_remote(&l, &o, &err), TPO_OK);
     walk(&l);
     for (int i = 0; i < 2; i++) work_begin(&w, &work[i]);
@@ -82,7 +82,7 @@ static void a_name_of_two_hosts_is_refused(void **state)
     _Atomic uint64_t lease = 0;
     struct tpo_plan plan = plan_of(2, 4);
     struct tpo_begun begun;
-    const struct tpo_remote_options o = {.stage = "toy",
+    const struct tpo_remote_options o = {.service = "toy",
                                          .address = "127.0.0.1:1,127.0.0.2:1,[::1]:1",
                                          .holder = "me",
                                          .lease_ms = 60000,
@@ -112,7 +112,7 @@ static void what_no_message_holds_is_refused_here(void **state)
     _Atomic uint64_t lease = 0;
     const struct tpo_key key = key_of(1, 0, 0);
     const struct tpo_remote_options o = {
-        .stage = "encoder", .address = "127.0.0.1:1", .holder = "me", .lease_ms = 60000, .timeout_ms = 60000, .lease = &lease};
+        .service = "encoder", .address = "127.0.0.1:1", .holder = "me", .lease_ms = 60000, .timeout_ms = 60000, .lease = &lease};
     assert_non_null(frame);
     assert_int_equal(tpo_learner_open_remote(&l, &o, &err), TPO_OK);
     assert_int_equal(l.forward(l.self, &key, samples, SAMPLES, NULL, 0, NULL, 0, &f, &err), TPO_INVALID_ARGUMENT);

@@ -114,7 +114,7 @@ static int fake_publish(void *self, const struct tpo_key *key, uint64_t version,
 static int fake_open(void *owner, int part, int replica, struct tpo_learner *out, struct tpo_error *err)
 {
     (void)owner, (void)part, (void)err;
-    *out = (struct tpo_learner){.stage = "encoder",
+    *out = (struct tpo_learner){.service = "encoder",
                                 .self = &fakes[replica],
                                 .begin = fake_begin,
                                 .forward = fake_forward,

@@ -152,7 +152,7 @@ static void forget(struct service *s)
 }
 
 /* Adds what came, tensor by tensor; every replica must have told every element. */
-static int total(struct service *s, int n, const char *stage, struct tpo_error *err)
+static int total(struct service *s, int n, const char *name, struct tpo_error *err)
 {
     for (int i = 0; i < s->n; i++) {
         struct sum *own = &s->sums[i];
@@ -161,7 +161,7 @@ static int total(struct service *s, int n, const char *stage, struct tpo_error *
         if (!own->told) continue;
         for (int r = 0; r < n; r++)
             if (own->got[r] != own->size)
-                return tpo_fail(err, TPO_INTERNAL, "gather", "%s, replica %d: %lld of %lld elements of %.96s came", stage, r,
+                return tpo_fail(err, TPO_INTERNAL, "gather", "%s, replica %d: %lld of %lld elements of %.96s came", name, r,
                                 (long long)own->got[r], (long long)own->size, own->name);
         tpo_sums_fold(own->of, n, own->size);
     }

@@ -138,8 +138,9 @@ static int begin_one(struct tpo_crew *t, int part, int replica, void *arg, struc
     /* Not by counting: a Begin whose answer was lost has been made again. */
     if (rc == TPO_OK && x->lease != 0 && x->begun.own_since > x->lease) x->taken = true;
     if (rc == TPO_OK) x->lease = x->begun.lease;
-    if (rc == TPO_OK && x->begun.stage[0] != '\0' && strcmp(x->begun.stage, tpo_part_names[part]) != 0)
-        rc = tpo_fail(err, TPO_FAILED_PRECONDITION, "stage", "what was named as %s is a %s", tpo_part_names[part], x->begun.stage);
+    if (rc == TPO_OK && x->begun.service[0] != '\0' && strcmp(x->begun.service, tpo_part_names[part]) != 0)
+        rc =
+            tpo_fail(err, TPO_FAILED_PRECONDITION, "stage", "what was named as %s is a %s", tpo_part_names[part], x->begun.service);
     return rc;
 }
 

@@ -50,10 +50,10 @@ static int stage_ask_once(const char *address, int *part, struct tpo_error *err)
     if (rc == TPO_OK) rc = tpo_peers_open(&peers, loop, "mesh", address, TPO_PICK_LEAST, err);
     if (rc == TPO_OK) rc = tpo_rpc_call(peers, &start, &request.base, NULL, &reply, NULL, err);
     if (rc == TPO_OK) {
-        const char *stage = ((Tpo__V1__StatusReply *)reply)->stage;
-        *part = part_named(stage, strlen(stage));
+        const char *name = ((Tpo__V1__StatusReply *)reply)->stage;
+        *part = part_named(name, strlen(name));
         if (*part < 0)
-            rc = tpo_fail(err, TPO_INVALID_ARGUMENT, "mesh", "--mesh: %s is \"%.32s\", which nobody trains", address, stage);
+            rc = tpo_fail(err, TPO_INVALID_ARGUMENT, "mesh", "--mesh: %s is \"%.32s\", which nobody trains", address, name);
         protobuf_c_message_free_unpacked(reply, NULL);
     }
     tpo_peers_close(peers);
@@ -132,7 +132,7 @@ static int pixels(void *owner, struct tpo_arena *a, struct tpo_sample *s, struct
 int tpo_mesh_handle(void *owner, int part, int replica, struct tpo_learner *out, struct tpo_error *err)
 {
     struct tpo_mesh *m = owner;
-    const struct tpo_remote_options o = {.stage = tpo_part_names[part],
+    const struct tpo_remote_options o = {.service = tpo_part_names[part],
                                          .address = m->addresses[part][replica],
                                          .holder = m->holder,
                                          .lease_ms = m->lease_ms,

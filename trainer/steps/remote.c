@@ -17,7 +17,7 @@ static uint64_t lease_of(const struct remote *r)
 
 static int no_memory(struct remote *r, struct tpo_error *err)
 {
-    return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a call to %s", r->o.stage);
+    return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for a call to %s", r->o.service);
 }
 
 /* The service's answer is no reason to blame the caller. */
@@ -25,7 +25,7 @@ static int bad_reply(struct remote *r, struct tpo_error *err)
 {
     if (err == NULL) return TPO_INTERNAL;
     err->code = TPO_INTERNAL;
-    snprintf(err->stage, sizeof(err->stage), "%s", r->o.stage);
+    snprintf(err->stage, sizeof(err->stage), "%s", r->o.service);
     return TPO_INTERNAL;
 }
 
@@ -43,7 +43,7 @@ static void begun_read(struct tpo_begun *out, const Tpo__V1__BeginReply *m)
                               .own_since = m->own_since,
                               .served = m->served};
     snprintf(out->instance, sizeof(out->instance), "%s", m->instance);
-    snprintf(out->stage, sizeof(out->stage), "%s", m->stage);
+    snprintf(out->service, sizeof(out->service), "%s", m->stage);
     snprintf(out->config, sizeof(out->config), "%s", m->config);
     snprintf(out->device, sizeof(out->device), "%s", m->device);
     snprintf(out->tokenizer, sizeof(out->tokenizer), "%s", m->tokenizer);
@@ -81,7 +81,7 @@ static int forward_read(struct remote *r, struct tpo_forwarded *out, struct tpo_
     int rc = tpo_tensors_unpack(out->outputs, a, m->tensors, m->n_tensors, err);
     if (rc == TPO_OK) rc = tpo_rows_unpack(&out->rows, a, m->rows, m->n_rows, err);
     if (rc == TPO_OK && m->n_losses > TPO_PORTS_MAX)
-        rc = tpo_fail(err, TPO_INTERNAL, "losses", "%zu losses from %s", m->n_losses, r->o.stage);
+        rc = tpo_fail(err, TPO_INTERNAL, "losses", "%zu losses from %s", m->n_losses, r->o.service);
     if (rc != TPO_OK) return bad_reply(r, err);
     for (size_t i = 0; i < m->n_losses; i++) {
         out->losses[i].name = m->losses[i]->name;
@@ -103,7 +103,7 @@ static bool is_of_a_medium(const struct tpo_error *err)
  * as they do in one process. */
 static int pixels_instead(struct remote *r, struct tpo_sample *s, const struct tpo_error *why, struct tpo_error *err)
 {
-    tpo_log(TPO_LOG_WARN, "media_as_pixels", "id=%.16s stage=%s reason=%s", s->media_id, r->o.stage, why->reason);
+    tpo_log(TPO_LOG_WARN, "media_as_pixels", "id=%.16s service=%s reason=%s", s->media_id, r->o.service, why->reason);
     return r->o.pixels(r->o.owner, &r->request, s, err);
 }
 
@@ -148,12 +148,12 @@ static int too_large(const struct remote *r, const struct tpo_sample *samples, i
         err, TPO_INVALID_ARGUMENT, "samples",
         "%d samples, %d of them as pixels, have %.1f MiB, a message to %s %d: take fewer samples (and more micro_batches), "
         "fewer frames, or media that it takes by name",
-        n_samples, n_samples - n_named, (double)bytes / (1 << 20), r->o.stage, TPO_RPC_MESSAGE_BYTES >> 20);
+        n_samples, n_samples - n_named, (double)bytes / (1 << 20), r->o.service, TPO_RPC_MESSAGE_BYTES >> 20);
 }
 
 static int forward_ask(struct remote *r, Tpo__V1__ForwardRequest *m, const struct tpo_sample *samples, struct tpo_error *err)
 {
-    m->samples = tpo_samples_pack(&r->request, samples, (int)m->n_samples, strcmp(r->o.stage, "encoder") == 0);
+    m->samples = tpo_samples_pack(&r->request, samples, (int)m->n_samples, strcmp(r->o.service, "encoder") == 0);
     if (m->samples == NULL) return no_memory(r, err);
     const size_t bytes = protobuf_c_message_get_packed_size(&m->base);
     if (bytes > TPO_RPC_MESSAGE_BYTES) return too_large(r, samples, (int)m->n_samples, bytes, err);
@@ -252,7 +252,7 @@ static int gathered(void *arg, ProtobufCMessage *message, struct tpo_error *err)
     tpo_arena_reset(&g->remote->chunk.arena);
     int rc = tpo_chunk_unpack(&x, &g->remote->chunk.arena, (const Tpo__V1__Chunk *)message, err);
     if (rc == TPO_OK && x.name[0] != '\0') rc = g->sink(g->arg, &x);
-    if (rc != TPO_OK) tpo_fail(err, TPO_INTERNAL, "gather", "%s told a sum that fits nothing", g->remote->o.stage);
+    if (rc != TPO_OK) tpo_fail(err, TPO_INTERNAL, "gather", "%s told a sum that fits nothing", g->remote->o.service);
     return rc;
 }
 
@@ -463,12 +463,12 @@ int tpo_learner_open_remote(struct tpo_learner *out, const struct tpo_remote_opt
     struct tpo_arena *const arenas[] = {&r->request, &r->forward.arena, &r->backward.arena, &r->norms.arena, &r->chunk.arena};
     for (size_t i = 0; i < sizeof(arenas) / sizeof(arenas[0]); i++) tpo_arena_init(arenas[i], (size_t)1 << 16, 0);
     int rc = tpo_loop_open(&r->loop, NULL, NULL, err);
-    if (rc == TPO_OK) rc = tpo_peers_open(&r->peers, r->loop, o->stage, o->address, TPO_PICK_LEAST, err);
+    if (rc == TPO_OK) rc = tpo_peers_open(&r->peers, r->loop, o->service, o->address, TPO_PICK_LEAST, err);
     if (rc != TPO_OK) {
         remote_close(r);
         return rc;
     }
-    *out = (struct tpo_learner){.stage = o->stage,
+    *out = (struct tpo_learner){.service = o->service,
                                 .self = r,
                                 .begin = remote_begin,
                                 .forward = remote_forward,

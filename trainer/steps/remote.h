@@ -14,7 +14,7 @@
 #define TPO_CALL_LATE "call_timeout" /* the reason of a DEADLINE_EXCEEDED that is a call's own */
 
 struct tpo_remote_options {
-    const char *stage;   /* a constant */
+    const char *service; /* a constant */
     const char *address; /* "host:port" */
     const char *holder;  /* of the lease; outlives the handle */
     int lease_ms, timeout_ms;

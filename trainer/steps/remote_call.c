@@ -45,7 +45,7 @@ static int call_once(struct remote *r, const struct tpo_rpc_start *start, const 
         }
     }
     if (w->err.code == TPO_OK && w->on_chunk == NULL && w->reply == NULL)
-        tpo_fail(&w->err, TPO_INTERNAL, "message_missing", "%s answered without a message", r->o.stage);
+        tpo_fail(&w->err, TPO_INTERNAL, "message_missing", "%s answered without a message", r->o.service);
     if (w->err.code != TPO_OK && w->reply != NULL) {
         protobuf_c_message_free_unpacked(w->reply, NULL);
         w->reply = NULL;
@@ -89,7 +89,7 @@ static int one_host_check(const struct remote *r, struct tpo_error *err)
 static void late_tell(const struct remote *r, const char *path, struct tpo_error *err)
 {
     if (err->code != TPO_DEADLINE_EXCEEDED || strcmp(err->reason, "deadline") != 0) return;
-    tpo_fail(err, TPO_DEADLINE_EXCEEDED, TPO_CALL_LATE, "%s did not answer %s within %d ms (--call-timeout)", r->o.stage,
+    tpo_fail(err, TPO_DEADLINE_EXCEEDED, TPO_CALL_LATE, "%s did not answer %s within %d ms (--call-timeout)", r->o.service,
              strrchr(path, '/') + 1, r->o.timeout_ms);
 }
 
@@ -109,7 +109,7 @@ int tpo_remote_call(struct remote *r, const char *path, const ProtobufCMessageDe
     }
     if (rc == TPO_OK) return rc;
     late_tell(r, path, &w->err);
-    if (w->err.stage[0] == '\0') snprintf(w->err.stage, sizeof(w->err.stage), "%s", r->o.stage);
+    if (w->err.stage[0] == '\0') snprintf(w->err.stage, sizeof(w->err.stage), "%s", r->o.service);
     if (err != NULL) *err = w->err;
     return rc;
 }

@@ -52,7 +52,7 @@ static int contents_ask(struct contents *c, struct tpo_learner *l, struct tpo_er
         int rc = l->export_state(l->self, at, 0, 0, &x, err);
         if (rc != TPO_OK || x.name == NULL) return rc;
         if (contents_add(c, &x) != TPO_OK)
-            return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the list of %s's tensors", l->stage);
+            return tpo_fail(err, TPO_ENOMEM, "memory", "no memory for the list of %s's tensors", l->service);
     }
 }
 
@@ -64,7 +64,7 @@ static int data_write(struct tpo_safetensors_writer *w, struct tpo_learner *l, c
             struct tpo_chunk x;
             rc = l->export_state(l->self, at, offset, TPO_CHUNK_ELEMENTS, &x, err);
             if (rc == TPO_OK && (x.name == NULL || x.count <= 0))
-                rc = tpo_fail(err, TPO_INTERNAL, "checkpoint", "%s ended before %s was whole", l->stage, c->entries[at].name);
+                rc = tpo_fail(err, TPO_INTERNAL, "checkpoint", "%s ended before %s was whole", l->service, c->entries[at].name);
             if (rc == TPO_OK) rc = tpo_safetensors_put(w, x.data, sizeof(float) * (size_t)x.count, err);
             if (rc == TPO_OK) offset += x.count;
         }
@@ -201,7 +201,7 @@ int tpo_start_send(struct tpo_stream *stream, const struct tpo_params *params, s
         if (rc == TPO_OK && !held) rc = tensor_send(&s, p, &x, l, err);
     }
     free(s.piece);
-    if (rc == TPO_OK) tpo_log(TPO_LOG_INFO, "start", "of=%s tensors=%d sent=%d", l->stage, n, n_sent);
+    if (rc == TPO_OK) tpo_log(TPO_LOG_INFO, "start", "of=%s tensors=%d sent=%d", l->service, n, n_sent);
     return rc == TPO_OK ? l->import_state(l->self, 0, NULL, err) : rc;
 }
 
