@@ -3,8 +3,11 @@
 #include "tests/support/test.h"
 #include "tests/support/training.h"
 
+#include <jansson.h>
 #include <signal.h>
 #include <sys/wait.h>
+
+#include "trainer/steps/recipe.h"
 
 static const char stages[] = "  - name: files\n"
                              "    steps: 8\n"
@@ -127,6 +130,38 @@ static void other_settings_of_the_model_are_refused(void **state)
     training_same_model("whole", "killed", "1-files");
 }
 
+/* A file's entry at a step: what it has given, and what the generator has; and nothing else is gone on from. */
+static void a_checkpoint_lies_where_its_step_puts_it(void **state)
+{
+    (void)state;
+    static const char *const keys[] = {"seed", "counter"};
+    static const char manifest[] = "killed/1-files/step-00000004/manifest.json";
+    struct tpo_recipe *r = NULL;
+    struct tpo_error err = {0};
+    uint64_t drawn[TPO_DATA_MAX];
+    prepare();
+    assert_int_equal(tpo_recipe_load(&r, "r.yaml", &err), TPO_OK);
+    tpo_recipe_drawn(r, 0, 4, drawn);
+    assert_int_equal(drawn[0] + drawn[1], 8);
+    tpo_recipe_close(r);
+    json_t *j = json_load_file(manifest, 0, NULL), *next = json_object_get(j, "next_sample");
+    for (size_t i = 0; i < 2; i++) assert_int_equal(json_integer_value(json_array_get(next, i)), 2 * drawn[i]);
+    for (int i = 0; i < 3; i++) {
+        json_t *other = json_deep_copy(j);
+        if (i < 2)
+            json_object_set_new(json_object_get(other, "generator"), keys[i], json_integer(5));
+        else
+            json_array_set_new(json_object_get(other, "next_sample"), 0, json_integer(1));
+        assert_int_equal(json_dump_file(other, manifest, 0), 0);
+        json_decref(other);
+        refused("r.yaml", "killed", "is not what the seed gives at step 4");
+    }
+    assert_int_equal(json_dump_file(j, manifest, 0), 0);
+    json_decref(j);
+    training_run("r.yaml", "killed", NULL, often);
+    training_same_model("whole", "killed", "1-files");
+}
+
 /* While a run is at work: rows that are drawn from then on, and the file as services are recovered. */
 static void annotations_that_change_end_the_run(void **state)
 {
@@ -180,4 +215,5 @@ static void an_altered_model_is_not_begun_with(void **state)
 
 TPO_TESTS(cmocka_unit_test(other_draws_are_refused), cmocka_unit_test(other_annotations_are_refused),
           cmocka_unit_test(data_may_be_moved), cmocka_unit_test(other_settings_of_the_model_are_refused),
-          cmocka_unit_test(annotations_that_change_end_the_run), cmocka_unit_test(an_altered_model_is_not_begun_with))
+          cmocka_unit_test(a_checkpoint_lies_where_its_step_puts_it), cmocka_unit_test(annotations_that_change_end_the_run),
+          cmocka_unit_test(an_altered_model_is_not_begun_with))

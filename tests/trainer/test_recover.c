@@ -11,6 +11,7 @@
 /* --- a checkpoint and another crew ------------------------------------------------------------------------------------------------------- */
 
 static const char shard[] = "weights";
+static struct tpo_recipe recipe = {.n_stages = 1}; /* of a stage without data */
 
 /* A stage whose encoder learns, and ./step-00000002 of it. */
 static void checkpoint_put(struct tpo_checkpoint *c, const char *threads, const char *devices)
@@ -18,13 +19,14 @@ static void checkpoint_put(struct tpo_checkpoint *c, const char *threads, const 
     uint8_t digest[TPO_SHA256_BYTES];
     char hex[TPO_SHA256_HEX];
     *c = (struct tpo_checkpoint){.of = {.run = "test/see", .seed = 3, .lanes = 1, .micro_batches = 1, .start = "start"},
+                                 .recipe = &recipe,
                                  .threads = {2, 2, 2},
                                  .devices = {"cpu", "cpu", ""},
                                  .trains = {true, false, false}};
     json_t *j = json_loads(threads, JSON_DECODE_ANY, NULL), *d = json_loads(devices, 0, NULL);
     tpo_sha256(digest, shard, sizeof(shard));
-    json_t *manifest =
-        json_pack("{s:i s:o s:o s:{s:s}}", "step", 2, "threads", j, "devices", d, "files", "encoder", tpo_sha256_hex(hex, digest));
+    json_t *manifest = json_pack("{s:i s:o s:o s:{s:i s:i} s:[] s:{s:s}}", "step", 2, "threads", j, "devices", d, "generator",
+                                 "seed", 0, "counter", 2, "next_sample", "files", "encoder", tpo_sha256_hex(hex, digest));
     tpo_identity_put(manifest, &c->of);
     assert_int_equal(system("mkdir -p step-00000002"), 0);
     assert_int_equal(json_dump_file(manifest, "step-00000002/manifest.json", 0), 0);

@@ -72,14 +72,30 @@ static json_t *devices_of(const struct tpo_checkpoint *c)
     return each;
 }
 
-/* The generator is counter-based: its state is its seed and the step, which also is the data's cursor. */
+/* The generator is counter-based: its state is its seed and the step. */
+static json_t *generator_of(const struct tpo_checkpoint *c, int step)
+{
+    return json_pack("{s:I s:i}", "seed", (json_int_t)c->recipe->stages[c->stage].plan.seed, "counter", step);
+}
+
+/* The data's cursor: how many samples each entry has given by then. */
+static json_t *cursor_of(const struct tpo_checkpoint *c, int step)
+{
+    const struct tpo_recipe_stage *s = &c->recipe->stages[c->stage];
+    uint64_t drawn[TPO_DATA_MAX];
+    json_t *each = json_array();
+    tpo_recipe_drawn(c->recipe, c->stage, step, drawn);
+    for (int i = 0; i < s->n_data; i++)
+        json_array_append_new(each, json_integer((json_int_t)(drawn[i] * (uint64_t)s->data[i].samples)));
+    return each;
+}
+
 static int manifest_write(const char *dir, const struct tpo_checkpoint *c, json_t *files, struct tpo_error *err)
 {
     char path[4300];
-    json_t *j = json_pack("{s:i s:I s:I s:{s:I s:i} s:o s:o s:I s:O}", "step", c->step, "version", (json_int_t)c->version,
-                          "aborted", (json_int_t)c->aborted, "generator", "seed", (json_int_t)c->generator_seed, "counter", c->step,
-                          "threads", threads_of(c), "devices", devices_of(c), "next_sample",
-                          (json_int_t)(c->step + 1) * c->of.micro_batches * 1024, "files", files);
+    json_t *j = json_pack("{s:i s:I s:I s:o s:o s:o s:o s:O}", "step", c->step, "version", (json_int_t)c->version, "aborted",
+                          (json_int_t)c->aborted, "generator", generator_of(c, c->step), "threads", threads_of(c), "devices",
+                          devices_of(c), "next_sample", cursor_of(c, c->step), "files", files);
     tpo_identity_put(j, &c->of);
     char *text = json_dumps(j, JSON_INDENT(2));
     snprintf(path, sizeof(path), "%s/manifest.json", dir);
@@ -247,11 +263,31 @@ static int crew_check(const char *dir, const json_t *j, const struct tpo_checkpo
     return TPO_OK;
 }
 
+static bool equal_take(json_t *expected, const json_t *said)
+{
+    const bool equal = json_equal(expected, said) == 1;
+    json_decref(expected);
+    return equal;
+}
+
+/* What is of this stage was drawn as this build draws: else what follows it would not be what was to follow. */
+static int manifest_check(const char *dir, const json_t *j, const struct tpo_checkpoint *c, struct tpo_error *err)
+{
+    const int rc = tpo_identity_check(&c->of, j, dir, "checkpoint", err), step = number_of(j, "step");
+    if (rc != TPO_OK) return rc;
+    if (equal_take(generator_of(c, step), json_object_get(j, "generator")) &&
+        equal_take(cursor_of(c, step), json_object_get(j, "next_sample")))
+        return TPO_OK;
+    return tpo_fail(err, TPO_FAILED_PRECONDITION, "checkpoint",
+                    "%.80s: its generator or next_sample is not what the seed gives at step %d: another build drew its data", dir,
+                    step);
+}
+
 int tpo_checkpoint_check(const char *stage_dir, const struct tpo_checkpoint *c, struct tpo_error *err)
 {
     char path[4600];
     json_t *j = newest(stage_dir, c->of.run, false, path);
-    const int rc = j != NULL ? tpo_identity_check(&c->of, j, path, "checkpoint", err) : TPO_OK;
+    const int rc = j != NULL ? manifest_check(path, j, c, err) : TPO_OK;
     json_decref(j);
     return rc;
 }
@@ -266,7 +302,7 @@ int tpo_checkpoint_find(const char *stage_dir, struct tpo_checkpoint *c, struct 
     for (int p = 0; p < TPO_PARTS; p++) c->has[p] = json_object_get(json_object_get(j, "files"), tpo_part_names[p]) != NULL;
     if (j == NULL) return TPO_OK;
     snprintf(c->path, sizeof(c->path), "%.3900s", path);
-    int rc = tpo_identity_check(&c->of, j, path, "checkpoint", err);
+    int rc = manifest_check(path, j, c, err);
     if (rc == TPO_OK) rc = crew_check(path, j, c, err);
     json_decref(j);
     return rc;

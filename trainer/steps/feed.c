@@ -145,8 +145,7 @@ static int data_open(struct tpo_feed *f, const struct tpo_feed_options *o, struc
 {
     const struct tpo_recipe_stage *s = &f->recipe->stages[f->stage];
     int rc = TPO_OK;
-    for (int step = 1; step < f->first; step++)
-        for (int m = 0; m < f->micro_batches; m++) f->batches_of[tpo_recipe_pick(f->recipe, f->stage, step, m)]++;
+    tpo_recipe_drawn(f->recipe, f->stage, f->first - 1, f->batches_of);
     for (int i = 0; i < s->n_data && rc == TPO_OK; i++) {
         f->draws[i] = draw_of(&s->data[i], o->config, o->word_id, o->owner);
         rc =

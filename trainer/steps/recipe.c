@@ -472,3 +472,10 @@ int tpo_recipe_pick(const struct tpo_recipe *r, int stage, int step, int micro_b
     }
     return s->n_data - 1;
 }
+
+void tpo_recipe_drawn(const struct tpo_recipe *r, int stage, int step, uint64_t drawn[TPO_DATA_MAX])
+{
+    memset(drawn, 0, TPO_DATA_MAX * sizeof(*drawn));
+    for (int i = 1; i <= step; i++)
+        for (int m = 0; m < r->stages[stage].plan.micro_batches; m++) drawn[tpo_recipe_pick(r, stage, i, m)]++;
+}

@@ -84,6 +84,9 @@ float tpo_recipe_loss(const struct tpo_recipe_stage *s, const char *name); /* we
 /* Which of the stage's data micro-batch m of a step draws: a pure function of its arguments. */
 int tpo_recipe_pick(const struct tpo_recipe *r, int stage, int step, int micro_batch);
 
+/* How many micro-batches of steps 1..step each of the stage's data has filled. */
+void tpo_recipe_drawn(const struct tpo_recipe *r, int stage, int step, uint64_t drawn[TPO_DATA_MAX]);
+
 /* NOT_FOUND "annotations" for the first annotation file, file of boxes or media folder of any stage that cannot be read. */
 int tpo_recipe_files(const struct tpo_recipe *r, struct tpo_error *err);
 /* INVALID_ARGUMENT "recipe" for the first group, from stage `first` on, that owns no tensor of any of these models: its patterns match none, or only

@@ -400,7 +400,8 @@ static int stage_run(struct run *r, int index, bool fresh, struct tpo_error *err
     const struct tpo_recipe_stage *recipe = &r->recipe->stages[index];
     struct stage s = {.run = r, .index = index, .recipe = recipe, .version = r->version};
     bool done = false;
-    s.at.generator_seed = recipe->plan.seed;
+    s.at.recipe = r->recipe;
+    s.at.stage = index;
     int rc = tpo_identity_of(&s.at.of, r->recipe, index, err);
     if (rc != TPO_OK) return rc;
     memcpy(s.at.of.config, r->config_hash, sizeof(r->config_hash));
