@@ -1,9 +1,11 @@
 /* Proves which crews a checkpoint goes on with: teams of the same size, on the same devices; and that replicas of one service compute alike. */
 #include "tests/support/test.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "trainer/steps/held.h"
 #include "trainer/steps/recover.h"
@@ -101,8 +103,18 @@ static int fake_open(void *owner, int part, int replica, struct tpo_learner *out
     return TPO_OK;
 }
 
+/* No file of this process grows, or all may: as a disk that is full. */
+static void disk_full(bool full)
+{
+    struct rlimit l;
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &l), 0);
+    l.rlim_cur = full ? 0 : l.rlim_max;
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &l), 0);
+}
+
 /* Two fakes that compute on cpu and on `device`, until they are agreed or no more is tried. */
-static int fakes_recover(const char *device, int wait_ms, struct tpo_error *err)
+static int fakes_recover(const char *device, int wait_ms, bool full, struct tpo_error *err)
 {
     static const struct tpo_config config;
     const struct tpo_crew_options o = {.config = &config, .n_replicas = {2, 0, 0}, .threaded = true, .open = fake_open};
@@ -128,21 +140,26 @@ static int fakes_recover(const char *device, int wait_ms, struct tpo_error *err)
                                           .tokenizer = "",
                                           .threads = 2,
                                           .wait_ms = wait_ms};
+    disk_full(full);
     const int rc = tpo_recovery_run(&recovery, false, &c, err);
+    disk_full(false);
     tpo_crew_close(&crew);
     tpo_held_close(held);
     free(r);
     return rc;
 }
 
+/* And keep nobody out, though the disk may have no room to write that down. */
 static void replicas_on_different_devices_are_refused(void **state)
 {
     (void)state;
-    struct tpo_error err = {0};
-    assert_int_equal(fakes_recover("cuda", 0, &err), TPO_FAILED_PRECONDITION);
-    assert_string_equal(err.reason, "device");
-    assert_non_null(strstr(err.message, "replicas of encoder compute on cpu and cuda"));
-    assert_true(fakes[0].ended && fakes[1].ended); /* and keep nobody out */
+    for (int full = 0; full < 2; full++) {
+        struct tpo_error err = {0};
+        assert_int_equal(fakes_recover("cuda", 0, full, &err), TPO_FAILED_PRECONDITION);
+        assert_string_equal(err.reason, "device");
+        assert_non_null(strstr(err.message, "replicas of encoder compute on cpu and cuda"));
+        assert_true(fakes[0].ended && fakes[1].ended);
+    }
 }
 
 /* Each try asks every service and writes run.json to the disk. */
@@ -150,7 +167,7 @@ static void what_fails_at_once_is_tried_with_pauses(void **state)
 {
     (void)state;
     struct tpo_error err = {0};
-    assert_int_equal(fakes_recover("cpu", 700, &err), TPO_FAILED_PRECONDITION);
+    assert_int_equal(fakes_recover("cpu", 700, false, &err), TPO_FAILED_PRECONDITION);
     assert_string_equal(err.reason, "lease");
     assert_true(fakes[0].begun >= 2);
     if (fakes[0].begun > 5) fail_msg("%d tries within 700 ms", fakes[0].begun);

@@ -56,19 +56,40 @@ bool tpo_held_is(const char *dir)
     return held;
 }
 
+static int fail_write(struct tpo_error *err, const char *path)
+{
+    const bool full = errno == ENOSPC || errno == EDQUOT || errno == EFBIG;
+    return tpo_fail(err, full ? TPO_RESOURCE_EXHAUSTED : TPO_FAILED_PRECONDITION, full ? "disk_full" : "write", "%.200s: %s", path,
+                    strerror(errno));
+}
+
+static bool part_write(const char *part, int flags, const char *text, bool sync)
+{
+    const int fd = open(part, O_WRONLY | O_CREAT | O_CLOEXEC | flags, 0644);
+    const size_t n = strlen(text);
+    const bool ok = fd >= 0 && tpo_write_all(fd, text, n) && ftruncate(fd, (off_t)n) == 0 && (!sync || fsync(fd) == 0);
+    const int why = errno;
+    if (fd >= 0) close(fd);
+    errno = why;
+    return ok;
+}
+
 static int file_put(const char *path, const char *text, bool sync, struct tpo_error *err)
 {
     char part[4200];
     snprintf(part, sizeof(part), "%s.part", path);
-    const int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    bool ok = fd >= 0 && tpo_write_all(fd, text, strlen(text)) && (!sync || fsync(fd) == 0);
-    const int why = errno;
-    if (fd >= 0) close(fd);
-    errno = why;
-    if (ok && rename(part, path) == 0) return TPO_OK;
-    const bool full = errno == ENOSPC || errno == EDQUOT || errno == EFBIG;
-    return tpo_fail(err, full ? TPO_RESOURCE_EXHAUSTED : TPO_FAILED_PRECONDITION, full ? "disk_full" : "write", "%.200s: %s", path,
-                    strerror(errno));
+    return part_write(part, O_TRUNC, text, sync) && rename(part, path) == 0 ? TPO_OK : fail_write(err, path);
+}
+
+/* Into the file that this one replaced the last time, whose blocks are there: on a full disk, too, it is written down whom to believe, and services
+ * that died are given back what they held. */
+static int file_swap(const char *path, const char *text, struct tpo_error *err)
+{
+    char part[4200];
+    snprintf(part, sizeof(part), "%s.part", path);
+    if (!part_write(part, 0, text, true)) return fail_write(err, path);
+    const bool swapped = renameat2(AT_FDCWD, part, AT_FDCWD, path, RENAME_EXCHANGE) == 0;
+    return swapped || rename(part, path) == 0 ? TPO_OK : fail_write(err, path);
 }
 
 int tpo_small_file(const char *path, const char *text, struct tpo_error *err)
@@ -114,7 +135,7 @@ static int note_write(const struct tpo_held *h, struct tpo_error *err)
     }
     char *text = json_dumps(j, JSON_INDENT(2));
     snprintf(path, sizeof(path), "%s/run.json", h->dir);
-    int rc = text != NULL ? tpo_small_file(path, text, err) : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for run.json");
+    int rc = text != NULL ? file_swap(path, text, err) : tpo_fail(err, TPO_ENOMEM, "memory", "no memory for run.json");
     free(text);
     json_decref(j);
     return rc;

@@ -2,7 +2,7 @@
  *
  *   OUT/lock       flock; a second trainer is refused (FAILED_PRECONDITION "out_locked")
  *   OUT/run.json   {"holder": random token, "folder": whose, "run": "...", "instances": {"encoder": ["..."], ...}, "leases": {...}}, written whole and
- *                  renamed
+ *                  exchanged with run.json.part, which keeps its room on a disk that fills up
  *
  * The token counts in the folder that it was made for (inode and birth of OUT/lock): who works on a copy gets one of its own, is refused while
  * the first one's lease lasts, and goes on from the last checkpoint.

@@ -231,10 +231,12 @@ static int go_on(const struct tpo_recovery *r, uint64_t step, struct tpo_checkpo
     return TPO_OK;
 }
 
-/* What was begun and cannot go on keeps nobody out; what it held is not this run's any more. */
+/* What was begun and cannot go on keeps nobody out; what it held is not this run's any more. Where that cannot be written down, the next Begin shows
+ * that no step is left, and frozen tensors are what they were unless another trainer came, which its lease shows. */
 static void release(const struct tpo_recovery *r)
 {
-    if (r->same_memory || tpo_held_note(r->held, r->crew, false, NULL) != TPO_OK) return;
+    if (r->same_memory) return;
+    (void)tpo_held_note(r->held, r->crew, false, NULL);
     tpo_crew_end(r->crew, NULL);
 }
 
