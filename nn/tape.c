@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kernels/vector.h"
+#include "nn/budget.h"
 #include "nn/step.h"
 
 #define FIRST_CHUNK ((size_t)1 << 20)
@@ -35,7 +36,7 @@ struct tpo_tape {
     struct first_use *uses; /* newest first */
     void (*complete)(void *arg, struct tpo_param *p);
     void *complete_arg;
-    bool record;
+    bool record, in_host; /* in_host: the stream's memory is the host's, which is bounded (budget.h) */
     int error;
     struct tpo_arena arena; /* steps, tensors' heads, callers' arrays: host memory */
     struct chunk *chunk;    /* newest first */
@@ -59,10 +60,19 @@ int tpo_tape_open(struct tpo_tape **out, struct tpo_stream *s, bool record)
     if (t == NULL) return TPO_ENOMEM;
     t->stream = s;
     t->record = record;
+    t->in_host = strcmp(tpo_stream_device_name(s), "cpu") == 0;
     t->next_size = FIRST_CHUNK;
     t->pass = pass_next();
     tpo_arena_init(&t->arena, 64 << 10, 0);
     return TPO_OK;
+}
+
+static char *block_take(const struct tpo_tape *t, size_t size)
+{
+    if (t->in_host && !tpo_budget_take(size)) return NULL;
+    char *block = tpo_device_alloc(t->stream, size);
+    if (block == NULL && t->in_host) tpo_budget_give(size);
+    return block;
 }
 
 static void chunks_free(struct tpo_tape *t, struct chunk *c)
@@ -70,13 +80,14 @@ static void chunks_free(struct tpo_tape *t, struct chunk *c)
     for (struct chunk *older; c != NULL; c = older) {
         older = c->older;
         tpo_device_free(t->stream, c->block);
+        if (t->in_host) tpo_budget_give(c->size);
         free(c);
     }
 }
 
-bool tpo_tape_records(const struct tpo_tape *t)
+bool tpo_tape_fits(const struct tpo_tape *t, int64_t n)
 {
-    return t->record;
+    return !t->in_host || ((uint64_t)n <= SIZE_MAX / sizeof(float) && tpo_budget_fits((size_t)n * sizeof(float)));
 }
 
 void tpo_tape_reset(struct tpo_tape *t, bool record)
@@ -125,10 +136,11 @@ bool tpo_tape_check(struct tpo_tape *t, int code)
 
 static bool chunk_add(struct tpo_tape *t, size_t bytes)
 {
-    const size_t size = bytes > t->next_size ? bytes : t->next_size;
+    size_t size = bytes > t->next_size ? bytes : t->next_size;
     struct chunk *c = calloc(1, sizeof(*c));
     if (c == NULL) return false;
-    c->block = tpo_device_alloc(t->stream, size);
+    c->block = block_take(t, size);
+    if (c->block == NULL && size > bytes) c->block = block_take(t, size = bytes);
     if (c->block == NULL) {
         free(c);
         return false;

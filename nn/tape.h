@@ -35,7 +35,9 @@ struct tpo_tape; /* opaque: its steps and arena */
 
 /* record false: serving and frozen parts, no steps kept. */
 int tpo_tape_open(struct tpo_tape **out, struct tpo_stream *s, bool record);
-bool tpo_tape_records(const struct tpo_tape *t);
+/* Whether n more floats fit beside what all tapes hold now (budget.h); always on a device with memory of its own. For what must be known before more
+ * than a tape's memory is taken. */
+bool tpo_tape_fits(const struct tpo_tape *t, int64_t n);
 void tpo_tape_reset(struct tpo_tape *t, bool record); /* forgets tensors and the error, keeps the memory */
 void tpo_tape_close(struct tpo_tape *t);              /* accepts NULL */
 /* Just after a reset: memory for n floats in one piece, so that a pass of that size takes no more and its scopes all close. Less is no error. */

@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/memory.h"
 #include "kernels/resize.h"
 #include "kernels/vector.h"
 #include "services/encoder/qformer.h"
@@ -267,28 +266,11 @@ static int run_forward(struct tpo_encoder *e, struct tpo_tape *t, struct tpo_for
     return out->visual != NULL ? TPO_OK : TPO_ENOMEM;
 }
 
-int tpo_encoder_room(const struct tpo_config *c, int64_t frames, bool records, struct tpo_error *err)
-{
-    const double C = c->vision_encoder.encoder_embed_dim, side = c->vision_encoder.img_size;
-    const double rows = (double)frames / c->vision_encoder.tubelet_size * tpo_config_patches(c);
-    const double of_row = (16 * C + 2 * C * (double)c->vision_encoder.mlp_ratio) * (records ? tpo_config_vit_blocks(c) : 1);
-    const double floats = 9.0 * (double)frames * side * side + rows * of_row;
-    const double mib = floats * sizeof(float) / (1 << 20), most_mib = (double)tpo_memory_bytes() / 2 / (1 << 20);
-    if (mib <= most_mib) return TPO_OK;
-    return tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "batch_size",
-                    "%lld frames would take about %.0f MiB in this model; half of the memory here is %.0f MiB", (long long)frames,
-                    mib, most_mib);
-}
-
 static int encoder_forward(void *self, struct tpo_tape *t, struct tpo_forward *f, struct tpo_error *err)
 {
     struct tpo_encoder *e = self;
     const bool dense = e->dense_w != NULL && f->wants_loss != NULL && f->wants_loss(f->plan, "dense");
     struct run_output all = {NULL, NULL};
-    int64_t frames = 0;
-    for (int i = 0; i < f->n_samples; i++) frames += f->samples[i].n_frames;
-    const int room = tpo_encoder_room(&e->config, frames, tpo_tape_records(t), err);
-    if (room != TPO_OK) return room;
     for (int first = 0, n; first < f->n_samples; first += n) {
         int code = tpo_encoder_takes(&e->config, f->samples[first].n_frames, err);
         for (n = 1; first + n < f->n_samples && f->samples[first + n].n_frames == f->samples[first].n_frames;) n++;

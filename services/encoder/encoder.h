@@ -25,10 +25,6 @@ void tpo_encoder_close(struct tpo_encoder *e); /* accepts NULL and the half-buil
 /* INVALID_ARGUMENT "frame_count" for a clip of T frames that tpo_encoder_run would refuse. */
 int tpo_encoder_takes(const struct tpo_config *c, int T, struct tpo_error *err);
 
-/* RESOURCE_EXHAUSTED "batch_size" where what a training pass over so many frames takes at a time, roughly (with a tape that records that of all blocks, else of one), is more than half of the memory that
- * this process may ever have: a medium that is only named takes 64 bytes of a message, and one pass must not end the process. */
-int tpo_encoder_room(const struct tpo_config *c, int64_t frames, bool records, struct tpo_error *err);
-
 /* Visual tokens of one clip. pixels (T, H, W, 3) u8 at img_size; visual (Q, C) f32, written. T is 1 (an image) or 1..num_frames
  * with ext_position, else 1 or num_frames: INVALID_ARGUMENT otherwise. */
 int tpo_encoder_run(struct tpo_encoder *e, float *visual, const uint8_t *pixels, int T, struct tpo_error *err);

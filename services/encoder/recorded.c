@@ -233,8 +233,9 @@ static int decoded_forward(struct tpo_recorded *r, struct tpo_tape *t, struct tp
         if (given[i].media_id == NULL) continue;
         rc = take(r, given[i].media_id, &frames[i], err);
         n_frames += frames[i].T;
-        if (rc == TPO_OK)
-            rc = tpo_encoder_room(r->o.config, n_frames, tpo_tape_records(t), err); /* before the next ones are in memory, too */
+        if (rc == TPO_OK && !tpo_tape_fits(t, n_frames * side * side * 3)) /* before the next ones are in memory, too */
+            rc = tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "batch_size",
+                          "%d samples have over %lld frames, more than memory holds here", f->n_samples, (long long)n_frames);
         samples[i].n_frames = frames[i].T;
         samples[i].height = samples[i].width = side;
         samples[i].pixels = frames[i].pixels;

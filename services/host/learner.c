@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "kernels/vector.h"
+#include "nn/budget.h"
 #include "services/host/learner_direct.h"
 
 static const char *text_copy(struct tpo_arena *a, const char *text)
@@ -25,7 +26,10 @@ static const char *text_copy(struct tpo_arena *a, const char *text)
 static void tape_return(struct tpo_direct *d, struct tpo_micro *p)
 {
     if (p->tape == NULL) return;
-    d->idle[d->n_idle++] = p->tape;
+    if (tpo_tape_error(p->tape) == TPO_ENOMEM)
+        tpo_tape_close(p->tape); /* what it holds is too much for the next one, too */
+    else
+        d->idle[d->n_idle++] = p->tape;
     d->n_live--;
     p->tape = NULL;
 }
@@ -244,6 +248,14 @@ static int forward_reply(struct tpo_direct *d, struct tpo_micro *p)
     return rc;
 }
 
+static int does_not_fit(const struct tpo_direct *d, int n_samples, struct tpo_error *err)
+{
+    return tpo_fail(
+        err, TPO_RESOURCE_EXHAUSTED, "batch_size",
+        "%s: memory does not hold what a micro-batch of %d samples takes; on a CPU all that are under way may have %zu MiB",
+        d->model->stage, n_samples, tpo_budget_most() >> 20);
+}
+
 static int pass_forward(struct tpo_direct *d, struct tpo_micro *p, const struct tpo_key *key, const struct tpo_sample *samples,
                         int n_samples, const struct tpo_named_tensor *inputs, int n_inputs, struct tpo_error *err)
 {
@@ -260,6 +272,7 @@ static int pass_forward(struct tpo_direct *d, struct tpo_micro *p, const struct 
     tpo_learner_state_lane(&d->state, lane_of(d, key->micro_batch));
     if (rc == TPO_OK) rc = d->model->forward(d->model->self, p->tape, &p->f, err);
     tpo_learner_state_lane(&d->state, -1);
+    if (tpo_tape_error(p->tape) == TPO_ENOMEM) rc = does_not_fit(d, n_samples, err);
     if (rc == TPO_OK) rc = tpo_tape_error(p->tape);
     if (rc == TPO_OK) rc = forward_reply(d, p);
     if (rc == TPO_OK) {

@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/memory.h"
 #include "kernels/vector.h"
 #include "nn/tokenizer.h"
 #include "services/router/learn_batch.h"
@@ -76,26 +75,6 @@ static int first_learned(const struct tpo_packed *p)
     return p->prefix > 0 ? p->prefix : 1;
 }
 
-/* What the pass takes at a time for B x T rows and the labels, roughly: with a tape that records that of all layers. A sample is as wide as the longest, so a message of a few MiB may
- * stand for terabytes, and memory that is promised and not there ends the process. */
-static int room_check(const struct tpo_learn_batch *b, bool records, struct tpo_error *err)
-{
-    const struct tpo_config *c = b->learn->decoder->config;
-    const double heads = (double)(c->llm.num_attention_heads + c->llm.num_key_value_heads) * c->llm.head_dim;
-    const double of_row =
-        (6.0 * c->llm.hidden_size + 2 * heads + 4.0 * c->llm.intermediate_size) * (records ? c->llm.num_hidden_layers : 1);
-    double labels = 0;
-    for (int k = 0; k < b->n_packed; k++)
-        for (int r = first_learned(&b->packed[k]); r < b->packed[k].prompt.n; r++) labels += is_learned(&b->packed[k].prompt, r);
-    const double floats = (double)b->rows.B * b->rows.T * of_row + labels * 2 * c->llm.vocab_size;
-    const double mib = floats * sizeof(float) / (1 << 20), most_mib = (double)tpo_memory_bytes() / 2 / (1 << 20);
-    if (mib <= most_mib) return TPO_OK;
-    return tpo_fail(
-        err, TPO_RESOURCE_EXHAUSTED, "batch_size",
-        "%d samples, the longest of %d rows, would take about %.0f MiB in this model; half of the memory here is %.0f MiB",
-        b->rows.B, b->rows.T, mib, most_mib);
-}
-
 static int pack(struct tpo_learn_batch *b, struct tpo_tape *t, struct tpo_error *err)
 {
     struct tpo_arena *arena = tpo_tape_arena(t);
@@ -103,8 +82,10 @@ static int pack(struct tpo_learn_batch *b, struct tpo_tape *t, struct tpo_error 
     int32_t *lengths = tpo_arena_calloc(arena, (size_t)B * sizeof(*lengths));
     if (lengths == NULL) goto no_memory;
     b->rows = (struct tpo_decoder_batch){.B = B, .T = starts_set(b, lengths), .lengths = lengths};
-    const int code = room_check(b, tpo_tape_records(t), err);
-    if (code != TPO_OK) return code;
+    /* A sample is as wide as the longest: a message of a few MiB may stand for terabytes, of which the tape would refuse the first tensor. */
+    if (!tpo_tape_fits(t, (int64_t)B * b->rows.T * b->learn->decoder->config->llm.hidden_size))
+        return tpo_fail(err, TPO_RESOURCE_EXHAUSTED, "batch_size",
+                        "%d samples, the longest of %d rows, are more than memory holds here", B, b->rows.T);
     const size_t n = (size_t)B * (size_t)b->rows.T;
     int32_t *positions = tpo_arena_calloc(arena, n * sizeof(*positions)), *segments = tpo_arena_alloc(arena, n * sizeof(*segments));
     b->ids = tpo_arena_calloc(arena, n * sizeof(*b->ids));

@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "kernels/vector.h"
+#include "nn/budget.h"
 #include "nn/tape.h"
 
 #define LEAVES 4
@@ -420,9 +421,37 @@ static void room_lets_scopes_close(void **state)
     tpo_stream_close(stream);
 }
 
-TPO_TESTS(cmocka_unit_test(whole_gradients_are_told), cmocka_unit_test(frozen_layers_record_nothing), cmocka_unit_test(linear),
-          cmocka_unit_test(columns), cmocka_unit_test(lora), cmocka_unit_test(norms), cmocka_unit_test(activations),
-          cmocka_unit_test(moves), cmocka_unit_test(drops), cmocka_unit_test(attend), cmocka_unit_test(attend_fused),
-          cmocka_unit_test(attention_rows), cmocka_unit_test(losses), cmocka_unit_test(parameters_accumulate),
-          cmocka_unit_test(errors_stick), cmocka_unit_test(unused_input), cmocka_unit_test(scopes_give_back),
-          cmocka_unit_test(room_lets_scopes_close))
+/* What all tapes hold counts: what does not fit beside the others fits when they are gone, and a block that would double fits as it is. */
+static void tapes_have_one_budget(void **state)
+{
+    (void)state;
+    enum { MIB = 1 << 18 }; /* of floats */
+    struct tpo_tape *a, *b;
+    open_stream();
+    tpo_budget_set((size_t)8 << 20);
+    assert_int_equal(tpo_tape_open(&a, stream, true), TPO_OK);
+    assert_int_equal(tpo_tape_open(&b, stream, true), TPO_OK);
+    assert_false(tpo_tape_fits(a, 9 * MIB));
+    assert_non_null(tpo_tape_floats(a, 3 * MIB));
+    assert_non_null(tpo_tape_floats(a, 2 * MIB)); /* twice the first block would be too much */
+    assert_true(tpo_tape_fits(b, 3 * MIB));
+    assert_false(tpo_tape_fits(b, 4 * MIB));
+    assert_null(tpo_tape_floats(b, 4 * MIB));
+    assert_int_equal(tpo_tape_error(b), TPO_ENOMEM);
+    tpo_tape_close(a);
+    tpo_tape_reset(b, true);
+    assert_non_null(tpo_tape_floats(b, 4 * MIB));
+    tpo_tape_close(b);
+    assert_true(tpo_budget_fits((size_t)8 << 20)); /* nothing is left behind */
+    assert_false(tpo_budget_fits(SIZE_MAX));
+    tpo_budget_set(0);
+    assert_true(tpo_budget_most() > (size_t)8 << 20);
+    tpo_stream_close(stream);
+}
+
+TPO_TESTS(cmocka_unit_test(tapes_have_one_budget), cmocka_unit_test(whole_gradients_are_told),
+          cmocka_unit_test(frozen_layers_record_nothing), cmocka_unit_test(linear), cmocka_unit_test(columns),
+          cmocka_unit_test(lora), cmocka_unit_test(norms), cmocka_unit_test(activations), cmocka_unit_test(moves),
+          cmocka_unit_test(drops), cmocka_unit_test(attend), cmocka_unit_test(attend_fused), cmocka_unit_test(attention_rows),
+          cmocka_unit_test(losses), cmocka_unit_test(parameters_accumulate), cmocka_unit_test(errors_stick),
+          cmocka_unit_test(unused_input), cmocka_unit_test(scopes_give_back), cmocka_unit_test(room_lets_scopes_close))

@@ -311,19 +311,6 @@ static void bad_samples_are_named(void **state)
     tpo_encoder_close(e);
 }
 
-/* Of the published model: one picture, and what 64 KiB of names may stand for. */
-static void more_frames_than_memory_holds_are_refused(void **state)
-{
-    (void)state;
-    struct tpo_config c;
-    struct tpo_error err = {0};
-    tpo_config_default(&c);
-    assert_int_equal(tpo_encoder_room(&c, 1, true, &err), TPO_OK);
-    assert_int_equal(tpo_encoder_room(&c, (int64_t)1024 * c.vision_encoder.num_frames, true, &err), TPO_RESOURCE_EXHAUSTED);
-    assert_string_equal(err.reason, "batch_size");
-}
-
-TPO_TESTS(cmocka_unit_test(more_frames_than_memory_holds_are_refused), cmocka_unit_test(tubelets_take_whole_ones),
-          cmocka_unit_test(training_equals_serving), cmocka_unit_test(frozen_parts_drop_nothing),
-          cmocka_unit_test(frames_have_places), cmocka_unit_test(frame_counts_are_checked), cmocka_unit_test(dense_gradients),
-          cmocka_unit_test(bad_samples_are_named))
+TPO_TESTS(cmocka_unit_test(tubelets_take_whole_ones), cmocka_unit_test(training_equals_serving),
+          cmocka_unit_test(frozen_parts_drop_nothing), cmocka_unit_test(frames_have_places),
+          cmocka_unit_test(frame_counts_are_checked), cmocka_unit_test(dense_gradients), cmocka_unit_test(bad_samples_are_named))

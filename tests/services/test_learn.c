@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "nn/budget.h"
 #include "nn/tokenizer.h"
 #include "services/router/learn.h"
 #include "services/router/router.h"
@@ -286,6 +287,7 @@ static void more_rows_than_memory_holds_are_refused(void **state)
             .n_frames = 1, .n_conversations = i == 0 ? CONVERSATIONS : 1, .conversations = i == 0 ? talks : conversations + 1};
     struct tpo_forward f = {.samples = samples, .n_samples = SAMPLES, .wants_loss = wants_all};
     bench_open(&b);
+    tpo_budget_set((size_t)1 << 30);
     assert_int_equal(tpo_tape_open(&t, b.stream, true), TPO_OK);
     assert_int_equal(b.learn.model.forward(&b.learn, t, &f, &err), TPO_RESOURCE_EXHAUSTED);
     assert_string_equal(err.reason, "batch_size");

@@ -1,4 +1,5 @@
 /* The direct learner on a toy model: lanes, repeats, the two-phase step. */
+#include "nn/budget.h"
 #include "services/host/learner_state.h"
 #include "tests/services/host/toy_steps.h"
 
@@ -71,6 +72,24 @@ static void repeats_add_nothing(void **state)
     assert_memory_equal(once, twice, sizeof(once));
 }
 
+/* And keeps nothing of it: the same micro-batch runs when there is room. */
+static void what_memory_does_not_hold_is_refused(void **state)
+{
+    (void)state;
+    struct toy y;
+    struct tpo_error err = {0};
+    struct tpo_forwarded f;
+    toy_open(&y, 1);
+    begin(&y, 1, 1);
+    const struct tpo_key key = key_of(1, 0, 0);
+    tpo_budget_set(64);
+    assert_int_equal(forward(&y, &key, true, &f, &err), TPO_RESOURCE_EXHAUSTED);
+    assert_string_equal(err.reason, "batch_size");
+    tpo_budget_set(0);
+    assert_int_equal(forward(&y, &key, true, &f, &err), TPO_OK);
+    toy_close(&y);
+}
+
 static void abort_leaves_no_trace(void **state)
 {
     (void)state;
@@ -133,6 +152,7 @@ static void patterns_match_whole_names(void **state)
     assert_true(tpo_pattern_match("a**", "a"));
 }
 
-TPO_TESTS(cmocka_unit_test(steps_lower_the_loss), cmocka_unit_test(lanes_and_threads_keep_the_sum),
-          cmocka_unit_test(repeats_add_nothing), cmocka_unit_test(abort_leaves_no_trace),
-          cmocka_unit_test(nothing_to_learn_keeps_no_tape), cmocka_unit_test(patterns_match_whole_names))
+TPO_TESTS(cmocka_unit_test(what_memory_does_not_hold_is_refused), cmocka_unit_test(steps_lower_the_loss),
+          cmocka_unit_test(lanes_and_threads_keep_the_sum), cmocka_unit_test(repeats_add_nothing),
+          cmocka_unit_test(abort_leaves_no_trace), cmocka_unit_test(nothing_to_learn_keeps_no_tape),
+          cmocka_unit_test(patterns_match_whole_names))
