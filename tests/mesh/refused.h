@@ -43,7 +43,7 @@ static inline void says_wait(const char *path, const char *text)
 }
 
 static inline void recipe_refused(const char *recipe, const struct training_mesh *m, const char *out, const char *text,
-                           const char *const *more)
+                                  const char *const *more)
 {
     char err[64];
     snprintf(err, sizeof(err), "%s.err", out);

@@ -172,4 +172,7 @@ static void another_trainer_has_come_and_gone(void **state)
     training_mesh_stop(&m);
 }
 
-TPO_TESTS(cmocka_unit_test(a_second_trainer_is_refused), cmocka_unit_test(a_second_trainer_on_a_copied_folder_is_refused), cmocka_unit_test(a_renamed_folder_goes_on_at_once), cmocka_unit_test(nobody_came_while_a_step_was_open), cmocka_unit_test(nobody_came_while_a_step_was_prepared), cmocka_unit_test(nobody_came_between_steps), cmocka_unit_test(another_trainer_is_at_work), cmocka_unit_test(another_trainer_has_come_and_gone))
+TPO_TESTS(cmocka_unit_test(a_second_trainer_is_refused), cmocka_unit_test(a_second_trainer_on_a_copied_folder_is_refused),
+          cmocka_unit_test(a_renamed_folder_goes_on_at_once), cmocka_unit_test(nobody_came_while_a_step_was_open),
+          cmocka_unit_test(nobody_came_while_a_step_was_prepared), cmocka_unit_test(nobody_came_between_steps),
+          cmocka_unit_test(another_trainer_is_at_work), cmocka_unit_test(another_trainer_has_come_and_gone))

@@ -232,12 +232,12 @@ static void calls_that_are_always_late_end_the_run(void **state)
     training_recipe("r.yaml", "  - name: talk\n"
                               "    steps: 1\n"
                               "    data:\n"
-                              "      - {frames: 1, samples: 128, conversations: 32}\n"
+                              "      - {frames: 1, samples: 256, conversations: 32}\n"
                               "    losses: {language: 1}\n"
                               "    groups:\n"
                               "      - {name: all, optimiser: adamw, rate: 1.0e-3, tensors: ['*']}\n");
     training_mesh_start(&m, "served", 1, 1);
-    refused(&m, "late", "within 100 ms (--call-timeout), twice in a row", (const char *const[]){"--call-timeout", "100ms", NULL});
+    refused(&m, "late", "within 300 ms (--call-timeout), twice in a row", (const char *const[]){"--call-timeout", "300ms", NULL});
     training_run("r.yaml", "late", &m, NULL);
     training_mesh_stop(&m);
 }

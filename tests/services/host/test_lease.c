@@ -182,7 +182,9 @@ static void leases_are_not_given_twice(void **state)
 {
     (void)state;
     struct mesh one, two;
-    const pid_t first = start("port", "--train", ""), second = start("port2", "--train", "");
+    const pid_t first = start("port", "--train", "");
+    while (access("port", F_OK) != 0) usleep(1000); /* numbers begin with the date */
+    const pid_t second = start("port2", "--train", "");
     connect_to(&one, first, "port");
     connect_to(&two, second, "port2");
     begin(&one);
