@@ -4,8 +4,8 @@
 
 #include "kernels/cuda.h"
 
-/* The sum of x (square: of its squares), n >= 1 elements, blocks of vector.h's size added as a tree, the same each time; lies in scratch until that is taken again. NULL when out of
- * memory. */
+/* The sum of x (square: of its squares), n >= 1 elements, blocks of vector.h's size added as a tree, the same each time; lies in scratch until that
+ * is taken again. NULL when out of memory. */
 const double *tpo_cuda_sum(struct tpo_stream *s, const float *x, int square, int64_t n);
 
 #endif

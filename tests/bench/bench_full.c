@@ -3,12 +3,13 @@
  *
  *   KEEP=1 make bench B=full     leaves the folder for the next run; one that was there already is used, and stays
  *
- * build/published is made of models/published where it is missing (`tpo model random`), and is there only when it is whole. The mesh is `tpo up --any-port --dtype bf16`, all cores,
- * weights mapped. Per process: the time until it serves (open: mapped and checked; ready: after a pass that warms it, which reads every weight
- * once, from the disk if need be), and memory after both answers beside the bytes of the tensors it owns: what it has of its own (RssAnon) and
- * what of the files is in memory (RssFile, the kernel's to drop), and the peak of both (VmHWM). Random weights never stop: every answer is cut at
- * a number of tokens. The time to the first token is what the asker waits, encoder and every hop included, less what the router ran on after it
- * (its log tells both: most of those tokens have no text). The bare read is the best of some passes of all cores over memory of this process. */
+ * build/published is made of models/published where it is missing (`tpo model random`), and is there only when it is whole. The mesh is `tpo up
+ * --any-port --dtype bf16`, all cores, weights mapped. Per process: the time until it serves (open: mapped and checked; ready: after a pass that
+ * warms it, which reads every weight once, from the disk if need be), and memory after both answers beside the bytes of the tensors it owns: what
+ * it has of its own (RssAnon) and what of the files is in memory (RssFile, the kernel's to drop), and the peak of both (VmHWM). Random weights
+ * never stop: every answer is cut at a number of tokens. The time to the first token is what the asker waits, encoder and every hop included, less
+ * what the router ran on after it (its log tells both: most of those tokens have no text). The bare read is the best of some passes of all cores
+ * over memory of this process. */
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>

@@ -6,8 +6,9 @@
  * Each is run once untimed at its full shape, then twice; the lesser counts, of the wall's and of CPU time. One follows the other, so that others'
  * work may meet one of them alone; CPU seconds say more than wall then. Weights are random, f32 and then bf16 (--dtype bf16: they stay as they
  * are, all sums are f32; activations are rounded beside them where the CPU multiplies pairs, as in a service). FLOPs are those of the products:
- * 2 tokens (12 width^2) and 4 tokens^2 width for a block; ours also embeds the patches, which is not counted. The bare figure is the time oneDNN takes for a block's four products alone, attention not counted. PyTorch's bf16 is timed
- * on one block, as it has no instructions for it on many a machine and would take minutes: its seconds are that times BLOCKS. */
+ * 2 tokens (12 width^2) and 4 tokens^2 width for a block; ours also embeds the patches, which is not counted. The bare figure is the time oneDNN
+ * takes for a block's four products alone, attention not counted. PyTorch's bf16 is timed on one block, as it has no instructions for it on many a
+ * machine and would take minutes: its seconds are that times BLOCKS. */
 #include <dlfcn.h>
 #include <math.h>
 #include <stdio.h>

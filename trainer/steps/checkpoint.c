@@ -375,8 +375,9 @@ int tpo_checkpoint_finish(const char *stage_dir, const struct tpo_identity *of, 
     if (rc == TPO_OK) rc = models_write(path, s, models, n_models, err);
     if (rc == TPO_OK) rc = file_hash(path, hash, err);
     if (rc == TPO_OK) rc = tpo_identity_end(stage_dir, of, hash, err);
-    if (rc != TPO_OK) return rc;
-    folder_remove(final);
-    if (rename(part, final) != 0) return fail_file(err, final);
-    return folder_sync(stage_dir, err);
+    if (rc == TPO_OK) folder_remove(final);
+    if (rc == TPO_OK && rename(part, final) != 0) rc = fail_file(err, final);
+    if (rc == TPO_OK) return folder_sync(stage_dir, err);
+    folder_remove(part); /* a full disk must not stay full of it */
+    return rc;
 }

@@ -1,7 +1,8 @@
 /* checkpoint.h -- what a run leaves on disk, and how it goes on from there.
  *
  *   OUT/STAGE/step-00000500/   encoder.safetensors, router.safetensors, region.safetensors (shard.h); manifest.json last: what it is of
- *                              (identity.h), step, version, aborted, generator (seed, counter), threads, devices, next_sample (how many each entry of data has given), SHA-256 of each shard.
+ *                              (identity.h), step, version, aborted, generator (seed, counter), threads, devices, next_sample (how many each
+ *                              entry of data has given), SHA-256 of each shard.
  *                              Without a manifest that fits there is no checkpoint, and the one before is used.
  *   OUT/STAGE/model/           a whole model folder in f32, training-only tensors included, once the stage is done; the next stage starts here
  *

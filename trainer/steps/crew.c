@@ -194,11 +194,11 @@ static int owned_by(const struct tpo_plan *plan, const struct tpo_params *params
     return n;
 }
 
-int tpo_crew_check(const struct tpo_crew *t, const struct tpo_recipe *r, int first, struct tpo_model *const models[TPO_PARTS],
-                   struct tpo_error *err)
+int tpo_crew_check(const struct tpo_crew *t, const struct tpo_recipe *r, int first, int end,
+                   struct tpo_model *const models[TPO_PARTS], struct tpo_error *err)
 {
     int rc = TPO_OK;
-    for (int i = first; i < r->n_stages && rc == TPO_OK; i++) {
+    for (int i = first; i < end && rc == TPO_OK; i++) {
         const struct tpo_recipe_stage *s = &r->stages[i];
         int trainable[TPO_PARTS];
         struct tpo_error why = {0};

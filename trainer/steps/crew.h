@@ -67,11 +67,11 @@ void tpo_crew_close(struct tpo_crew *t); /* accepts the half-built */
 typedef int (*tpo_replica_job)(struct tpo_crew *t, int part, int replica, void *arg, struct tpo_error *err);
 int tpo_crew_each(struct tpo_crew *t, tpo_replica_job job, void *arg, struct tpo_error *err);
 
-/* Whether stages `first`.. of the recipe can be begun with models of these shapes, by part, nobody asked: INVALID_ARGUMENT "recipe" for one that trains
+/* Whether stages first..end-1 of the recipe can be begun with models of these shapes, by part, nobody asked: INVALID_ARGUMENT "recipe" for one that trains
  * nothing, or as tpo_learner_state_check has it; FAILED_PRECONDITION "lanes" for fewer lanes than replicas, or fewer micro-batches than lanes of
  * several replicas; "mesh" where a service is needed and was not named. */
-int tpo_crew_check(const struct tpo_crew *t, const struct tpo_recipe *r, int first, struct tpo_model *const models[TPO_PARTS],
-                   struct tpo_error *err);
+int tpo_crew_check(const struct tpo_crew *t, const struct tpo_recipe *r, int first, int end,
+                   struct tpo_model *const models[TPO_PARTS], struct tpo_error *err);
 /* Who runs and who trains in a stage, and Begin everywhere. The errors of tpo_crew_check for this stage, of what the services hold;
  * FAILED_PRECONDITION "stage" when an address is another service's. */
 int tpo_crew_begin(struct tpo_crew *t, const struct tpo_recipe *r, int stage, const char *run, struct tpo_error *err);

@@ -25,7 +25,8 @@
  * `mix` sets the weights of the kinds that it names, others keep their defaults (world.h); then `keep` leaves kinds out, wherever it stands.
  *
  * Strict: an unknown key, a wrong type, a negative rate, a number out of range, a warm-up longer than its stage, a constant of the other
- * optimiser, data of no share, losses of no weight, conversations of which no kind has a weight, a second YAML document: INVALID_ARGUMENT "recipe", with the line. */
+ * optimiser, data of no share, losses of no weight, conversations of which no kind has a weight, a second YAML document: INVALID_ARGUMENT "recipe",
+ * with the line. */
 #ifndef TPO_TRAINER_STEPS_RECIPE_H
 #define TPO_TRAINER_STEPS_RECIPE_H
 

@@ -432,12 +432,10 @@ static int mirrors_open(struct run *r, struct tpo_error *err)
 
 static int stages_run(struct run *r, int first, struct tpo_error *err)
 {
-    const int n = r->recipe->n_stages,
-              last = r->last = r->options->stop_after > 0 && r->options->stop_after < n ? r->options->stop_after : n;
     char folder[4096], quoted[4200];
     int rc = TPO_OK;
-    for (int i = first; i < last && rc == TPO_OK; i++) rc = stage_run(r, i, i > first, err);
-    if (rc == TPO_OK && stage_model(r, last - 1, folder, sizeof(folder)))
+    for (int i = first; i < r->last && rc == TPO_OK; i++) rc = stage_run(r, i, i > first, err);
+    if (rc == TPO_OK && stage_model(r, r->last - 1, folder, sizeof(folder)))
         printf("event=done model=%s\n", tpo_log_quote(quoted, sizeof(quoted), folder));
     return rc;
 }
@@ -477,7 +475,9 @@ static int run_open(struct run *r, int *first, struct tpo_error *err)
     if (rc == TPO_OK && r->remote) rc = tpo_messages_check(r->recipe, *first, &r->config, r->models[TPO_PART_ENCODER]->params, err);
     if (rc == TPO_OK) rc = mirrors_open(r, err);
     if (rc == TPO_OK) rc = crew_open(r, err);
-    return rc == TPO_OK ? tpo_crew_check(&r->crew, r->recipe, *first, r->models, err) : rc;
+    const int n = r->recipe->n_stages;
+    r->last = o->stop_after > 0 && o->stop_after < n ? o->stop_after : n;
+    return rc == TPO_OK ? tpo_crew_check(&r->crew, r->recipe, *first, r->last, r->models, err) : rc;
 }
 
 int tpo_train(const struct tpo_train_options *o, struct tpo_error *err)

@@ -20,7 +20,8 @@ struct tpo_yaml {
     yaml_document_t *doc; /* while tpo_yaml_read runs */
 };
 
-/* Reads y->path and calls `walk` with the root of its one document; a second one is refused. Answers y->rc; also NOT_FOUND where the file cannot be read, ENOMEM "memory". */
+/* Reads y->path and calls `walk` with the root of its one document; a second one is refused. Answers y->rc; also NOT_FOUND where the file cannot be
+ * read, ENOMEM "memory". */
 int tpo_yaml_read(struct tpo_yaml *y, void (*walk)(struct tpo_yaml *y, yaml_node_t *root, void *self), void *self);
 __attribute__((format(printf, 3, 4))) void tpo_yaml_refuse(struct tpo_yaml *y, const yaml_node_t *at, const char *format, ...);
 
