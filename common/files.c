@@ -55,6 +55,18 @@ bool tpo_write_all(int fd, const void *data, size_t bytes)
     return true;
 }
 
+bool tpo_disk_full(int why)
+{
+    return why == ENOSPC || why == EDQUOT || why == EFBIG;
+}
+
+int tpo_fail_write(struct tpo_error *err, const char *path)
+{
+    const bool full = tpo_disk_full(errno);
+    return tpo_fail(err, full ? TPO_RESOURCE_EXHAUSTED : TPO_FAILED_PRECONDITION, full ? "disk_full" : "write", "%.200s: %s", path,
+                    strerror(errno));
+}
+
 void tpo_beside(char *out, size_t size, const char *name)
 {
     char self[PATH_MAX];

@@ -1,5 +1,4 @@
 /* This file owns the writer of safetensors files. */
-#include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
 #include <stdbool.h>
@@ -58,13 +57,6 @@ static char *make_header(const struct tpo_entry *entries, int n, size_t *length,
     return header;
 }
 
-static int fail_write(struct tpo_error *err, const char *path)
-{
-    const bool full = errno == ENOSPC || errno == EDQUOT || errno == EFBIG;
-    return tpo_fail(err, full ? TPO_RESOURCE_EXHAUSTED : TPO_FAILED_PRECONDITION, full ? "disk_full" : "write", "%s: %s", path,
-                    strerror(errno));
-}
-
 void tpo_safetensors_abandon(struct tpo_safetensors_writer *w)
 {
     if (w == NULL) return;
@@ -92,7 +84,7 @@ int tpo_safetensors_create(struct tpo_safetensors_writer **out, const char *path
     if (header == NULL) goto fail;
     w->fd = open(w->part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     if (w->fd < 0 || !tpo_write_all(w->fd, header, length)) {
-        rc = fail_write(err, w->part);
+        rc = tpo_fail_write(err, w->part);
         goto fail;
     }
     free(header);
@@ -107,7 +99,7 @@ fail:
 int tpo_safetensors_put(struct tpo_safetensors_writer *w, const void *data, size_t bytes, struct tpo_error *err)
 {
     if (bytes > w->left) return tpo_fail(err, TPO_INVALID_ARGUMENT, "write", "%s: more data than its header tells", w->path);
-    if (!tpo_write_all(w->fd, data, bytes)) return fail_write(err, w->part);
+    if (!tpo_write_all(w->fd, data, bytes)) return tpo_fail_write(err, w->part);
     w->left -= bytes;
     return TPO_OK;
 }
@@ -117,7 +109,7 @@ int tpo_safetensors_finish(struct tpo_safetensors_writer *w, struct tpo_error *e
     int rc = TPO_OK;
     if (w->left != 0)
         rc = tpo_fail(err, TPO_INVALID_ARGUMENT, "write", "%s: %llu bytes are missing", w->path, (unsigned long long)w->left);
-    if (rc == TPO_OK && (fsync(w->fd) != 0 || rename(w->part, w->path) != 0)) rc = fail_write(err, w->path);
+    if (rc == TPO_OK && (fsync(w->fd) != 0 || rename(w->part, w->path) != 0)) rc = tpo_fail_write(err, w->path);
     if (rc == TPO_OK) {
         close(w->fd);
         w->fd = -1;

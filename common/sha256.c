@@ -31,6 +31,13 @@ void tpo_sha256_end(tpo_sha256_t *h, uint8_t digest[TPO_SHA256_BYTES])
     TPO_ASSERT(EVP_DigestInit_ex(context(h), EVP_sha256(), NULL) == 1);
 }
 
+void tpo_sha256_end_hex(tpo_sha256_t *h, char out[TPO_SHA256_HEX])
+{
+    uint8_t digest[TPO_SHA256_BYTES];
+    tpo_sha256_end(h, digest);
+    tpo_sha256_hex(out, digest);
+}
+
 void tpo_sha256_close(tpo_sha256_t *h)
 {
     EVP_MD_CTX_free(context(h));

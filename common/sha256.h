@@ -16,6 +16,7 @@ typedef struct tpo_sha256 tpo_sha256_t;
 tpo_sha256_t *tpo_sha256_open(void);
 void tpo_sha256_add(tpo_sha256_t *h, const void *data, size_t bytes);
 void tpo_sha256_end(tpo_sha256_t *h, uint8_t digest[TPO_SHA256_BYTES]); /* h starts anew, empty */
+void tpo_sha256_end_hex(tpo_sha256_t *h, char out[TPO_SHA256_HEX]);     /* the same, as text */
 void tpo_sha256_close(tpo_sha256_t *h);                                 /* accepts NULL */
 
 void tpo_sha256(uint8_t digest[TPO_SHA256_BYTES], const void *data, size_t bytes);

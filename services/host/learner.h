@@ -59,7 +59,7 @@ struct tpo_begun {
     char service[24];   /* this and the rest only over the mesh: what answered, */
     char config[65];    /* SHA-256 of its model folder's config.json, in hex, */
     char tokenizer[65]; /* that over the files which make ids of words (nn/config.h), "": it has none, */
-    int threads;        /* of its compute team: bits depend on it */
+    int threads;        /* of its compute team: the same in a whole run, as a precaution (work is cut by shape, not by threads) */
     uint64_t lease;     /* higher with every Begin, whoever's; 0: there are none here, */
     uint64_t own_since; /* the lease since which this trainer alone has begun there, */
     uint64_t served;    /* and the newest version that is served there; 0: the folder's */

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/files.h"
 #include "common/log.h"
 
 #define WHY_MAX 300
@@ -79,8 +80,7 @@ static int file_open(struct tpo_bad_rows *b, const char *path, const char *which
     }
     if (ok) return TPO_OK;
     unlink(part);
-    if (why != ENOSPC && why != EDQUOT && why != EFBIG)
-        return tpo_fail(err, TPO_FAILED_PRECONDITION, "bad_rows", "%.200s: %s", path, strerror(why));
+    if (!tpo_disk_full(why)) return tpo_fail(err, TPO_FAILED_PRECONDITION, "bad_rows", "%.200s: %s", path, strerror(why));
     file_lost(b, why);
     return TPO_OK;
 }

@@ -24,7 +24,7 @@
 
 static int fail_file(struct tpo_error *err, const char *path)
 {
-    const bool full = errno == ENOSPC || errno == EDQUOT || errno == EFBIG;
+    const bool full = tpo_disk_full(errno);
     return tpo_fail(err, full ? TPO_RESOURCE_EXHAUSTED : TPO_FAILED_PRECONDITION, full ? "disk_full" : "checkpoint", "%.180s: %s",
                     path, strerror(errno));
 }

@@ -7,13 +7,6 @@
 
 #include "common/files.h"
 
-static void hex_end(tpo_sha256_t *h, char out[TPO_SHA256_HEX])
-{
-    uint8_t digest[TPO_SHA256_BYTES];
-    tpo_sha256_end(h, digest);
-    tpo_sha256_hex(out, digest);
-}
-
 static void draw_add(tpo_sha256_t *h, const struct tpo_recipe_data *d)
 {
     const struct tpo_world_draw *w = &d->draw;
@@ -50,9 +43,9 @@ int tpo_data_digest(struct tpo_data_digest *out, const struct tpo_recipe_data *d
 {
     tpo_sha256_t *h = tpo_sha256_open();
     draw_add(h, d);
-    hex_end(h, out->draw);
+    tpo_sha256_end_hex(h, out->draw);
     const int rc = d->annotations != NULL ? rows_add(h, d, err) : TPO_OK;
-    hex_end(h, out->rows);
+    tpo_sha256_end_hex(h, out->rows);
     if (d->annotations == NULL) memset(out->rows, 0, sizeof(out->rows)); /* the whole field is compared */
     tpo_sha256_close(h);
     return rc;

@@ -56,13 +56,6 @@ bool tpo_held_is(const char *dir)
     return held;
 }
 
-static int fail_write(struct tpo_error *err, const char *path)
-{
-    const bool full = errno == ENOSPC || errno == EDQUOT || errno == EFBIG;
-    return tpo_fail(err, full ? TPO_RESOURCE_EXHAUSTED : TPO_FAILED_PRECONDITION, full ? "disk_full" : "write", "%.200s: %s", path,
-                    strerror(errno));
-}
-
 static bool part_write(const char *part, int flags, const char *text, bool sync)
 {
     const int fd = open(part, O_WRONLY | O_CREAT | O_CLOEXEC | flags, 0644);
@@ -78,7 +71,7 @@ static int file_put(const char *path, const char *text, bool sync, struct tpo_er
 {
     char part[4200];
     snprintf(part, sizeof(part), "%s.part", path);
-    return part_write(part, O_TRUNC, text, sync) && rename(part, path) == 0 ? TPO_OK : fail_write(err, path);
+    return part_write(part, O_TRUNC, text, sync) && rename(part, path) == 0 ? TPO_OK : tpo_fail_write(err, path);
 }
 
 /* Into the file that this one replaced the last time, whose blocks are there: on a full disk, too, it is written down whom to believe, and services
@@ -87,9 +80,9 @@ static int file_swap(const char *path, const char *text, struct tpo_error *err)
 {
     char part[4200];
     snprintf(part, sizeof(part), "%s.part", path);
-    if (!part_write(part, 0, text, true)) return fail_write(err, path);
+    if (!part_write(part, 0, text, true)) return tpo_fail_write(err, path);
     const bool swapped = renameat2(AT_FDCWD, part, AT_FDCWD, path, RENAME_EXCHANGE) == 0;
-    return swapped || rename(part, path) == 0 ? TPO_OK : fail_write(err, path);
+    return swapped || rename(part, path) == 0 ? TPO_OK : tpo_fail_write(err, path);
 }
 
 int tpo_small_file(const char *path, const char *text, struct tpo_error *err)

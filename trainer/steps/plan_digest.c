@@ -21,22 +21,15 @@ static const struct tpo_loss_weight *loss_after(const struct tpo_plan *plan, con
     return next;
 }
 
-static void hex_end(tpo_sha256_t *h, char out[TPO_SHA256_HEX])
-{
-    uint8_t digest[TPO_SHA256_BYTES];
-    tpo_sha256_end(h, digest);
-    tpo_sha256_hex(out, digest);
-}
-
 void tpo_plan_digest(struct tpo_plan_digest *out, const struct tpo_plan *plan)
 {
     tpo_sha256_t *h = tpo_sha256_open();
     for (int g = 0; g < plan->n_groups; g++) group_add(h, &plan->groups[g]);
-    hex_end(h, out->groups);
+    tpo_sha256_end_hex(h, out->groups);
     for (const struct tpo_loss_weight *x = loss_after(plan, ""); x != NULL; x = loss_after(plan, x->name)) {
         tpo_sha256_add(h, x->name, strlen(x->name) + 1);
         tpo_sha256_add(h, &x->weight, sizeof(x->weight));
     }
-    hex_end(h, out->losses);
+    tpo_sha256_end_hex(h, out->losses);
     tpo_sha256_close(h);
 }

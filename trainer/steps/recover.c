@@ -85,7 +85,7 @@ static int begun_check(const struct tpo_recovery *r, struct tpo_checkpoint *c, s
                                 b->device);
             if (i > 0 && b->threads != t->replicas[p][0].begun.threads)
                 return tpo_fail(err, TPO_FAILED_PRECONDITION, "threads",
-                                "replicas of %s have teams of %d and %d threads: the bits would differ", tpo_part_names[p],
+                                "replicas of %s have teams of %d and %d threads: all must have as many", tpo_part_names[p],
                                 t->replicas[p][0].begun.threads, b->threads);
             if (b->threads > 0) c->threads[p] = b->threads;
         }
