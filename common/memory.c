@@ -7,14 +7,21 @@
 #include "common/cgroup.h"
 
 /* "max" is no number. */
+int64_t tpo_memory_limit(const char *path)
+{
+    long long bytes = 0;
+    FILE *in = fopen(path, "r");
+    if (in == NULL) return 0;
+    const int n = fscanf(in, "%lld", &bytes);
+    fclose(in);
+    return n == 1 && bytes > 0 ? bytes : 0;
+}
+
 static void least_keep(void *arg, const char *path)
 {
     int64_t *least = arg;
-    long long bytes = 0;
-    FILE *in = fopen(path, "r");
-    if (in == NULL) return;
-    if (fscanf(in, "%lld", &bytes) == 1 && bytes > 0 && bytes < *least) *least = bytes;
-    fclose(in);
+    const int64_t bytes = tpo_memory_limit(path);
+    if (bytes > 0 && bytes < *least) *least = bytes;
 }
 
 int64_t tpo_memory_bytes(void)

@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+int64_t tpo_memory_limit(const char *path); /* bytes of a control group's memory.max; 0 where there is none */
+
 /* The machine's, and no more than the limit of our control groups (version 2). */
 int64_t tpo_memory_bytes(void);
 

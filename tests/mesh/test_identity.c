@@ -16,19 +16,6 @@ static const char talk[] = "  - name: talk\n"
 
 static const char *const seldom[] = {"--checkpoint-every", "500", NULL};
 
-/* NAME: the whole recipe of the stage, with one piece of its text in place of another. */
-static void recipe_with(const char *name, const char *piece, const char *instead)
-{
-    char text[1024];
-    snprintf(text, sizeof(text), "name: test\nseed: 3\nmodel: tiny\nstages:\n%s", talk);
-    const char *at = strstr(text, piece);
-    assert_non_null(at);
-    FILE *f = fopen(name, "w");
-    assert_non_null(f);
-    fprintf(f, "%.*s%s%s", (int)(at - text), text, instead, at + strlen(piece));
-    fclose(f);
-}
-
 static void shell(const char *command)
 {
     assert_int_equal(system(command), 0);
@@ -63,13 +50,13 @@ static void a_stage_of_another_recipe_is_not_taken(void **state)
                  {"optimiser: adamw", "optimiser: adamw, decay: .5", "was made with other groups"},
                  {"language: 1", "language: .5", "was made with other losses"}};
     training_model(0);
-    recipe_with("r.yaml", "name: test", "name: test");
+    training_recipe("r.yaml", talk);
     training_run("r.yaml", "out", NULL, seldom);
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        recipe_with("other.yaml", cases[i].piece, cases[i].instead);
+        training_recipe_with("other.yaml", talk, cases[i].piece, cases[i].instead);
         refused("other.yaml", NULL, "out", cases[i].says, seldom);
     }
-    recipe_with("other.yaml", "rate: 1.0e-3", "rate: 2.0e-3");
+    training_recipe_with("other.yaml", talk, "rate: 1.0e-3", "rate: 2.0e-3");
     training_run("other.yaml", "out", NULL, seldom);
     shell("rm out/1-talk/stage.json");
     refused("r.yaml", NULL, "out", "made by an older build", seldom);
@@ -104,7 +91,7 @@ static void another_start_is_refused(void **state)
     static const char *const often[] = {"--checkpoint-every", "2", NULL};
     static const char *const served[] = {"--model", "served", NULL}, *const altered[] = {"--model", "altered", NULL};
     training_model(0);
-    recipe_with("r.yaml", "name: test", "name: test");
+    training_recipe("r.yaml", talk);
     training_run("r.yaml", "whole", NULL, served);
     training_run("r.yaml", "random", NULL, often);
     assert_true(training_says("random.log", "event=random_start model="));
@@ -129,8 +116,8 @@ static void another_plan_leaves_committed_steps_alone(void **state)
     (void)state;
     struct training_mesh m;
     training_model(0);
-    recipe_with("r.yaml", "name: test", "name: test");
-    recipe_with("other.yaml", "language: 1", "language: .5");
+    training_recipe("r.yaml", talk);
+    training_recipe_with("other.yaml", talk, "language: 1", "language: .5");
     training_run("r.yaml", "whole", NULL, seldom);
     training_mesh_start(&m, "served", 1, 2);
     killed("r.yaml", &m, "out", "tiny");
@@ -152,7 +139,7 @@ static void a_mesh_with_another_tokenizer_is_refused(void **state)
                                           "cp tiny/added_tokens.json served && printf '\\032\\000' >>served/tokenizer.model"};
     struct training_mesh m;
     training_model(0);
-    recipe_with("r.yaml", "name: test", "name: test");
+    training_recipe("r.yaml", talk);
     for (size_t i = 0; i < sizeof(changes) / sizeof(changes[0]); i++) {
         shell(changes[i]);
         training_mesh_start(&m, "served", 1, 2);

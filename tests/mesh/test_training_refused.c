@@ -35,16 +35,6 @@ static void damaged_checkpoints_are_refused_by_their_hash(void **state)
     }
 }
 
-/* NAME: the recipe with one piece of text in place of another. */
-static void recipe_with(const char *name, const char *piece, const char *instead)
-{
-    char text[1024];
-    const char *at = strstr(stages, piece);
-    assert_non_null(at);
-    snprintf(text, sizeof(text), "%.*s%s%s", (int)(at - stages), stages, instead, at + strlen(piece));
-    training_recipe(name, text);
-}
-
 /* The manifest without one of its shards, or with one more: the others are sound. */
 static void shards_say(const char *out, const char *part, bool more)
 {
@@ -86,16 +76,16 @@ static void checkpoints_of_another_plan_are_refused(void **state)
     prepare(NULL);
     assert_int_equal(training_wait(training_start("r.yaml", "killed", NULL, fault), 60), 128 + SIGKILL);
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        recipe_with("other.yaml", cases[i].piece, cases[i].instead);
+        training_recipe_with("other.yaml", stages, cases[i].piece, cases[i].instead);
         recipe_refused("other.yaml", NULL, "killed", cases[i].says, often);
     }
-    recipe_with("other.yaml", "rate: 1.0e-3", "rate: 2.0e-3");
+    training_recipe_with("other.yaml", stages, "rate: 1.0e-3", "rate: 2.0e-3");
     shell("cp -r killed faster && cp -r killed lacks && cp -r killed older && cp -r killed turned");
     plan_forget("older");
     refused(NULL, "older", "made by an older build", often);
     training_run("other.yaml", "faster", NULL, often);
     assert_true(training_says("faster.log", "event=restored step=4"));
-    recipe_with("other.yaml", "language: 1, region: 1", "region: 1, language: 1");
+    training_recipe_with("other.yaml", stages, "language: 1, region: 1", "region: 1, language: 1");
     training_run("other.yaml", "turned", NULL, often);
     assert_true(training_says("turned.log", "event=restored step=4"));
     training_same_model("whole", "turned", "1-talk");
@@ -103,7 +93,7 @@ static void checkpoints_of_another_plan_are_refused(void **state)
     refused(NULL, "lacks", "lacks a shard of router", often);
     training_run("r.yaml", "killed", NULL, often);
     training_same_model("whole", "killed", "1-talk");
-    recipe_with("r.yaml", "['*']", "['vision_*']");
+    training_recipe_with("r.yaml", stages, "['*']", "['vision_*']");
     assert_int_equal(training_wait(training_start("r.yaml", "seeing", NULL, fault), 60), 128 + SIGKILL);
     shell("cd seeing/1-talk/step-00000004 && cp encoder.safetensors region.safetensors");
     shards_say("seeing", "region", true);

@@ -104,12 +104,21 @@ void training_export(const char *from, const char *to, const char *dtype)
     assert_int_equal(training_wait(spawn(argv, "model.log", "model.log"), 60), 0);
 }
 
-void training_recipe(const char *name, const char *stages)
+void training_recipe_with(const char *name, const char *stages, const char *piece, const char *instead)
 {
+    char text[4096];
+    assert_true(snprintf(text, sizeof(text), "name: test\nseed: 3\nmodel: tiny\nstages:\n%s", stages) < (int)sizeof(text));
+    const char *at = strstr(text, piece);
+    assert_non_null(at);
     FILE *f = fopen(name, "w");
     assert_non_null(f);
-    fprintf(f, "name: test\nseed: 3\nmodel: tiny\nstages:\n%s", stages);
+    fprintf(f, "%.*s%s%s", (int)(at - text), text, instead, at + strlen(piece));
     fclose(f);
+}
+
+void training_recipe(const char *name, const char *stages)
+{
+    training_recipe_with(name, stages, "", "");
 }
 
 /* --- services -------------------------------------------------------------------------------------------------------------------------- */

@@ -15,6 +15,8 @@ void training_model(double dropout);
 void training_export(const char *from, const char *to, const char *dtype);
 /* NAME: a recipe of ./tiny with these stages. */
 void training_recipe(const char *name, const char *stages);
+/* The same with one piece of its whole text in place of another. */
+void training_recipe_with(const char *name, const char *stages, const char *piece, const char *instead);
 
 struct training_mesh {
     const char *model;

@@ -24,16 +24,6 @@ static void shell(const char *command)
     assert_int_equal(system(command), 0);
 }
 
-/* NAME: the recipe with one piece of its text in place of another. */
-static void recipe_with(const char *name, const char *piece, const char *instead)
-{
-    char text[2048];
-    const char *at = strstr(stages, piece);
-    assert_non_null(at);
-    snprintf(text, sizeof(text), "%.*s%s%s", (int)(at - stages), stages, instead, at + strlen(piece));
-    training_recipe(name, text);
-}
-
 static void refused(const char *recipe, const char *out, const char *text)
 {
     char err[64];
@@ -69,12 +59,12 @@ static void other_draws_are_refused(void **state)
                  {"      - {share: 2, frames: 1, samples: 2, conversations: 2}\n", "", "with 2 entries of data, not 1"}};
     prepare();
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        recipe_with("other.yaml", cases[i].piece, cases[i].instead);
+        training_recipe_with("other.yaml", stages, cases[i].piece, cases[i].instead);
         refused("other.yaml", "killed", cases[i].says);
         refused("other.yaml", "whole", cases[i].says);
     }
     shell("rm killed/1-files/stage.json");
-    recipe_with("other.yaml", "share: 2", "share: 3");
+    training_recipe_with("other.yaml", stages, "share: 2", "share: 3");
     refused("other.yaml", "killed", "step-00000004 was made with entry 2 of data drawn otherwise"); /* the manifest tells, too */
     training_run("r.yaml", "killed", NULL, often);
     assert_true(training_says("killed.log", "event=restored step=4"));
@@ -106,8 +96,8 @@ static void data_may_be_moved(void **state)
     prepare();
     shell("mkdir other && mv data/refs.json other/rows.json && mv data/instances.json other/boxes.json && mv data/images "
           "other/media");
-    recipe_with("moved.yaml", "annotations: data/refs.json, media: data/images",
-                "annotations: other/rows.json, instances: other/boxes.json, media: other/media, skip_most: .5");
+    training_recipe_with("moved.yaml", stages, "annotations: data/refs.json, media: data/images",
+                         "annotations: other/rows.json, instances: other/boxes.json, media: other/media, skip_most: .5");
     training_run("moved.yaml", "killed", NULL, often);
     assert_true(training_says("killed.log", "event=restored step=4"));
     training_same_model("whole", "killed", "1-files");
